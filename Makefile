@@ -1,0 +1,32 @@
+# make demo    two videos from one prompt, dense and sparse, and what the sparsity bought
+# make test    ruff, mypy, pytest
+# Each creates .venv first if it is missing or older than pyproject.toml or constraints.txt.
+# A Linux machine without a GPU saves gigabytes with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/.installed
+	$(BIN)/python examples/demo.py --out demo
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+lint: .venv/.installed
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m mypy
+
+# torch goes first, at its pin: everything after it then finds it there, whichever build the index has.
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --constraint constraints.txt torch
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# .venv stays: it takes minutes to build, and `rm -r .venv` is easy to type.
+clean:
+	rm -rf build demo .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +

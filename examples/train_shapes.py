@@ -1,0 +1,367 @@
+"""Train every part of the `shapes` text-to-video model from nothing, on a CPU or a GPU.
+
+    python examples/train_shapes.py vae          # the autoencoder, on crops
+    python examples/train_shapes.py text         # the text encoder, by describing the scene (a minute)
+    python examples/train_shapes.py latents      # encode the videos that the transformer learns from
+    python examples/train_shapes.py patch4       # the transformer with tokens of 4x4 latents: prompts, motion, layout
+    python examples/train_shapes.py patch2       # the same transformer at 2x2
+    python examples/train_shapes.py patch1       # and at 1x1: what ships
+    python examples/train_shapes.py decoder      # the decoder alone, on whole frames, for the frozen latents
+    python examples/train_shapes.py export       # write the pipeline folder
+
+Every stage continues from its own checkpoint in --folder, which also gets one JSON line per logged step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from vidsparse.shapes import model as parts
+from vidsparse.shapes.render import training_video
+from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, training_scene
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
+    from transformers import UMT5EncoderModel
+
+SEED = 2026
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint under a temporary name, then rename it."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def learning_rate_factor(step: int, steps: int, warmup: int = 50, decay: float = 0.3) -> float:
+    """Linear warm-up, a plateau, and a linear fall to zero over the last `decay` of the steps."""
+    return min(1.0, (step + 1) / warmup, max(0.0, steps - step) / max(1.0, decay * steps))
+
+
+class Stage:
+    """One resumable training: modules, optimizers, step, random state, a checkpoint file and a log."""
+
+    def __init__(self, name: str, arguments: argparse.Namespace, modules: dict[str, torch.nn.Module], optimizers: list[Any]):
+        self.name, self.arguments, self.modules, self.optimizers = name, arguments, modules, optimizers
+        self.path, self.step, self.seconds = arguments.folder / f"{name}.pt", 0, 0.0
+        self.base_rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
+        self.averages = {key: {k: v.clone() for k, v in module.state_dict().items()} for key, module in modules.items()}
+        if self.path.is_file():
+            state = torch.load(self.path, weights_only=True)
+            self.step, self.seconds, self.averages = state["step"], state["seconds"], state["averages"]
+            for key, module in modules.items():
+                module.load_state_dict(state["modules"][key])
+            for o, saved in zip(optimizers, state["optimizers"], strict=True):
+                o.load_state_dict(saved)
+
+    def save(self) -> None:
+        save(
+            {
+                "step": self.step,
+                "seconds": self.seconds,
+                "seed": SEED,
+                "modules": {key: module.state_dict() for key, module in self.modules.items()},
+                "averages": self.averages,
+                "optimizers": [o.state_dict() for o in self.optimizers],
+            },
+            self.path,
+        )
+
+    def run(self, loss_of: Callable[[random.Random], tuple[torch.Tensor, dict[str, float]]]) -> None:
+        """Train until --steps. `loss_of` gets the random numbers of its step, so a resumed run sees the same data."""
+        steps, started, logged, shown = self.arguments.steps, time.time() - self.seconds, time.time(), {}
+        parameters = [p for module in self.modules.values() for p in module.parameters()]
+        while self.step < steps:
+            torch.manual_seed(SEED + self.step)
+            factor = learning_rate_factor(self.step, steps)
+            for o, rates in zip(self.optimizers, self.base_rates, strict=True):
+                for group, rate in zip(o.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+            loss, details = loss_of(random.Random(SEED * 1_000_003 + self.step))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            for o in self.optimizers:
+                o.step()
+                o.zero_grad(set_to_none=True)
+            self.step += 1
+            self.seconds = time.time() - started
+            keep = min(0.995, self.step / (self.step + 10))
+            for key, module in self.modules.items():
+                for name, value in module.state_dict().items():
+                    self.averages[key][name].lerp_(value, 1 - keep)
+            for key, value in {"loss": loss.item(), **details}.items():
+                shown.setdefault(key, []).append(value)
+            if self.step % self.arguments.log_every == 0 or self.step == steps:
+                line = {key: round(sum(values) / len(values), 5) for key, values in shown.items()}
+                line |= {"stage": self.name, "step": self.step, "seconds": round(self.seconds), "rate": round(factor, 3)}
+                with (self.arguments.folder / "log.jsonl").open("a") as log:
+                    log.write(json.dumps(line) + "\n")
+                print(json.dumps(line), flush=True)
+                shown.clear()
+            if time.time() - logged > 120 or self.step == steps:
+                self.save()
+                logged = time.time()
+
+
+class MatrixMuon:
+    """Muon for every weight of two or more dimensions, a convolution's kernel seen as the matrix [out, in * taps]."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], lr: float):
+        self.parameters = parameters
+        # The flat parameters share their memory with the module's own.
+        self.flat = [torch.nn.Parameter(p.detach().view(p.shape[0], -1)) for p in parameters]
+        self.muon = torch.optim.Muon(self.flat, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        self.state_dict, self.load_state_dict = self.muon.state_dict, self.muon.load_state_dict
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.muon.param_groups
+
+    def step(self) -> None:
+        for p, flat in zip(self.parameters, self.flat, strict=True):
+            flat.grad = None if p.grad is None else p.grad.view_as(flat)
+        self.muon.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for p in (*self.parameters, *self.flat):
+            p.grad = None
+
+
+def optimizers(module: torch.nn.Module, muon: float, adam: float, skip: tuple[str, ...] = ()) -> list[Any]:
+    """Muon for the inner matrices, AdamW for vectors and for the parameters whose name starts with one of `skip`."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    inner = [p for name, p in named if p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 8 and not name.startswith(skip or "-")]
+    chosen = {id(p) for p in inner}
+    rest = [p for _, p in named if id(p) not in chosen]
+    return [MatrixMuon(inner, muon), torch.optim.AdamW(rest, lr=adam, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+def videos(rng: random.Random, count: int, frames: int, size: int) -> torch.Tensor:
+    """Draw crops that show an object: float32 [count, 3, frames, size, size]."""
+    batch = []
+    while len(batch) < count:
+        _, video = training_video(rng, two_objects=0.5)
+        f = rng.randrange(0, video.shape[1] - frames + 1, 1)
+        top, left = (rng.randrange(0, 64 - size + 1) for _ in range(2))
+        crop = video[:, f : f + frames, top : top + size, left : left + size]
+        if (crop - crop[:, :1, :1, :1]).abs().amax() > 0.3 or rng.random() < 0.1:
+            batch.append(crop)
+    return torch.stack(batch)
+
+
+def train_vae(arguments: argparse.Namespace) -> None:
+    torch.manual_seed(SEED)
+    vae = parts.build_vae()
+
+    def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
+        # Causal convolutions carry far in time: without clips as long as the video, colours drift after a few frames.
+        video = videos(rng, *rng.choices([(2, 33, 24), (4, 9, 32), (1, 17, 64)], [5, 3, 2])[0])
+        with torch.autocast(arguments.device, torch.bfloat16):
+            posterior = vae.encode(video).latent_dist
+            decoded = vae.decode(posterior.sample()).sample.float()
+        difference = decoded - video
+        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        squared = difference.square().mean()
+        loss = torch.sqrt(difference.square() + 1e-4).mean() + squared + 5e-4 * kl
+        details = {"psnr": -10 * torch.log10(squared / 4).item(), "kl": kl.item()}
+        if video.shape[2] > 16:
+            details["late_psnr"] = -10 * torch.log10(difference[:, :, 12:].square().mean() / 4).item()
+        return loss, details
+
+    Stage("vae", arguments, {"vae": vae}, optimizers(vae, muon=arguments.lr, adam=2e-3)).run(loss_of)
+
+
+def frozen_vae(folder: Path) -> AutoencoderKLWan:
+    """The trained autoencoder (averaged weights) with its latent statistics, which `train_latents` measures."""
+    state = torch.load(folder / "vae.pt", weights_only=True)["averages"]["vae"]
+    statistics = folder / "statistics.json"
+    vae = parts.build_vae(**(json.loads(statistics.read_text()) if statistics.is_file() else {}))
+    vae.load_state_dict(state)
+    return vae.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def train_latents(arguments: argparse.Namespace) -> None:
+    """Encode --steps training videos into shards of 256: float16 latents, normalised, and their prompts."""
+    vae = frozen_vae(arguments.folder).to(arguments.device)
+    shards = arguments.folder / "latents"
+    shards.mkdir(exist_ok=True)
+    for shard in range(arguments.steps // 256):
+        path = shards / f"{shard:04d}.pt"
+        if path.is_file():
+            continue
+        rng = random.Random(f"{SEED}-{shard}")
+        scenes, latents = [], []
+        for _ in range(256 // 4):
+            drawn = [training_video(rng) for _ in range(4)]
+            with torch.autocast(arguments.device, torch.bfloat16):
+                encoded = vae.encode(torch.stack([video for _, video in drawn]).to(arguments.device)).latent_dist
+            latents.append(encoded.mean.float().cpu())
+            scenes += [scene.caption for scene, _ in drawn]
+        latent = torch.cat(latents)
+        statistics = arguments.folder / "statistics.json"
+        if not statistics.is_file():
+            by_channel = latent.transpose(0, 1).flatten(1)
+            numbers = {"mean": by_channel.mean(1).tolist(), "std": by_channel.std(1).tolist()}
+            statistics.write_text(json.dumps(numbers))
+        numbers = {k: torch.tensor(v)[:, None, None, None] for k, v in json.loads(statistics.read_text()).items()}
+        save({"latents": ((latent - numbers["mean"]) / numbers["std"]).half(), "prompts": scenes}, path)
+        print(f"shard {shard}: {len(scenes)} videos", flush=True)
+
+
+def train_text(arguments: argparse.Namespace) -> None:
+    """Teach the text encoder to say, at each word, what the word's object is: colour, shape, motion, background."""
+    torch.manual_seed(SEED)
+    encoder, tokenizer = parts.build_text_encoder(), parts.build_tokenizer()
+    answers = (list(COLOURS), list(SHAPES), list(MOTIONS), list(BACKGROUNDS))
+    reader = torch.nn.Linear(parts.TEXT_WIDTH, sum(map(len, answers)))
+    everything = torch.nn.ModuleDict({"encoder": encoder, "reader": reader})
+    optimizer = torch.optim.AdamW(everything.parameters(), lr=3e-3, betas=(0.9, 0.98))
+
+    def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
+        scenes = [training_scene(rng, two_objects=0.5) for _ in range(64)]
+        tokens = tokenizer([s.caption for s in scenes], padding=True, return_tensors="pt")
+        labels = torch.full((*tokens.input_ids.shape, 4), -100)
+        for row, scene in zip(labels, scenes, strict=True):
+            row[:, 3] = answers[3].index(scene.background)
+            position = 0
+            for o in scene.objects:
+                words = len(o.caption.split())
+                names = (o.colour, o.shape, o.motion)
+                row[position : position + words, :3] = torch.tensor([a.index(n) for a, n in zip(answers, names)])
+                position += words + 1  # the "and" between two objects
+        hidden = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        guesses = reader(hidden).split([len(a) for a in answers], dim=-1)
+        losses = [F.cross_entropy(g.flatten(0, 1), labels[..., i].flatten()) for i, g in enumerate(guesses)]
+        return torch.stack(losses).sum(), {}
+
+    Stage("text", arguments, {"text": everything}, [optimizer]).run(loss_of)
+
+
+def frozen_text_encoder(folder: Path) -> UMT5EncoderModel:
+    state = torch.load(folder / "text.pt", weights_only=True)["modules"]["text"]
+    encoder = parts.build_text_encoder()
+    encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")})
+    return encoder.eval().requires_grad_(False)
+
+
+class Prompts:
+    """Prompt embeddings as `WanPipeline` makes them: zeros after the last word, up to a length."""
+
+    def __init__(self, folder: Path):
+        self.encoder, self.tokenizer = frozen_text_encoder(folder), parts.build_tokenizer()
+        self.known: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[str], length: int) -> torch.Tensor:
+        for prompt in prompts:
+            if prompt not in self.known:
+                ids = self.tokenizer(prompt, return_tensors="pt")
+                self.known[prompt] = self.encoder(ids.input_ids, ids.attention_mask).last_hidden_state[0]
+        return torch.stack([F.pad(e, (0, 0, 0, length - len(e))) for e in (self.known[p] for p in prompts)])
+
+
+def widen_positions(rope: torch.nn.Module, patch: int) -> None:
+    """Give each token of a coarse model the position of its patch's centre in the fine model's grid."""
+    sizes = [rope.t_dim, rope.h_dim, rope.w_dim]
+    for name, function in (("freqs_cos", torch.cos), ("freqs_sin", torch.sin)):
+        angle = torch.atan2(rope.freqs_sin[1].double(), rope.freqs_cos[1].double())
+        place = torch.arange(len(rope.freqs_cos), dtype=torch.float64)[:, None]
+        time, height, width = angle.split(sizes)
+        centre = patch * place + (patch - 1) / 2
+        table = torch.cat((place * time, centre * height, centre * width), dim=1)
+        getattr(rope, name).copy_(function(table))
+
+
+def refine(state: dict[str, torch.Tensor], patch: int) -> dict[str, torch.Tensor]:
+    """Start a model of half the patch size from a coarser one: each token stands for a quarter of what it stood for."""
+    half = patch // 2
+    fine = dict(state)
+    kernel = state["patch_embedding.weight"].unflatten(-1, (2, half)).unflatten(-3, (2, half))
+    fine["patch_embedding.weight"] = kernel.sum(dim=(-4, -2))
+    for name in ("proj_out.weight", "proj_out.bias"):
+        # The head writes [row of the patch, column of the patch, channel].
+        head = state[name].unflatten(0, (2, half, 2, half, -1))
+        fine[name] = head.mean(dim=(0, 2)).flatten(0, 2)
+    return fine
+
+
+def train_transformer(arguments: argparse.Namespace) -> None:
+    """Flow matching on latents: predict noise minus latent at a noise level drawn with shift 3."""
+    torch.manual_seed(SEED)
+    patch = int(arguments.stage.removeprefix("patch"))
+    transformer = parts.build_transformer(patch)
+    widen_positions(transformer.rope, patch)
+    coarser = arguments.folder / f"patch{2 * patch}.pt"
+    if coarser.is_file():
+        transformer.load_state_dict(refine(torch.load(coarser)["averages"]["transformer"], 2 * patch))
+    transformer.to(arguments.device)
+    prompts = Prompts(arguments.folder)
+    pool: dict[str, Any] = {"latents": [], "prompts": []}
+    shards_read: set[Path] = set()
+    skip = ("patch_embedding", "proj_out", "scale_shift_table")
+
+    def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
+        if not shards_read or rng.random() < 0.02:
+            for path in sorted(set((arguments.folder / "latents").glob("*.pt")) - shards_read):
+                shard = torch.load(path, weights_only=True)
+                pool["latents"].append(shard["latents"])
+                pool["prompts"] += shard["prompts"]
+                shards_read.add(path)
+            pool["all"] = torch.cat(pool["latents"])
+        chosen = [rng.randrange(len(pool["all"])) for _ in range(arguments.batch)]
+        latent = pool["all"][chosen].float().to(arguments.device)
+        texts = ["" if rng.random() < 0.1 else pool["prompts"][i] for i in chosen]
+        # The pipeline pads to 512 words unless told otherwise: the model must not care.
+        condition = prompts(texts, 512 if rng.random() < 0.05 else parts.MAX_WORDS).to(arguments.device)
+        # One draw a stratum: the noise levels of a batch cover the range evenly.
+        uniform = (torch.rand(len(chosen)) + torch.arange(len(chosen))) / len(chosen)
+        sigma = (3 * uniform / (1 + 2 * uniform)).to(arguments.device)
+        noise = torch.randn_like(latent)
+        level = sigma[:, None, None, None, None]
+        with torch.autocast(arguments.device, torch.bfloat16):
+            flow = transformer((1 - level) * latent + level * noise, 1000 * sigma, condition).sample
+        errors = (flow.float() - (noise - latent)).square().mean(dim=(1, 2, 3, 4))
+        high = sigma > 0.75
+        return errors.mean(), {"high_noise": errors[high].mean().item(), "low_noise": errors[~high].mean().item()}
+
+    Stage(arguments.stage, arguments, {"transformer": transformer}, optimizers(transformer, arguments.lr, 2e-3, skip)).run(loss_of)
+
+
+def main() -> None:
+    stages = {
+        "vae": (train_vae, 2000),
+        "text": (train_text, 400),
+        "latents": (train_latents, 8192),
+        "patch4": (train_transformer, 3000),
+        "patch2": (train_transformer, 1500),
+        "patch1": (train_transformer, 400),
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=stages)
+    parser.add_argument("--steps", type=int, help="steps of this stage in all (default: as the shipped weights)")
+    parser.add_argument("--folder", type=Path, default=Path("runs/shapes"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--batch", type=int, default=16, help="videos of a transformer step")
+    parser.add_argument("--log-every", type=int, default=50)
+    arguments = parser.parse_args()
+    function, steps = stages[arguments.stage]
+    arguments.steps = arguments.steps or steps
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    function(arguments)
+
+
+if __name__ == "__main__":
+    main()

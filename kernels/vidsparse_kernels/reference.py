@@ -1,0 +1,54 @@
+"""The specification: dense attention under the block map expanded to tokens. Slow, clear, differentiable, any dtype."""
+
+from __future__ import annotations
+
+import torch
+
+from vidsparse_kernels.tiles import TileLayout, tile_of_token
+
+
+def token_mask(
+    kept: torch.Tensor, layout: TileLayout, extra_valid: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Expand a tile mask to tokens.
+
+    Args:
+        kept: bool [B|1, H|1, query tiles, key tiles].
+        extra_valid: int [B], how many prefix and suffix tokens (counted in sequence order) are real keys.
+
+    Returns:
+        bool [B|1, H|1, tokens, tokens]; prefix and suffix tokens see and are seen by everything that is real.
+    """
+    rows = tile_of_token(layout.view, layout.query_tile).to(kept.device)
+    columns = tile_of_token(layout.view, layout.key_tile).to(kept.device)
+    video = kept[:, :, rows][:, :, :, columns]
+    mask = torch.nn.functional.pad(video, (layout.prefix, layout.suffix, layout.prefix, layout.suffix), value=True)
+    if extra_valid is None:
+        return mask
+    mask = mask.expand(extra_valid.shape[0], -1, -1, -1).clone()
+    for sample, valid in zip(mask, extra_valid.tolist(), strict=True):
+        sample[:, :, layout.extra_tokens[valid:].to(kept.device)] = False
+    return mask
+
+
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masked softmax attention in the dtype of its inputs.
+
+    Args:
+        query, key, value: [B, tokens, H, head_dim].
+        mask: bool [B|1, H|1, tokens, tokens].
+
+    Returns:
+        out [B, tokens, H, head_dim] and lse [B, H, tokens] (natural log); a row without keys gives 0 and -inf.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    logits = (q @ k.mT * scale).masked_fill(~mask, float("-inf"))
+    alive = mask.any(dim=-1)
+    # A dead row would be -inf minus -inf: give it any finite logits, then clear what it returns.
+    logits = torch.where(alive[..., None], logits, 0.0)
+    lse = logits.logsumexp(dim=-1)
+    weights = torch.where(alive[..., None], (logits - lse[..., None]).exp(), 0.0)
+    out = (weights @ v).transpose(1, 2)
+    return out, torch.where(alive, lse, float("-inf"))

@@ -1,0 +1,62 @@
+"""Which tokens a tile holds: the tile is the permutation, so nothing is ever reordered in memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class TileLayout:
+    """Geometry of a call: `prefix` tokens, a video of `view` (frames, height, width) in raster order, `suffix` tokens.
+
+    Tiles are numbered in raster order over the grid of tiles; border tiles may be ragged.
+    """
+
+    view: Triple
+    query_tile: Triple
+    key_tile: Triple
+    prefix: int = 0
+    suffix: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prefix + math.prod(self.view) + self.suffix
+
+    @property
+    def extra_tokens(self) -> torch.Tensor:
+        """Positions of prefix and suffix tokens, int64 [prefix + suffix]."""
+        end = self.tokens
+        return torch.cat((torch.arange(self.prefix), torch.arange(end - self.suffix, end)))
+
+    def valid_extra_tokens(self, valid: int | None) -> torch.Tensor:
+        """The first `valid` prefix and suffix tokens (all for None)."""
+        return self.extra_tokens if valid is None else self.extra_tokens[:valid]
+
+
+@lru_cache(maxsize=64)
+def tile_tokens(view: Triple, tile: Triple, offset: int = 0) -> tuple[torch.Tensor, ...]:
+    """Positions of each tile's tokens in the sequence: one int64 tensor a tile, ascending within the tile's raster.
+
+    `offset` is the number of tokens before the video. The tensors are shared by all callers: do not write to them.
+    """
+    positions = torch.arange(math.prod(view)).view(view) + offset
+    boxes = [positions]
+    for axis, side in enumerate(tile):
+        boxes = [part for box in boxes for part in box.split(side, dim=axis)]
+    # Splitting axis by axis leaves the boxes in raster order of the tile grid.
+    return tuple(box.reshape(-1) for box in boxes)
+
+
+@lru_cache(maxsize=64)
+def tile_of_token(view: Triple, tile: Triple) -> torch.Tensor:
+    """The tile that holds each video token: int64 [frames * height * width]."""
+    owner = torch.empty(math.prod(view), dtype=torch.int64)
+    for number, tokens in enumerate(tile_tokens(view, tile)):
+        owner[tokens] = number
+    return owner

@@ -1,0 +1,53 @@
+"""Fixtures for all tests: no network, few threads, a fixed seed, uninitialised memory that shows when it is read."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is imported
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where CUDA is missing."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seed() -> Iterator[None]:
+    """Give every test the same random numbers, whatever ran before it, and leave the global generator as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill what `torch.empty`, `empty_like` and `Tensor.new_empty` return with NaN, if it is floating point or complex.
+
+    A kernel that reads what it has not written, or that leaves a part of its output unwritten, then returns NaN
+    instead of whatever the allocator had there, which is often zero. Integer tensors have no NaN and stay as they are.
+    """
+
+    def poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def filled(*args: Any, **kwargs: Any) -> torch.Tensor:
+            tensor = allocate(*args, **kwargs)
+            if tensor.is_floating_point() or tensor.is_complex():
+                with torch.no_grad():
+                    tensor.fill_(float("nan"))
+            return tensor
+
+        return filled
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))

@@ -1,0 +1,175 @@
+"""Attention under a block map: one function, several implementations, and the exact merge of partial results."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Literal, get_args, overload
+
+import torch
+from vidsparse_kernels import cpu, reference
+
+from vidsparse.block_map import BlockMap
+
+Impl = Literal["auto", "triton", "cpu", "flex", "reference"]
+
+
+def choose_impl(impl: str, device: torch.device) -> str:
+    """The implementation that will run. "auto" is `cpu` on a CPU and `flex` on any other device.
+
+    Raises:
+        ValueError: an unknown name, or one that cannot run on this device.
+        NotImplementedError: "triton", whose kernels this version does not have.
+    """
+    if impl not in get_args(Impl):
+        raise ValueError(f"impl={impl!r} is unknown; choose one of {', '.join(get_args(Impl))}")
+    if impl == "auto":
+        return "cpu" if device.type == "cpu" else "flex"
+    if impl == "triton":
+        raise NotImplementedError("this version has no Triton kernels; use impl='auto' (or 'flex' on a GPU)")
+    if impl == "cpu" and device.type != "cpu":
+        raise ValueError(f"impl='cpu' needs tensors on the CPU, these are on {device}; use impl='auto'")
+    return impl
+
+
+@overload
+def sparse_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_map: BlockMap,
+    *,
+    extra_valid: torch.Tensor | None = None,
+    scale: float | None = None,
+    impl: str = "auto",
+    return_lse: Literal[False] = False,
+) -> torch.Tensor: ...
+@overload
+def sparse_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_map: BlockMap,
+    *,
+    extra_valid: torch.Tensor | None = None,
+    scale: float | None = None,
+    impl: str = "auto",
+    return_lse: Literal[True],
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+def sparse_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_map: BlockMap,
+    *,
+    extra_valid: torch.Tensor | None = None,
+    scale: float | None = None,
+    impl: str = "auto",
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Attention in which each query tile sees the key tiles that the map lists, plus all prefix and suffix tokens.
+
+    Args:
+        query, key, value: [batch, tokens, heads, head_dim], as diffusers has them; one dtype, one device.
+        block_map: for a grid of exactly `tokens` tokens; its batch and heads are 1 or those of the query.
+        extra_valid: int [batch], how many of the prefix and suffix tokens, in sequence order, are real; the others are
+            no keys. None: all.
+        scale: factor on the logits; 1/sqrt(head_dim) by default.
+        impl: "auto", "cpu", "flex", "reference" or "triton"; an explicit one never falls back.
+        return_lse: also return the natural-log sum of exponentials, float32 (float64 for float64 inputs of the
+            reference) [batch, heads, tokens].
+
+    Returns:
+        [batch, tokens, heads, head_dim] in the dtype of the query. A row that sees nothing gives 0 (lse -inf).
+
+    Raises:
+        ValueError, TypeError: tensors of another rank, shape, dtype or device, or a map of another grid.
+    """
+    _check(query, key, value, block_map, extra_valid)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    chosen = choose_impl(impl, query.device)
+    if chosen == "cpu":
+        valid = None if extra_valid is None else [int(n) for n in extra_valid]
+        out, lse = cpu.attention(
+            query, key, value, block_map.counts, block_map.indices, block_map.layout, valid, scale
+        )
+    elif chosen == "flex":
+        out, lse = _flex(query, key, value, block_map, extra_valid, scale)
+    else:
+        mask = block_map.to(query.device).token_mask(extra_valid)
+        out, lse = reference.attention(query, key, value, mask, scale)
+    return (out, lse) if return_lse else out
+
+
+def _flex(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_map: BlockMap,
+    extra_valid: torch.Tensor | None,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    attend = flex_attention if query.device.type == "cpu" else torch.compile(flex_attention, dynamic=False)
+    mask = block_map.to(query.device).to_flex(extra_valid)
+    out, lse = attend(
+        *(x.transpose(1, 2) for x in (query, key, value)), block_mask=mask, scale=scale, return_lse=True
+    )
+    return out.transpose(1, 2), lse
+
+
+def merge(
+    out: torch.Tensor, lse: torch.Tensor, out2: torch.Tensor, lse2: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Combine attention over two disjoint sets of keys exactly, as if it had been computed over their union.
+
+    Args:
+        out, out2: [batch, tokens, heads, head_dim]. lse, lse2: natural log, [batch, heads, tokens].
+
+    Returns:
+        out in the dtype of the first, and lse. Where both lse are -inf the result is 0 and -inf.
+    """
+    total = torch.logaddexp(lse, lse2)
+    # Where no set has a key the difference is -inf minus -inf; its weight is 0 all the same.
+    share, share2 = (torch.where(total.isneginf(), 0.0, (part - total).exp()) for part in (lse, lse2))
+    weight, weight2 = (x.transpose(1, 2)[..., None] for x in (share, share2))
+    return (weight * out + weight2 * out2).to(out.dtype), total
+
+
+def has_triton() -> bool:
+    """Whether the triton package is installed."""
+    return find_spec("triton") is not None
+
+
+def _check(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block_map: BlockMap, extra_valid: torch.Tensor | None
+) -> None:
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+        if x.ndim != 4:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, expected [batch, tokens, heads, head_dim]")
+        if (x.shape, x.dtype, x.device) != (query.shape, query.dtype, query.device):
+            raise ValueError(
+                f"{name} is {x.dtype} {tuple(x.shape)} on {x.device}, but query is {query.dtype} "
+                f"{tuple(query.shape)} on {query.device}: shape, dtype and device must be the same"
+            )
+    batch, tokens, heads, _ = query.shape
+    if tokens != block_map.grid.tokens:
+        raise ValueError(
+            f"the block map is for {block_map.grid} with {block_map.grid.tokens} tokens, but query has {tokens}; "
+            "plan the pattern for this grid"
+        )
+    map_batch, map_heads = block_map.counts.shape[:2]
+    if map_batch not in (1, batch) or map_heads not in (1, heads):
+        raise ValueError(
+            f"the block map has batch {map_batch} and {map_heads} heads, the query batch {batch} and {heads} heads; "
+            "each must be 1 or the query's"
+        )
+    extra = block_map.grid.prefix + block_map.grid.suffix
+    if extra_valid is not None and (
+        extra_valid.shape != (batch,) or extra_valid.is_floating_point() or not 0 <= int(extra_valid.min()) <= int(extra_valid.max()) <= extra
+    ):
+        raise ValueError(
+            f"extra_valid={extra_valid.tolist()} must hold one integer from 0 to {extra} for each of the {batch} samples"
+        )

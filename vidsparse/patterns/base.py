@@ -1,0 +1,60 @@
+"""What a pattern is: a frozen dataclass that answers, for one layer and step, which key tiles each query tile sees."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from vidsparse.block_map import BlockMap
+from vidsparse.grid import VideoGrid
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where in the model and in the denoising a call stands.
+
+    Attributes:
+        layer, layers: index of the attention layer, and how many the transformer has.
+        step, steps: index of the denoising step, and how many the run has (0 while unknown).
+        sigma: noise level of the step in [0, 1]: timestep / 1000.
+        heads: attention heads of the layer.
+        transformer: "transformer", or "transformer_2" for the second expert of a pipeline.
+    """
+
+    layer: int = 0
+    layers: int = 1
+    step: int = 0
+    steps: int = 0
+    sigma: float = 1.0
+    heads: int = 1
+    transformer: str = "transformer"
+
+
+class Pattern(ABC):
+    """Who looks at whom. Subclasses are frozen dataclasses whose fields are the published hyper-parameters.
+
+    Invariants, checked for every pattern: each query tile keeps at least one key tile; the map is a function of the
+    fields, the grid and the context alone (and of query and key for `select`); prefix and suffix stay exact.
+    """
+
+    @abstractmethod
+    def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
+        """The block map for a grid, from shapes alone."""
+
+    def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> BlockMap:
+        """The block map for these queries and keys [batch, tokens, heads, head_dim]; patterns of shapes alone plan."""
+        del query, key
+        return self.plan(grid, context)
+
+    def is_dense(self, context: Context) -> bool:
+        """Whether this layer and step should run the model's own dense attention instead."""
+        del context
+        return False
+
+
+def check_density(density: float) -> None:
+    """Raise `ValueError` for a density outside (0, 1]."""
+    if not 0 < density <= 1:
+        raise ValueError(f"density={density} must be in (0, 1]: the kept fraction of tile pairs (1 - sparsity)")

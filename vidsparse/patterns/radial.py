@@ -1,0 +1,113 @@
+"""Radial attention on three-dimensional tiles: windows of the frame that shrink with the distance in time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from vidsparse.block_map import BlockMap
+from vidsparse.grid import Tile, VideoGrid
+from vidsparse.patterns.base import Context, Pattern, check_density
+
+
+@dataclass(frozen=True)
+class Radial(Pattern):
+    """Each query tile sees, at a distance of d latent frames, a window of the frame whose area falls as 1 / (1 + d).
+
+    The window covers the fraction min(1, decay / (1 + d)) of the frame. Near the frame's border it moves inward instead
+    of being cut, so that tokens at the top and the bottom see as much as those in the middle. The tiles of the first
+    frames are a sink: they are as near to every query as the neighbouring tiles in time.
+
+    The idea is Radial Attention's (Li et al., arXiv 2506.19852): attention decays with distance in space and time, so
+    the budget for a pair of frames should too. What differs: windows are two-dimensional and made of tiles, where the
+    published code has bands along the raster order (`RadialRaster`); the nearest frames have windows as well, so any
+    density can be reached; any grid works.
+
+    Attributes:
+        density: the fraction of tile pairs to keep; the decay that comes closest is found once for each grid.
+        decay: the window's share of the frame at d = 0, instead of a density.
+        sink: whether the first frames are near to all.
+        tile: sides of the tiles; by default 128 tokens chosen for the grid, 64 where 128 would be too coarse.
+    """
+
+    density: float | None = None
+    decay: float | None = None
+    sink: bool = True
+    tile: Tile | None = None
+
+    def __post_init__(self) -> None:
+        if (self.density is None) == (self.decay is None):
+            raise ValueError(f"give one of density={self.density} and decay={self.decay}, such as Radial(density=0.2)")
+        if self.density is not None:
+            check_density(self.density)
+        elif self.decay is not None and self.decay <= 0:
+            raise ValueError(f"decay={self.decay} must be greater than 0")
+
+    def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
+        return _plan(self, grid)
+
+    def tile_for(self, grid: VideoGrid) -> Tile:
+        """The tile sides used for a grid."""
+        return self.tile or _tile(grid.view)
+
+
+@lru_cache(maxsize=128)
+def _tile(view: tuple[int, int, int]) -> Tile:
+    grid = VideoGrid(*view)
+    # Windows need a few tiles along both sides of a frame to have a shape at all.
+    volume = 128 if grid.height * grid.width >= 1024 else 64
+    return grid.best_tile(volume)
+
+
+@lru_cache(maxsize=32)
+def _plan(pattern: Radial, grid: VideoGrid) -> BlockMap:
+    tile = pattern.tile_for(grid)
+    cost = _decay_needed(grid.tiles(tile), tile[0], pattern.sink)
+    if pattern.decay is not None:
+        limit = torch.tensor(pattern.decay)
+    else:
+        assert pattern.density is not None
+        limit = _closest_limit(cost, pattern.density)
+    # The own tile stays, however small the decay.
+    kept = (cost <= limit) | torch.eye(len(cost), dtype=torch.bool)
+    return BlockMap.from_dense(kept, grid, tile)
+
+
+def _decay_needed(tiles: tuple[int, int, int], frames_per_tile: int, sink: bool) -> torch.Tensor:
+    """The smallest decay at which each query tile sees each key tile: float32 [tiles, tiles]."""
+    time, rows, columns = (_window_needed(n) for n in tiles)
+    distance = torch.arange(tiles[0]).sub(torch.arange(tiles[0])[:, None]).abs() * float(frames_per_tile)
+    if sink:
+        distance[:, 0] = distance[:, 0].clamp(max=frames_per_tile)
+    height, width = (needed / len(needed) for needed in (rows, columns))
+    height, width = height[:, None, :, None], width[None, :, None, :]
+    # Mostly the square window that holds the tile; a little of its own rectangle, so that windows grow tile by tile.
+    area = 0.9 * torch.maximum(height, width) ** 2 + 0.1 * height * width
+    cost = area[None, :, :, None] * (1 + distance[:, None, None, :, None, None])
+    # Ties between past and future, and between rows and columns, go to the former: the density then grows in small steps.
+    cost = cost + 1e-4 * time[:, None, None, :, None, None] + 1e-5 * width[None, :, :, None]
+    number = math.prod(tiles)
+    return cost.reshape(number, number)
+
+
+def _window_needed(tiles: int) -> torch.Tensor:
+    """How many tiles a window along one axis must span to hold each key: float32 [query, key].
+
+    The window of n tiles around p starts at p - n // 2, moved inward where it would leave the axis.
+    """
+    position = torch.arange(tiles)
+    needed = torch.full((tiles, tiles), float(tiles))
+    for n in range(tiles - 1, 0, -1):
+        start = (position - n // 2).clamp(min=0, max=tiles - n)[:, None]
+        needed[(position >= start) & (position < start + n)] = n
+    return needed
+
+
+def _closest_limit(cost: torch.Tensor, density: float) -> torch.Tensor:
+    """The decay whose share of kept pairs is closest to the density."""
+    values, groups = cost.flatten().unique(return_counts=True)
+    share = groups.cumsum(0) / cost.numel()
+    return values[(share - density).abs().argmin()]

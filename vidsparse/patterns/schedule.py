@@ -1,0 +1,65 @@
+"""When a pattern runs: dense first and last steps, dense layers, ranges of steps or of noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vidsparse.block_map import BlockMap
+from vidsparse.grid import VideoGrid
+from vidsparse.patterns.base import Context, Pattern
+
+
+@dataclass(frozen=True)
+class StepSchedule(Pattern):
+    """Runs `pattern` where it is safe, and the model's own dense attention elsewhere.
+
+    The first denoising steps decide the layout and the last one the detail, so published methods keep the first 20-25 %
+    of the steps and the first layer dense.
+
+    Attributes:
+        pattern: what runs in sparse steps.
+        dense_steps, dense_last_steps: how many steps are dense at the start and at the end.
+        dense_layers: indices of layers that are always dense; negative ones count from the last.
+        steps: sparse only for first <= step < last, or None.
+        sigmas: sparse only for low <= noise level <= high, or None. The noise level is 1 at the start and 0 at the end,
+            so that one range serves runs of 4 and of 50 steps.
+    """
+
+    pattern: Pattern
+    dense_steps: int = 0
+    dense_last_steps: int = 0
+    dense_layers: tuple[int, ...] = ()
+    steps: tuple[int, int] | None = None
+    sigmas: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, Pattern):
+            raise TypeError(f"pattern={self.pattern!r} must be a pattern, such as Radial(density=0.2)")
+        if min(self.dense_steps, self.dense_last_steps) < 0:
+            raise ValueError(f"dense_steps={self.dense_steps} and dense_last_steps={self.dense_last_steps} must be >= 0")
+        for name, bounds in (("steps", self.steps), ("sigmas", self.sigmas)):
+            if bounds is not None and bounds[0] > bounds[1]:
+                raise ValueError(f"{name}={bounds} must be (low, high)")
+
+    def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
+        return self.pattern.plan(grid, context)
+
+    def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> BlockMap:
+        return self.pattern.select(query, key, grid, context)
+
+    def is_dense(self, context: Context) -> bool:
+        layers = {layer % context.layers for layer in self.dense_layers if -context.layers <= layer < context.layers}
+        # While the number of steps is unknown (a bare transformer call) no step is the last.
+        last = bool(context.steps) and context.step >= context.steps - self.dense_last_steps
+        outside_steps = self.steps is not None and not self.steps[0] <= context.step < self.steps[1]
+        outside_sigmas = self.sigmas is not None and not self.sigmas[0] <= context.sigma <= self.sigmas[1]
+        return (
+            context.step < self.dense_steps
+            or last
+            or context.layer in layers
+            or outside_steps
+            or outside_sigmas
+            or self.pattern.is_dense(context)
+        )

@@ -1,0 +1,140 @@
+"""Reads a `shapes` video without its prompt, says what it shows, and scores that against the scene that was asked for.
+
+A video is first resampled to 64x64, the frame in which render.py writes its radii and speeds. Colours are compared in
+levels 0..255. What is not clearly one of the names in scene.py is "unknown".
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from itertools import permutations
+
+import torch
+from torch.nn.functional import interpolate
+
+from vidsparse.shapes.render import SIZE
+from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, Scene, SceneObject
+from vidsparse.shapes.track import UNKNOWN, follow, steepen
+
+GROUND_REACH = 40.0  # levels: the two nearest backgrounds, black and blue, are 84 apart
+COLOUR_REACH = 55.0  # levels: no object's colour is nearer than 109 to a background's, or to another object's
+FLAT = 45.0  # levels between neighbours: inside an object less, even with noise; at its edge more
+CORE_AREA = 24  # pixels: the flat inside of the smallest object, when blurred, has more
+SMALLEST_PRESENCE = 0.1  # part of the frames; a colour seen in fewer is a flicker and no object
+
+
+@dataclass(frozen=True)
+class SeenObject:
+    """One object as seen: names from scene.py or "unknown", and in which part of the frames it is plausibly there."""
+
+    colour: str
+    shape: str
+    motion: str
+    permanence: float
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What a video shows; noise shows no object and no background."""
+
+    objects: tuple[SeenObject, ...]
+    background: str | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a video agrees with a scene: for each attribute the part of the objects for which it is right."""
+
+    colour: float
+    shape: float
+    motion: float
+    background: float
+    permanence: float
+
+    @property
+    def mean(self) -> float:
+        return float(sum(astuple(self))) / 5
+
+
+def look(video: torch.Tensor) -> Sighting:
+    """Say what a video shows: float [3, frames, height, width] in [-1, 1], at least two frames, of any size."""
+    if video.ndim != 4 or video.shape[0] != 3 or video.shape[1] < 2:
+        raise ValueError(f"expected a video [3, frames >= 2, height, width], got {list(video.shape)}")
+    frames = interpolate(video.detach().float().cpu().transpose(0, 1), (SIZE, SIZE), mode="area")
+    pixels = (frames.permute(0, 2, 3, 1) + 1) * 127.5  # [frames, 64, 64, 3]
+    ground = pixels.flatten(0, 2).median(dim=0).values
+    plain = (_distance(pixels, ground[None])[..., 0] < GROUND_REACH).float().mean(dim=(1, 2)) > 0.6
+    if plain.float().mean() < 0.9:
+        return Sighting((), None)
+    distance, nearest = _distance(ground, _palette(BACKGROUNDS)).min(dim=-1)
+    background = tuple(BACKGROUNDS)[int(nearest)] if distance < GROUND_REACH else None
+    colours = _find_colours(pixels, ground)
+    covers, _ = _unmix(pixels, ground, [*colours.values()])
+    return Sighting(tuple(SeenObject(n, *follow(c)) for n, c in zip(colours, covers, strict=True)), background)
+
+
+def score(video: torch.Tensor, scene: Scene) -> Score:
+    """Look at a video and compare it with a scene; objects too many or missing cost, an empty frame earns nothing."""
+    sighting = look(video)
+    if not sighting.objects:
+        return Score(0.0, 0.0, 0.0, 0.0, 0.0)
+    count = max(len(scene.objects), len(sighting.objects))
+    seen = [*sighting.objects, *[None] * (count - len(sighting.objects))]
+    orders = permutations(seen, len(scene.objects))
+    totals = [[sum(column) for column in zip(*map(_agreement, order, scene.objects), strict=True)] for order in orders]
+    colour, shape, motion, permanence = (total / count for total in max(totals))
+    return Score(colour, shape, motion, float(sighting.background == scene.background), permanence)
+
+
+def _agreement(seen: SeenObject | None, asked: SceneObject) -> tuple[float, float, float, float]:
+    if seen is None:
+        return 0.0, 0.0, 0.0, 0.0
+    right = seen.colour == asked.colour, seen.shape == asked.shape, seen.motion == asked.motion
+    return float(right[0]), float(right[1]), float(right[2]), seen.permanence
+
+
+def _palette(colours: dict[str, tuple[int, int, int]]) -> torch.Tensor:
+    return torch.tensor(list(colours.values()), dtype=torch.float32)
+
+
+def _distance(pixels: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
+    """Distance in levels of pixels [..., 3] to colours [n, 3]: float32 [..., n]."""
+    flat = torch.cdist(pixels.reshape(-1, 3), colours, compute_mode="donot_use_mm_for_euclid_dist")
+    return flat.reshape(*pixels.shape[:-1], -1)
+
+
+def _find_colours(pixels: torch.Tensor, ground: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Name the colours that stand before the ground, and measure them: float32 [3] each."""
+    # A blend of object and ground at an edge may look like a third colour; only flat places tell.
+    slopes = [(pixels - pixels.roll(1, axis)).square().sum(dim=-1) for axis in (1, 2)]
+    steepest = torch.stack([*slopes, slopes[0].roll(-1, 1), slopes[1].roll(-1, 2)]).amax(dim=0)
+    core = (_distance(pixels, ground[None])[..., 0] > COLOUR_REACH) & (steepest < FLAT**2)
+    distance, nearest = _distance(pixels, _palette(COLOURS)).min(dim=-1)
+    masks = {name: core & (nearest == i) & (distance < COLOUR_REACH) for i, name in enumerate(COLOURS)}
+    found = {name: pixels[mask].median(dim=0).values for name, mask in masks.items() if _lasts(mask)}
+    rest = core & (_unmix(pixels, ground, [*found.values()])[1] > COLOUR_REACH)
+    if _lasts(rest):
+        found[UNKNOWN] = pixels[rest].median(dim=0).values
+    return found
+
+
+def _lasts(mask: torch.Tensor) -> bool:
+    """Whether a mask [frames, 64, 64] is large enough for an object in enough frames."""
+    return bool((mask.sum(dim=(1, 2)) >= CORE_AREA).float().mean() >= SMALLEST_PRESENCE)
+
+
+def _unmix(
+    pixels: torch.Tensor, ground: torch.Tensor, colours: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Explain each pixel as ground and one colour over it.
+
+    Returns every colour's cover, float32 [colours, frames, 64, 64], and the distance [frames, 64, 64] that stays.
+    """
+    offset = pixels - ground
+    spans = torch.stack([torch.zeros(3), *(colour - ground for colour in colours)])  # the ground explains itself
+    along, length = offset @ spans.T, spans.square().sum(dim=-1)
+    share = (along / length.clamp(min=1)).clamp(0, 1)
+    residual = offset.square().sum(dim=-1, keepdim=True) - 2 * share * along + share.square() * length
+    rest, best = residual.min(dim=-1)
+    mine = best[..., None] == torch.arange(1, len(spans))
+    return (steepen(share[..., 1:]) * mine).movedim(-1, 0), rest.clamp(min=0).sqrt()
