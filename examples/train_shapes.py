@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,7 +198,7 @@ def train_latents(arguments: argparse.Namespace) -> None:
     vae = frozen_vae(arguments.folder).to(arguments.device)
     shards = arguments.folder / "latents"
     shards.mkdir(exist_ok=True)
-    for shard in range(arguments.steps // 256):
+    for shard in range(arguments.first, arguments.steps // 256):
         path = shards / f"{shard:04d}.pt"
         if path.is_file():
             continue
@@ -339,11 +340,60 @@ def train_transformer(arguments: argparse.Namespace) -> None:
     Stage(arguments.stage, arguments, {"transformer": transformer}, optimizers(transformer, arguments.lr, 2e-3, skip)).run(loss_of)
 
 
+def train_decoder(arguments: argparse.Namespace) -> None:
+    """Go on with the decoder alone: the latents, and with them the transformer, stay as they are."""
+    vae = frozen_vae(arguments.folder)
+    trained = torch.nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_(True)
+
+    def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
+        video = videos(rng, *rng.choices([(2, 33, 24), (1, 17, 64)], [3, 2])[0])
+        with torch.autocast(arguments.device, torch.bfloat16):
+            with torch.no_grad():
+                posterior = vae.encode(video).latent_dist
+                # A little noise, as the latents that the transformer makes are not the encoder's either.
+                latent = posterior.mean + 0.1 * torch.randn_like(posterior.mean) * torch.tensor(vae.config.latents_std).view(
+                    1, -1, 1, 1, 1
+                )
+            difference = vae.decode(latent).sample.float() - video
+        squared = difference.square().mean()
+        details = {"psnr": -10 * torch.log10(squared / 4).item()}
+        return torch.sqrt(difference.square() + 1e-4).mean() + squared, details
+
+    Stage("decoder", arguments, {"decoder": trained}, optimizers(trained, arguments.lr, 2e-3)).run(loss_of)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Put the averaged weights of all parts into one pipeline folder, float16."""
+    from diffusers import UniPCMultistepScheduler, WanPipeline
+
+    vae = frozen_vae(arguments.folder)
+    decoder = arguments.folder / "decoder.pt"
+    if decoder.is_file():
+        vae.load_state_dict(torch.load(decoder, weights_only=True)["averages"]["decoder"], strict=False)
+    transformer = parts.build_transformer()
+    state = torch.load(arguments.folder / "patch1.pt", weights_only=True)
+    transformer.load_state_dict(state["averages"]["transformer"])
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    pipe = WanPipeline(
+        tokenizer=parts.build_tokenizer(),
+        text_encoder=frozen_text_encoder(arguments.folder).half(),
+        vae=vae.half(),
+        transformer=transformer.half(),
+        scheduler=scheduler,
+    )
+    pipe.save_pretrained(arguments.out, safe_serialization=True)
+    shutil.copy(arguments.folder / "log.jsonl", arguments.out / "training.jsonl")
+    size = sum(f.stat().st_size for f in arguments.out.rglob("*") if f.is_file())
+    print(f"{arguments.out}: {size / 1e6:.1f} MB")
+
+
 def main() -> None:
     stages = {
         "vae": (train_vae, 2000),
         "text": (train_text, 400),
         "latents": (train_latents, 8192),
+        "decoder": (train_decoder, 1000),
+        "export": (export, 1),
         "patch4": (train_transformer, 3000),
         "patch2": (train_transformer, 1500),
         "patch1": (train_transformer, 400),
@@ -352,8 +402,10 @@ def main() -> None:
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--steps", type=int, help="steps of this stage in all (default: as the shipped weights)")
     parser.add_argument("--folder", type=Path, default=Path("runs/shapes"))
+    parser.add_argument("--out", type=Path, default=parts.FOLDER, help="where export writes the pipeline")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--first", type=int, default=0, help="first shard of latents, to encode side by side")
     parser.add_argument("--batch", type=int, default=16, help="videos of a transformer step")
     parser.add_argument("--log-every", type=int, default=50)
     arguments = parser.parse_args()

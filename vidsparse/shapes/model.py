@@ -81,10 +81,11 @@ def build_transformer(patch: int = 1, **changes: Any) -> WanTransformer3DModel:
     return WanTransformer3DModel(**(settings | changes))
 
 
-def load_pipeline(dtype: torch.dtype = torch.float32) -> WanPipeline:
-    """Load the `shapes` pipeline from the package's own files: no network."""
+def load_pipeline(dtype: torch.dtype = torch.float32, folder: Path = FOLDER) -> WanPipeline:
+    """Load the `shapes` pipeline from the package's own files (or a folder that the training exported): no network."""
     from diffusers import WanPipeline
 
-    if not (FOLDER / "model_index.json").is_file():
-        raise FileNotFoundError(f"the shapes model is not at {FOLDER}; reinstall vidsparse")
-    return WanPipeline.from_pretrained(FOLDER, torch_dtype=dtype, local_files_only=True)
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(f"the shapes model is not at {folder}; reinstall vidsparse")
+    pipe: WanPipeline = WanPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    return pipe

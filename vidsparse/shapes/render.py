@@ -93,7 +93,7 @@ def render(
         centre = path.centres(o.motion, frames)
         x = (columns[None, None] - centre[:, 0, None, None] + SIZE / 2) % SIZE - SIZE / 2
         y = (rows[None, :, None] - centre[:, 1, None, None] + SIZE / 2) % SIZE - SIZE / 2
-        cover = (0.5 - signed_distance(o.shape, *torch.broadcast_tensors(x, y), path.radius) * (height / SIZE)).clamp(0, 1)
+        cover = (0.5 - signed_distance(o.shape, x, y, path.radius) * (height / SIZE)).clamp(0, 1)
         video = torch.lerp(video, torch.tensor(COLOURS[o.colour], dtype=torch.float32)[:, None, None, None], cover)
     return video / 127.5 - 1
 

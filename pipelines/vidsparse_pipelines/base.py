@@ -1,0 +1,73 @@
+"""What an adapter is: the one place that knows a diffusers model family."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+
+from vidsparse.grid import VideoGrid
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class SparseLayer(Protocol):
+    """What a processor asks of the library, once for each call of its layer."""
+
+    def run(
+        self, dense: Callable[[], torch.Tensor], sparse: Callable[[Attend], torch.Tensor], unsupported: str | None = None
+    ) -> torch.Tensor:
+        """Run one of two ways through the layer.
+
+        Args:
+            dense: calls the model's own processor.
+            sparse: computes query, key and value [batch, tokens, heads, head_dim], hands them to the function it gets,
+                and projects what that returns.
+            unsupported: why this call cannot be sparse, or None.
+        """
+
+
+class Adapter(ABC):
+    """Puts sparse attention into the transformers of one family."""
+
+    @abstractmethod
+    def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
+        """The attention modules in which video tokens see video tokens, by module name, in the order they run."""
+
+    @abstractmethod
+    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
+        """The token grid of a forward call, from the arguments of `forward` by name."""
+
+    @abstractmethod
+    def processor(self, original: Any, layer: SparseLayer) -> Any:
+        """An attention processor that runs `layer`, and `original` for dense calls."""
+
+    def timestep(self, call: Mapping[str, Any]) -> float:
+        """The timestep of a forward call; the noisiest where each token has its own."""
+        return float(torch.as_tensor(call["timestep"]).max())
+
+
+class WrappedProcessor:
+    """Base of our processors: passes on what diffusers sets on a processor to the one it replaces."""
+
+    def __init__(self, original: Any, layer: SparseLayer):
+        self.original = original
+        self.layer = layer
+
+    @property
+    def _attention_backend(self) -> Any:
+        return self.original._attention_backend
+
+    @_attention_backend.setter
+    def _attention_backend(self, backend: Any) -> None:
+        self.original._attention_backend = backend
+
+    @property
+    def _parallel_config(self) -> Any:
+        return self.original._parallel_config
+
+    @_parallel_config.setter
+    def _parallel_config(self, config: Any) -> None:
+        self.original._parallel_config = config

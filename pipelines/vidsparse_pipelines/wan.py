@@ -1,0 +1,74 @@
+"""Wan 2.1 and 2.2 (`WanTransformer3DModel`): text and image to video, both experts. Every token is video."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from vidsparse.grid import VideoGrid
+from vidsparse_pipelines.base import Adapter, Attend, SparseLayer, WrappedProcessor
+
+
+class WanAdapter(Adapter):
+    """Self-attention (`attn1`) of each block; cross-attention to text and image stays as it is."""
+
+    def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
+        return {f"blocks.{i}.attn1": block.attn1 for i, block in enumerate(transformer.blocks)}  # type: ignore[arg-type]
+
+    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
+        sizes = zip(call["hidden_states"].shape[-3:], transformer.config.patch_size, strict=True)  # type: ignore[union-attr]
+        return VideoGrid(*(size // patch for size, patch in sizes))
+
+    def processor(self, original: Any, layer: SparseLayer) -> WanSparseProcessor:
+        return WanSparseProcessor(original, layer)
+
+
+class WanSparseProcessor(WrappedProcessor):
+    """Takes the place of diffusers' `WanAttnProcessor` in self-attention."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        def dense() -> torch.Tensor:
+            out: torch.Tensor = self.original(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+            return out
+
+        def sparse(attend: Attend) -> torch.Tensor:
+            query, key, value = _project(attn, hidden_states)
+            if rotary_emb is not None:
+                query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)
+            out = attend(query, key, value).flatten(2).type_as(query)
+            for module in attn.to_out:
+                out = module(out)
+            return out
+
+        unsupported = None
+        if attention_mask is not None:
+            unsupported = "the call has an attention mask"
+        elif getattr(self.original, "_parallel_config", None) is not None:
+            unsupported = "context parallelism is on"
+        return self.layer.run(dense, sparse, unsupported)
+
+
+def _project(attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query, key and value [batch, tokens, heads, head_dim], normalised over all heads together as Wan does."""
+    if attn.fused_projections:
+        query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+    else:
+        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+    query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (attn.norm_q(query), attn.norm_k(key), value))
+    return query, key, value
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding on neighbouring pairs; `cos` and `sin` hold each angle twice, [1, tokens, 1, head_dim]."""
+    even, odd = x[..., 0::2], x[..., 1::2]
+    cos, sin = cos[..., 0::2], sin[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)
