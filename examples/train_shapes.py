@@ -45,9 +45,9 @@ def save(state: dict[str, Any], path: Path) -> None:
     os.replace(temporary, path)
 
 
-def learning_rate_factor(step: int, steps: int, warmup: int = 50, decay: float = 0.3) -> float:
+def learning_rate_factor(step: int, steps: int, decay: float, warmup: int = 50) -> float:
     """Linear warm-up, a plateau, and a linear fall to zero over the last `decay` of the steps."""
-    return min(1.0, (step + 1) / warmup, max(0.0, steps - step) / max(1.0, decay * steps))
+    return min(1.0, (step + 1) / warmup, (steps - step) / (decay * steps) if decay else 1.0)
 
 
 class Stage:
@@ -79,13 +79,13 @@ class Stage:
             self.path,
         )
 
-    def run(self, loss_of: Callable[[random.Random], tuple[torch.Tensor, dict[str, float]]]) -> None:
+    def run(self, loss_of: Callable[[random.Random], tuple[torch.Tensor, dict[str, float]]], decay: float = 0.3) -> None:
         """Train until --steps. `loss_of` gets the random numbers of its step, so a resumed run sees the same data."""
         steps, started, logged, shown = self.arguments.steps, time.time() - self.seconds, time.time(), {}
         parameters = [p for module in self.modules.values() for p in module.parameters()]
         while self.step < steps:
             torch.manual_seed(SEED + self.step)
-            factor = learning_rate_factor(self.step, steps)
+            factor = learning_rate_factor(self.step, steps, decay)
             for o, rates in zip(self.optimizers, self.base_rates, strict=True):
                 for group, rate in zip(o.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
@@ -337,7 +337,9 @@ def train_transformer(arguments: argparse.Namespace) -> None:
         high = sigma > 0.75
         return errors.mean(), {"high_noise": errors[high].mean().item(), "low_noise": errors[~high].mean().item()}
 
-    Stage(arguments.stage, arguments, {"transformer": transformer}, optimizers(transformer, arguments.lr, 2e-3, skip)).run(loss_of)
+    stage = Stage(arguments.stage, arguments, {"transformer": transformer}, optimizers(transformer, arguments.lr, 2e-3, skip))
+    # The coarse models only hand their averages on.
+    stage.run(loss_of, decay=0.5 if patch == 1 else 0.0)
 
 
 def train_decoder(arguments: argparse.Namespace) -> None:

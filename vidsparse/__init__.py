@@ -46,8 +46,10 @@ def __getattr__(name: str) -> Any:
     # Names load when they are used, so that the command line answers --help without torch.
     if name not in _HOME:
         raise AttributeError(f"module 'vidsparse' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
-    return value
+    # All names of the module at once: its import has set `vidsparse.sparsify` to the module, not to the function.
+    module = import_module(_HOME[name])
+    globals().update({sibling: getattr(module, sibling) for sibling in _MODULES[_HOME[name]]})
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

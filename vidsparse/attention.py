@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from typing import Literal, get_args, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
-from vidsparse_kernels import cpu, reference
 
 from vidsparse.block_map import BlockMap
+from vidsparse_kernels import cpu, reference
 
 Impl = Literal["auto", "triton", "cpu", "flex", "reference"]
 
@@ -75,8 +74,8 @@ def sparse_attention(
             no keys. None: all.
         scale: factor on the logits; 1/sqrt(head_dim) by default.
         impl: "auto", "cpu", "flex", "reference" or "triton"; an explicit one never falls back.
-        return_lse: also return the natural-log sum of exponentials, float32 (float64 for float64 inputs of the
-            reference) [batch, heads, tokens].
+        return_lse: also return the natural-log sum of exponentials, [batch, heads, tokens] in float32 (float64 for
+            float64 inputs).
 
     Returns:
         [batch, tokens, heads, head_dim] in the dtype of the query. A row that sees nothing gives 0 (lse -inf).
@@ -90,7 +89,7 @@ def sparse_attention(
     if chosen == "cpu":
         valid = None if extra_valid is None else [int(n) for n in extra_valid]
         out, lse = cpu.attention(
-            query, key, value, block_map.counts, block_map.indices, block_map.layout, valid, scale
+            query, key, value, block_map.counts, block_map.indices, block_map.layout, valid, scale, return_lse
         )
     elif chosen == "flex":
         out, lse = _flex(query, key, value, block_map, extra_valid, scale)
@@ -110,11 +109,10 @@ def _flex(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    attend = flex_attention if query.device.type == "cpu" else torch.compile(flex_attention, dynamic=False)
+    attend: Any = flex_attention if query.device.type == "cpu" else torch.compile(flex_attention, dynamic=False)
     mask = block_map.to(query.device).to_flex(extra_valid)
-    out, lse = attend(
-        *(x.transpose(1, 2) for x in (query, key, value)), block_mask=mask, scale=scale, return_lse=True
-    )
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    out, lse = attend(q, k, v, block_mask=mask, scale=scale, return_lse=True)
     return out.transpose(1, 2), lse
 
 
@@ -129,16 +127,13 @@ def merge(
     Returns:
         out in the dtype of the first, and lse. Where both lse are -inf the result is 0 and -inf.
     """
+    # Where no set has a key, -inf minus -inf would be NaN, also in the gradient: such rows compute with 0 instead.
+    dead = lse.isneginf() & lse2.isneginf()
+    lse, lse2 = (x.masked_fill(dead, 0.0) for x in (lse, lse2))
     total = torch.logaddexp(lse, lse2)
-    # Where no set has a key the difference is -inf minus -inf; its weight is 0 all the same.
-    share, share2 = (torch.where(total.isneginf(), 0.0, (part - total).exp()) for part in (lse, lse2))
-    weight, weight2 = (x.transpose(1, 2)[..., None] for x in (share, share2))
-    return (weight * out + weight2 * out2).to(out.dtype), total
-
-
-def has_triton() -> bool:
-    """Whether the triton package is installed."""
-    return find_spec("triton") is not None
+    shares = ((x - total).exp().masked_fill(dead, 0.0) for x in (lse, lse2))
+    weight, weight2 = (x.transpose(1, 2)[..., None] for x in shares)
+    return (weight * out + weight2 * out2).to(out.dtype), total.masked_fill(dead, float("-inf"))
 
 
 def _check(
@@ -167,9 +162,12 @@ def _check(
             "each must be 1 or the query's"
         )
     extra = block_map.grid.prefix + block_map.grid.suffix
-    if extra_valid is not None and (
-        extra_valid.shape != (batch,) or extra_valid.is_floating_point() or not 0 <= int(extra_valid.min()) <= int(extra_valid.max()) <= extra
-    ):
+    if extra_valid is None:
+        return
+    if not isinstance(extra_valid, torch.Tensor) or extra_valid.is_floating_point():
+        raise TypeError(f"extra_valid={extra_valid!r} must be an integer tensor of shape [batch]")
+    if extra_valid.shape != (batch,) or not all(0 <= n <= extra for n in extra_valid.tolist()):
         raise ValueError(
-            f"extra_valid={extra_valid.tolist()} must hold one integer from 0 to {extra} for each of the {batch} samples"
+            f"extra_valid={extra_valid.tolist()} must hold one number from 0 to {extra}, the grid's prefix and suffix, "
+            f"for each of the {batch} samples"
         )

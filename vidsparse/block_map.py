@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from vidsparse_kernels.reference import token_mask
-from vidsparse_kernels.tiles import TileLayout, tile_tokens
 
 from vidsparse.grid import Tile, VideoGrid
+from vidsparse_kernels.reference import token_mask
+from vidsparse_kernels.tiles import TileLayout, tile_of_token, tile_tokens
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -31,7 +32,8 @@ class BlockMap:
         grid: the tokens that the map speaks of.
         query_tile, key_tile: tile sides (frames, height, width) in tokens.
         counts: int32 [B|1, H|1, query tiles].
-        indices: int32 [B|1, H|1, query tiles, W], ascending; entries past the count are undefined. W is the longest row.
+        indices: int32 [B|1, H|1, query tiles, W], ascending; entries past the count are undefined. W is the longest
+            row, at least 1.
     """
 
     grid: VideoGrid
@@ -41,7 +43,9 @@ class BlockMap:
     indices: torch.Tensor
 
     @classmethod
-    def from_dense(cls, kept: torch.Tensor, grid: VideoGrid, query_tile: Tile, key_tile: Tile | None = None) -> BlockMap:
+    def from_dense(
+        cls, kept: torch.Tensor, grid: VideoGrid, query_tile: Tile, key_tile: Tile | None = None
+    ) -> BlockMap:
         """Build a map from a bool tensor [query tiles, key tiles] or [B|1, H|1, query tiles, key tiles].
 
         Raises:
@@ -55,11 +59,8 @@ class BlockMap:
                 f"got {kept.dtype} {tuple(kept.shape)}, expected bool [..., {expected[0]}, {expected[1]}]: "
                 f"{grid} with query tile {query_tile} and key tile {key_tile} has that many tiles"
             )
-        counts = kept.sum(dim=-1, dtype=torch.int32)
-        width = max(1, int(counts.max()))
-        # A stable sort of "not kept" puts the kept tiles first, in ascending order.
-        indices = (~kept).to(torch.uint8).argsort(dim=-1, stable=True)[..., :width].to(torch.int32)
-        return cls(grid, query_tile, key_tile, counts, indices)
+        counts, indices = _lists(kept)
+        return cls(grid, query_tile, key_tile, counts, indices[..., : max(1, int(counts.max()))].contiguous())
 
     @property
     def view(self) -> tuple[int, int, int]:
@@ -112,17 +113,51 @@ class BlockMap:
         """The meaning of the map: bool [B|1, H|1, tokens, tokens], for small grids."""
         return token_mask(self.to_dense(), self.layout, extra_valid)
 
-    def to_flex(self, extra_valid: torch.Tensor | None = None) -> BlockMask:
-        """The same mask for `torch.nn.attention.flex_attention`, an independent oracle."""
-        from torch.nn.attention.flex_attention import create_block_mask
+    def to_flex(self, extra_valid: torch.Tensor | None = None, block: int = 128) -> BlockMask:
+        """The same mask for `torch.nn.attention.flex_attention`, without expanding it to pairs of tokens.
 
-        mask = self.token_mask(extra_valid)
-        batch, heads = mask.shape[:2]
+        FlexAttention's blocks are runs of `block` tokens of the sequence, which cut across tiles; a block pair that
+        touches a kept pair of tiles is computed, and masked where it also touches a dropped one.
+        """
+        from torch.nn.attention.flex_attention import BlockMask
+
+        kept = self.to_dense()
+        device, tokens, (queries, keys) = kept.device, self.grid.tokens, kept.shape[-2:]
+        # One more tile for prefix and suffix tokens, which all see and all are seen; one for keys that are not real.
+        kept = torch.nn.functional.pad(kept, (0, 1, 0, 1), value=True)
+        kept = torch.nn.functional.pad(kept, (0, 1), value=False)
+        edges = (self.grid.prefix, self.grid.suffix)
+        row = torch.nn.functional.pad(tile_of_token(self.view, self.query_tile), edges, value=queries).to(device)
+        column = torch.nn.functional.pad(tile_of_token(self.view, self.key_tile), edges, value=keys).to(device)
+        column = column.repeat(1 if extra_valid is None else len(extra_valid), 1)
+        for sample, valid in enumerate([] if extra_valid is None else extra_valid.tolist()):
+            column[sample, self.layout.extra_tokens[valid:].to(device)] = keys + 1
+        batch, heads = max(kept.shape[0], column.shape[0]), kept.shape[1]
 
         def keeps(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-            return mask[b % batch, h % heads, q, kv]
+            return kept[b % kept.shape[0], h % heads, row[q], column[b % column.shape[0], kv]]
 
-        tokens = self.grid.tokens
-        return create_block_mask(
-            keeps, batch if batch > 1 else None, heads if heads > 1 else None, tokens, tokens, device=mask.device
-        )
+        blocks = math.ceil(tokens / block)
+        rows = _touched(row[None], blocks, block, queries + 1)[:, None]
+        columns = _touched(column, blocks, block, keys + 2)[:, None]
+        seen = (rows @ kept.float() @ columns.mT > 0).expand(batch, heads, -1, -1)
+        dropped = (rows @ (~kept).float() @ columns.mT > 0).expand(batch, heads, -1, -1).clone()
+        if tokens % block:
+            dropped[..., -1, :], dropped[..., -1] = True, True
+        partial, full = _lists(seen & dropped), _lists(seen & ~dropped)
+        return BlockMask.from_kv_blocks(*partial, *full, block, mask_mod=keeps, seq_lengths=(tokens, tokens))
+
+
+def _touched(owner: torch.Tensor, blocks: int, block: int, tiles: int) -> torch.Tensor:
+    """Which tiles own a token of each block: float32 [B, blocks, tiles], from owners [B, tokens]."""
+    found = torch.zeros(len(owner), blocks, tiles, device=owner.device)
+    position = torch.arange(owner.shape[1], device=owner.device) // block
+    found[torch.arange(len(owner), device=owner.device)[:, None], position[None], owner] = 1.0
+    return found
+
+
+def _lists(kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Counts and indices of a bool [..., rows, columns], kept columns first in ascending order, full width."""
+    # A stable sort of "not kept" puts the kept columns first and leaves them in order.
+    order = (~kept).to(torch.uint8).argsort(dim=-1, stable=True)
+    return kept.sum(dim=-1, dtype=torch.int32), order.to(torch.int32)

@@ -23,6 +23,7 @@ class VideoGrid:
         suffix: tokens after the video that are not video.
 
     Raises:
+        TypeError: a size that is no whole number.
         ValueError: a size below 1 or a negative count.
     """
 
@@ -33,8 +34,12 @@ class VideoGrid:
     suffix: int = 0
 
     def __post_init__(self) -> None:
+        if not all(isinstance(n, int) for n in (*self.view, self.prefix, self.suffix)):
+            raise TypeError(f"{self} is no grid: sizes are whole numbers of type int (use // to divide pixels)")
         if min(self.view) < 1 or min(self.prefix, self.suffix) < 0:
-            raise ValueError(f"{self} is no grid: frames, height and width are at least 1, prefix and suffix at least 0")
+            raise ValueError(
+                f"{self} is no grid: frames, height and width are at least 1, prefix and suffix at least 0"
+            )
 
     @property
     def view(self) -> tuple[int, int, int]:
@@ -99,8 +104,8 @@ def _elongation(tile: Tile) -> float:
     return math.log2(max(f, h, w) / min(f, h, w))
 
 
-def check_tile(tile: Tile) -> Tile:
-    """Return the tile, or raise `ValueError` when it is not three sides of at least 1."""
-    if len(tile) != 3 or min(tile) < 1:
-        raise ValueError(f"tile={tile} must have three sides of at least 1: (frames, height, width)")
+def check_tile(tile: Tile, name: str = "tile") -> Tile:
+    """Return the tile, or raise `ValueError` when it is not a tuple of three sides of at least 1."""
+    if not isinstance(tile, tuple) or len(tile) != 3 or not all(isinstance(n, int) and n >= 1 for n in tile):
+        raise ValueError(f"{name}={tile} must be a tuple of three whole numbers of at least 1: (frames, height, width)")
     return tile

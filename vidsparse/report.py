@@ -82,9 +82,13 @@ class Report:
         """Why sparsity could not pay in this run, each with its number; empty when it could."""
         found = []
         if self.calls and max(c.tokens for c in self.calls) < 4096:
-            found.append(f"{max(c.tokens for c in self.calls)} tokens are few: under 4096, projections outweigh attention")
+            found.append(
+                f"{max(c.tokens for c in self.calls)} tokens are few: under 4096, projections outweigh attention"
+            )
         if self.sparse_calls and self.token_density > 0.6:
-            found.append(f"density {self.token_density:.2f} is high: at most {1 / self.token_density:.2f}x in attention")
+            found.append(
+                f"density {self.token_density:.2f} is high: at most {1 / self.token_density:.2f}x in attention"
+            )
         dense = len(self.calls) - len(self.sparse_calls)
         if self.calls and dense / len(self.calls) > 0.5:
             found.append(f"{dense / len(self.calls):.0%} of the calls ran dense: {self.dense_reasons}")
@@ -114,7 +118,9 @@ class Report:
         ]
         kinds = sorted({(c.impl, c.tile, c.tokens) for c in self.sparse_calls})
         if kinds:
-            lines.append(f"measured density: {self.density:.3f} of video tile pairs, {self.token_density:.3f} of token pairs")
+            lines.append(
+                f"measured density: {self.density:.3f} of video tile pairs, {self.token_density:.3f} of token pairs"
+            )
             lines += [f"ran: impl {impl}, tile {tile}, {tokens} tokens" for impl, tile, tokens in kinds]
         lines += [f"dense: {count} calls, {reason}" for reason, count in self.dense_reasons.items()]
         return "\n".join(lines + [f"note: {text}" for text in self.advice])

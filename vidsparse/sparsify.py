@@ -6,18 +6,19 @@ import inspect
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import torch
-from vidsparse_pipelines import adapter_for
-from vidsparse_pipelines.base import Adapter, Attend
 
 from vidsparse.attention import choose_impl, sparse_attention
 from vidsparse.block_map import BlockMap
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context, Pattern
 from vidsparse.report import LayerCall, Report
+from vidsparse_pipelines import adapter_for
+from vidsparse_pipelines.base import Adapter, Attend
 
 TRAIN_TIMESTEPS = 1000  # diffusers' flow-matching schedulers count noise from 0 to this
 
@@ -46,12 +47,13 @@ class _Clock:
     def read(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> None:
         grid, timestep = self.adapter.grid(transformer, call), self.adapter.timestep(call)
         scheduler = self.scheduler()
-        schedule = [] if scheduler is None else [float(t) for t in getattr(scheduler, "timesteps", ())]
+        schedule: list[float] = torch.as_tensor(getattr(scheduler, "timesteps", ())).tolist()
         # Noise only falls within a run: a rise, or another grid, is the start of the next one.
         if grid != self.grid or timestep > self.timestep:
             self.step = 0
         elif timestep < self.timestep:
             self.step += 1
+        self.steps = 0
         if timestep in schedule:
             self.step, self.steps = schedule.index(timestep), len(schedule)
         self.grid, self.timestep = grid, timestep
@@ -65,7 +67,10 @@ class _Layer:
         self.transformer, self.index, self.layers = name, index, layers
 
     def run(
-        self, dense: Callable[[], torch.Tensor], sparse: Callable[[Attend], torch.Tensor], unsupported: str | None = None
+        self,
+        dense: Callable[[], torch.Tensor],
+        sparse: Callable[[Attend], torch.Tensor],
+        unsupported: str | None = None,
     ) -> torch.Tensor:
         grid, run = self.clock.grid, self.settings
         if grid is None:
@@ -79,7 +84,9 @@ class _Layer:
             transformer=self.transformer,
         )
         if unsupported is not None and run.strict:
-            raise NotImplementedError(f"{self.transformer} layer {self.index} cannot be sparse: {unsupported} (strict=True)")
+            raise NotImplementedError(
+                f"{self.transformer} layer {self.index} cannot be sparse: {unsupported} (strict=True)"
+            )
         reason = unsupported
         if reason is None and grid.tokens < run.min_tokens:
             reason = f"fewer than min_tokens={run.min_tokens} tokens"
@@ -88,7 +95,7 @@ class _Layer:
         used: list[tuple[BlockMap, torch.Tensor]] = []
 
         def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            block_map = run.pattern.select(query, key, grid, context)
+            block_map = run.pattern.select(query, key, grid, replace(context, heads=query.shape[2]))
             used.append((block_map, query))
             return sparse_attention(query, key, value, block_map, impl=run.impl)
 
@@ -169,6 +176,7 @@ class Run:
     ) -> dict[str, tuple[torch.nn.Module, Any]]:
         """Attention module name -> (module, our processor) for one transformer."""
         adapter = adapter_for(transformer)
+        choose_impl(self.impl, next(transformer.parameters()).device)
         attentions = adapter.self_attentions(transformer)
         for module in attentions.values():
             if isinstance(getattr(module.processor, "layer", None), _Layer):
@@ -210,18 +218,16 @@ def sparsify(
     if not isinstance(pattern, Pattern):
         raise TypeError(f"pattern={pattern!r} must be a pattern, such as vidsparse.Radial(density=0.2)")
     targets = _transformers(pipe_or_transformer)
-    for transformer in targets.values():
-        choose_impl(impl, next(transformer.parameters()).device)
     run = Run(pattern, impl, strict, min_tokens)
     scheduler = _scheduler_of(pipe_or_transformer)
     try:
         found = [pair for name, t in targets.items() for pair in run._processors(t, name, scheduler).values()]
-    except Exception:
+        for module, processor in found:
+            run._originals.append((module, module.processor))
+            module.set_processor(processor)  # type: ignore[operator]
+    except BaseException:
         run.restore()
         raise
-    for module, processor in found:
-        run._originals.append((module, module.processor))
-        module.set_processor(processor)  # type: ignore[operator]
     return run
 
 
@@ -233,10 +239,10 @@ def attn_processors(transformer: torch.nn.Module, pattern: Pattern, *, impl: str
     """
     if not isinstance(pattern, Pattern):
         raise TypeError(f"pattern={pattern!r} must be a pattern, such as vidsparse.Radial(density=0.2)")
-    processors: dict[str, Any] = dict(transformer.attn_processors)  # type: ignore[arg-type]
     run = Run(pattern, impl, strict=False, min_tokens=0)
     ours = run._processors(transformer, "transformer", lambda: None)
-    return processors | {f"{name}.processor": processor for name, (_, processor) in ours.items()}
+    present: dict[str, Any] = dict(transformer.attn_processors)  # type: ignore[arg-type]
+    return present | {f"{name}.processor": processor for name, (_, processor) in ours.items()}
 
 
 def _transformers(target: Any) -> dict[str, torch.nn.Module]:
@@ -250,6 +256,6 @@ def _transformers(target: Any) -> dict[str, torch.nn.Module]:
 
 
 def _scheduler_of(target: Any) -> Callable[[], Any]:
-    # Looked up at each call, since users exchange a pipeline's scheduler; weakly, so that a run keeps no pipeline alive.
+    # Looked up at each call, since users exchange a pipeline's scheduler; weakly: a run keeps no pipeline alive.
     reference = None if isinstance(target, torch.nn.Module) else weakref.ref(target)
     return lambda: getattr(reference() if reference else None, "scheduler", None)

@@ -1,125 +1,142 @@
-"""Block-sparse attention for a CPU: gather the listed keys, then two matrix products over a score buffer that stays in cache.
+"""Block-sparse attention for a CPU: gather the listed keys, then two matrix products over scores that stay in cache.
 
-PyTorch's flash kernel for CPUs splits queries of one tile into blocks of 32 rows; plain products over a whole tile
-are faster for each FLOP (benchmarks/NOTES.md), as long as the scores never leave the cache.
+PyTorch's flash kernel for CPUs cuts the queries of one tile into blocks of 32 rows, and computes bfloat16 no faster
+than float32. Plain products over whole tiles are faster for each FLOP, as long as the scores fit the cache
+(benchmarks/NOTES.md).
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from vidsparse_kernels.tiles import TileLayout, tile_tokens
 
-SCORE_BYTES = 4 << 20  # scores of one step, float32: about the cache that two cores share
+SCORE_BYTES = 2 << 20  # float32 scores of one step: what the cache of a core or two holds beside the operands
 
 
-@dataclass(frozen=True)
-class _Work:
-    """One step: these query rows of these heads of one sample against these keys (positions in the sequence)."""
+class _Step(NamedTuple):
+    """Query tiles of one sample and head with equally many rows and equally many keys; positions in the sequence."""
 
     sample: int
-    heads: slice
-    rows: torch.Tensor
-    keys: torch.Tensor
+    head: int
+    rows: torch.Tensor  # int64 [group, R]
+    keys: torch.Tensor  # int64 [group, L]
 
 
-def _work(
-    counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, batch: int, heads: int, valid: list[int] | None
-) -> Iterator[_Work]:
-    queries = tile_tokens(layout.view, layout.query_tile, layout.prefix)
-    keys = tile_tokens(layout.view, layout.key_tile, layout.prefix)
-    everything = torch.arange(layout.prefix, layout.tokens - layout.suffix)
-    map_batch, map_heads = counts.shape[:2]
-    for sample in range(batch):
-        extra = layout.valid_extra_tokens(None if valid is None else valid[sample])
-        for head in range(map_heads):
-            chosen = slice(0, heads) if map_heads == 1 else slice(head, head + 1)
-            count = counts[sample % map_batch, head].tolist()
-            index = indices[sample % map_batch, head].tolist()
-            for rows, n, tiles in zip(queries, count, index, strict=True):
-                yield from _split(_Work(sample, chosen, rows, torch.cat([extra, *(keys[t] for t in tiles[:n])])))
+class _Call(NamedTuple):
+    """All arguments of a call but the tensors that have gradients."""
+
+    counts: torch.Tensor
+    indices: torch.Tensor
+    layout: TileLayout
+    valid: list[int] | None
+    scale: float
+
+    def steps(self, batch: int, heads: int) -> Iterator[_Step]:
+        """The work of a call, cut so that the scores of a step fit `SCORE_BYTES`."""
+        map_batch, map_heads = self.counts.shape[:2]
+        for sample in range(batch):
+            for map_head in range(map_heads):
+                served = range(heads) if map_heads == 1 else (map_head,)
+                for rows, keys in self._groups(sample, sample % map_batch, map_head):
+                    together = max(1, SCORE_BYTES // (4 * rows.shape[1] * keys.shape[1]))
+                    for part in zip(rows.split(together), keys.split(together), strict=True):
+                        yield from (_Step(sample, head, *part) for head in served)
+
+    def _groups(self, sample: int, map_sample: int, map_head: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        layout = self.layout
+        extra = layout.valid_extra_tokens(None if self.valid is None else self.valid[sample])
+        tiles = tile_tokens(layout.view, layout.key_tile, layout.prefix)
+        queries = tile_tokens(layout.view, layout.query_tile, layout.prefix)
+        counts, indices = self.counts[map_sample, map_head].tolist(), self.indices[map_sample, map_head].tolist()
+        pairs = [
+            (rows, torch.cat([extra, *(tiles[t] for t in index[:count])]))
+            for rows, count, index in zip(queries, counts, indices, strict=True)
+        ]
         if layout.prefix + layout.suffix:
-            yield from _split(_Work(sample, slice(0, heads), layout.extra_tokens, torch.cat((extra, everything))))
+            video = torch.arange(layout.prefix, layout.tokens - layout.suffix)
+            pairs.append((layout.extra_tokens, torch.cat((extra, video))))
+        groups: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
+        for rows, keys in pairs:
+            # Long rows (dense maps, text) would burst the cache: fewer rows a step, but enough for a matrix product.
+            for part in rows.split(max(32, SCORE_BYTES // (4 * max(1, len(keys))))):
+                groups[len(part), len(keys)].append((part, keys))
+        for (_, length), members in groups.items():
+            if length:
+                yield torch.stack([rows for rows, _ in members]), torch.stack([keys for _, keys in members])
 
 
-def _split(work: _Work) -> Iterator[_Work]:
-    """Cut a step so that its scores fit `SCORE_BYTES`: fewer heads first, then fewer rows."""
-    if not len(work.keys):
-        return
-    rows = min(len(work.rows), max(32, SCORE_BYTES // (4 * len(work.keys))))
-    together = max(1, SCORE_BYTES // (4 * len(work.keys) * rows))
-    for start in range(work.heads.start, work.heads.stop, together):
-        heads = slice(start, min(start + together, work.heads.stop))
-        for part in work.rows.split(rows):
-            yield _Work(work.sample, heads, part, work.keys)
+def _gather(x: torch.Tensor, step: _Step, positions: torch.Tensor) -> torch.Tensor:
+    """Rows of [B, tokens, H, D] as [group, rows, D]."""
+    return x[step.sample, :, step.head].index_select(0, positions.flatten()).view(*positions.shape, -1)
 
 
-def _gather(x: torch.Tensor, sample: int, positions: torch.Tensor, heads: slice) -> torch.Tensor:
-    """Rows of [B, tokens, H, D] as [heads, rows, D]."""
-    return x[sample, :, heads].index_select(0, positions).transpose(0, 1)
+def _scatter_add(target: torch.Tensor, step: _Step, positions: torch.Tensor, x: torch.Tensor) -> None:
+    """The reverse of `_gather`, summed into `target`."""
+    target[step.sample, :, step.head].index_add_(0, positions.flatten(), x.flatten(0, 1).to(target.dtype))
 
 
 class _BlockSparse(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: torch.autograd.function.FunctionCtx,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        counts: torch.Tensor,
-        indices: torch.Tensor,
-        layout: TileLayout,
-        valid: list[int] | None,
-        scale: float,
+        call: _Call,
+        with_lse: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         batch, tokens, heads, _ = query.shape
         out = torch.zeros_like(query, memory_format=torch.contiguous_format)
-        lse = query.new_full((batch, tokens, heads), float("-inf"), dtype=torch.float32)
-        buffer = torch.empty(0)
-        for work in _work(counts, indices, layout, batch, heads, valid):
-            q = _gather(query, work.sample, work.rows, work.heads).float().mul_(scale)
-            k = _gather(key, work.sample, work.keys, work.heads).float()
-            v = _gather(value, work.sample, work.keys, work.heads)
-            if buffer.numel() < q.shape[0] * q.shape[1] * k.shape[1]:
-                buffer = torch.empty(q.shape[0] * q.shape[1] * k.shape[1])
-            scores = buffer[: q.shape[0] * q.shape[1] * k.shape[1]].view(q.shape[0], q.shape[1], k.shape[1])
+        wide = torch.promote_types(query.dtype, torch.float32)
+        lse = torch.full((batch, tokens, heads, 1), float("-inf"), dtype=wide)
+        buffer = torch.empty(0, dtype=wide)
+        for step in call.steps(batch, heads):
+            q = _gather(query, step, step.rows).to(wide).mul_(call.scale)
+            k, v = _gather(key, step, step.keys).to(wide), _gather(value, step, step.keys)
+            size = q.shape[0] * q.shape[1] * k.shape[1]
+            if buffer.numel() < size:
+                buffer = torch.empty(size, dtype=wide)
+            scores = buffer[:size].view(q.shape[0], q.shape[1], k.shape[1])
             torch.bmm(q, k.mT, out=scores)
-            top = scores.amax(dim=-1, keepdim=True)
-            total = scores.sub_(top).exp_().sum(dim=-1, keepdim=True)
-            part = (scores.to(v.dtype) @ v).float() / total
-            out[work.sample, :, work.heads].index_copy_(0, work.rows, part.transpose(0, 1).to(out.dtype))
-            row_lse = (top + total.log()).squeeze(-1).T
-            lse[work.sample, :, work.heads].index_copy_(0, work.rows, row_lse)
-        lse = lse.transpose(1, 2)
+            top = scores.amax(dim=-1, keepdim=True) if with_lse else None
+            # One fused pass a row. The largest weight is exp(top - lse), so the lse needs no sum of its own.
+            torch.softmax(scores, dim=-1, out=scores)
+            if top is not None:
+                row_lse = top - scores.amax(dim=-1, keepdim=True).log()
+                lse[step.sample, :, step.head].index_copy_(0, step.rows.flatten(), row_lse.flatten(0, 1))
+            part = torch.bmm(scores.to(v.dtype), v)
+            out[step.sample, :, step.head].index_copy_(0, step.rows.flatten(), part.flatten(0, 1))
+        lse = lse.squeeze(-1).transpose(1, 2)
         ctx.save_for_backward(query, key, value, out, lse)
-        ctx.call = counts, indices, layout, valid, scale  # type: ignore[attr-defined]
+        ctx.call = call  # type: ignore[attr-defined]
         return out, lse
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: torch.autograd.function.FunctionCtx, grad_out: torch.Tensor, grad_lse: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors  # type: ignore[attr-defined]
-        counts, indices, layout, valid, scale = ctx.call  # type: ignore[attr-defined]
-        batch, _, heads, _ = query.shape
-        dq, dk, dv = (torch.zeros(x.shape, dtype=torch.float32) for x in (query, key, value))
+        call: _Call = ctx.call  # type: ignore[attr-defined]
+        wide = torch.promote_types(query.dtype, torch.float32)
+        dq, dk, dv = (torch.zeros(x.shape, dtype=wide) for x in (query, key, value))
         # The softmax's own gradient and that of the lse fold into one number a row.
-        delta = (grad_out.float() * out.float()).sum(dim=-1) - grad_lse.transpose(1, 2)
-        row_lse = lse.transpose(1, 2)
-        for work in _work(counts, indices, layout, batch, heads, valid):
-            s, h = work.sample, work.heads
-            q, g = (_gather(x, s, work.rows, h).float() for x in (query, grad_out))
-            k, v = (_gather(x, s, work.keys, h).float() for x in (key, value))
-            at, shift = (_gather(x[..., None], s, work.rows, h) for x in (row_lse, delta))
-            p = torch.bmm(q * scale, k.mT).sub_(at).exp_()
-            ds = torch.bmm(g, v.mT).sub_(shift).mul_(p).mul_(scale)
-            dv[s, :, h].index_add_(0, work.keys, torch.bmm(p.mT, g).transpose(0, 1))
-            dq[s, :, h].index_add_(0, work.rows, torch.bmm(ds, k).transpose(0, 1))
-            dk[s, :, h].index_add_(0, work.keys, torch.bmm(ds.mT, q).transpose(0, 1))
-        return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), None, None, None, None, None
+        delta = (grad_out.to(wide) * out.to(wide)).sum(dim=-1, keepdim=True) - grad_lse.transpose(1, 2)[..., None]
+        row_lse = lse.transpose(1, 2)[..., None]
+        for step in call.steps(query.shape[0], query.shape[2]):
+            q, g = (_gather(x, step, step.rows) for x in (query, grad_out))
+            k, v = (_gather(x, step, step.keys) for x in (key, value))
+            at, shift = (_gather(x, step, step.rows) for x in (row_lse, delta))
+            weights = torch.bmm(q.to(wide) * call.scale, k.to(wide).mT).sub_(at).exp_()
+            scores = torch.bmm(g.to(wide), v.to(wide).mT).sub_(shift).mul_(weights).mul_(call.scale).to(q.dtype)
+            _scatter_add(dv, step, step.keys, torch.bmm(weights.to(q.dtype).mT, g))
+            _scatter_add(dq, step, step.rows, torch.bmm(scores, k))
+            _scatter_add(dk, step, step.keys, torch.bmm(scores.mT, q))
+        return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), None, None
 
 
 def attention(
@@ -131,19 +148,23 @@ def attention(
     layout: TileLayout,
     valid: list[int] | None,
     scale: float,
+    return_lse: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Block-sparse attention on CPU tensors, differentiable in out and lse.
 
     Args:
-        query, key, value: [B, tokens, H, head_dim], any strides; float32, bfloat16 or float16.
+        query, key, value: [B, tokens, H, head_dim], any strides; float32, bfloat16, float16 or float64.
         counts: int32 [B|1, H|1, query tiles]. indices: int32 [B|1, H|1, query tiles, W].
         valid: how many prefix and suffix tokens are real keys, for each sample; None for all.
+        return_lse: False saves two passes over the scores, where no gradient needs the lse either.
 
     Returns:
-        out like query, and lse float32 [B, H, tokens]; rows without keys give 0 and -inf. Scores and their softmax are
-        float32; the weights take the dtype of `value` for the second product, as flash kernels do.
+        out like query, and lse float32 [B, H, tokens] (all -inf if not asked for); rows without keys give 0 and -inf.
+        Scores and their softmax are float32; the weights take the dtype of `value` for the second product, as flash
+        kernels do. For float64 inputs all is float64.
     """
-    result: tuple[torch.Tensor, torch.Tensor] = _BlockSparse.apply(
-        query, key, value, counts, indices, layout, valid, scale
-    )
+    with_lse = return_lse or (torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)))
+    call = _Call(counts, indices, layout, valid, scale)
+    result: tuple[torch.Tensor, torch.Tensor]
+    result = _BlockSparse.apply(query, key, value, call, with_lse)  # type: ignore[no-untyped-call]
     return result

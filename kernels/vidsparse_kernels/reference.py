@@ -7,9 +7,7 @@ import torch
 from vidsparse_kernels.tiles import TileLayout, tile_of_token
 
 
-def token_mask(
-    kept: torch.Tensor, layout: TileLayout, extra_valid: torch.Tensor | None = None
-) -> torch.Tensor:
+def token_mask(kept: torch.Tensor, layout: TileLayout, extra_valid: torch.Tensor | None = None) -> torch.Tensor:
     """Expand a tile mask to tokens.
 
     Args:
@@ -34,21 +32,23 @@ def token_mask(
 def attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masked softmax attention in the dtype of its inputs.
+    """Masked softmax attention, computed in float32, or in float64 for float64 inputs.
 
     Args:
         query, key, value: [B, tokens, H, head_dim].
         mask: bool [B|1, H|1, tokens, tokens].
 
     Returns:
-        out [B, tokens, H, head_dim] and lse [B, H, tokens] (natural log); a row without keys gives 0 and -inf.
+        out [B, tokens, H, head_dim] in the dtype of the query, and lse [B, H, tokens] (natural log) in the dtype of the
+        computation; a row without keys gives 0 and -inf.
     """
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    wide = torch.promote_types(query.dtype, torch.float32)
+    q, k, v = (x.transpose(1, 2).to(wide) for x in (query, key, value))
     logits = (q @ k.mT * scale).masked_fill(~mask, float("-inf"))
     alive = mask.any(dim=-1)
     # A dead row would be -inf minus -inf: give it any finite logits, then clear what it returns.
     logits = torch.where(alive[..., None], logits, 0.0)
     lse = logits.logsumexp(dim=-1)
-    weights = torch.where(alive[..., None], (logits - lse[..., None]).exp(), 0.0)
-    out = (weights @ v).transpose(1, 2)
+    weights = torch.where(alive[..., None], logits.softmax(dim=-1), 0.0)
+    out = (weights @ v).transpose(1, 2).to(query.dtype)
     return out, torch.where(alive, lse, float("-inf"))

@@ -17,7 +17,10 @@ class SparseLayer(Protocol):
     """What a processor asks of the library, once for each call of its layer."""
 
     def run(
-        self, dense: Callable[[], torch.Tensor], sparse: Callable[[Attend], torch.Tensor], unsupported: str | None = None
+        self,
+        dense: Callable[[], torch.Tensor],
+        sparse: Callable[[Attend], torch.Tensor],
+        unsupported: str | None = None,
     ) -> torch.Tensor:
         """Run one of two ways through the layer.
 

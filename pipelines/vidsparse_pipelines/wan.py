@@ -18,7 +18,8 @@ class WanAdapter(Adapter):
         return {f"blocks.{i}.attn1": block.attn1 for i, block in enumerate(transformer.blocks)}  # type: ignore[arg-type]
 
     def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
-        sizes = zip(call["hidden_states"].shape[-3:], transformer.config.patch_size, strict=True)  # type: ignore[union-attr]
+        config: Any = transformer.config
+        sizes = zip(call["hidden_states"].shape[-3:], config.patch_size, strict=True)
         return VideoGrid(*(size // patch for size, patch in sizes))
 
     def processor(self, original: Any, layer: SparseLayer) -> WanSparseProcessor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse.grid import Tile, VideoGrid
+from vidsparse.grid import Tile, VideoGrid, check_tile
 from vidsparse.patterns.base import Context, Pattern
 
 
@@ -17,10 +19,19 @@ class Dense(Pattern):
 
     tile: Tile | None = None
 
+    def __post_init__(self) -> None:
+        if self.tile is not None:
+            check_tile(self.tile)
+
     def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
-        tile = self.tile or grid.best_tile()
-        tiles = torch.Size(grid.tiles(tile)).numel()
-        return BlockMap.from_dense(torch.ones(tiles, tiles, dtype=torch.bool), grid, tile)
+        return _plan(self, grid)
 
     def is_dense(self, context: Context) -> bool:
         return True
+
+
+@lru_cache(maxsize=32)
+def _plan(pattern: Dense, grid: VideoGrid) -> BlockMap:
+    tile = pattern.tile or grid.best_tile()
+    tiles = math.prod(grid.tiles(tile))
+    return BlockMap.from_dense(torch.ones(tiles, tiles, dtype=torch.bool), grid, tile)

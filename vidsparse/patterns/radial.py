@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse.grid import Tile, VideoGrid
+from vidsparse.grid import Tile, VideoGrid, check_tile
 from vidsparse.patterns.base import Context, Pattern, check_density
 
 
@@ -43,8 +43,10 @@ class Radial(Pattern):
             raise ValueError(f"give one of density={self.density} and decay={self.decay}, such as Radial(density=0.2)")
         if self.density is not None:
             check_density(self.density)
-        elif self.decay is not None and self.decay <= 0:
+        elif self.decay is not None and not self.decay > 0:
             raise ValueError(f"decay={self.decay} must be greater than 0")
+        if self.tile is not None:
+            check_tile(self.tile)
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
         return _plan(self, grid)
@@ -87,7 +89,8 @@ def _decay_needed(tiles: tuple[int, int, int], frames_per_tile: int, sink: bool)
     # Mostly the square window that holds the tile; a little of its own rectangle, so that windows grow tile by tile.
     area = 0.9 * torch.maximum(height, width) ** 2 + 0.1 * height * width
     cost = area[None, :, :, None] * (1 + distance[:, None, None, :, None, None])
-    # Ties between past and future, and between rows and columns, go to the former: the density then grows in small steps.
+    # Ties between past and future, and between rows and columns, go to the former, so that the density grows in small
+    # steps.
     cost = cost + 1e-4 * time[:, None, None, :, None, None] + 1e-5 * width[None, :, :, None]
     number = math.prod(tiles)
     return cost.reshape(number, number)
@@ -110,4 +113,5 @@ def _closest_limit(cost: torch.Tensor, density: float) -> torch.Tensor:
     """The decay whose share of kept pairs is closest to the density."""
     values, groups = cost.flatten().unique(return_counts=True)
     share = groups.cumsum(0) / cost.numel()
-    return values[(share - density).abs().argmin()]
+    closest: torch.Tensor = values[(share - density).abs().argmin()]
+    return closest

@@ -40,8 +40,8 @@ class RadialRaster(Pattern):
     block: int = 128
 
     def __post_init__(self) -> None:
-        if self.decay < 0 or self.block < 1 or self.adjacent not in ("full", "half"):
-            raise ValueError(f"{self}: decay is at least 0, block at least 1, adjacent 'full' or 'half'")
+        if not 0 <= self.decay < math.inf or self.block < 1 or self.adjacent not in ("full", "half"):
+            raise ValueError(f"{self}: decay is finite and at least 0, block at least 1, adjacent 'full' or 'half'")
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
         return _plan(self, grid)

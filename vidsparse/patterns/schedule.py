@@ -38,7 +38,9 @@ class StepSchedule(Pattern):
         if not isinstance(self.pattern, Pattern):
             raise TypeError(f"pattern={self.pattern!r} must be a pattern, such as Radial(density=0.2)")
         if min(self.dense_steps, self.dense_last_steps) < 0:
-            raise ValueError(f"dense_steps={self.dense_steps} and dense_last_steps={self.dense_last_steps} must be >= 0")
+            raise ValueError(
+                f"dense_steps={self.dense_steps} and dense_last_steps={self.dense_last_steps} must be >= 0"
+            )
         for name, bounds in (("steps", self.steps), ("sigmas", self.sigmas)):
             if bounds is not None and bounds[0] > bounds[1]:
                 raise ValueError(f"{name}={bounds} must be (low, high)")

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse.grid import Tile, VideoGrid
+from vidsparse.grid import Tile, VideoGrid, check_tile
 from vidsparse.patterns.base import Context, Pattern
 
 
@@ -36,8 +36,10 @@ class SlidingTile(Pattern):
     tile: Tile | None = None
 
     def __post_init__(self) -> None:
-        if len(self.window) != 3 or min(self.window) < 1 or (self.stride is not None and min(self.stride) < 1):
-            raise ValueError(f"window={self.window} and stride={self.stride} need three sides of at least 1 token")
+        for name in ("window", "stride", "tile"):
+            sides = getattr(self, name)
+            if sides is not None:
+                check_tile(sides, name)
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
         return _plan(self, grid)

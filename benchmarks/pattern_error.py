@@ -1,0 +1,127 @@
+"""Output error against dense attention on the `shapes` model's real queries, keys and values, at equal density.
+
+    python benchmarks/pattern_error.py --frames 33 129
+
+The published mask has no density to set: its decay is varied, and the other patterns are asked for the density that it
+turns out to have. Error: ||sparse - dense|| / ||dense|| over all tokens of a layer, mean over layers, steps and prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from vidsparse_pipelines import adapter_for
+from vidsparse_pipelines.base import Attend
+
+from vidsparse import Pattern, Radial, RadialRaster, SlidingTile, VideoGrid, sparse_attention
+from vidsparse.shapes import model
+from vidsparse.shapes.scene import held_out_scenes
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Recorder:
+    """Stands where a sparse layer would, and keeps query, key and value at the wanted calls; what runs is dense."""
+
+    def __init__(self, kept: list[tuple[torch.Tensor, ...]], calls: set[int]):
+        self.kept, self.calls, self.count = kept, calls, 0
+
+    def run(
+        self, dense: Callable[[], torch.Tensor], sparse: Callable[[Attend], torch.Tensor], unsupported: str | None = None
+    ) -> torch.Tensor:
+        def attend(*qkv: torch.Tensor) -> torch.Tensor:
+            if self.count in self.calls:
+                self.kept.append(tuple(x.clone() for x in qkv))
+            self.count += 1
+            heads_first = (x.transpose(1, 2) for x in qkv)
+            return torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+
+        return sparse(attend)
+
+
+def record(frames: int, prompts: int, steps: int, at: set[int]) -> list[tuple[torch.Tensor, ...]]:
+    """Query, key and value of every layer at the denoising steps `at`, for some held-out prompts."""
+    pipe = model.load_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    adapter, kept = adapter_for(pipe.transformer), []
+    scenes = held_out_scenes()[:: 64 // prompts]
+    recorders = []
+    for attention in adapter.self_attentions(pipe.transformer).values():
+        recorders.append(Recorder(kept, at))
+        attention.set_processor(adapter.processor(attention.processor, recorders[-1]))
+    for number, scene in enumerate(scenes):
+        for recorder in recorders:
+            recorder.count = 0
+        pipe(
+            scene.caption,
+            height=64,
+            width=64,
+            num_frames=frames,
+            num_inference_steps=steps,
+            guidance_scale=1.0,
+            max_sequence_length=model.MAX_WORDS,
+            generator=torch.Generator().manual_seed(number),
+            output_type="latent",
+        )
+    return kept
+
+
+def error(pattern: Pattern, grid: VideoGrid, recorded: list[tuple[torch.Tensor, ...]]) -> tuple[float, float]:
+    """(density, mean relative error)."""
+    block_map = pattern.plan(grid)
+    errors = []
+    for query, key, value in recorded:
+        heads_first = (x.transpose(1, 2) for x in (query, key, value))
+        dense = torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+        sparse = sparse_attention(query, key, value, block_map)
+        errors.append(((sparse - dense).norm() / dense.norm()).item())
+    return block_map.density, sum(errors) / len(errors)
+
+
+def contenders(grid: VideoGrid) -> dict[str, dict[float, Pattern]]:
+    """Name -> density of the published mask -> pattern."""
+    found: dict[str, dict[float, Pattern]] = defaultdict(dict)
+    for adjacent, decay in (("half", 0.1), ("full", 0.1), ("full", 1.0), ("full", 2.0), ("full", 4.0)):
+        raster = RadialRaster(decay=decay, adjacent=adjacent)  # type: ignore[arg-type]
+        density = round(raster.plan(grid).density, 4)
+        found["RadialRaster (published)"][density] = raster
+        found["Radial"][density] = Radial(density=density)
+        found["Radial, no sink"][density] = Radial(density=density, sink=False)
+        windows = [
+            SlidingTile(window=(t, s, s), tile=(1, 4, 16) if s == 16 else (1, 8, 8))
+            for t in range(1, grid.frames + 1, 2)
+            for s in (8, 16)
+        ]
+        found["SlidingTile"][density] = min(windows, key=lambda w: abs(w.plan(grid).density - density))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, nargs="+", default=[33, 129])
+    parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--at", type=int, nargs="+", default=[4, 14, 26])
+    arguments = parser.parse_args()
+    rows = []
+    for frames in arguments.frames:
+        grid = VideoGrid((frames - 1) // 4 + 1, 16, 16)
+        with torch.no_grad():
+            recorded = record(frames, arguments.prompts, arguments.steps, set(arguments.at))
+            for name, patterns in contenders(grid).items():
+                for asked, pattern in patterns.items():
+                    density, relative = error(pattern, grid, recorded)
+                    row = {"frames": frames, "pattern": name, "asked": asked, "density": density, "error": relative}
+                    rows.append({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
+                    print(json.dumps(rows[-1]), flush=True)
+    settings = {k: v for k, v in vars(arguments).items()}
+    (RESULTS / "pattern_error.json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Seconds and peak memory of the `shapes` model, dense and with radial attention, each in a process of its own.
+
+    python benchmarks/shapes_end_to_end.py --frames 129 --density 0.2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROMPT = "a red circle moving left on a blue background"
+
+
+def child(arguments: argparse.Namespace) -> None:
+    """Generate once and print seconds and peak memory as JSON."""
+    import torch
+
+    import vidsparse
+    from vidsparse.shapes import model
+
+    pipe = model.load_pipeline(getattr(torch, arguments.dtype))
+    pipe.set_progress_bar_config(disable=True)
+    settings = dict(height=64, width=64, max_sequence_length=model.MAX_WORDS, guidance_scale=arguments.guidance)
+    pipe(PROMPT, num_frames=5, num_inference_steps=1, **settings)  # warm-up
+    pattern: vidsparse.Pattern = vidsparse.Dense()
+    if arguments.child == "sparse":
+        pattern = vidsparse.StepSchedule(vidsparse.Radial(density=arguments.density), dense_steps=arguments.dense_steps)
+    with vidsparse.sparsify(pipe, pattern) as run:
+        started = time.perf_counter()
+        latents = pipe(
+            PROMPT,
+            num_frames=arguments.frames,
+            num_inference_steps=arguments.steps,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+            **settings,
+        ).frames
+        denoising = time.perf_counter() - started
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        report = run.report()
+    latents = latents * torch.tensor(pipe.vae.config.latents_std).view(1, -1, 1, 1, 1)
+    latents = latents + torch.tensor(pipe.vae.config.latents_mean).view(1, -1, 1, 1, 1)
+    started = time.perf_counter()
+    with torch.no_grad():
+        pipe.vae.decode(latents.to(pipe.vae.dtype))
+    print(
+        json.dumps(
+            {
+                "denoising_s": round(denoising, 2),
+                "decoding_s": round(time.perf_counter() - started, 2),
+                "attention_layers_s": round(report.seconds, 2),
+                "denoising_peak_mib": round(memory),
+                "density": round(report.density, 4),
+                "flops_saved": round(report.flops_saved, 4),
+            }
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=129)
+    parser.add_argument("--density", type=float, default=0.2)
+    parser.add_argument("--dense-steps", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=4, help="denoising steps; each costs the same")
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--child", choices=["dense", "sparse"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        return child(arguments)
+    results = {}
+    for kind in ("dense", "sparse"):
+        done = subprocess.run([sys.executable, *sys.argv, "--child", kind], capture_output=True, text=True, check=True)
+        results[kind] = json.loads(done.stdout.splitlines()[-1])
+        print(kind, results[kind], flush=True)
+    dense, sparse = results["dense"], results["sparse"]
+    results["denoising_speedup"] = round(dense["denoising_s"] / sparse["denoising_s"], 2)
+    whole = [r["denoising_s"] + r["decoding_s"] for r in (dense, sparse)]
+    results["whole_speedup"] = round(whole[0] / whole[1], 2)
+    results["memory_ratio"] = round(sparse["denoising_peak_mib"] / dense["denoising_peak_mib"], 3)
+    results["settings"] = {k: v for k, v in vars(arguments).items() if k != "child"}
+    print(json.dumps({k: v for k, v in results.items() if k not in ("dense", "sparse")}))
+    name = f"shapes_end_to_end_{arguments.frames}_{arguments.dtype}.json"
+    (Path(__file__).parent / "results" / name).write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

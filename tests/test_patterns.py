@@ -1,0 +1,551 @@
+"""Every pattern by every property, and each published rule against a brute force written from its definition."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from vidsparse import BlockMap, Context, Dense, Pattern, Radial, RadialRaster, SlidingTile, StepSchedule, VideoGrid
+
+PATTERNS: dict[str, Pattern] = {
+    "dense": Dense(),
+    "dense-tile2x4x8": Dense(tile=(2, 4, 8)),
+    "radial-density0.05": Radial(density=0.05),
+    "radial-density0.2": Radial(density=0.2),
+    "radial-density0.5": Radial(density=0.5),
+    "radial-density1": Radial(density=1.0),
+    "radial-density0.2-nosink": Radial(density=0.2, sink=False),
+    "radial-density0.2-tile2x2x4": Radial(density=0.2, tile=(2, 2, 4)),
+    "radial-decay0.001": Radial(decay=0.001),
+    "radial-decay1-nosink": Radial(decay=1.0, sink=False),
+    "raster": RadialRaster(),
+    "raster-half-nosink": RadialRaster(adjacent="half", sink=False),
+    "raster-decay1-block16": RadialRaster(decay=1.0, block=16),
+    "raster-decay0-block48": RadialRaster(decay=0.0, block=48, sink=False),
+    "sliding": SlidingTile(),
+    "sliding-1token": SlidingTile(window=(1, 1, 1), tile=(2, 2, 4)),
+    "sliding-even-stride": SlidingTile(window=(4, 8, 8), stride=(2, 4, 8), tile=(2, 2, 4)),
+    "sliding-tile1x4x4": SlidingTile(window=(3, 12, 5), stride=(2, 4, 8), tile=(1, 4, 4)),
+    "sliding-full": SlidingTile(window=(99, 99, 99)),
+    "schedule-of-radial": StepSchedule(Radial(density=0.2), dense_steps=3, dense_layers=(0,)),
+    "schedule-of-schedule": StepSchedule(StepSchedule(SlidingTile(), sigmas=(0.0, 0.9)), dense_last_steps=1),
+}
+FULL = ["dense", "dense-tile2x4x8", "radial-density1", "sliding-full"]
+GRIDS = {
+    "9x16x16": VideoGrid(9, 16, 16),
+    "5x7x11": VideoGrid(5, 7, 11),
+    "1x16x16": VideoGrid(1, 16, 16),
+    "7x1x1": VideoGrid(7, 1, 1),
+    "3+3x5x2+5": VideoGrid(3, 5, 2, prefix=3, suffix=5),
+    "4x9x10": VideoGrid(4, 9, 10),
+}
+VIDEO_GRIDS = {
+    "9x16x16": VideoGrid(9, 16, 16),
+    "33x16x16": VideoGrid(33, 16, 16),
+    "21x30x52": VideoGrid(21, 30, 52),
+    "21x45x80": VideoGrid(21, 45, 80),
+}
+every_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
+every_grid = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+video_grids = pytest.mark.parametrize("grid", VIDEO_GRIDS.values(), ids=VIDEO_GRIDS)
+
+
+# Properties of all patterns
+
+
+@every_grid
+@every_pattern
+def test_counts_and_indices_are_well_formed(pattern: Pattern, grid: VideoGrid) -> None:
+    block_map = pattern.plan(grid)
+    rows = math.prod(block_map.grid.tiles(block_map.query_tile))
+    assert block_map.grid.tokens == grid.tokens
+    assert (block_map.grid.prefix, block_map.grid.suffix) == (grid.prefix, grid.suffix)
+    assert block_map.counts.shape == (1, 1, rows)
+    assert block_map.counts.dtype == block_map.indices.dtype == torch.int32
+    assert block_map.counts.min() >= 1, "a query tile sees nothing"
+    assert block_map.counts.max() == block_map.indices.shape[-1] <= block_map.key_tiles
+    for count, row in zip(block_map.counts.flatten().tolist(), block_map.indices.flatten(0, -2).tolist(), strict=True):
+        assert row[0] >= 0 and row[count - 1] < block_map.key_tiles
+        assert all(a < b for a, b in itertools.pairwise(row[:count])), "indices are not ascending"
+
+
+@every_grid
+@every_pattern
+def test_every_query_tile_sees_itself(pattern: Pattern, grid: VideoGrid) -> None:
+    assert pattern.plan(grid).to_dense().diagonal(dim1=-2, dim2=-1).all()
+
+
+@every_grid
+@every_pattern
+def test_density_is_the_share_of_kept_pairs(pattern: Pattern, grid: VideoGrid) -> None:
+    block_map = pattern.plan(grid)
+    assert block_map.density == pytest.approx(block_map.to_dense().double().mean().item())
+
+
+@every_grid
+@every_pattern
+def test_token_density_is_the_share_of_kept_tokens(pattern: Pattern, grid: VideoGrid) -> None:
+    block_map = pattern.plan(grid)
+    mask = block_map.token_mask()
+    assert mask.shape == (1, 1, grid.tokens, grid.tokens)
+    assert block_map.token_density == pytest.approx(mask.sum().item() / mask.numel())
+
+
+@every_grid
+@every_pattern
+def test_text_sees_and_is_seen_by_everything(pattern: Pattern, grid: VideoGrid) -> None:
+    mask = pattern.plan(grid).token_mask()[0, 0]
+    for text in (slice(0, grid.prefix), slice(grid.tokens - grid.suffix, grid.tokens)):
+        assert mask[text].all() and mask[:, text].all()
+
+
+@every_grid
+@every_pattern
+def test_dense_and_back_is_the_identity(pattern: Pattern, grid: VideoGrid) -> None:
+    block_map = pattern.plan(grid)
+    again = BlockMap.from_dense(block_map.to_dense(), block_map.grid, block_map.query_tile, block_map.key_tile)
+    assert_same_map(again, block_map)
+
+
+@every_grid
+@every_pattern
+def test_transposed_twice_is_the_identity(pattern: Pattern, grid: VideoGrid) -> None:
+    block_map = pattern.plan(grid)
+    assert torch.equal(block_map.transpose().to_dense(), block_map.to_dense().mT)
+    assert_same_map(block_map.transpose().transpose(), block_map)
+
+
+@every_grid
+@pytest.mark.parametrize("pattern", [PATTERNS[name] for name in FULL], ids=FULL)
+def test_a_full_pattern_keeps_all_pairs(pattern: Pattern, grid: VideoGrid) -> None:
+    block_map = pattern.plan(grid)
+    assert block_map.to_dense().all()
+    assert block_map.density == block_map.token_density == 1
+
+
+@every_grid
+@every_pattern
+def test_a_plan_is_made_once_for_each_grid(pattern: Pattern, grid: VideoGrid) -> None:
+    block_map = pattern.plan(grid)
+    same_fields = dataclasses.replace(pattern)  # type: ignore[type-var]
+    assert same_fields is not pattern
+    assert same_fields.plan(dataclasses.replace(grid), Context(layer=3, step=7)) is block_map
+    other = dataclasses.replace(grid, frames=grid.frames + 1)
+    assert pattern.plan(other).grid.tokens == other.tokens
+    assert pattern.plan(grid) is block_map
+
+
+@every_pattern
+def test_patterns_of_shapes_alone_ignore_content(pattern: Pattern) -> None:
+    grid = GRIDS["5x7x11"]
+    content = torch.randn(2, grid.tokens, 3, 8)
+    assert pattern.select(content, content, grid, Context()) is pattern.plan(grid)
+
+
+@every_pattern
+def test_patterns_are_frozen_and_hashable(pattern: Pattern) -> None:
+    assert hash(dataclasses.replace(pattern)) == hash(pattern)  # type: ignore[type-var]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(pattern, dataclasses.fields(pattern)[0].name, None)  # type: ignore[arg-type]
+
+
+# Block maps
+
+
+def test_map_with_another_key_tile_and_one_map_for_each_sample_and_head() -> None:
+    grid = GRIDS["5x7x11"]
+    kept = torch.rand(2, 3, 24, 12) < 0.3
+    kept[0, 1, 5] = False
+    block_map = BlockMap.from_dense(kept, grid, query_tile=(2, 2, 6), key_tile=(4, 4, 4))
+    assert torch.equal(block_map.to_dense(), kept)
+    assert torch.equal(block_map.transpose().to_dense(), kept.mT)
+    assert block_map.density == pytest.approx(kept.double().mean().item())
+    assert block_map.token_density == pytest.approx(block_map.token_mask().double().mean().item())
+
+
+@pytest.mark.parametrize("garbage", [0, -123456, 2**31 - 1])
+def test_entries_past_the_count_mean_nothing(garbage: int) -> None:
+    kept = torch.rand(7, 12) < 0.5
+    kept[:, 0] = False
+    block_map = BlockMap.from_dense(kept, VideoGrid(7, 4, 3), (1, 4, 3), (7, 1, 1))
+    indices = block_map.indices.clone()
+    past = torch.arange(indices.shape[-1]) >= block_map.counts[..., None]
+    assert past.any()
+    indices[past] = garbage
+    changed = dataclasses.replace(block_map, indices=indices)
+    assert torch.equal(changed.to_dense()[0, 0], kept)
+    assert changed.token_density == block_map.token_density
+
+
+def test_a_map_that_keeps_nothing() -> None:
+    block_map = BlockMap.from_dense(torch.zeros(5, 5, dtype=torch.bool), VideoGrid(5, 4, 4), (1, 4, 4))
+    assert block_map.indices.shape[-1] == 1
+    assert not block_map.to_dense().any()
+    assert block_map.density == block_map.token_density == 0
+
+
+def test_token_mask_clears_the_padding_of_the_text() -> None:
+    grid = VideoGrid(1, 2, 2, prefix=2, suffix=2)
+    mask = Dense().plan(grid).token_mask(torch.tensor([4, 3, 1]))
+    assert mask.shape == (3, 1, 8, 8)
+    # Valid tokens are counted through the prefix first, then through the suffix.
+    assert mask[:, 0].all(dim=1).tolist() == [
+        [True] * 8,
+        [True, True, True, True, True, True, True, False],
+        [True, False, True, True, True, True, False, False],
+    ]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [torch.ones(4, 5, dtype=torch.bool), torch.ones(5, 5), torch.ones(1, 5, 5, dtype=torch.bool)],
+    ids=["four-rows", "float", "three-dimensions"],
+)
+def test_from_dense_says_what_it_expects(kept: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"expected bool \[\.\.\., 5, 5\]"):
+        BlockMap.from_dense(kept, VideoGrid(5, 4, 4), (1, 4, 4))
+
+
+# Radial
+
+
+@video_grids
+@pytest.mark.parametrize("sink", [True, False], ids=["sink", "nosink"])
+@pytest.mark.parametrize("density", [0.05, 0.2, 0.35, 0.5, 0.8, 1.0])
+def test_radial_meets_the_density(density: float, sink: bool, grid: VideoGrid) -> None:
+    assert Radial(density=density, sink=sink).plan(grid).density == pytest.approx(density, abs=0.01)
+
+
+@video_grids
+@pytest.mark.parametrize("density", [0.05, 0.2, 0.5], ids=lambda d: f"density{d}")
+def test_radial_windows_are_moved_not_cut_at_the_border(density: float, grid: VideoGrid) -> None:
+    pattern = Radial(density=density)
+    tiles = grid.tiles(pattern.tile_for(grid))
+    spatial = tiles[1] * tiles[2]
+    kept = pattern.plan(grid).to_dense().view(tiles[0], spatial, tiles[0], spatial)
+    seen = kept.sum(dim=-1)  # [query frame, query place, key frame]
+    assert torch.equal(seen.amin(dim=1), seen.amax(dim=1)), "a place of the frame sees less than another"
+
+
+@video_grids
+def test_radial_windows_shrink_with_temporal_distance(grid: VideoGrid) -> None:
+    pattern = Radial(density=0.3, sink=False)
+    tiles = grid.tiles(pattern.tile_for(grid))
+    seen = pattern.plan(grid).to_dense().view(tiles[0], -1, tiles[0], tiles[1] * tiles[2]).sum(dim=-1)[:, 0]
+    for frame in range(tiles[0]):
+        past, future = seen[frame, : frame + 1].flip(0), seen[frame, frame:]
+        assert (past.diff() <= 0).all() and (future.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("sink", [True, False], ids=["sink", "nosink"])
+@pytest.mark.parametrize("grid", [GRIDS["9x16x16"], GRIDS["4x9x10"]], ids=["9x16x16", "4x9x10"])
+def test_radial_keeps_a_superset_at_a_higher_density(grid: VideoGrid, sink: bool) -> None:
+    maps = [
+        Radial(density=d, sink=sink, tile=(1, 4, 4)).plan(grid).to_dense() for d in (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
+    ]
+    for lower, higher in itertools.pairwise(maps):
+        assert (lower <= higher).all()
+
+
+@pytest.mark.parametrize("decay", [0.02, 0.2, 1.0, 5.0])
+def test_radial_window_covers_the_fraction_that_the_docstring_says(decay: float) -> None:
+    # 8 x 8 tiles of one frame each: a square window of n x n tiles covers n * n / 64 of the frame.
+    grid, tile = VideoGrid(12, 32, 32), (1, 4, 4)
+    seen = Radial(decay=decay, sink=False, tile=tile).plan(grid).to_dense().view(12, 64, 12, 64).sum(dim=-1)[:, 0]
+    for i, j in itertools.product(range(12), repeat=2):
+        share = min(1.0, decay / (1 + abs(i - j)))
+        side = math.sqrt(share) * 8
+        low = max(math.floor(side) ** 2, int(i == j))  # the own tile always stays
+        assert low - 8 <= seen[i, j] <= (math.floor(side) + 1) ** 2, (i, j)
+
+
+def test_radial_sink_is_as_near_as_the_neighbouring_frame() -> None:
+    grid, tile = VideoGrid(12, 32, 32), (1, 4, 4)
+    with_sink = Radial(decay=0.5, tile=tile).plan(grid).to_dense().view(12, 64, 12, 64)
+    without = Radial(decay=0.5, tile=tile, sink=False).plan(grid).to_dense().view(12, 64, 12, 64)
+    assert torch.equal(with_sink[:, :, 1:], without[:, :, 1:])
+    neighbour = without[:, :, 1:].diagonal(dim1=0, dim2=2).sum(dim=(0, 1))  # frame i to frame i + 1
+    first = with_sink[2:, :, 0].sum(dim=(1, 2))
+    assert ((first - neighbour[0]).abs() <= 64).all(), "the sink's windows are not those of the next frame"
+
+
+# RadialRaster
+
+
+@pytest.mark.parametrize(
+    ("grid", "pattern", "sparsity"),
+    [
+        (VideoGrid(18, 48, 80), RadialRaster(), 0.7129),
+        (VideoGrid(18, 48, 80), RadialRaster(adjacent="half"), 0.7366),
+        (VideoGrid(18, 48, 80), RadialRaster(decay=0.0, adjacent="half"), 0.7366),
+        (VideoGrid(18, 48, 80), RadialRaster(decay=1.0), 0.5691),
+        (VideoGrid(18, 48, 80), RadialRaster(decay=1.0, adjacent="half"), 0.5928),
+        (VideoGrid(30, 48, 80), RadialRaster(decay=0.95, sink=False), 0.7254),
+        (VideoGrid(30, 48, 80), RadialRaster(decay=0.95), 0.6992),
+        (VideoGrid(30, 48, 80), RadialRaster(decay=1.0, sink=False), 0.7068),
+        (VideoGrid(30, 48, 80), RadialRaster(decay=1.0), 0.6810),
+    ],
+    ids=[
+        "wan-69f",
+        "wan-69f-half",
+        "wan-69f-half-floor",
+        "wan-69f-decay1",
+        "wan-69f-half-decay1",
+        "hunyuan-117f",
+        "hunyuan-117f-sink",
+        "hunyuan-117f-decay1",
+        "hunyuan-117f-decay1-sink",
+    ],
+)
+def test_radial_raster_has_the_sparsity_of_the_official_code(
+    grid: VideoGrid, pattern: RadialRaster, sparsity: float
+) -> None:
+    assert 1 - pattern.plan(grid).density == pytest.approx(sparsity, abs=5e-5)
+
+
+@pytest.mark.parametrize("adjacent", ["full", "half"])
+@pytest.mark.parametrize("sink", [True, False], ids=["sink", "nosink"])
+@pytest.mark.parametrize("decay", [0.0, 0.2, 1.0], ids=lambda d: f"decay{d}")
+@pytest.mark.parametrize(
+    ("view", "block"),
+    [
+        ((8, 10, 13), 16),
+        ((5, 12, 11), 32),
+        ((6, 16, 17), 64),
+        ((9, 8, 16), 64),
+        ((5, 7, 11), 16),
+        ((20, 3, 7), 8),
+        ((7, 1, 1), 2),
+    ],
+    ids=[
+        "8x10x13-block16",
+        "5x12x11-block32",
+        "6x16x17-block64",
+        "9x8x16-block64",
+        "5x7x11-block16",
+        "20x3x7-block8",
+        "7x1x1-block2",
+    ],
+)
+def test_radial_raster_against_the_published_rule(
+    view: tuple[int, int, int], block: int, decay: float, sink: bool, adjacent: Any
+) -> None:
+    pattern = RadialRaster(decay=decay, sink=sink, adjacent=adjacent, block=block)
+    expected = published_radial_map(*view, pattern)
+    assert torch.equal(pattern.plan(VideoGrid(*view)).to_dense()[0, 0], expected)
+
+
+def published_radial_map(frames: int, height: int, width: int, pattern: RadialRaster) -> torch.Tensor:
+    """The official rule, token by token, then its reduction to blocks, frame pair by frame pair."""
+    size, s = pattern.block, height * width
+    power = 1
+    while power <= s:
+        power *= 2
+    blocks = -(-frames * s // size)
+    kept = torch.zeros(blocks, blocks, dtype=torch.bool)
+    for i, j in itertools.product(range(frames), repeat=2):
+        mask = published_frame_pair(i, j, s, power, pattern)
+        # The frame pair stands on a canvas of ceil(s / size) blocks; what sticks out of it is lost.
+        side = -(-s // size) * size
+        canvas = torch.zeros(side + size, side + size, dtype=torch.bool)
+        top, left = i * s % size, j * s % size
+        canvas[top : top + s, left : left + s] = mask
+        cells = canvas[:side, :side].view(side // size, size, side // size, size)
+        for row, column in itertools.product(range(side // size), repeat=2):
+            filled = [int(n) for n in cells[row, :, column].sum(dim=0)]  # True rows of each column of the block
+            full = sum(3 * n > size for n in filled)
+            touched = sum(n > 0 for n in filled)
+            down, right = i * s // size + row, j * s // size + column
+            if touched and 5 * full > 3 * touched and down < blocks and right < blocks:
+                kept[down, right] = True
+    # The documented differences: the diagonal is kept, and a last block that is not full counts as text.
+    whole = frames * s // size
+    kept[whole:], kept[:, whole:] = True, True
+    return kept | torch.eye(blocks, dtype=torch.bool)
+
+
+def published_frame_pair(i: int, j: int, s: int, power: int, pattern: RadialRaster) -> torch.Tensor:
+    """Which tokens of frame j each token of frame i sees: bool [s, s]."""
+    distance, group = abs(i - j), 0
+    while 2**group <= distance:
+        group += 1
+    if j == 0 and pattern.sink:
+        return torch.ones(s, s, dtype=torch.bool)
+    length = power / 2**group
+    if length < 128 and distance % int(128 / length):
+        return torch.zeros(s, s, dtype=torch.bool)
+    half_width = max(pattern.block, pattern.decay * length)
+    if distance == 0:
+        half_width = s
+    elif distance == 1:
+        half_width = s if pattern.adjacent == "full" else s // 2
+    token = torch.arange(s)
+    return (token[:, None] - token[None]).abs() <= half_width
+
+
+# SlidingTile
+
+
+@pytest.mark.parametrize("tile", [(1, 1, 1), (1, 2, 2), (2, 2, 4)], ids=["tile1x1x1", "tile1x2x2", "tile2x2x4"])
+@pytest.mark.parametrize(
+    ("window", "stride"),
+    [
+        ((3, 3, 3), (1, 1, 1)),
+        ((2, 4, 4), (1, 1, 1)),
+        ((3, 4, 5), (2, 3, 2)),
+        ((4, 4, 4), (4, 4, 4)),
+        ((1, 1, 1), (1, 1, 1)),
+        ((3, 99, 4), (1, 1, 4)),
+    ],
+    ids=["odd", "even", "mixed-strides", "blocked", "one", "full-height"],
+)
+@pytest.mark.parametrize("view", [(5, 7, 11), (1, 8, 8), (4, 9, 10)], ids=["5x7x11", "1x8x8", "4x9x10"])
+def test_sliding_tile_against_the_formula_of_natten(
+    view: tuple[int, int, int], window: tuple[int, int, int], stride: tuple[int, int, int], tile: tuple[int, int, int]
+) -> None:
+    grid = VideoGrid(*view)
+    tiles = grid.tiles(tile)
+    in_tokens = [tuple(n * side for n, side in zip(sides, tile, strict=True)) for sides in (window, stride)]
+    block_map = SlidingTile(window=in_tokens[0], stride=in_tokens[1], tile=tile).plan(grid)  # type: ignore[arg-type]
+    t, h, w = (natten_axis(*axis) for axis in zip(tiles, window, stride, strict=True))
+    kept = torch.tensor(
+        [
+            [t[a][d] and h[b][e] and w[c][f] for d, e, f in itertools.product(*map(range, tiles))]
+            for a, b, c in itertools.product(*map(range, tiles))
+        ]
+    )
+    assert torch.equal(block_map.to_dense()[0, 0], kept)
+
+
+def natten_axis(size: int, window: int, stride: int) -> list[list[bool]]:
+    """Definition of generalised neighbourhood attention on one axis: who sees whom, query by query."""
+    window = min(window, size)
+    stride = min(stride, window)
+    half, odd = window // 2, window % 2
+    rows = []
+    for query in range(size):
+        leader = min(query // stride * stride + stride // 2, size - 1)
+        centre = min(max(leader, half), size - 1 - (half + odd - 1))
+        rows.append([centre - half <= key <= centre + half + odd - 1 for key in range(size)])
+    return rows
+
+
+@every_grid
+def test_sliding_windows_have_one_size_everywhere(grid: VideoGrid) -> None:
+    block_map = SlidingTile(window=(3, 8, 8), tile=(1, 4, 4)).plan(grid)
+    expected = math.prod(min(n, side) for n, side in zip(grid.tiles((1, 4, 4)), (3, 2, 2), strict=True))
+    assert (block_map.counts == expected).all()
+
+
+def test_sliding_window_is_rounded_up_to_whole_tiles() -> None:
+    grid = VideoGrid(9, 16, 16)
+    exact = SlidingTile(window=(2, 8, 8), tile=(1, 4, 4)).plan(grid)
+    assert torch.equal(SlidingTile(window=(2, 5, 7), tile=(1, 4, 4)).plan(grid).to_dense(), exact.to_dense())
+
+
+# StepSchedule
+
+SPARSE = Radial(density=0.2)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "dense_steps"),
+    [
+        (StepSchedule(SPARSE), []),
+        (StepSchedule(SPARSE, dense_steps=3), [0, 1, 2]),
+        (StepSchedule(SPARSE, dense_last_steps=2), [8, 9]),
+        (StepSchedule(SPARSE, dense_steps=1, dense_last_steps=1), [0, 9]),
+        (StepSchedule(SPARSE, dense_steps=99), list(range(10))),
+        (StepSchedule(SPARSE, steps=(2, 4)), [0, 1, 4, 5, 6, 7, 8, 9]),
+        (StepSchedule(SPARSE, sigmas=(0.25, 0.75)), [0, 1, 2, 8, 9]),
+        (StepSchedule(SPARSE, sigmas=(0.0, 1.0)), []),
+        (StepSchedule(StepSchedule(SPARSE, dense_steps=1), dense_last_steps=1), [0, 9]),
+        (StepSchedule(Dense()), list(range(10))),
+    ],
+    ids=[
+        "nothing",
+        "first",
+        "last",
+        "first-and-last",
+        "more-than-there-are",
+        "step-range",
+        "sigma-range",
+        "all-sigmas",
+        "nested",
+        "of-dense",
+    ],
+)
+def test_schedule_by_step(schedule: StepSchedule, dense_steps: list[int]) -> None:
+    contexts = [Context(layer=1, layers=4, step=i, steps=10, sigma=1 - i / 10) for i in range(10)]
+    assert [c.step for c in contexts if schedule.is_dense(c)] == dense_steps
+
+
+@pytest.mark.parametrize(
+    ("layers", "dense"),
+    [((), []), ((0,), [0]), ((-1,), [3]), ((0, -1, 2), [0, 2, 3]), ((-4,), [0]), ((4, -5), [])],
+    ids=["none", "first", "last", "several", "first-from-the-end", "out-of-range"],
+)
+def test_schedule_by_layer(layers: tuple[int, ...], dense: list[int]) -> None:
+    schedule = StepSchedule(SPARSE, dense_layers=layers)
+    assert [i for i in range(4) if schedule.is_dense(Context(layer=i, layers=4, step=5, steps=10))] == dense
+
+
+def test_no_step_is_the_last_while_the_number_of_steps_is_unknown() -> None:
+    schedule = StepSchedule(SPARSE, dense_last_steps=5)
+    assert not any(schedule.is_dense(Context(step=step, steps=0)) for step in range(20))
+
+
+# Bad arguments
+
+
+@pytest.mark.parametrize(
+    ("pattern", "arguments", "message"),
+    [
+        (Radial, {}, r"give one of density=None and decay=None"),
+        (Radial, {"density": 0.2, "decay": 0.2}, r"give one of density=0\.2 and decay=0\.2"),
+        (Radial, {"density": 0.0}, r"density=0\.0 must be in \(0, 1\]"),
+        (Radial, {"density": 1.1}, r"density=1\.1 must be in"),
+        (Radial, {"density": float("nan")}, r"density=nan must be in"),
+        (Radial, {"decay": 0}, r"decay=0 must be greater than 0"),
+        (Radial, {"decay": float("nan")}, r"decay=nan must be greater than 0"),
+        (Radial, {"density": 0.2, "tile": (0, 8, 8)}, r"tile=\(0, 8, 8\) must be"),
+        (Radial, {"density": 0.2, "tile": [2, 8, 8]}, r"tile=\[2, 8, 8\] must be"),
+        (Dense, {"tile": (8, 8)}, r"tile=\(8, 8\) must be"),
+        (RadialRaster, {"decay": -0.1}, "decay is finite and at least 0"),
+        (RadialRaster, {"decay": float("inf")}, "decay is finite and at least 0"),
+        (RadialRaster, {"block": 0}, "block at least 1"),
+        (RadialRaster, {"adjacent": "quarter"}, "'full' or 'half'"),
+        (SlidingTile, {"window": (3, 8)}, r"window=\(3, 8\) must be"),
+        (SlidingTile, {"window": (0, 8, 8)}, r"window=\(0, 8, 8\) must be"),
+        (SlidingTile, {"stride": (1, 1, 0)}, r"stride=\(1, 1, 0\) must be"),
+        (SlidingTile, {"stride": (1, 1)}, r"stride=\(1, 1\) must be"),
+        (SlidingTile, {"tile": (1, 1, 0)}, r"tile=\(1, 1, 0\) must be"),
+        (StepSchedule, {"pattern": SPARSE, "dense_steps": -1}, "dense_steps=-1"),
+        (StepSchedule, {"pattern": SPARSE, "dense_last_steps": -1}, "dense_last_steps=-1"),
+        (StepSchedule, {"pattern": SPARSE, "steps": (5, 2)}, r"steps=\(5, 2\) must be \(low, high\)"),
+        (StepSchedule, {"pattern": SPARSE, "sigmas": (1.0, 0.5)}, r"sigmas=\(1\.0, 0\.5\) must be \(low, high\)"),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else None,
+)
+def test_bad_arguments(pattern: type[Pattern], arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pattern(**arguments)
+
+
+def test_a_schedule_needs_a_pattern() -> None:
+    with pytest.raises(TypeError, match=r"pattern=0\.2 must be a pattern"):
+        StepSchedule(0.2)  # type: ignore[arg-type]
+
+
+def assert_same_map(one: BlockMap, other: BlockMap) -> None:
+    """Equal but for entries past the count."""
+    assert (one.grid, one.query_tile, one.key_tile) == (other.grid, other.query_tile, other.key_tile)
+    assert torch.equal(one.counts, other.counts)
+    assert one.indices.shape == other.indices.shape
+    listed = torch.arange(one.indices.shape[-1]) < one.counts[..., None]
+    assert torch.equal(one.indices[listed], other.indices[listed])

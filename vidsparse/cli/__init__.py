@@ -1,0 +1,64 @@
+"""The command line: `vidsparse generate`, `compare`, `inspect` and `patterns`, one file each."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from vidsparse.cli import compare, generate, inspect, patterns
+from vidsparse.cli.request import takes_request
+
+# Libraries read these when they are imported, which is later: their bars and notes would break up ours.
+QUIET = {
+    "DIFFUSERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+# What a user can cause, and what the machine can refuse. Anything else is a bug and shows its traceback.
+EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError)
+
+
+class Commands(TyperGroup):
+    """Ends a command that fails with one line on stderr: exit code 1 for an error, 130 for Ctrl-C."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except EXPECTED as error:
+            if isinstance(error, (typer.Exit, typer.Abort, BrokenPipeError)) or ctx.params["traceback"]:
+                raise
+            print("error:", " ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def vidsparse(
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")] = False,
+) -> None:
+    """Sparse attention for video diffusion transformers."""
+
+
+app.command("generate")(takes_request(generate.generate))
+app.command("compare")(takes_request(compare.compare))
+app.command("inspect")(inspect.inspect)
+app.command("patterns")(patterns.patterns)
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    app(prog_name="vidsparse")

@@ -1,0 +1,57 @@
+"""Output files: refused before the long work when they cannot be written, and never left half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+
+def check_output(path: Path | None, suffix: str | None = None) -> None:
+    """Refuse a path that a file cannot be written to, with the reason. None is no file and passes.
+
+    Raises:
+        ValueError: another suffix than the format's.
+        OSError: a directory, a missing folder, or one without leave to write.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a directory")
+    if suffix is not None and path.suffix.lower() != suffix:
+        raise ValueError(f"cannot write {path}: its name must end in {suffix}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
+    try:
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise PermissionError(f"cannot write {path}: {error.strerror} in the folder {path.parent}") from error
+
+
+def check_distinct(*paths: Path | None) -> None:
+    """Refuse two outputs with one name: the second would replace the first."""
+    named = [path.resolve() for path in paths if path is not None]
+    twice = {path for path in named if named.count(path) > 1}
+    if twice:
+        raise ValueError(f"two outputs would both be {twice.pop()}; name them apart")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder that takes the name `path` when all went well, and else goes away."""
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")

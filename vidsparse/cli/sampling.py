@@ -1,0 +1,189 @@
+"""Loads the pipeline that a request names and samples it under a pattern, with a progress bar and clocks."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vidsparse.cli.messages import live_console, note
+
+if TYPE_CHECKING:
+    import torch
+
+    from vidsparse import Pattern, Report
+    from vidsparse.cli.request import Request
+    from vidsparse.cli.video import Frames
+    from vidsparse.shapes.scene import Scene
+
+# What `shapes` was trained for.
+SHAPES: dict[str, Any] = {
+    "height": 64,
+    "width": 64,
+    "num_frames": 33,
+    "num_inference_steps": 30,
+    "guidance_scale": 3.0,
+}
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sampled video and what it took, in seconds: all, until the last denoising step, in attention layers."""
+
+    frames: Frames
+    report: Report
+    seconds: float
+    denoising_seconds: float
+
+
+def load_pipeline(request: Request) -> Any:
+    """The diffusers pipeline of a request, on its device.
+
+    Raises:
+        ValueError: no such model, device or dtype, before anything is loaded.
+        OSError: the model's files are missing or cannot be read.
+    """
+    local = Path(request.model).is_dir()
+    if request.model != "shapes":
+        if local and not (Path(request.model) / "model_index.json").is_file():
+            raise ValueError(f"model {request.model!r} is no diffusers pipeline: the folder has no model_index.json")
+        if not local and not re.fullmatch(r"[\w.-]+/[\w.-]+", request.model):
+            raise ValueError(
+                f"model {request.model!r} is unknown; give 'shapes', the folder of a diffusers pipeline, or a Hub id "
+                "such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+            )
+    import torch
+
+    device = _device(request.device)
+    if request.offload and device == "cpu":
+        raise ValueError("--offload moves what rests from a GPU to the CPU, but the device is the CPU; leave it out")
+    name = request.dtype or ("float32" if device == "cpu" else "bfloat16")
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
+    dtype = getattr(torch, name)
+    with live_console().status(f"loading {request.model}"):
+        pipe = _load(request.model, dtype)
+        pipe.set_progress_bar_config(disable=True)
+        if request.offload:
+            pipe.enable_model_cpu_offload(device=device)
+        else:
+            pipe.to(device)
+    return pipe
+
+
+def _load(model: str, dtype: torch.dtype) -> Any:
+    if model == "shapes":
+        from vidsparse.shapes.model import load_pipeline
+
+        return load_pipeline(dtype)
+    from diffusers import DiffusionPipeline
+
+    try:
+        return DiffusionPipeline.from_pretrained(model, torch_dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise OSError(f"cannot load model {model!r}: {error}") from error
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(f"device {name!r} is not available; try cpu, cuda or mps, or leave it out") from None
+    return name
+
+
+def call_arguments(pipe: Any, request: Request, scene: Scene | None) -> dict[str, Any]:
+    """The keyword arguments for `pipe(...)`: what was asked for, else what the model was made for.
+
+    Raises:
+        ValueError: something was asked for that the pipeline does not take.
+    """
+    accepted = inspect.signature(pipe.__call__).parameters
+    asked = {
+        "height": request.height,
+        "width": request.width,
+        "num_frames": request.frames,
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.guidance,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    arguments = {"prompt": scene.caption if scene else request.prompt, **(SHAPES if scene else {}), **given}
+    unknown = [name for name in arguments if name not in accepted]
+    if unknown:
+        raise ValueError(f"{type(pipe).__name__} takes no {', '.join(unknown)}")
+    if request.frames is not None:
+        arguments["num_frames"] = fit_frames(request.frames, getattr(pipe, "vae_scale_factor_temporal", 1))
+    # A tokenizer with room for few words: padding the text further would only cost time.
+    longest = getattr(getattr(pipe, "tokenizer", None), "model_max_length", sys.maxsize)
+    if "max_sequence_length" in accepted and longest < accepted["max_sequence_length"].default:
+        arguments["max_sequence_length"] = longest
+    return arguments
+
+
+def fit_frames(frames: int, stride: int) -> int:
+    """The nearest number of frames that a VAE of this temporal stride can make, with a note when it is another one."""
+    nearest = (frames - 1 + (stride - 1) // 2) // stride * stride + 1
+    if nearest != frames:
+        legal = ", ".join(str(n * stride + 1) for n in range(3))
+        note(
+            f"{frames} frames do not fit the VAE's stride of {stride} in time: legal are {legal}, ...; using {nearest}"
+        )
+    return nearest
+
+
+def sample(pipe: Any, pattern: Pattern, request: Request, arguments: dict[str, Any], label: str) -> Sample:
+    """Sample one video under a pattern; the pipeline is restored afterwards, whatever happens."""
+    import torch
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    import vidsparse
+
+    accepted = inspect.signature(pipe.__call__).parameters
+    steps = arguments.get("num_inference_steps") or accepted["num_inference_steps"].default
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(), TimeRemainingColumn())
+    description = TextColumn("{task.description}", markup=False)
+    with (
+        Progress(description, *columns, console=live_console(), transient=True) as progress,
+        vidsparse.sparsify(pipe, pattern, impl=request.impl) as run,
+    ):
+        task = progress.add_task(label, total=steps)
+        denoised = started = time.perf_counter()
+
+        def stepped(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            nonlocal denoised
+            denoised = time.perf_counter()
+            progress.update(task, advance=1, description=label if step + 1 < steps else f"{label}: decoding")
+            return tensors
+
+        bar = {"callback_on_step_end": stepped} if "callback_on_step_end" in accepted else {}
+        generator = torch.Generator().manual_seed(request.seed)
+        frames = pipe(**{"output_type": "np", **arguments}, **bar, generator=generator).frames[0]
+        return Sample(frames, run.report(), time.perf_counter() - started, denoised - started)
+
+
+def judge(frames: Frames, scene: Scene | None) -> dict[str, float] | None:
+    """How well a video of `shapes` agrees with its prompt, by attribute and on the mean; None where nobody can say."""
+    if scene is None or len(frames) < 2:
+        return None
+    import torch
+
+    from vidsparse.shapes.judge import score
+
+    found = score(torch.from_numpy(frames).permute(3, 0, 1, 2) * 2 - 1, scene)
+    return {**asdict(found), "mean": found.mean}
