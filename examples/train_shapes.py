@@ -306,7 +306,7 @@ def train_transformer(arguments: argparse.Namespace) -> None:
     widen_positions(transformer.rope, patch)
     coarser = arguments.folder / f"patch{2 * patch}.pt"
     if coarser.is_file():
-        transformer.load_state_dict(refine(torch.load(coarser)["averages"]["transformer"], 2 * patch))
+        transformer.load_state_dict(refine(torch.load(coarser, weights_only=True)["averages"]["transformer"], 2 * patch))
     transformer.to(arguments.device)
     prompts = Prompts(arguments.folder)
     pool: dict[str, Any] = {"latents": [], "prompts": []}

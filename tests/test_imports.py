@@ -24,9 +24,9 @@ PACKAGES = {
 # A name stands for the module and all below it; the bare "vidsparse" stands for its public names alone, both as a
 # row and as an entry. A module that no row covers fails: draw its arrows here first.
 PICTURES = ("imageio", "matplotlib", "numpy", "PIL", "torchmetrics")
-LIBRARY = ("vidsparse", "vidsparse.patterns", "vidsparse.report", "vidsparse.shapes", "vidsparse.sparsify")
+LIBRARY = ("vidsparse", "vidsparse.patterns", "vidsparse.report", "vidsparse.shapes", "vidsparse.run")
 ARROWS: dict[str, tuple[str, ...]] = {
-    "examples": (*LIBRARY, "diffusers", "torch", *PICTURES),
+    "examples": (*LIBRARY, "diffusers", "torch", "transformers", *PICTURES),
     "vidsparse.cli": (*LIBRARY, "diffusers", "rich", "torch", "typer", *PICTURES),
     "vidsparse": (
         "vidsparse.attention",
@@ -34,9 +34,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "vidsparse.grid",
         "vidsparse.patterns",
         "vidsparse.report",
-        "vidsparse.sparsify",
+        "vidsparse.run",
     ),
-    "vidsparse.sparsify": (
+    "vidsparse.run": (
         "torch",
         "vidsparse.attention",
         "vidsparse.block_map",
@@ -56,7 +56,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.attention": ("torch", "vidsparse.block_map", "vidsparse.corrections", "vidsparse_kernels"),
     "vidsparse.report": ("torch", "vidsparse.block_map", "vidsparse.grid"),
     "vidsparse.patterns": ("torch", "vidsparse.block_map", "vidsparse.grid"),
-    "vidsparse.block_map": ("torch", "vidsparse.grid"),
+    "vidsparse.block_map": ("torch", "vidsparse.grid", "vidsparse_kernels"),
     "vidsparse.grid": (),
     "vidsparse.shapes": ("diffusers", "numpy", "tokenizers", "torch", "transformers"),
     "vidsparse_kernels": ("torch", "triton"),

@@ -228,7 +228,7 @@ def test_image_to_video_with_added_projections() -> None:
         expected = call(transformer, **changes)
     with sparsify(transformer, SPARSE) as run:
         torch.testing.assert_close(call(transformer, **changes), expected, rtol=1e-4, atol=1e-5)
-    assert len(run.report().sparse_calls) == 2
+    assert run.report().sparse_calls == 2
 
 
 @torch.no_grad()
@@ -266,7 +266,7 @@ def test_a_timestep_for_each_token() -> None:
         expected = call(transformer, timestep=timestep)
     with sparsify(transformer, StepSchedule(SPARSE, sigmas=(0.65, 0.75))) as run:
         torch.testing.assert_close(call(transformer, timestep=timestep), expected, rtol=1e-4, atol=1e-5)
-    assert len(run.report().sparse_calls) == 2
+    assert run.report().sparse_calls == 2
 
 
 @pytest.mark.parametrize("batch", [1, 2], ids=["batch1", "batch2"])
@@ -351,7 +351,7 @@ def test_ctrl_c_within_the_forward_pass_restores(monkeypatch: pytest.MonkeyPatch
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["vidsparse.sparsify"], "sparse_attention", interrupt)
+    monkeypatch.setattr(sys.modules["vidsparse.run"], "sparse_attention", interrupt)
     with pytest.raises(KeyboardInterrupt), sparsify(transformer, SPARSE):
         call(transformer)
     assert state(transformer) == before
@@ -418,8 +418,8 @@ def test_a_second_size_uses_its_own_map() -> None:
     for name, sizes in SIZES.items():
         with masked(transformer, SPARSE, tokens_of(sizes)):
             torch.testing.assert_close(found[name], call(transformer, sizes), rtol=1e-4, atol=1e-5)
-    assert [c.tokens for c in run.report().calls[::2]] == [385, 80, 30, 385]
-    assert [c.step for c in run.report().calls] == [0] * 8
+    assert [(c.tokens, c.calls) for c in run.report().calls[::2]] == [(385, 2), (80, 1), (30, 1)]
+    assert {c.step for c in run.report().calls} == {0}
 
 
 @torch.no_grad()
@@ -466,8 +466,9 @@ def test_an_attention_backend_set_afterwards_reaches_the_original() -> None:
 # Steps, schedules, fallbacks
 
 
-def steps_of(run: vidsparse.Run) -> list[int]:
-    return [c.step for c in run.report().calls if c.layer == 0]
+def steps_of(run: vidsparse.Run) -> dict[int, int]:
+    """Step -> calls of the first layer."""
+    return {c.step: c.calls for c in run.report().calls if c.layer == 0}
 
 
 @torch.no_grad()
@@ -476,7 +477,7 @@ def test_steps_without_a_scheduler_are_falling_timesteps() -> None:
     with sparsify(transformer, SPARSE) as run:
         for timestep in (900.0, 900.0, 500.0, 500.0, 100.0, 900.0, 899.0):  # the pairs are guidance's two calls
             call(transformer, sizes, timestep=timestep)
-    assert steps_of(run) == [0, 0, 1, 1, 2, 0, 1]
+    assert steps_of(run) == {0: 3, 1: 3, 2: 1}
 
 
 @torch.no_grad()
@@ -489,7 +490,7 @@ def test_steps_of_a_scheduler_are_its_indices() -> None:
         for index in (2, 3, 3, 4):  # video to video starts in the middle
             call(transformer, sizes, timestep=float(scheduler.timesteps[index]))
         call(transformer, sizes, timestep=0.0)  # no timestep of the schedule: the number of steps is unknown again
-    assert steps_of(run) == [2, 3, 3, 4, 5]
+    assert steps_of(run) == {2: 1, 3: 2, 4: 1, 5: 1}
     assert [c.step for c in run.report().calls if c.reason] == [4, 4]
 
 
@@ -588,7 +589,7 @@ def test_a_pipeline_runs_sparse_and_is_the_same_afterwards(scheduler: Any) -> No
         sparse = generate(pipe)
     calls = run.report().calls
     # 4 steps x 2 calls for guidance x 2 layers, the middle two steps sparse.
-    assert [c.step for c in calls] == [i for i in range(4) for _ in range(4)]
+    assert [(c.step, c.calls) for c in calls] == [(step, 2) for step in range(4) for _ in range(2)]
     assert {c.step for c in calls if c.reason is None} == {1, 2}
     assert {c.tokens for c in calls} == {3 * 8 * 8}
     assert not torch.equal(sparse, expected)
@@ -603,9 +604,9 @@ def test_a_pipeline_at_another_size_and_another_number_of_steps() -> None:
         generate(pipe, steps=2)
         generate(pipe, steps=3, size=48, guidance_scale=1.0)
         generate(pipe, steps=3, size=48, guidance_scale=1.0)
-    assert [(c.step, c.tokens, c.reason is None) for c in run.report().calls if c.layer == 0] == [
-        *[(0, 192, True), (0, 192, True), (1, 192, False), (1, 192, False)],
-        *[(0, 432, True), (1, 432, True), (2, 432, False)] * 2,
+    assert [(c.step, c.tokens, c.reason is None, c.calls) for c in run.report().calls if c.layer == 0] == [
+        *[(0, 192, True, 2), (1, 192, False, 2)],
+        *[(0, 432, True, 2), (1, 432, True, 2), (2, 432, False, 2)],
     ]
 
 
@@ -631,7 +632,7 @@ def test_two_pipelines_do_not_share_state() -> None:
     with sparsify(one, SPARSE) as first:
         sparse = generate(one)
         plain = generate(two)
-    assert len(first.report().calls) == 16
+    assert first.report().sparse_calls == 16
     assert not torch.equal(sparse, plain)
     assert torch.equal(generate(one), plain)
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vidsparse.grid import VideoGrid
     from vidsparse.patterns import Context, Dense, Pattern, Radial, RadialRaster, SlidingTile, StepSchedule
     from vidsparse.report import Report
-    from vidsparse.sparsify import Run, attn_processors, sparsify
+    from vidsparse.run import Run, attn_processors, sparsify
 
 __all__ = [
     "BlockMap",
@@ -37,7 +37,7 @@ _MODULES = {
     "vidsparse.grid": ("VideoGrid",),
     "vidsparse.patterns": ("Context", "Dense", "Pattern", "Radial", "RadialRaster", "SlidingTile", "StepSchedule"),
     "vidsparse.report": ("Report",),
-    "vidsparse.sparsify": ("Run", "attn_processors", "sparsify"),
+    "vidsparse.run": ("Run", "attn_processors", "sparsify"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -46,10 +46,8 @@ def __getattr__(name: str) -> Any:
     # Names load when they are used, so that the command line answers --help without torch.
     if name not in _HOME:
         raise AttributeError(f"module 'vidsparse' has no attribute {name!r}")
-    # All names of the module at once: its import has set `vidsparse.sparsify` to the module, not to the function.
-    module = import_module(_HOME[name])
-    globals().update({sibling: getattr(module, sibling) for sibling in _MODULES[_HOME[name]]})
-    return globals()[name]
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:

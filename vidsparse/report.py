@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vidsparse.grid import Tile
@@ -12,18 +11,19 @@ from vidsparse.grid import Tile
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One call of one attention layer.
+    """The calls of one attention layer in one step that ran in one way (with separate CFG, two).
 
     Attributes:
         transformer: "transformer" or "transformer_2".
         layer, step: indices.
         tokens: length of the sequence.
         impl: what ran: "cpu", "flex", "reference", or "dense" for the model's own attention.
-        density: kept / all pairs of video tiles. token_density: kept / all pairs of tokens, text included.
         tile: query tile, None when dense.
-        seconds: of the whole attention layer, projections included.
-        flops, dense_flops: of the two matrix products, as run and as dense.
-        reason: why the call was dense, None when sparse.
+        reason: why the calls were dense, None when sparse.
+        density: kept / all pairs of video tiles. token_density: kept / all pairs of tokens, text included.
+        seconds: of the whole attention layer, projections included, over all calls.
+        flops, dense_flops: of the two matrix products, as run and as dense, over all calls.
+        calls: how many.
     """
 
     transformer: str
@@ -31,13 +31,28 @@ class LayerCall:
     step: int
     tokens: int
     impl: str
+    tile: Tile | None
+    reason: str | None
     density: float
     token_density: float
-    tile: Tile | None
     seconds: float
     flops: float
     dense_flops: float
-    reason: str | None
+    calls: int = 1
+
+    def __add__(self, other: LayerCall) -> LayerCall:
+        """Both together; densities are means over the calls."""
+        calls = self.calls + other.calls
+        share = self.calls / calls
+        return replace(
+            self,
+            density=share * self.density + (1 - share) * other.density,
+            token_density=share * self.token_density + (1 - share) * other.token_density,
+            seconds=self.seconds + other.seconds,
+            flops=self.flops + other.flops,
+            dense_flops=self.dense_flops + other.dense_flops,
+            calls=calls,
+        )
 
 
 @dataclass(frozen=True)
@@ -48,18 +63,27 @@ class Report:
     pattern: str
 
     @property
-    def sparse_calls(self) -> list[LayerCall]:
+    def sparse(self) -> list[LayerCall]:
+        """What ran sparse."""
         return [c for c in self.calls if c.reason is None]
+
+    @property
+    def sparse_calls(self) -> int:
+        return sum(c.calls for c in self.sparse)
+
+    @property
+    def dense_calls(self) -> int:
+        return sum(c.calls for c in self.calls) - self.sparse_calls
 
     @property
     def density(self) -> float:
         """Mean density of video tile pairs over the sparse calls; 1 when there is none."""
-        return _mean(c.density for c in self.sparse_calls)
+        return _mean([(c.density, c.calls) for c in self.sparse])
 
     @property
     def token_density(self) -> float:
         """Mean density of all token pairs over the sparse calls; 1 when there is none."""
-        return _mean(c.token_density for c in self.sparse_calls)
+        return _mean([(c.token_density, c.calls) for c in self.sparse])
 
     @property
     def seconds(self) -> float:
@@ -75,7 +99,11 @@ class Report:
     @property
     def dense_reasons(self) -> dict[str, int]:
         """Reason -> how many calls ran dense for it."""
-        return dict(Counter(c.reason for c in self.calls if c.reason is not None))
+        counts: Counter[str] = Counter()
+        for call in self.calls:
+            if call.reason is not None:
+                counts[call.reason] += call.calls
+        return dict(counts)
 
     @property
     def advice(self) -> list[str]:
@@ -89,9 +117,9 @@ class Report:
             found.append(
                 f"density {self.token_density:.2f} is high: at most {1 / self.token_density:.2f}x in attention"
             )
-        dense = len(self.calls) - len(self.sparse_calls)
-        if self.calls and dense / len(self.calls) > 0.5:
-            found.append(f"{dense / len(self.calls):.0%} of the calls ran dense: {self.dense_reasons}")
+        calls = self.dense_calls + self.sparse_calls
+        if self.dense_calls > calls / 2:
+            found.append(f"{self.dense_calls / calls:.0%} of the calls ran dense ({'; '.join(self.dense_reasons)})")
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,8 +130,8 @@ class Report:
             "token_density": self.token_density,
             "seconds": self.seconds,
             "flops_saved": self.flops_saved,
-            "sparse_calls": len(self.sparse_calls),
-            "dense_calls": len(self.calls) - len(self.sparse_calls),
+            "sparse_calls": self.sparse_calls,
+            "dense_calls": self.dense_calls,
             "dense_reasons": self.dense_reasons,
             "advice": self.advice,
             "calls": [asdict(c) for c in self.calls],
@@ -113,10 +141,10 @@ class Report:
         if not self.calls:
             return f"{self.pattern}: no attention has run"
         lines = [
-            f"{self.pattern}: {len(self.sparse_calls)} of {len(self.calls)} attention calls sparse, "
+            f"{self.pattern}: {self.sparse_calls} of {self.sparse_calls + self.dense_calls} attention calls sparse, "
             f"{self.flops_saved:.0%} of the attention FLOPs saved, {self.seconds:.2f} s in attention layers"
         ]
-        kinds = sorted({(c.impl, c.tile, c.tokens) for c in self.sparse_calls})
+        kinds = sorted({(c.impl, c.tile, c.tokens) for c in self.sparse})
         if kinds:
             lines.append(
                 f"measured density: {self.density:.3f} of video tile pairs, {self.token_density:.3f} of token pairs"
@@ -126,6 +154,6 @@ class Report:
         return "\n".join(lines + [f"note: {text}" for text in self.advice])
 
 
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return sum(numbers) / len(numbers) if numbers else 1.0
+def _mean(weighted: list[tuple[float, int]]) -> float:
+    total = sum(weight for _, weight in weighted)
+    return sum(value * weight for value, weight in weighted) / total if total else 1.0

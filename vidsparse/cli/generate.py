@@ -61,11 +61,11 @@ def _print(sample: sampling.Sample, score: dict[str, float] | None, scale: int) 
             f"{report.seconds:.1f} in attention layers",
         ),
         ("pattern", report.pattern),
-        ("attention calls", f"{len(report.sparse_calls)} of {len(report.calls)} sparse"),
+        ("attention calls", f"{report.sparse_calls} of {report.sparse_calls + report.dense_calls} sparse"),
     ]
     rows += [("", f"{count} dense: {reason}") for reason, count in report.dense_reasons.items()]
     if report.sparse_calls:
-        ran = sorted({(c.impl, c.tile, c.tokens) for c in report.sparse_calls})
+        ran = sorted({(c.impl, c.tile, c.tokens) for c in report.sparse})
         rows.append(("density", f"{report.density:.3f} of video tile pairs, {report.token_density:.3f} of token pairs"))
         rows.append(("FLOPs saved", f"{report.flops_saved:.0%} of those of dense attention"))
         rows += [("ran", f"impl {impl}, tile {tile}, {tokens} tokens") for impl, tile, tokens in ran]

@@ -20,6 +20,7 @@ from vidsparse.report import LayerCall, Report
 from vidsparse_pipelines import adapter_for
 from vidsparse_pipelines.base import Adapter, Attend
 
+PENDING_CALLS = 4096  # calls whose seconds are not read yet; reading them waits for a GPU
 TRAIN_TIMESTEPS = 1000  # diffusers' flow-matching schedulers count noise from 0 to this
 
 
@@ -30,6 +31,7 @@ class _Clock:
         self.adapter, self.scheduler = adapter, scheduler
         self.grid: VideoGrid | None = None
         self.timestep, self.step, self.steps = float("inf"), 0, 0
+        self.device = torch.device("cpu")
         self._signature = inspect.signature(type(transformer).forward)
         # The hook must not keep the clock alive: with `attn_processors`, it goes when its processors go.
         reference = weakref.ref(self)
@@ -57,13 +59,14 @@ class _Clock:
         if timestep in schedule:
             self.step, self.steps = schedule.index(timestep), len(schedule)
         self.grid, self.timestep = grid, timestep
+        self.device = call["hidden_states"].device
 
 
 class _Layer:
     """Decides and runs one attention layer; the `SparseLayer` of its processor."""
 
-    def __init__(self, run: Run, clock: _Clock, name: str, index: int, layers: int):
-        self.settings, self.clock = run, clock
+    def __init__(self, owner: Run, clock: _Clock, name: str, index: int, layers: int):
+        self.owner, self.clock = owner, clock
         self.transformer, self.index, self.layers = name, index, layers
 
     def run(
@@ -72,9 +75,13 @@ class _Layer:
         sparse: Callable[[Attend], torch.Tensor],
         unsupported: str | None = None,
     ) -> torch.Tensor:
-        grid, run = self.clock.grid, self.settings
+        grid, owner = self.clock.grid, self.owner
         if grid is None:
             raise RuntimeError("attention ran outside the transformer's forward, so its grid is unknown")
+        if unsupported is not None and owner.strict:
+            raise NotImplementedError(
+                f"{self.transformer} layer {self.index} cannot be sparse: {unsupported} (strict=True)"
+            )
         context = Context(
             layer=self.index,
             layers=self.layers,
@@ -83,55 +90,59 @@ class _Layer:
             sigma=self.clock.timestep / TRAIN_TIMESTEPS,
             transformer=self.transformer,
         )
-        if unsupported is not None and run.strict:
-            raise NotImplementedError(
-                f"{self.transformer} layer {self.index} cannot be sparse: {unsupported} (strict=True)"
-            )
         reason = unsupported
-        if reason is None and grid.tokens < run.min_tokens:
-            reason = f"fewer than min_tokens={run.min_tokens} tokens"
-        if reason is None and run.pattern.is_dense(context):
+        if reason is None and grid.tokens < owner.min_tokens:
+            reason = f"fewer than min_tokens={owner.min_tokens} tokens"
+        if reason is None and owner.pattern.is_dense(context):
             reason = "the pattern asks for it"
-        used: list[tuple[BlockMap, torch.Tensor]] = []
+        block_map: BlockMap | None = None
 
         def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            block_map = run.pattern.select(query, key, grid, replace(context, heads=query.shape[2]))
-            used.append((block_map, query))
-            return sparse_attention(query, key, value, block_map, impl=run.impl)
+            nonlocal block_map
+            block_map = owner.pattern.select(query, key, grid, replace(context, heads=query.shape[2]))
+            return sparse_attention(query, key, value, block_map, impl=owner.impl)
 
-        started = time.perf_counter()
+        started = _moment(self.clock.device)
         out = dense() if reason is not None else sparse(attend)
-        seconds = time.perf_counter() - started
-        self._record(grid, out, used[0] if used else None, seconds, reason)
+        owner._pending.append((self._call(grid, out, block_map, reason), started, _moment(self.clock.device)))
+        if len(owner._pending) >= PENDING_CALLS:
+            owner._settle()
         return out
 
-    def _record(
-        self,
-        grid: VideoGrid,
-        out: torch.Tensor,
-        used: tuple[BlockMap, torch.Tensor] | None,
-        seconds: float,
-        reason: str | None,
-    ) -> None:
+    def _call(self, grid: VideoGrid, out: torch.Tensor, block_map: BlockMap | None, reason: str | None) -> LayerCall:
         # Two products of tokens x tokens x width (heads times head_dim), a multiplication and an addition each.
         dense_flops = 4.0 * out.shape[0] * grid.tokens**2 * out.shape[-1]
-        share = used[0].token_density if used else 1.0
-        self.settings.calls.append(
-            LayerCall(
-                transformer=self.transformer,
-                layer=self.index,
-                step=self.clock.step,
-                tokens=grid.tokens,
-                impl=choose_impl(self.settings.impl, used[1].device) if used else "dense",
-                density=used[0].density if used else 1.0,
-                token_density=share,
-                tile=used[0].query_tile if used else None,
-                seconds=seconds,
-                flops=share * dense_flops,
-                dense_flops=dense_flops,
-                reason=reason,
-            )
+        share = block_map.token_density if block_map else 1.0
+        return LayerCall(
+            transformer=self.transformer,
+            layer=self.index,
+            step=self.clock.step,
+            tokens=grid.tokens,
+            impl=choose_impl(self.owner.impl, out.device) if block_map else "dense",
+            tile=block_map.query_tile if block_map else None,
+            reason=reason,
+            density=block_map.density if block_map else 1.0,
+            token_density=share,
+            seconds=0.0,
+            flops=share * dense_flops,
+            dense_flops=dense_flops,
         )
+
+
+def _moment(device: torch.device) -> float | torch.cuda.Event:
+    """Now, on the time line of a device: a CUDA device runs behind the program that feeds it."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    if isinstance(start, float) or isinstance(end, float):
+        return float(end) - float(start)  # type: ignore[arg-type]
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
 
 
 class Run:
@@ -142,17 +153,28 @@ class Run:
 
     def __init__(self, pattern: Pattern, impl: str, strict: bool, min_tokens: int):
         self.pattern, self.impl, self.strict, self.min_tokens = pattern, impl, strict, min_tokens
-        self.calls: list[LayerCall] = []
+        self._calls: dict[tuple[object, ...], LayerCall] = {}
+        self._pending: list[tuple[LayerCall, float | torch.cuda.Event, float | torch.cuda.Event]] = []
         self._originals: list[tuple[torch.nn.Module, Any]] = []
         self._clocks: list[_Clock] = []
 
     def report(self) -> Report:
         """What has run since `sparsify`, or since the last `reset`."""
-        return Report(tuple(self.calls), repr(self.pattern))
+        self._settle()
+        return Report(tuple(self._calls.values()), repr(self.pattern))
 
     def reset(self) -> None:
         """Forget what has run; the next report starts here."""
-        self.calls.clear()
+        self._pending.clear()
+        self._calls.clear()
+
+    def _settle(self) -> None:
+        """Add the pending calls, with their seconds, to the sums: memory stays bounded in a long training."""
+        for call, start, end in self._pending:
+            key = (call.transformer, call.layer, call.step, call.tokens, call.impl, call.tile, call.reason)
+            timed = replace(call, seconds=_seconds(start, end))
+            self._calls[key] = self._calls[key] + timed if key in self._calls else timed
+        self._pending.clear()
 
     def restore(self) -> None:
         """Put back the very processor objects that stood there, and remove all hooks. Safe to call twice."""
