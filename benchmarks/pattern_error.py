@@ -3,7 +3,7 @@
     python benchmarks/pattern_error.py --frames 33 129
 
 The published mask has no density to set: its decay is varied, and the other patterns are asked for the density that it
-turns out to have. Error: ||sparse - dense|| / ||dense|| over all tokens of a layer, mean over layers, steps and prompts.
+turns out to have. Error: ||sparse - dense|| / ||dense|| over all tokens of a layer, mean over layers, steps, prompts.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from vidsparse_pipelines import adapter_for
-from vidsparse_pipelines.base import Attend
 
 from vidsparse import Pattern, Radial, RadialRaster, SlidingTile, VideoGrid, sparse_attention
 from vidsparse.shapes import model
 from vidsparse.shapes.scene import held_out_scenes
+from vidsparse_pipelines import adapter_for
+from vidsparse_pipelines.base import Attend
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -32,7 +32,10 @@ class Recorder:
         self.kept, self.calls, self.count = kept, calls, 0
 
     def run(
-        self, dense: Callable[[], torch.Tensor], sparse: Callable[[Attend], torch.Tensor], unsupported: str | None = None
+        self,
+        dense: Callable[[], torch.Tensor],
+        sparse: Callable[[Attend], torch.Tensor],
+        unsupported: str | None = None,
     ) -> torch.Tensor:
         def attend(*qkv: torch.Tensor) -> torch.Tensor:
             if self.count in self.calls:
@@ -119,7 +122,7 @@ def main() -> None:
                     row = {"frames": frames, "pattern": name, "asked": asked, "density": density, "error": relative}
                     rows.append({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
                     print(json.dumps(rows[-1]), flush=True)
-    settings = {k: v for k, v in vars(arguments).items()}
+    settings = vars(arguments)
     (RESULTS / "pattern_error.json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
 
 

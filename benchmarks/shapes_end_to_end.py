@@ -1,6 +1,6 @@
 """Seconds and peak memory of the `shapes` model, dense and with radial attention, each in a process of its own.
 
-    python benchmarks/shapes_end_to_end.py --frames 129 --density 0.2
+python benchmarks/shapes_end_to_end.py --frames 129 --density 0.2
 """
 
 from __future__ import annotations

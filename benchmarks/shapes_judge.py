@@ -1,7 +1,7 @@
 """What the judge says of the `shapes` model on its 64 held-out prompts, dense or with a pattern.
 
-    python benchmarks/shapes_judge.py
-    python benchmarks/shapes_judge.py --density 0.2 --dense-steps 4 --frames 129 --prompts 16
+python benchmarks/shapes_judge.py
+python benchmarks/shapes_judge.py --density 0.2 --dense-steps 4 --frames 129 --prompts 16
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=33)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--prompts", type=int, default=64, help="every how-many-th of the 64 is taken follows from this")
+    parser.add_argument(
+        "--prompts", type=int, default=64, help="every how-many-th of the 64 is taken follows from this"
+    )
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--model", type=Path, default=model.FOLDER)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")

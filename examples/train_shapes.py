@@ -8,6 +8,7 @@
     python examples/train_shapes.py patch1       # and at 1x1: what ships
     python examples/train_shapes.py decoder      # the decoder alone, on whole frames, for the frozen latents
     python examples/train_shapes.py export       # write the pipeline folder
+    python examples/train_shapes.py unpack       # or start from the pipeline that ships: then latents, patch1, export
 
 Every stage continues from its own checkpoint in --folder, which also gets one JSON line per logged step.
 """
@@ -16,11 +17,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,122 +28,11 @@ import torch.nn.functional as F
 from vidsparse.shapes import model as parts
 from vidsparse.shapes.render import training_video
 from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, training_scene
+from vidsparse.shapes.training import SEED, Stage, optimizers, save
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
     from transformers import UMT5EncoderModel
-
-SEED = 2026
-
-
-def save(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint under a temporary name, then rename it."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
-def learning_rate_factor(step: int, steps: int, decay: float, warmup: int = 50) -> float:
-    """Linear warm-up, a plateau, and a linear fall to zero over the last `decay` of the steps."""
-    return min(1.0, (step + 1) / warmup, (steps - step) / (decay * steps) if decay else 1.0)
-
-
-class Stage:
-    """One resumable training: modules, optimizers, step, random state, a checkpoint file and a log."""
-
-    def __init__(self, name: str, arguments: argparse.Namespace, modules: dict[str, torch.nn.Module], optimizers: list[Any]):
-        self.name, self.arguments, self.modules, self.optimizers = name, arguments, modules, optimizers
-        self.path, self.step, self.seconds = arguments.folder / f"{name}.pt", 0, 0.0
-        self.base_rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
-        self.averages = {key: {k: v.clone() for k, v in module.state_dict().items()} for key, module in modules.items()}
-        if self.path.is_file():
-            state = torch.load(self.path, weights_only=True)
-            self.step, self.seconds, self.averages = state["step"], state["seconds"], state["averages"]
-            for key, module in modules.items():
-                module.load_state_dict(state["modules"][key])
-            for o, saved in zip(optimizers, state["optimizers"], strict=True):
-                o.load_state_dict(saved)
-
-    def save(self) -> None:
-        save(
-            {
-                "step": self.step,
-                "seconds": self.seconds,
-                "seed": SEED,
-                "modules": {key: module.state_dict() for key, module in self.modules.items()},
-                "averages": self.averages,
-                "optimizers": [o.state_dict() for o in self.optimizers],
-            },
-            self.path,
-        )
-
-    def run(self, loss_of: Callable[[random.Random], tuple[torch.Tensor, dict[str, float]]], decay: float = 0.3) -> None:
-        """Train until --steps. `loss_of` gets the random numbers of its step, so a resumed run sees the same data."""
-        steps, started, logged, shown = self.arguments.steps, time.time() - self.seconds, time.time(), {}
-        parameters = [p for module in self.modules.values() for p in module.parameters()]
-        while self.step < steps:
-            torch.manual_seed(SEED + self.step)
-            factor = learning_rate_factor(self.step, steps, decay)
-            for o, rates in zip(self.optimizers, self.base_rates, strict=True):
-                for group, rate in zip(o.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
-            loss, details = loss_of(random.Random(SEED * 1_000_003 + self.step))
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            for o in self.optimizers:
-                o.step()
-                o.zero_grad(set_to_none=True)
-            self.step += 1
-            self.seconds = time.time() - started
-            keep = min(0.995, self.step / (self.step + 10))
-            for key, module in self.modules.items():
-                for name, value in module.state_dict().items():
-                    self.averages[key][name].lerp_(value, 1 - keep)
-            for key, value in {"loss": loss.item(), **details}.items():
-                shown.setdefault(key, []).append(value)
-            if self.step % self.arguments.log_every == 0 or self.step == steps:
-                line = {key: round(sum(values) / len(values), 5) for key, values in shown.items()}
-                line |= {"stage": self.name, "step": self.step, "seconds": round(self.seconds), "rate": round(factor, 3)}
-                with (self.arguments.folder / "log.jsonl").open("a") as log:
-                    log.write(json.dumps(line) + "\n")
-                print(json.dumps(line), flush=True)
-                shown.clear()
-            if time.time() - logged > 120 or self.step == steps:
-                self.save()
-                logged = time.time()
-
-
-class MatrixMuon:
-    """Muon for every weight of two or more dimensions, a convolution's kernel seen as the matrix [out, in * taps]."""
-
-    def __init__(self, parameters: list[torch.nn.Parameter], lr: float):
-        self.parameters = parameters
-        # The flat parameters share their memory with the module's own.
-        self.flat = [torch.nn.Parameter(p.detach().view(p.shape[0], -1)) for p in parameters]
-        self.muon = torch.optim.Muon(self.flat, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-        self.state_dict, self.load_state_dict = self.muon.state_dict, self.muon.load_state_dict
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self.muon.param_groups
-
-    def step(self) -> None:
-        for p, flat in zip(self.parameters, self.flat, strict=True):
-            flat.grad = None if p.grad is None else p.grad.view_as(flat)
-        self.muon.step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        for p in (*self.parameters, *self.flat):
-            p.grad = None
-
-
-def optimizers(module: torch.nn.Module, muon: float, adam: float, skip: tuple[str, ...] = ()) -> list[Any]:
-    """Muon for the inner matrices, AdamW for vectors and for the parameters whose name starts with one of `skip`."""
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    inner = [p for name, p in named if p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 8 and not name.startswith(skip or "-")]
-    chosen = {id(p) for p in inner}
-    rest = [p for _, p in named if id(p) not in chosen]
-    return [MatrixMuon(inner, muon), torch.optim.AdamW(rest, lr=adam, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
 def videos(rng: random.Random, count: int, frames: int, size: int) -> torch.Tensor:
@@ -180,11 +67,13 @@ def train_vae(arguments: argparse.Namespace) -> None:
             details["late_psnr"] = -10 * torch.log10(difference[:, :, 12:].square().mean() / 4).item()
         return loss, details
 
-    Stage("vae", arguments, {"vae": vae}, optimizers(vae, muon=arguments.lr, adam=2e-3)).run(loss_of)
+    Stage("vae", arguments.folder, {"vae": vae}, optimizers(vae, muon=arguments.lr, adam=2e-3)).run(
+        loss_of, arguments.steps, arguments.log_every
+    )
 
 
 def frozen_vae(folder: Path) -> AutoencoderKLWan:
-    """The trained autoencoder (averaged weights) with its latent statistics, which `train_latents` measures."""
+    """The trained autoencoder (averaged weights) with its latent statistics, which `encode_latents` measures."""
     state = torch.load(folder / "vae.pt", weights_only=True)["averages"]["vae"]
     statistics = folder / "statistics.json"
     vae = parts.build_vae(**(json.loads(statistics.read_text()) if statistics.is_file() else {}))
@@ -193,7 +82,7 @@ def frozen_vae(folder: Path) -> AutoencoderKLWan:
 
 
 @torch.no_grad()
-def train_latents(arguments: argparse.Namespace) -> None:
+def encode_latents(arguments: argparse.Namespace) -> None:
     """Encode --steps training videos into shards of 256: float16 latents, normalised, and their prompts."""
     vae = frozen_vae(arguments.folder).to(arguments.device)
     shards = arguments.folder / "latents"
@@ -239,15 +128,17 @@ def train_text(arguments: argparse.Namespace) -> None:
             position = 0
             for o in scene.objects:
                 words = len(o.caption.split())
-                names = (o.colour, o.shape, o.motion)
-                row[position : position + words, :3] = torch.tensor([a.index(n) for a, n in zip(answers, names)])
+                of_object = [a.index(n) for a, n in zip(answers[:3], (o.colour, o.shape, o.motion), strict=True)]
+                row[position : position + words, :3] = torch.tensor(of_object)
                 position += words + 1  # the "and" between two objects
         hidden = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
         guesses = reader(hidden).split([len(a) for a in answers], dim=-1)
         losses = [F.cross_entropy(g.flatten(0, 1), labels[..., i].flatten()) for i, g in enumerate(guesses)]
         return torch.stack(losses).sum(), {}
 
-    Stage("text", arguments, {"text": everything}, [optimizer]).run(loss_of)
+    Stage("text", arguments.folder, {"text": everything}, [optimizer]).run(
+        loss_of, arguments.steps, arguments.log_every
+    )
 
 
 def frozen_text_encoder(folder: Path) -> UMT5EncoderModel:
@@ -304,9 +195,13 @@ def train_transformer(arguments: argparse.Namespace) -> None:
     patch = int(arguments.stage.removeprefix("patch"))
     transformer = parts.build_transformer(patch)
     widen_positions(transformer.rope, patch)
-    coarser = arguments.folder / f"patch{2 * patch}.pt"
-    if coarser.is_file():
-        transformer.load_state_dict(refine(torch.load(coarser, weights_only=True)["averages"]["transformer"], 2 * patch))
+    coarser, unpacked = arguments.folder / f"patch{2 * patch}.pt", arguments.folder / "transformer.pt"
+    if patch == 1 and unpacked.is_file():
+        transformer.load_state_dict(torch.load(unpacked, weights_only=True)["averages"]["transformer"])
+    elif coarser.is_file():
+        transformer.load_state_dict(
+            refine(torch.load(coarser, weights_only=True)["averages"]["transformer"], 2 * patch)
+        )
     transformer.to(arguments.device)
     prompts = Prompts(arguments.folder)
     pool: dict[str, Any] = {"latents": [], "prompts": []}
@@ -337,9 +232,14 @@ def train_transformer(arguments: argparse.Namespace) -> None:
         high = sigma > 0.75
         return errors.mean(), {"high_noise": errors[high].mean().item(), "low_noise": errors[~high].mean().item()}
 
-    stage = Stage(arguments.stage, arguments, {"transformer": transformer}, optimizers(transformer, arguments.lr, 2e-3, skip))
+    stage = Stage(
+        arguments.stage,
+        arguments.folder,
+        {"transformer": transformer},
+        optimizers(transformer, arguments.lr, 2e-3, skip),
+    )
     # The coarse models only hand their averages on.
-    stage.run(loss_of, decay=0.5 if patch == 1 else 0.0)
+    stage.run(loss_of, arguments.steps, arguments.log_every, decay=0.5 if patch == 1 else 0.0)
 
 
 def train_decoder(arguments: argparse.Namespace) -> None:
@@ -353,15 +253,17 @@ def train_decoder(arguments: argparse.Namespace) -> None:
             with torch.no_grad():
                 posterior = vae.encode(video).latent_dist
                 # A little noise, as the latents that the transformer makes are not the encoder's either.
-                latent = posterior.mean + 0.1 * torch.randn_like(posterior.mean) * torch.tensor(vae.config.latents_std).view(
-                    1, -1, 1, 1, 1
-                )
+                latent = posterior.mean + 0.1 * torch.randn_like(posterior.mean) * torch.tensor(
+                    vae.config.latents_std
+                ).view(1, -1, 1, 1, 1)
             difference = vae.decode(latent).sample.float() - video
         squared = difference.square().mean()
         details = {"psnr": -10 * torch.log10(squared / 4).item()}
         return torch.sqrt(difference.square() + 1e-4).mean() + squared, details
 
-    Stage("decoder", arguments, {"decoder": trained}, optimizers(trained, arguments.lr, 2e-3)).run(loss_of)
+    Stage("decoder", arguments.folder, {"decoder": trained}, optimizers(trained, arguments.lr, 2e-3)).run(
+        loss_of, arguments.steps, arguments.log_every
+    )
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -389,16 +291,28 @@ def export(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {size / 1e6:.1f} MB")
 
 
+def unpack(arguments: argparse.Namespace) -> None:
+    """The reverse of `export`: checkpoints from a pipeline folder, so that `latents` and `patch1` can go on from it."""
+    pipe = parts.load_pipeline(torch.float32, arguments.out)
+    numbers = {"mean": pipe.vae.config.latents_mean, "std": pipe.vae.config.latents_std}
+    (arguments.folder / "statistics.json").write_text(json.dumps(numbers))
+    encoder = {f"encoder.{key}": value for key, value in pipe.text_encoder.state_dict().items()}
+    save({"modules": {"text": encoder}}, arguments.folder / "text.pt")
+    save({"averages": {"vae": pipe.vae.state_dict()}}, arguments.folder / "vae.pt")
+    save({"averages": {"transformer": pipe.transformer.state_dict()}}, arguments.folder / "transformer.pt")
+
+
 def main() -> None:
     stages = {
         "vae": (train_vae, 2000),
-        "text": (train_text, 400),
-        "latents": (train_latents, 8192),
+        "text": (train_text, 500),
+        "latents": (encode_latents, 8192),
+        "patch4": (train_transformer, 716),
+        "patch2": (train_transformer, 1167),
+        "patch1": (train_transformer, 420),
         "decoder": (train_decoder, 1000),
-        "export": (export, 1),
-        "patch4": (train_transformer, 3000),
-        "patch2": (train_transformer, 1500),
-        "patch1": (train_transformer, 400),
+        "export": (export, 0),
+        "unpack": (unpack, 0),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=stages)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args, overload
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import torch
 
 from vidsparse.block_map import BlockMap
 from vidsparse_kernels import cpu, reference
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 Impl = Literal["auto", "triton", "cpu", "flex", "reference"]
 
@@ -107,19 +111,34 @@ def _flex(
     extra_valid: torch.Tensor | None,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    if extra_valid is None:
+        mask = _flex_mask(block_map, query.device)
+    else:
+        mask = block_map.to(query.device).to_flex(extra_valid)
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    out, lse = _flex_function(query.device.type)(q, k, v, block_mask=mask, scale=scale, return_lse=True)
+    return out.transpose(1, 2), lse
+
+
+@lru_cache(maxsize=64)
+def _flex_mask(block_map: BlockMap, device: torch.device) -> BlockMask:
+    # Patterns answer with the same map object for the same grid, so a layer finds its mask made.
+    return block_map.to(device).to_flex()
+
+
+@lru_cache(maxsize=2)
+def _flex_function(device_type: str) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    attend: Any = flex_attention if query.device.type == "cpu" else torch.compile(flex_attention, dynamic=False)
-    mask = block_map.to(query.device).to_flex(extra_valid)
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    out, lse = attend(q, k, v, block_mask=mask, scale=scale, return_lse=True)
-    return out.transpose(1, 2), lse
+    return flex_attention if device_type == "cpu" else torch.compile(flex_attention, dynamic=False)
 
 
 def merge(
     out: torch.Tensor, lse: torch.Tensor, out2: torch.Tensor, lse2: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Combine attention over two disjoint sets of keys exactly, as if it had been computed over their union.
+
+    Prefix and suffix tokens are keys of every map: of two maps, give one `extra_valid` of zeros.
 
     Args:
         out, out2: [batch, tokens, heads, head_dim]. lse, lse2: natural log, [batch, heads, tokens].

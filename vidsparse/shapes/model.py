@@ -58,7 +58,13 @@ def build_text_encoder() -> UMT5EncoderModel:
 
     return UMT5EncoderModel(
         UMT5Config(
-            vocab_size=3 + len(WORDS), d_model=TEXT_WIDTH, d_kv=32, d_ff=128, num_layers=2, num_heads=2, dropout_rate=0.0
+            vocab_size=3 + len(WORDS),
+            d_model=TEXT_WIDTH,
+            d_kv=32,
+            d_ff=128,
+            num_layers=2,
+            num_heads=2,
+            dropout_rate=0.0,
         )
     )
 

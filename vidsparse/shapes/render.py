@@ -75,9 +75,7 @@ def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: float)
         slope = math.sqrt(3) / 2
         return torch.maximum(slope * x.abs() - 0.5 * y - 0.72 * radius, y - 0.72 * radius)
     arm, width = 1.18 * radius, 0.42 * radius
-    return torch.minimum(
-        torch.maximum(x.abs() - arm, y.abs() - width), torch.maximum(x.abs() - width, y.abs() - arm)
-    )
+    return torch.minimum(torch.maximum(x.abs() - arm, y.abs() - width), torch.maximum(x.abs() - width, y.abs() - arm))
 
 
 def render(

@@ -1,4 +1,4 @@
-"""What a `shapes` video shows: objects with a colour, a shape and a motion on a plain background, and the words for it."""
+"""What a `shapes` video shows: one or two objects with a colour, a shape and a motion, and the words for it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,9 @@ def training_scene(rng: random.Random, two_objects: float = 0.25) -> Scene:
         background = rng.choice(tuple(BACKGROUNDS))
         count = 2 if rng.random() < two_objects else 1
         colours = rng.sample([c for c in COLOURS if c != background], count)
-        scene = Scene(tuple(SceneObject(c, rng.choice(SHAPES), rng.choice(tuple(MOTIONS))) for c in colours), background)
+        scene = Scene(
+            tuple(SceneObject(c, rng.choice(SHAPES), rng.choice(tuple(MOTIONS))) for c in colours), background
+        )
         if not scene.held_out:
             return scene
 

@@ -1,0 +1,140 @@
+"""What every training stage of `shapes` does: optimizers, averages, a checkpoint to resume from, a log."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SEED = 2026
+SAVE_SECONDS = 120
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint under a temporary name, then rename it."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def learning_rate_factor(step: int, steps: int, decay: float, warmup: int = 50) -> float:
+    """Linear warm-up, a plateau, and a linear fall to zero over the last `decay` of the steps."""
+    return min(1.0, (step + 1) / warmup, (steps - step) / (decay * steps) if decay else 1.0)
+
+
+class Stage:
+    """One resumable training: modules and their running averages, optimizers, a checkpoint, a log of JSON lines."""
+
+    def __init__(self, name: str, folder: Path, modules: dict[str, torch.nn.Module], optimizers: list[Any]):
+        self.name, self.folder, self.modules, self.optimizers = name, folder, modules, optimizers
+        self.path, self.step, self.seconds = folder / f"{name}.pt", 0, 0.0
+        self.base_rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
+        self.averages = {key: {k: v.clone() for k, v in module.state_dict().items()} for key, module in modules.items()}
+        if self.path.is_file():
+            state = torch.load(self.path, weights_only=True)
+            self.step, self.seconds, self.averages = state["step"], state["seconds"], state["averages"]
+            for key, module in modules.items():
+                module.load_state_dict(state["modules"][key])
+            for o, kept in zip(optimizers, state["optimizers"], strict=True):
+                o.load_state_dict(kept)
+
+    def save(self) -> None:
+        save(
+            {
+                "step": self.step,
+                "seconds": self.seconds,
+                "seed": SEED,
+                "modules": {key: module.state_dict() for key, module in self.modules.items()},
+                "averages": self.averages,
+                "optimizers": [o.state_dict() for o in self.optimizers],
+            },
+            self.path,
+        )
+
+    def run(
+        self,
+        loss_of: Callable[[random.Random], tuple[torch.Tensor, dict[str, float]]],
+        steps: int,
+        log_every: int,
+        decay: float = 0.3,
+    ) -> None:
+        """Train until `steps`. `loss_of` gets the random numbers of its step, so a resumed run sees the same data."""
+        started, saved = time.time() - self.seconds, time.time()
+        shown: dict[str, list[float]] = {}
+        parameters = [p for module in self.modules.values() for p in module.parameters()]
+        while self.step < steps:
+            torch.manual_seed(SEED + self.step)
+            factor = learning_rate_factor(self.step, steps, decay)
+            for o, rates in zip(self.optimizers, self.base_rates, strict=True):
+                for group, rate in zip(o.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+            loss, details = loss_of(random.Random(SEED * 1_000_003 + self.step))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            for o in self.optimizers:
+                o.step()
+                o.zero_grad(set_to_none=True)
+            self.step += 1
+            self.seconds = time.time() - started
+            keep = min(0.995, self.step / (self.step + 10))
+            for key, module in self.modules.items():
+                for name, value in module.state_dict().items():
+                    self.averages[key][name].lerp_(value, 1 - keep)
+            for key, value in {"loss": loss.item(), **details}.items():
+                shown.setdefault(key, []).append(value)
+            if self.step % log_every == 0 or self.step == steps:
+                line: dict[str, object] = {key: round(sum(values) / len(values), 5) for key, values in shown.items()}
+                line |= {
+                    "stage": self.name,
+                    "step": self.step,
+                    "seconds": round(self.seconds),
+                    "rate": round(factor, 3),
+                }
+                with (self.folder / "log.jsonl").open("a") as log:
+                    log.write(json.dumps(line) + "\n")
+                print(json.dumps(line), flush=True)
+                shown.clear()
+            if time.time() - saved > SAVE_SECONDS or self.step == steps:
+                self.save()
+                saved = time.time()
+
+
+class MatrixMuon:
+    """Muon for every weight of two or more dimensions, a convolution's kernel seen as the matrix [out, in * taps]."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], lr: float):
+        self.parameters = parameters
+        # The flat parameters share their memory with the module's own.
+        self.flat = [torch.nn.Parameter(p.detach().view(p.shape[0], -1)) for p in parameters]
+        self.muon = torch.optim.Muon(self.flat, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        self.state_dict, self.load_state_dict = self.muon.state_dict, self.muon.load_state_dict
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.muon.param_groups
+
+    def step(self) -> None:
+        for p, flat in zip(self.parameters, self.flat, strict=True):
+            flat.grad = None if p.grad is None else p.grad.view_as(flat)
+        self.muon.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for p in (*self.parameters, *self.flat):
+            p.grad = None
+
+
+def optimizers(module: torch.nn.Module, muon: float, adam: float, skip: tuple[str, ...] = ()) -> list[Any]:
+    """Muon for the inner matrices, AdamW for vectors and for the parameters whose name starts with one of `skip`."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    inner = [
+        p for name, p in named if p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 8 and not name.startswith(skip or "-")
+    ]
+    chosen = {id(p) for p in inner}
+    rest = [p for _, p in named if id(p) not in chosen]
+    return [MatrixMuon(inner, muon), torch.optim.AdamW(rest, lr=adam, betas=(0.9, 0.98), weight_decay=0.0)]
