@@ -142,7 +142,7 @@ def _seconds(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> 
     if isinstance(start, float) or isinstance(end, float):
         return float(end) - float(start)  # type: ignore[arg-type]
     end.synchronize()
-    return start.elapsed_time(end) / 1000
+    return float(start.elapsed_time(end)) / 1000
 
 
 class Run:

@@ -7,6 +7,7 @@ than float32. Plain products over whole tiles are faster for each FLOP, as long 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import torch
 
 from vidsparse_kernels.tiles import TileLayout, tile_tokens
 
-SCORE_BYTES = 2 << 20  # float32 scores of one step: what the cache of a core or two holds beside the operands
+SCORE_BYTES = 1 << 20  # float32 scores of one step: about what the cache of one core holds
 
 
 class _Step(NamedTuple):
@@ -80,6 +81,30 @@ def _scatter_add(target: torch.Tensor, step: _Step, positions: torch.Tensor, x: 
     target[step.sample, :, step.head].index_add_(0, positions.flatten(), x.flatten(0, 1).to(target.dtype))
 
 
+class _Scratch:
+    """Buffers that live through a call: fresh ones for each step would cost more in page faults than in copying."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, torch.Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised tensor of this shape, in memory that an earlier one of the same name had."""
+        size = math.prod(shape)
+        if name not in self.buffers or self.buffers[name].numel() < size:
+            self.buffers[name] = torch.empty(size, dtype=dtype)
+        return self.buffers[name][:size].view(shape)
+
+    def gather(self, name: str, x: torch.Tensor, step: _Step, positions: torch.Tensor) -> torch.Tensor:
+        """`_gather` into a buffer."""
+        rows = self.take(name, (positions.numel(), x.shape[-1]), x.dtype)
+        torch.index_select(x[step.sample, :, step.head], 0, positions.flatten(), out=rows)
+        return rows.view(*positions.shape, -1)
+
+    def cast(self, name: str, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`x` in another dtype, itself where it has that dtype."""
+        return x if x.dtype == dtype else self.take(name, tuple(x.shape), dtype).copy_(x)
+
+
 class _BlockSparse(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -94,14 +119,12 @@ class _BlockSparse(torch.autograd.Function):
         out = torch.zeros_like(query, memory_format=torch.contiguous_format)
         wide = torch.promote_types(query.dtype, torch.float32)
         lse = torch.full((batch, tokens, heads, 1), float("-inf"), dtype=wide)
-        buffer = torch.empty(0, dtype=wide)
+        scratch = _Scratch()
         for step in call.steps(batch, heads):
             q = _gather(query, step, step.rows).to(wide).mul_(call.scale)
-            k, v = _gather(key, step, step.keys).to(wide), _gather(value, step, step.keys)
-            size = q.shape[0] * q.shape[1] * k.shape[1]
-            if buffer.numel() < size:
-                buffer = torch.empty(size, dtype=wide)
-            scores = buffer[:size].view(q.shape[0], q.shape[1], k.shape[1])
+            k = scratch.cast("wide key", scratch.gather("key", key, step, step.keys), wide)
+            v = scratch.gather("value", value, step, step.keys)
+            scores = scratch.take("scores", (*q.shape[:2], k.shape[1]), wide)
             torch.bmm(q, k.mT, out=scores)
             top = scores.amax(dim=-1, keepdim=True) if with_lse else None
             # One fused pass a row. The largest weight is exp(top - lse), so the lse needs no sum of its own.
@@ -109,7 +132,7 @@ class _BlockSparse(torch.autograd.Function):
             if top is not None:
                 row_lse = top - scores.amax(dim=-1, keepdim=True).log()
                 lse[step.sample, :, step.head].index_copy_(0, step.rows.flatten(), row_lse.flatten(0, 1))
-            part = torch.bmm(scores.to(v.dtype), v)
+            part = torch.bmm(scratch.cast("weights", scores, v.dtype), v)
             out[step.sample, :, step.head].index_copy_(0, step.rows.flatten(), part.flatten(0, 1))
         lse = lse.squeeze(-1).transpose(1, 2)
         ctx.save_for_backward(query, key, value, out, lse)

@@ -93,5 +93,6 @@ def load_pipeline(dtype: torch.dtype = torch.float32, folder: Path = FOLDER) -> 
 
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"the shapes model is not at {folder}; reinstall vidsparse")
-    pipe: WanPipeline = WanPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    # The argument for the dtype has changed its name between versions of diffusers; moving afterwards has not.
+    pipe: WanPipeline = WanPipeline.from_pretrained(folder, local_files_only=True).to(dtype=dtype)
     return pipe

@@ -115,6 +115,9 @@ def parse_prompt(prompt: str) -> Scene:
         for m in found
         if m
     )
+    colours = [o.colour for o in objects] + [background]
+    if len(set(colours)) < len(colours):
+        raise ValueError(f"shapes tells things apart by colour, but in {prompt!r} two have the same. {vocabulary()}")
     return Scene(objects, background)
 
 
