@@ -72,7 +72,7 @@ def test_best_tile_has_the_volume_and_is_within_its_bonus_of_the_least_padding(g
 @pytest.mark.parametrize(
     ("grid", "tile"),
     [
-        (VideoGrid(8, 16, 16), (2, 8, 8)),  # no padding either way: the most compact
+        (VideoGrid(8, 16, 16), (4, 4, 8)),  # no padding either way: the most compact
         (WAN_720P, (1, 8, 16)),
         (VideoGrid(21, 30, 52), (1, 32, 4)),  # compact tiles would waste 31 %
         (VideoGrid(7, 1, 1), (8, 4, 4)),  # one tile holds it all

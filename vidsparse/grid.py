@@ -70,11 +70,12 @@ class VideoGrid:
         """Slots of the tiles that hold no token, as a fraction of the video's tokens."""
         return math.prod(self.tiles(tile)) * math.prod(tile) / self.video_tokens - 1
 
-    def best_tile(self, volume: int = 128, prefer: Tile | None = None) -> Tile:
+    def best_tile(self, volume: int = 128, prefer: Tile | None = None, compactness: float = 0.02) -> Tile:
         """The tile of `volume` tokens that suits this grid best: least padding, then the most compact.
 
         Candidates have power-of-two sides. With `prefer`, that tile is taken unless another saves more than a tenth
-        of the tokens as padding.
+        of the tokens as padding. `compactness` is the padding, as a fraction of the tokens, that is paid for a tile of
+        half the elongation (longest side / shortest side).
 
         Raises:
             ValueError: `volume` is not a power of two, or `prefer` has another volume.
@@ -83,25 +84,18 @@ class VideoGrid:
             raise ValueError(f"volume={volume} must be a power of two, such as 64 or 128")
         if prefer is not None and math.prod(check_tile(prefer)) != volume:
             raise ValueError(f"prefer={prefer} holds {math.prod(prefer)} tokens, not volume={volume}")
-        best = _best_tile(self.view, volume)
+        best = _best_tile(self.view, volume, compactness)
         if prefer is not None and self.padding(prefer) <= self.padding(best) + 0.1:
             return prefer
         return best
 
 
 @lru_cache(maxsize=1024)
-def _best_tile(view: tuple[int, int, int], volume: int) -> Tile:
+def _best_tile(view: tuple[int, int, int], volume: int, compactness: float) -> Tile:
     grid = VideoGrid(*view)
     powers = [1 << i for i in range(volume.bit_length())]
     candidates = [(f, h, volume // f // h) for f in powers for h in powers if f * h <= volume]
-    # Two hundredths of padding are worth a compact tile: its neighbourhood is rounder, so fewer tiles cover a window.
-    return min(candidates, key=lambda t: (grid.padding(t) + 0.02 * _elongation(t), t))
-
-
-def _elongation(tile: Tile) -> float:
-    """Zero for a cube; a latent frame counts as two rows, since it spans several video frames."""
-    f, h, w = 2 * tile[0], tile[1], tile[2]
-    return math.log2(max(f, h, w) / min(f, h, w))
+    return min(candidates, key=lambda t: (grid.padding(t) + compactness * math.log2(max(t) / min(t)), t))
 
 
 def check_tile(tile: Tile, name: str = "tile") -> Tile:

@@ -59,9 +59,11 @@ class Radial(Pattern):
 @lru_cache(maxsize=128)
 def _tile(view: tuple[int, int, int]) -> Tile:
     grid = VideoGrid(*view)
-    # Windows need a few tiles along both sides of a frame to have a shape at all.
-    volume = 128 if grid.height * grid.width >= 1024 else 64
-    return grid.best_tile(volume)
+    if grid.height * grid.width >= 1024:
+        return grid.best_tile(128, compactness=0.05)
+    # Windows of a small frame need a few tiles along each side to have a shape at all, and cubes lose least: at density
+    # 0.3 on 9x16x16 tokens of `shapes` the error is 0.26 with (4, 4, 4), 0.29 with (1, 8, 8), 0.33 with (1, 4, 16).
+    return grid.best_tile(64, compactness=0.15)
 
 
 @lru_cache(maxsize=32)
