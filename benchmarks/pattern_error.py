@@ -52,7 +52,7 @@ def record(frames: int, prompts: int, steps: int, at: set[int]) -> list[tuple[to
     pipe = model.load_pipeline()
     pipe.set_progress_bar_config(disable=True)
     adapter, kept = adapter_for(pipe.transformer), []
-    scenes = held_out_scenes()[:: 64 // prompts]
+    scenes = held_out_scenes()[:: max(1, 64 // prompts)][:prompts]
     recorders = []
     for attention in adapter.self_attentions(pipe.transformer).values():
         recorders.append(Recorder(kept, at))

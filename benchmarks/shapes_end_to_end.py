@@ -27,6 +27,7 @@ def child(arguments: argparse.Namespace) -> None:
     pipe.set_progress_bar_config(disable=True)
     settings = dict(height=64, width=64, max_sequence_length=model.MAX_WORDS, guidance_scale=arguments.guidance)
     pipe(PROMPT, num_frames=5, num_inference_steps=1, **settings)  # warm-up
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     pattern: vidsparse.Pattern = vidsparse.Dense()
     if arguments.child == "sparse":
         pattern = vidsparse.StepSchedule(vidsparse.Radial(density=arguments.density), dense_steps=arguments.dense_steps)
@@ -54,6 +55,7 @@ def child(arguments: argparse.Namespace) -> None:
                 "denoising_s": round(denoising, 2),
                 "decoding_s": round(time.perf_counter() - started, 2),
                 "attention_layers_s": round(report.seconds, 2),
+                "warm_mib": round(resident),
                 "denoising_peak_mib": round(memory),
                 "density": round(report.density, 4),
                 "flops_saved": round(report.flops_saved, 4),

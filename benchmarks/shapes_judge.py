@@ -28,9 +28,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=33)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument(
-        "--prompts", type=int, default=64, help="every how-many-th of the 64 is taken follows from this"
-    )
+    parser.add_argument("--prompts", type=int, default=64, help="how many of the 64, evenly spaced")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--model", type=Path, default=model.FOLDER)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
@@ -43,7 +41,7 @@ def main() -> None:
     pattern: vidsparse.Pattern = vidsparse.Dense()
     if arguments.density is not None:
         pattern = vidsparse.StepSchedule(vidsparse.Radial(density=arguments.density), dense_steps=arguments.dense_steps)
-    scenes = held_out_scenes()[:: 64 // arguments.prompts]
+    scenes = held_out_scenes()[:: max(1, 64 // arguments.prompts)][: arguments.prompts]
     scores, strips, started = [], [], time.perf_counter()
     with vidsparse.sparsify(pipe, pattern) if arguments.density else contextlib.nullcontext():
         for first in range(0, len(scenes), arguments.batch):

@@ -20,13 +20,13 @@ import json
 import random
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from vidsparse.shapes import model as parts
-from vidsparse.shapes.render import training_video
+from vidsparse.shapes.render import SIZE, training_video
 from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, training_scene
 from vidsparse.shapes.training import SEED, Stage, optimizers, save
 
@@ -40,8 +40,8 @@ def videos(rng: random.Random, count: int, frames: int, size: int) -> torch.Tens
     batch = []
     while len(batch) < count:
         _, video = training_video(rng, two_objects=0.5)
-        f = rng.randrange(0, video.shape[1] - frames + 1, 1)
-        top, left = (rng.randrange(0, 64 - size + 1) for _ in range(2))
+        f = rng.randrange(video.shape[1] - frames + 1)
+        top, left = (rng.randrange(SIZE - size + 1) for _ in range(2))
         crop = video[:, f : f + frames, top : top + size, left : left + size]
         if (crop - crop[:, :1, :1, :1]).abs().amax() > 0.3 or rng.random() < 0.1:
             batch.append(crop)
@@ -50,11 +50,11 @@ def videos(rng: random.Random, count: int, frames: int, size: int) -> torch.Tens
 
 def train_vae(arguments: argparse.Namespace) -> None:
     torch.manual_seed(SEED)
-    vae = parts.build_vae()
+    vae = parts.build_vae().to(arguments.device)
 
     def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
         # Causal convolutions carry far in time: without clips as long as the video, colours drift after a few frames.
-        video = videos(rng, *rng.choices([(2, 33, 24), (4, 9, 32), (1, 17, 64)], [5, 3, 2])[0])
+        video = videos(rng, *rng.choices([(2, 33, 24), (4, 9, 32), (1, 17, 64)], [5, 3, 2])[0]).to(arguments.device)
         with torch.autocast(arguments.device, torch.bfloat16):
             posterior = vae.encode(video).latent_dist
             decoded = vae.decode(posterior.sample()).sample.float()
@@ -74,7 +74,7 @@ def train_vae(arguments: argparse.Namespace) -> None:
 
 def frozen_vae(folder: Path) -> AutoencoderKLWan:
     """The trained autoencoder (averaged weights) with its latent statistics, which `encode_latents` measures."""
-    state = torch.load(folder / "vae.pt", weights_only=True)["averages"]["vae"]
+    state = torch.load(folder / "vae.pt", weights_only=True, map_location="cpu")["averages"]["vae"]
     statistics = folder / "statistics.json"
     vae = parts.build_vae(**(json.loads(statistics.read_text()) if statistics.is_file() else {}))
     vae.load_state_dict(state)
@@ -87,7 +87,7 @@ def encode_latents(arguments: argparse.Namespace) -> None:
     vae = frozen_vae(arguments.folder).to(arguments.device)
     shards = arguments.folder / "latents"
     shards.mkdir(exist_ok=True)
-    for shard in range(arguments.first, arguments.steps // 256):
+    for shard in range(arguments.steps // 256):
         path = shards / f"{shard:04d}.pt"
         if path.is_file():
             continue
@@ -142,7 +142,7 @@ def train_text(arguments: argparse.Namespace) -> None:
 
 
 def frozen_text_encoder(folder: Path) -> UMT5EncoderModel:
-    state = torch.load(folder / "text.pt", weights_only=True)["modules"]["text"]
+    state = torch.load(folder / "text.pt", weights_only=True, map_location="cpu")["modules"]["text"]
     encoder = parts.build_text_encoder()
     encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")})
     return encoder.eval().requires_grad_(False)
@@ -197,28 +197,26 @@ def train_transformer(arguments: argparse.Namespace) -> None:
     widen_positions(transformer.rope, patch)
     coarser, unpacked = arguments.folder / f"patch{2 * patch}.pt", arguments.folder / "transformer.pt"
     if patch == 1 and unpacked.is_file():
-        transformer.load_state_dict(torch.load(unpacked, weights_only=True)["averages"]["transformer"])
+        transformer.load_state_dict(
+            torch.load(unpacked, weights_only=True, map_location="cpu")["averages"]["transformer"]
+        )
     elif coarser.is_file():
         transformer.load_state_dict(
-            refine(torch.load(coarser, weights_only=True)["averages"]["transformer"], 2 * patch)
+            refine(torch.load(coarser, weights_only=True, map_location="cpu")["averages"]["transformer"], 2 * patch)
         )
     transformer.to(arguments.device)
     prompts = Prompts(arguments.folder)
-    pool: dict[str, Any] = {"latents": [], "prompts": []}
-    shards_read: set[Path] = set()
+    shards = [torch.load(path, weights_only=True) for path in sorted((arguments.folder / "latents").glob("*.pt"))]
+    if not shards:
+        raise SystemExit(f"no latents in {arguments.folder}: run the stage `latents` first")
+    latents = torch.cat([shard["latents"] for shard in shards])
+    captions = [prompt for shard in shards for prompt in shard["prompts"]]
     skip = ("patch_embedding", "proj_out", "scale_shift_table")
 
     def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
-        if not shards_read or rng.random() < 0.02:
-            for path in sorted(set((arguments.folder / "latents").glob("*.pt")) - shards_read):
-                shard = torch.load(path, weights_only=True)
-                pool["latents"].append(shard["latents"])
-                pool["prompts"] += shard["prompts"]
-                shards_read.add(path)
-            pool["all"] = torch.cat(pool["latents"])
-        chosen = [rng.randrange(len(pool["all"])) for _ in range(arguments.batch)]
-        latent = pool["all"][chosen].float().to(arguments.device)
-        texts = ["" if rng.random() < 0.1 else pool["prompts"][i] for i in chosen]
+        chosen = [rng.randrange(len(latents)) for _ in range(arguments.batch)]
+        latent = latents[chosen].float().to(arguments.device)
+        texts = ["" if rng.random() < 0.1 else captions[i] for i in chosen]
         # The pipeline pads to 512 words unless told otherwise: the model must not care.
         condition = prompts(texts, 512 if rng.random() < 0.05 else parts.MAX_WORDS).to(arguments.device)
         # One draw a stratum: the noise levels of a batch cover the range evenly.
@@ -230,7 +228,8 @@ def train_transformer(arguments: argparse.Namespace) -> None:
             flow = transformer((1 - level) * latent + level * noise, 1000 * sigma, condition).sample
         errors = (flow.float() - (noise - latent)).square().mean(dim=(1, 2, 3, 4))
         high = sigma > 0.75
-        return errors.mean(), {"high_noise": errors[high].mean().item(), "low_noise": errors[~high].mean().item()}
+        parts_of_loss = {"high_noise": errors[high], "low_noise": errors[~high]}
+        return errors.mean(), {name: part.mean().item() for name, part in parts_of_loss.items() if len(part)}
 
     stage = Stage(
         arguments.stage,
@@ -244,18 +243,17 @@ def train_transformer(arguments: argparse.Namespace) -> None:
 
 def train_decoder(arguments: argparse.Namespace) -> None:
     """Go on with the decoder alone: the latents, and with them the transformer, stay as they are."""
-    vae = frozen_vae(arguments.folder)
+    vae = frozen_vae(arguments.folder).to(arguments.device)
     trained = torch.nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_(True)
 
     def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
-        video = videos(rng, *rng.choices([(2, 33, 24), (1, 17, 64)], [3, 2])[0])
+        video = videos(rng, *rng.choices([(2, 33, 24), (1, 17, 64)], [3, 2])[0]).to(arguments.device)
         with torch.autocast(arguments.device, torch.bfloat16):
             with torch.no_grad():
                 posterior = vae.encode(video).latent_dist
                 # A little noise, as the latents that the transformer makes are not the encoder's either.
-                latent = posterior.mean + 0.1 * torch.randn_like(posterior.mean) * torch.tensor(
-                    vae.config.latents_std
-                ).view(1, -1, 1, 1, 1)
+                spread = posterior.mean.new_tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+                latent = posterior.mean + 0.1 * spread * torch.randn_like(posterior.mean)
             difference = vae.decode(latent).sample.float() - video
         squared = difference.square().mean()
         details = {"psnr": -10 * torch.log10(squared / 4).item()}
@@ -273,7 +271,9 @@ def export(arguments: argparse.Namespace) -> None:
     vae = frozen_vae(arguments.folder)
     decoder = arguments.folder / "decoder.pt"
     if decoder.is_file():
-        vae.load_state_dict(torch.load(decoder, weights_only=True)["averages"]["decoder"], strict=False)
+        vae.load_state_dict(
+            torch.load(decoder, weights_only=True, map_location="cpu")["averages"]["decoder"], strict=False
+        )
     transformer = parts.build_transformer()
     state = torch.load(arguments.folder / "patch1.pt", weights_only=True)
     transformer.load_state_dict(state["averages"]["transformer"])
@@ -285,8 +285,12 @@ def export(arguments: argparse.Namespace) -> None:
         transformer=transformer.half(),
         scheduler=scheduler,
     )
-    pipe.save_pretrained(arguments.out, safe_serialization=True)
-    shutil.copy(arguments.folder / "log.jsonl", arguments.out / "training.jsonl")
+    made = arguments.out.with_name(f"{arguments.out.name}.new")
+    shutil.rmtree(made, ignore_errors=True)
+    pipe.save_pretrained(made, safe_serialization=True)
+    shutil.copy(arguments.folder / "log.jsonl", made / "training.jsonl")
+    shutil.rmtree(arguments.out, ignore_errors=True)
+    made.rename(arguments.out)
     size = sum(f.stat().st_size for f in arguments.out.rglob("*") if f.is_file())
     print(f"{arguments.out}: {size / 1e6:.1f} MB")
 
@@ -318,10 +322,11 @@ def main() -> None:
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--steps", type=int, help="steps of this stage in all (default: as the shipped weights)")
     parser.add_argument("--folder", type=Path, default=Path("runs/shapes"))
-    parser.add_argument("--out", type=Path, default=parts.FOLDER, help="where export writes the pipeline")
+    parser.add_argument(
+        "--out", type=Path, default=parts.FOLDER, help="the pipeline that export writes and unpack reads"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--first", type=int, default=0, help="first shard of latents, to encode side by side")
     parser.add_argument("--batch", type=int, default=16, help="videos of a transformer step")
     parser.add_argument("--log-every", type=int, default=50)
     arguments = parser.parse_args()

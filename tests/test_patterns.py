@@ -549,3 +549,9 @@ def assert_same_map(one: BlockMap, other: BlockMap) -> None:
     assert one.indices.shape == other.indices.shape
     listed = torch.arange(one.indices.shape[-1]) < one.counts[..., None]
     assert torch.equal(one.indices[listed], other.indices[listed])
+
+
+@pytest.mark.parametrize("grid", [VideoGrid(1, 16, 16), VideoGrid(1, 9, 10)], ids=["16x16", "9x10"])
+def test_radial_at_decay_1_sees_all_of_its_own_frame(grid: VideoGrid) -> None:
+    assert Radial(decay=1.0, tile=(1, 4, 4)).plan(grid).density == 1
+    assert Radial(decay=0.5, tile=(1, 4, 4)).plan(grid).density < 1

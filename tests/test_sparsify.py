@@ -731,3 +731,16 @@ def test_attn_processors_of_no_pattern_or_an_unknown_transformer() -> None:
         attn_processors(tiny(), "radial")  # type: ignore[arg-type]
     with pytest.raises(NotImplementedError, match="no adapter for Unsupported"):
         attn_processors(Unsupported(), SPARSE)
+
+
+def test_autocast_runs_in_the_lower_precision() -> None:
+    transformer = tiny()
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = call(transformer)
+        with sparsify(transformer, Radial(density=1.0)):
+            found = call(transformer)
+    torch.testing.assert_close(found, plain, rtol=5e-2, atol=5e-2)
+    with torch.autocast("cpu", torch.bfloat16), sparsify(transformer, SPARSE) as run:
+        call(transformer).sum().backward()
+    assert run.report().sparse_calls == 2
+    assert all(p.grad is None or p.grad.isfinite().all() for p in transformer.parameters())

@@ -77,7 +77,8 @@ def sparse_attention(
         extra_valid: int [batch], how many of the prefix and suffix tokens, in sequence order, are real; the others are
             no keys. None: all.
         scale: factor on the logits; 1/sqrt(head_dim) by default.
-        impl: "auto", "cpu", "flex", "reference" or "triton"; an explicit one never falls back.
+        impl: "auto", "cpu", "flex", "reference" or "triton"; an explicit one never falls back. On a CPU, "flex" is for
+            checking: it computes all scores.
         return_lse: also return the natural-log sum of exponentials, [batch, heads, tokens] in float32 (float64 for
             float64 inputs).
 
@@ -91,7 +92,7 @@ def sparse_attention(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     chosen = choose_impl(impl, query.device)
     if chosen == "cpu":
-        valid = None if extra_valid is None else [int(n) for n in extra_valid]
+        valid = None if extra_valid is None else extra_valid.tolist()
         out, lse = cpu.attention(
             query, key, value, block_map.counts, block_map.indices, block_map.layout, valid, scale, return_lse
         )
@@ -111,16 +112,19 @@ def _flex(
     extra_valid: torch.Tensor | None,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    from torch.nn.attention.flex_attention import AuxRequest
+
     if extra_valid is None:
         mask = _flex_mask(block_map, query.device)
     else:
         mask = block_map.to(query.device).to_flex(extra_valid)
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    out, lse = _flex_function(query.device.type)(q, k, v, block_mask=mask, scale=scale, return_lse=True)
-    return out.transpose(1, 2), lse
+    aux = AuxRequest(lse=True)
+    out, found = _flex_function(query.device.type)(q, k, v, block_mask=mask, scale=scale, return_aux=aux)
+    return out.transpose(1, 2), found.lse
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _flex_mask(block_map: BlockMap, device: torch.device) -> BlockMask:
     # Patterns answer with the same map object for the same grid, so a layer finds its mask made.
     return block_map.to(device).to_flex()

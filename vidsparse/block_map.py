@@ -53,7 +53,7 @@ class BlockMap:
         """
         key_tile = key_tile or query_tile
         kept = kept[None, None] if kept.ndim == 2 else kept
-        expected = tuple(torch.Size(grid.tiles(t)).numel() for t in (query_tile, key_tile))
+        expected = tuple(math.prod(grid.tiles(t)) for t in (query_tile, key_tile))
         if kept.ndim != 4 or kept.dtype != torch.bool or kept.shape[-2:] != expected:
             raise ValueError(
                 f"got {kept.dtype} {tuple(kept.shape)}, expected bool [..., {expected[0]}, {expected[1]}]: "
@@ -74,7 +74,7 @@ class BlockMap:
 
     @property
     def key_tiles(self) -> int:
-        return torch.Size(self.grid.tiles(self.key_tile)).numel()
+        return math.prod(self.grid.tiles(self.key_tile))
 
     def to_dense(self) -> torch.Tensor:
         """bool [B|1, H|1, query tiles, key tiles]."""

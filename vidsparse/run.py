@@ -100,7 +100,13 @@ class _Layer:
         def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             nonlocal block_map
             block_map = owner.pattern.select(query, key, grid, replace(context, heads=query.shape[2]))
-            return sparse_attention(query, key, value, block_map, impl=owner.impl)
+            kind = query.device.type
+            if not torch.is_autocast_enabled(kind):
+                return sparse_attention(query, key, value, block_map, impl=owner.impl)
+            # As for PyTorch's own attention: norms give float32 under autocast, attention runs in the lower precision.
+            query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
+            with torch.autocast(kind, enabled=False):
+                return sparse_attention(query, key, value, block_map, impl=owner.impl)
 
         started = _moment(self.clock.device)
         out = dense() if reason is not None else sparse(attend)
@@ -134,7 +140,7 @@ def _moment(device: torch.device) -> float | torch.cuda.Event:
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
-    event.record()
+    event.record(torch.cuda.current_stream(device))
     return event
 
 
@@ -202,7 +208,9 @@ class Run:
         attentions = adapter.self_attentions(transformer)
         for module in attentions.values():
             if isinstance(getattr(module.processor, "layer", None), _Layer):
-                raise ValueError(f"{name} is already sparsified; call restore() on the earlier run first")
+                raise ValueError(
+                    f"{name} is already sparsified; restore the earlier run, or set the processors of before"
+                )
         clock = _Clock(transformer, adapter, scheduler)
         self._clocks.append(clock)
         return {
@@ -257,7 +265,9 @@ def attn_processors(transformer: torch.nn.Module, pattern: Pattern, *, impl: str
     """Sparse processors for `transformer.set_attn_processor(...)`, the diffusers way.
 
     The dict holds a processor for every attention of the transformer: sparse ones for video self-attention, the present
-    ones elsewhere. Setting `transformer.attn_processors` of before puts everything back.
+    ones elsewhere. Setting `transformer.attn_processors` of before puts everything back. Steps are counted from the
+    transformer's own calls, since no scheduler is known here: their number is not, so `dense_last_steps` has no effect.
+    There is no report either; use `sparsify` for these.
     """
     if not isinstance(pattern, Pattern):
         raise TypeError(f"pattern={pattern!r} must be a pattern, such as vidsparse.Radial(density=0.2)")

@@ -44,31 +44,31 @@ class _Call(NamedTuple):
             for map_head in range(map_heads):
                 served = range(heads) if map_heads == 1 else (map_head,)
                 for rows, keys in self._groups(sample, sample % map_batch, map_head):
-                    together = max(1, SCORE_BYTES // (4 * rows.shape[1] * keys.shape[1]))
-                    for part in zip(rows.split(together), keys.split(together), strict=True):
-                        yield from (_Step(sample, head, *part) for head in served)
+                    yield from (_Step(sample, head, rows, keys) for head in served)
 
     def _groups(self, sample: int, map_sample: int, map_head: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Rows [group, R] and keys [group, L] of a step, for each step of one map."""
         layout = self.layout
         extra = layout.valid_extra_tokens(None if self.valid is None else self.valid[sample])
         tiles = tile_tokens(layout.view, layout.key_tile, layout.prefix)
         queries = tile_tokens(layout.view, layout.query_tile, layout.prefix)
         counts, indices = self.counts[map_sample, map_head].tolist(), self.indices[map_sample, map_head].tolist()
-        pairs = [
-            (rows, torch.cat([extra, *(tiles[t] for t in index[:count])]))
-            for rows, count, index in zip(queries, counts, indices, strict=True)
-        ]
+        lists = [(rows, tuple(index[:count])) for rows, count, index in zip(queries, counts, indices, strict=True)]
         if layout.prefix + layout.suffix:
-            video = torch.arange(layout.prefix, layout.tokens - layout.suffix)
-            pairs.append((layout.extra_tokens, torch.cat((extra, video))))
-        groups: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
-        for rows, keys in pairs:
+            lists.append((layout.extra_tokens, tuple(range(len(tiles)))))
+        groups: dict[tuple[int, int], list[tuple[torch.Tensor, tuple[int, ...]]]] = defaultdict(list)
+        for rows, listed in lists:
+            length = len(extra) + sum(len(tiles[t]) for t in listed)
             # Long rows (dense maps, text) would burst the cache: fewer rows a step, but enough for a matrix product.
-            for part in rows.split(max(32, SCORE_BYTES // (4 * max(1, len(keys))))):
-                groups[len(part), len(keys)].append((part, keys))
-        for (_, length), members in groups.items():
-            if length:
-                yield torch.stack([rows for rows, _ in members]), torch.stack([keys for _, keys in members])
+            for part in rows.split(max(32, SCORE_BYTES // (4 * max(1, length)))):
+                groups[len(part), length].append((part, listed))
+        for (count, length), members in groups.items():
+            together = max(1, SCORE_BYTES // (4 * count * max(1, length)))
+            for first in range(0, len(members) if length else 0, together):
+                # Positions of the keys are written out for one step at a time: all of them would outweigh the keys.
+                part = members[first : first + together]
+                keys = [torch.cat([extra, *(tiles[t] for t in listed)]) for _, listed in part]
+                yield torch.stack([rows for rows, _ in part]), torch.stack(keys)
 
 
 def _gather(x: torch.Tensor, step: _Step, positions: torch.Tensor) -> torch.Tensor:

@@ -20,14 +20,6 @@ if TYPE_CHECKING:
     from vidsparse.cli.video import Frames
     from vidsparse.shapes.scene import Scene
 
-# What `shapes` was trained for.
-SHAPES: dict[str, Any] = {
-    "height": 64,
-    "width": 64,
-    "num_frames": 33,
-    "num_inference_steps": 30,
-    "guidance_scale": 3.0,
-}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -93,11 +85,11 @@ def _device(name: str | None) -> str:
     import torch
 
     if name is None:
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise ValueError(f"device {name!r} is not available; try cpu, cuda or mps, or leave it out") from None
+        raise ValueError(f"device {name!r} is not available; try cpu or cuda, or leave it out") from None
     return name
 
 
@@ -116,7 +108,11 @@ def call_arguments(pipe: Any, request: Request, scene: Scene | None) -> dict[str
         "guidance_scale": request.guidance,
     }
     given = {name: value for name, value in asked.items() if value is not None}
-    arguments = {"prompt": scene.caption if scene else request.prompt, **(SHAPES if scene else {}), **given}
+    arguments = {"prompt": request.prompt, **given}
+    if scene:
+        from vidsparse.shapes.model import SAMPLING
+
+        arguments = {**SAMPLING, "prompt": scene.caption, **given}
     unknown = [name for name in arguments if name not in accepted]
     if unknown:
         raise ValueError(f"{type(pipe).__name__} takes no {', '.join(unknown)}")

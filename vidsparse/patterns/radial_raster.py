@@ -25,7 +25,7 @@ class RadialRaster(Pattern):
 
     Paper: Li et al., Radial Attention, arXiv 2506.19852. Code: mit-han-lab/radial-attention at 72788d4, `attn_mask.py`
     (the code's rule, which differs from the paper's equation 4). Differences: the diagonal is always kept; a last block
-    that 128 does not fill sees and is seen by everything, as that code treats what follows the video.
+    that is not full sees and is seen by everything, as that code treats what follows the video.
 
     Attributes:
         decay: factor on the width of the bands from d = 2 on.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, Scene
+from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, Scene, training_scene
 
 SIZE = 64  # pixels: the height and width in which radii and speeds are written
 BOUNCE_PERIOD = 16  # frames from one touch of the ground to the next
@@ -98,7 +98,5 @@ def render(
 
 def training_video(rng: random.Random, frames: int = 33, two_objects: float = 0.25) -> tuple[Scene, torch.Tensor]:
     """Draw one training example: a scene that is not held out, and its video [3, frames, 64, 64]."""
-    from vidsparse.shapes.scene import training_scene
-
     scene = training_scene(rng, two_objects)
     return scene, render(scene, draw_trajectories(scene, rng, frames), frames)

@@ -37,8 +37,11 @@ class Stage:
         self.base_rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
         self.averages = {key: {k: v.clone() for k, v in module.state_dict().items()} for key, module in modules.items()}
         if self.path.is_file():
-            state = torch.load(self.path, weights_only=True)
-            self.step, self.seconds, self.averages = state["step"], state["seconds"], state["averages"]
+            state = torch.load(self.path, weights_only=True, map_location="cpu")
+            self.step, self.seconds = state["step"], state["seconds"]
+            for key, average in self.averages.items():
+                for name, value in average.items():
+                    value.copy_(state["averages"][key][name])
             for key, module in modules.items():
                 module.load_state_dict(state["modules"][key])
             for o, kept in zip(optimizers, state["optimizers"], strict=True):
@@ -132,9 +135,7 @@ class MatrixMuon:
 def optimizers(module: torch.nn.Module, muon: float, adam: float, skip: tuple[str, ...] = ()) -> list[Any]:
     """Muon for the inner matrices, AdamW for vectors and for the parameters whose name starts with one of `skip`."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    inner = [
-        p for name, p in named if p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 8 and not name.startswith(skip or "-")
-    ]
+    inner = [p for name, p in named if p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 8 and not name.startswith(skip)]
     chosen = {id(p) for p in inner}
     rest = [p for _, p in named if id(p) not in chosen]
     return [MatrixMuon(inner, muon), torch.optim.AdamW(rest, lr=adam, betas=(0.9, 0.98), weight_decay=0.0)]
