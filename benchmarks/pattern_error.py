@@ -94,11 +94,9 @@ def contenders(grid: VideoGrid) -> dict[str, dict[float, Pattern]]:
         density = round(raster.plan(grid).density, 4)
         found["RadialRaster (published)"][density] = raster
         found["Radial"][density] = Radial(density=density)
-        found["Radial, no sink"][density] = Radial(density=density, sink=False)
+        found["Radial, flat tiles (1, 8, 8)"][density] = Radial(density=density, tile=(1, 8, 8))
         windows = [
-            SlidingTile(window=(t, s, s), tile=(1, 4, 16) if s == 16 else (1, 8, 8))
-            for t in range(1, grid.frames + 1, 2)
-            for s in (8, 16)
+            SlidingTile(window=(t, s, s), tile=(4, 4, 4)) for t in range(4, grid.frames + 4, 4) for s in (4, 8, 12, 16)
         ]
         found["SlidingTile"][density] = min(windows, key=lambda w: abs(w.plan(grid).density - density))
     return found

@@ -73,6 +73,11 @@ class BlockMap:
         return TileLayout(self.view, self.query_tile, self.key_tile, self.grid.prefix, self.grid.suffix)
 
     @property
+    def key_tile_of_token(self) -> torch.Tensor:
+        """The key tile that holds each video token, in raster order: int64 [video tokens]."""
+        return tile_of_token(self.view, self.key_tile)
+
+    @property
     def key_tiles(self) -> int:
         return math.prod(self.grid.tiles(self.key_tile))
 
@@ -128,7 +133,7 @@ class BlockMap:
         kept = torch.nn.functional.pad(kept, (0, 1), value=False)
         edges = (self.grid.prefix, self.grid.suffix)
         row = torch.nn.functional.pad(tile_of_token(self.view, self.query_tile), edges, value=queries).to(device)
-        column = torch.nn.functional.pad(tile_of_token(self.view, self.key_tile), edges, value=keys).to(device)
+        column = torch.nn.functional.pad(self.key_tile_of_token, edges, value=keys).to(device)
         column = column.repeat(1 if extra_valid is None else len(extra_valid), 1)
         for sample, valid in enumerate([] if extra_valid is None else extra_valid.tolist()):
             column[sample, self.layout.extra_tokens[valid:].to(device)] = keys + 1

@@ -26,7 +26,7 @@ def draw_map(path: Path, block_map: BlockMap, grid: VideoGrid, title: str) -> No
     from matplotlib.ticker import MaxNLocator
 
     kept = block_map.to_dense()[0, 0]
-    owner = tile_of_token(block_map)
+    owner = block_map.key_tile_of_token
     with rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": "#9aa3ad"}):
         row_height = 1.25 * min(2.0, grid.height / grid.width) + 0.85
         figure = Figure(figsize=(12, 6.5 + 2 * row_height), dpi=120, facecolor="white")
@@ -88,13 +88,3 @@ def _spread(frames: int, own: int) -> list[int]:
     before = {round(own * i / half) for i in range(half)}
     after = {round(own + (frames - 1 - own) * i / half) for i in range(half + 1)}
     return sorted(before | after)
-
-
-def tile_of_token(block_map: BlockMap) -> torch.Tensor:
-    """The key tile that holds each video token, in raster order: int64 [video tokens]."""
-    import torch
-
-    sizes = zip(block_map.view, block_map.key_tile, strict=True)
-    frames, rows, columns = (torch.arange(size) // side for size, side in sizes)
-    _, high, wide = block_map.grid.tiles(block_map.key_tile)
-    return ((frames[:, None, None] * high + rows[:, None]) * wide + columns).flatten()
