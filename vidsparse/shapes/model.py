@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ SAMPLING: dict[str, Any] = dict(
     width=64,
     num_frames=33,
     num_inference_steps=30,
-    guidance_scale=3.0,
+    guidance_scale=1.0,
     max_sequence_length=MAX_WORDS,
 )
 
@@ -102,6 +103,8 @@ def load_pipeline(dtype: torch.dtype = torch.float32, folder: Path = FOLDER) -> 
 
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"the shapes model is not at {folder}; reinstall vidsparse")
-    # The argument for the dtype has changed its name between versions of diffusers; moving afterwards has not.
-    pipe: WanPipeline = WanPipeline.from_pretrained(folder, local_files_only=True).to(dtype=dtype)
+    with warnings.catch_warnings():
+        # Newer versions of diffusers call the argument `dtype` and warn of the name that older ones need.
+        warnings.simplefilter("ignore", FutureWarning)
+        pipe: WanPipeline = WanPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
     return pipe
