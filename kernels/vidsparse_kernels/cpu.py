@@ -1,8 +1,6 @@
-"""Block-sparse attention for a CPU: gather the listed keys, then two matrix products over scores that stay in cache.
+"""Block-sparse attention for a CPU: gather the listed keys, then PyTorch's flash attention on groups of query tiles.
 
-PyTorch's flash kernel for CPUs cuts the queries of one tile into blocks of 32 rows, and computes bfloat16 no faster
-than float32. Plain products over whole tiles are faster for each FLOP, as long as the scores fit the cache
-(benchmarks/NOTES.md).
+Query tiles that see equally many keys run in one call. The backward writes the scores out, a group at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ import torch
 
 from vidsparse_kernels.tiles import TileLayout, tile_tokens
 
-SCORE_BYTES = 1 << 20  # float32 scores of one step: about what the cache of one core holds
+SCORE_BYTES = 16 << 20  # float32 scores of one step, which only the backward writes out
 
 
 class _Step(NamedTuple):
@@ -59,7 +57,7 @@ class _Call(NamedTuple):
         groups: dict[tuple[int, int], list[tuple[torch.Tensor, tuple[int, ...]]]] = defaultdict(list)
         for rows, listed in lists:
             length = len(extra) + sum(len(tiles[t]) for t in listed)
-            # Long rows (dense maps, text) would burst the cache: fewer rows a step, but enough for a matrix product.
+            # Long rows (dense maps, text) would need much memory: fewer rows a step, but enough for a matrix product.
             for part in rows.split(max(32, SCORE_BYTES // (4 * max(1, length)))):
                 groups[len(part), length].append((part, listed))
         for (count, length), members in groups.items():
@@ -100,10 +98,6 @@ class _Scratch:
         torch.index_select(x[step.sample, :, step.head], 0, positions.flatten(), out=rows)
         return rows.view(*positions.shape, -1)
 
-    def cast(self, name: str, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """`x` in another dtype, itself where it has that dtype."""
-        return x if x.dtype == dtype else self.take(name, tuple(x.shape), dtype).copy_(x)
-
 
 class _BlockSparse(torch.autograd.Function):
     @staticmethod
@@ -113,7 +107,6 @@ class _BlockSparse(torch.autograd.Function):
         key: torch.Tensor,
         value: torch.Tensor,
         call: _Call,
-        with_lse: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         batch, tokens, heads, _ = query.shape
         out = torch.zeros_like(query, memory_format=torch.contiguous_format)
@@ -121,19 +114,15 @@ class _BlockSparse(torch.autograd.Function):
         lse = torch.full((batch, tokens, heads, 1), float("-inf"), dtype=wide)
         scratch = _Scratch()
         for step in call.steps(batch, heads):
-            q = _gather(query, step, step.rows).to(wide).mul_(call.scale)
-            k = scratch.cast("wide key", scratch.gather("key", key, step, step.keys), wide)
+            q = _gather(query, step, step.rows)
+            k = scratch.gather("key", key, step, step.keys)
             v = scratch.gather("value", value, step, step.keys)
-            scores = scratch.take("scores", (*q.shape[:2], k.shape[1]), wide)
-            torch.bmm(q, k.mT, out=scores)
-            top = scores.amax(dim=-1, keepdim=True) if with_lse else None
-            # One fused pass a row. The largest weight is exp(top - lse), so the lse needs no sum of its own.
-            torch.softmax(scores, dim=-1, out=scores)
-            if top is not None:
-                row_lse = top - scores.amax(dim=-1, keepdim=True).log()
-                lse[step.sample, :, step.head].index_copy_(0, step.rows.flatten(), row_lse.flatten(0, 1))
-            part = torch.bmm(scratch.cast("weights", scores, v.dtype), v)
-            out[step.sample, :, step.head].index_copy_(0, step.rows.flatten(), part.flatten(0, 1))
+            # PyTorch's own attention kernel, the query tiles of the step as its batch: it also returns the lse.
+            part, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q[:, None], k[:, None], v[:, None], 0.0, False, scale=call.scale
+            )
+            out[step.sample, :, step.head].index_copy_(0, step.rows.flatten(), part.reshape(-1, part.shape[-1]))
+            lse[step.sample, :, step.head].index_copy_(0, step.rows.flatten(), part_lse.reshape(-1, 1).to(wide))
         lse = lse.squeeze(-1).transpose(1, 2)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.call = call  # type: ignore[attr-defined]
@@ -159,7 +148,7 @@ class _BlockSparse(torch.autograd.Function):
             _scatter_add(dv, step, step.keys, torch.bmm(weights.to(q.dtype).mT, g))
             _scatter_add(dq, step, step.rows, torch.bmm(scores, k))
             _scatter_add(dk, step, step.keys, torch.bmm(scores.mT, q))
-        return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), None, None
+        return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), None
 
 
 def attention(
@@ -171,7 +160,6 @@ def attention(
     layout: TileLayout,
     valid: list[int] | None,
     scale: float,
-    return_lse: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Block-sparse attention on CPU tensors, differentiable in out and lse.
 
@@ -179,15 +167,13 @@ def attention(
         query, key, value: [B, tokens, H, head_dim], any strides; float32, bfloat16, float16 or float64.
         counts: int32 [B|1, H|1, query tiles]. indices: int32 [B|1, H|1, query tiles, W].
         valid: how many prefix and suffix tokens are real keys, for each sample; None for all.
-        return_lse: False saves two passes over the scores, where no gradient needs the lse either.
 
     Returns:
-        out like query, and lse float32 [B, H, tokens] (all -inf if not asked for); rows without keys give 0 and -inf.
+        out like query, and lse float32 [B, H, tokens]; rows without keys give 0 and -inf.
         Scores and their softmax are float32; the weights take the dtype of `value` for the second product, as flash
         kernels do. For float64 inputs all is float64.
     """
-    with_lse = return_lse or (torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)))
     call = _Call(counts, indices, layout, valid, scale)
     result: tuple[torch.Tensor, torch.Tensor]
-    result = _BlockSparse.apply(query, key, value, call, with_lse)  # type: ignore[no-untyped-call]
+    result = _BlockSparse.apply(query, key, value, call)  # type: ignore[no-untyped-call]
     return result
