@@ -32,7 +32,18 @@ def main() -> int:
         "--strip": "strip.png",
         "--json": "comparison.json",
     }
-    options = ["compare", PROMPT, "--pattern", "radial", "--density", "0.3", "--dense-steps", "4"]
+    options = [
+        "compare",
+        PROMPT,
+        "--pattern",
+        "radial",
+        "--density",
+        "0.4",
+        "--dense-steps",
+        "10",
+        "--dense-layers",
+        "0,1",
+    ]
     options += [part for option, name in files.items() for part in (option, str(arguments.out / name))]
     options += ["--steps", "6"] if arguments.fast else []
     print("$ vidsparse", shlex.join(options), flush=True)
