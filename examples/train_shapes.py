@@ -10,7 +10,7 @@
     python examples/train_shapes.py export       # write the pipeline folder
     python examples/train_shapes.py unpack       # or start from the pipeline that ships: then latents, patch1, export
 
-The shipped weights came from these stages with `patch4 --batch 32`, `patch2 --lr 3e-3` and `patch1 --lr 2.5e-3 --batch 8`.
+The shipped weights came from `patch4 --batch 32`, `patch2 --lr 3e-3` and `patch1 --lr 2.5e-3 --batch 8`.
 Every stage continues from its own checkpoint in --folder, which also gets one JSON line per logged step.
 """
 
