@@ -27,13 +27,17 @@ import torch
 import torch.nn.functional as F
 
 from vidsparse.shapes import model as parts
-from vidsparse.shapes.render import SIZE, training_video
+from vidsparse.shapes.outlines import OutlineReader, outlines
+from vidsparse.shapes.render import SIZE, training_example, training_video
 from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, training_scene
 from vidsparse.shapes.training import SEED, Stage, optimizers, save
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
     from transformers import UMT5EncoderModel
+
+    from vidsparse.shapes.render import Trajectory
+    from vidsparse.shapes.scene import Scene
 
 
 def videos(rng: random.Random, count: int, frames: int, size: int) -> torch.Tensor:
@@ -68,7 +72,7 @@ def train_vae(arguments: argparse.Namespace) -> None:
             details["late_psnr"] = -10 * torch.log10(difference[:, :, 12:].square().mean() / 4).item()
         return loss, details
 
-    Stage("vae", arguments.folder, {"vae": vae}, optimizers(vae, muon=arguments.lr, adam=2e-3)).run(
+    Stage("vae", arguments.folder, {"vae": vae}, optimizers(vae, arguments.lr)).run(
         loss_of, arguments.steps, arguments.log_every
     )
 
@@ -190,6 +194,22 @@ def refine(state: dict[str, torch.Tensor], patch: int) -> dict[str, torch.Tensor
     return fine
 
 
+def known_videos(folder: Path) -> tuple[torch.Tensor, list[tuple[Scene, tuple[Trajectory, ...]]]]:
+    """The encoded videos [count, channels, latent frames, height, width], float16, and what each of them shows."""
+    paths = sorted((folder / "latents").glob("*.pt"))
+    if not paths:
+        raise SystemExit(f"no latents in {folder}: run the stage `latents` first")
+    shards = [torch.load(path, weights_only=True) for path in paths]
+    examples = []
+    for path, shard in zip(paths, shards, strict=True):
+        rng = random.Random(f"{SEED}-{int(path.stem)}")
+        drawn = [training_example(rng) for _ in shard["prompts"]]
+        if [scene.caption for scene, _ in drawn] != shard["prompts"]:
+            raise SystemExit(f"{path} was encoded by another version of this script: delete it and encode it again")
+        examples += drawn
+    return torch.cat([shard["latents"] for shard in shards]), examples
+
+
 def train_transformer(arguments: argparse.Namespace) -> None:
     """Flow matching on latents: predict noise minus latent at a noise level drawn with shift 3."""
     torch.manual_seed(SEED)
@@ -207,36 +227,36 @@ def train_transformer(arguments: argparse.Namespace) -> None:
         )
     transformer.to(arguments.device)
     prompts = Prompts(arguments.folder)
-    shards = [torch.load(path, weights_only=True) for path in sorted((arguments.folder / "latents").glob("*.pt"))]
-    if not shards:
-        raise SystemExit(f"no latents in {arguments.folder}: run the stage `latents` first")
-    latents = torch.cat([shard["latents"] for shard in shards])
-    captions = [prompt for shard in shards for prompt in shard["prompts"]]
+    latents, examples = known_videos(arguments.folder)
+    tokens = (latents.shape[2], latents.shape[3] // patch, latents.shape[4] // patch)
+    reader = OutlineReader(transformer.blocks, transformer.patch_embedding.out_channels).to(arguments.device)
     skip = ("patch_embedding", "proj_out", "scale_shift_table")
 
     def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
         chosen = [rng.randrange(len(latents)) for _ in range(arguments.batch)]
         latent = latents[chosen].float().to(arguments.device)
-        texts = ["" if rng.random() < 0.1 else captions[i] for i in chosen]
+        texts = ["" if rng.random() < 0.1 else examples[i][0].caption for i in chosen]
         # The pipeline pads to 512 words unless told otherwise: the model must not care.
         condition = prompts(texts, 512 if rng.random() < 0.05 else parts.MAX_WORDS).to(arguments.device)
         # One draw a stratum: the noise levels of a batch cover the range evenly.
         uniform = (torch.rand(len(chosen)) + torch.arange(len(chosen))) / len(chosen)
         sigma = (3 * uniform / (1 + 2 * uniform)).to(arguments.device)
         noise = torch.randn_like(latent)
+        drawn = torch.stack([outlines(*examples[i], *tokens) for i in chosen]).to(arguments.device)
         level = sigma[:, None, None, None, None]
         with torch.autocast(arguments.device, torch.bfloat16):
             flow = transformer((1 - level) * latent + level * noise, 1000 * sigma, condition).sample
+            seen = reader.loss(drawn)
         errors = (flow.float() - (noise - latent)).square().mean(dim=(1, 2, 3, 4))
         high = sigma > 0.75
-        parts_of_loss = {"high_noise": errors[high], "low_noise": errors[~high]}
-        return errors.mean(), {name: part.mean().item() for name, part in parts_of_loss.items() if len(part)}
+        logged = {"flow": errors, "high_noise": errors[high], "low_noise": errors[~high], "outlines": seen}
+        return errors.mean() + seen / 2, {name: part.mean().item() for name, part in logged.items() if part.numel()}
 
     stage = Stage(
         arguments.stage,
         arguments.folder,
-        {"transformer": transformer},
-        optimizers(transformer, arguments.lr, 2e-3, skip),
+        {"transformer": transformer, "reader": reader},
+        [*optimizers(transformer, arguments.lr, skip), *optimizers(reader, arguments.lr)],
     )
     # The coarse models only hand their averages on.
     stage.run(loss_of, arguments.steps, arguments.log_every, decay=0.5 if patch == 1 else 0.0)
@@ -260,7 +280,7 @@ def train_decoder(arguments: argparse.Namespace) -> None:
         details = {"psnr": -10 * torch.log10(squared / 4).item()}
         return torch.sqrt(difference.square() + 1e-4).mean() + squared, details
 
-    Stage("decoder", arguments.folder, {"decoder": trained}, optimizers(trained, arguments.lr, 2e-3)).run(
+    Stage("decoder", arguments.folder, {"decoder": trained}, optimizers(trained, arguments.lr)).run(
         loss_of, arguments.steps, arguments.log_every
     )
 

@@ -93,7 +93,8 @@ def sparse_attention(
     chosen = choose_impl(impl, query.device)
     if chosen == "cpu":
         valid = None if extra_valid is None else extra_valid.tolist()
-        out, lse = cpu.attention(query, key, value, block_map.counts, block_map.indices, block_map.layout, valid, scale)
+        lists = block_map.counts, block_map.indices
+        out, lse = cpu.attention(query, key, value, *lists, block_map.layout, valid, scale, return_lse)
     elif chosen == "flex":
         out, lse = _flex(query, key, value, block_map, extra_valid, scale)
     else:

@@ -1,82 +1,76 @@
-"""Block-sparse attention for a CPU: gather the listed keys, then PyTorch's flash attention on groups of query tiles.
+"""Block-sparse attention for a CPU: each thread takes a query tile, collects its keys, and does plain products.
 
-Query tiles that see equally many keys run in one call. The backward writes the scores out, a group at a time.
+Keys and values are copied once into the order of their tiles, so that a tile is one piece of memory. One query tile
+against some thousand keys is a matrix product of a good size for one core, and faster for each FLOP than PyTorch's
+flash kernel, which cuts 128 queries into blocks of 32 (benchmarks/NOTES.md).
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 
+from vidsparse_kernels.threads import divide
 from vidsparse_kernels.tiles import TileLayout, tile_tokens
 
-SCORE_BYTES = 16 << 20  # float32 scores of one step, which only the backward writes out
+ROWS = 128  # most queries of one product
+KEYS = 8192  # most keys of one product: scores of 4 MiB
+SHARES = 4  # into which the gradients of a head's keys are divided; a constant, so that threads do not change sums
+
+Boxes = tuple[torch.Tensor, ...]
 
 
-class _Step(NamedTuple):
-    """Query tiles of one sample and head with equally many rows and equally many keys; positions in the sequence."""
+class _Row(NamedTuple):
+    """A query tile, or some prefix and suffix tokens, and the boxes of its keys, cut into chunks."""
 
-    sample: int
-    head: int
-    rows: torch.Tensor  # int64 [group, R]
-    keys: torch.Tensor  # int64 [group, L]
+    queries: torch.Tensor  # int64 [rows], positions in the sequence
+    chunks: list[list[int]]
 
 
-class _Call(NamedTuple):
-    """All arguments of a call but the tensors that have gradients."""
+class _Plan(NamedTuple):
+    """The map of one sample. Box 0 holds the valid prefix and suffix tokens, box 1 + i the key tile i."""
 
-    counts: torch.Tensor
-    indices: torch.Tensor
-    layout: TileLayout
-    valid: list[int] | None
-    scale: float
+    order: torch.Tensor  # int64 [keys], positions in the sequence, box after box
+    sizes: list[int]  # tokens of each box
+    rows: list[list[_Row]]  # of each head, or of all heads alike
 
-    def steps(self, batch: int, heads: int) -> Iterator[_Step]:
-        """The work of a call, cut so that the scores of a step fit `SCORE_BYTES`."""
-        map_batch, map_heads = self.counts.shape[:2]
-        for sample in range(batch):
-            for map_head in range(map_heads):
-                served = range(heads) if map_heads == 1 else (map_head,)
-                for rows, keys in self._groups(sample, sample % map_batch, map_head):
-                    yield from (_Step(sample, head, rows, keys) for head in served)
+    def boxes(self, x: torch.Tensor, dtype: torch.dtype) -> list[Boxes]:
+        """Copy [tokens, H, head_dim] into boxes [size, head_dim] of each head."""
+        return [of_head.split(self.sizes) for of_head in x.transpose(0, 1).index_select(1, self.order).to(dtype)]
 
-    def _groups(self, sample: int, map_sample: int, map_head: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Rows [group, R] and keys [group, L] of a step, for each step of one map."""
-        layout = self.layout
-        extra = layout.valid_extra_tokens(None if self.valid is None else self.valid[sample])
-        tiles = tile_tokens(layout.view, layout.key_tile, layout.prefix)
-        queries = tile_tokens(layout.view, layout.query_tile, layout.prefix)
-        counts, indices = self.counts[map_sample, map_head].tolist(), self.indices[map_sample, map_head].tolist()
-        lists = [(rows, tuple(index[:count])) for rows, count, index in zip(queries, counts, indices, strict=True)]
-        if layout.prefix + layout.suffix:
-            lists.append((layout.extra_tokens, tuple(range(len(tiles)))))
-        groups: dict[tuple[int, int], list[tuple[torch.Tensor, tuple[int, ...]]]] = defaultdict(list)
-        for rows, listed in lists:
-            length = len(extra) + sum(len(tiles[t]) for t in listed)
-            # Long rows (dense maps, text) would need much memory: fewer rows a step, but enough for a matrix product.
-            for part in rows.split(max(32, SCORE_BYTES // (4 * max(1, length)))):
-                groups[len(part), length].append((part, listed))
-        for (count, length), members in groups.items():
-            together = max(1, SCORE_BYTES // (4 * count * max(1, length)))
-            for first in range(0, len(members) if length else 0, together):
-                # Positions of the keys are written out for one step at a time: all of them would outweigh the keys.
-                part = members[first : first + together]
-                keys = [torch.cat([extra, *(tiles[t] for t in listed)]) for _, listed in part]
-                yield torch.stack([rows for rows, _ in part]), torch.stack(keys)
+    def rows_of(self, head: int) -> list[_Row]:
+        return self.rows[head % len(self.rows)]
 
 
-def _gather(x: torch.Tensor, step: _Step, positions: torch.Tensor) -> torch.Tensor:
-    """Rows of [B, tokens, H, D] as [group, rows, D]."""
-    return x[step.sample, :, step.head].index_select(0, positions.flatten()).view(*positions.shape, -1)
+def _plan(counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, valid: int | None) -> _Plan:
+    """Read counts int32 [H|1, query tiles] and indices int32 [H|1, query tiles, W] of one sample."""
+    extra = layout.extra_tokens
+    boxes = [layout.valid_extra_tokens(valid), *tile_tokens(layout.view, layout.key_tile, layout.prefix)]
+    sizes = [len(box) for box in boxes]
+    queries = [*tile_tokens(layout.view, layout.query_tile, layout.prefix), extra]
+    rows = []
+    for of_counts, of_indices in zip(counts.tolist(), (indices + 1).tolist(), strict=True):
+        lists = [[0, *listed[:count]] for count, listed in zip(of_counts, of_indices, strict=True)]
+        lists.append(list(range(len(boxes))) if len(extra) else [])
+        seen = [(tile, _chunks(listed, sizes)) for tile, listed in zip(queries, lists, strict=True)]
+        rows.append([_Row(part, chunks) for tile, chunks in seen if chunks for part in tile.split(ROWS)])
+    return _Plan(torch.cat(boxes), sizes, rows)
 
 
-def _scatter_add(target: torch.Tensor, step: _Step, positions: torch.Tensor, x: torch.Tensor) -> None:
-    """The reverse of `_gather`, summed into `target`."""
-    target[step.sample, :, step.head].index_add_(0, positions.flatten(), x.flatten(0, 1).to(target.dtype))
+def _chunks(listed: list[int], sizes: list[int]) -> list[list[int]]:
+    """Cut a list of boxes into runs of nearly equal length, of about `KEYS` keys at most; none if there are no keys."""
+    total = sum(sizes[i] for i in listed)
+    number = math.ceil(total / KEYS)
+    chunks: list[list[int]] = [[] for _ in range(number)]
+    before = 0
+    for box in listed:
+        if sizes[box]:
+            chunks[before * number // total].append(box)
+            before += sizes[box]
+    return [chunk for chunk in chunks if chunk]
 
 
 class _Scratch:
@@ -92,11 +86,80 @@ class _Scratch:
             self.buffers[name] = torch.empty(size, dtype=dtype)
         return self.buffers[name][:size].view(shape)
 
-    def gather(self, name: str, x: torch.Tensor, step: _Step, positions: torch.Tensor) -> torch.Tensor:
-        """`_gather` into a buffer."""
-        rows = self.take(name, (positions.numel(), x.shape[-1]), x.dtype)
-        torch.index_select(x[step.sample, :, step.head], 0, positions.flatten(), out=rows)
-        return rows.view(*positions.shape, -1)
+    def collect(self, name: str, boxes: Boxes, chunk: list[int]) -> torch.Tensor:
+        """The keys or values of a chunk: [keys, head_dim]."""
+        listed = [boxes[i] for i in chunk]
+        return torch.cat(listed, out=self.take(name, (sum(map(len, listed)), listed[0].shape[1]), listed[0].dtype))
+
+    def cast(self, name: str, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`x` in another dtype, itself where it has that dtype."""
+        return x if x.dtype == dtype else self.take(name, tuple(x.shape), dtype).copy_(x)
+
+
+class _Query(NamedTuple):
+    """What one head's rows read and write, [tokens, head_dim or 1] each."""
+
+    query: torch.Tensor
+    out: torch.Tensor
+    lse: torch.Tensor | None
+
+
+def _forward(row: _Row, keys: Boxes, values: Boxes, head: _Query, scale: float, scratch: _Scratch) -> None:
+    """Write one row's output, and its lse where that is asked for."""
+    wide = keys[0].dtype
+    q = head.query.index_select(0, row.queries).to(wide).mul_(scale)
+    total, total_lse = None, None
+    for chunk in row.chunks:
+        k, v = scratch.collect("key", keys, chunk), scratch.collect("value", values, chunk)
+        scores = scratch.take("scores", (len(q), len(k)), wide)
+        torch.mm(q, k.T, out=scores)
+        top = None if head.lse is None and len(row.chunks) == 1 else scores.amax(dim=1, keepdim=True)
+        torch.softmax(scores, dim=1, out=scores)
+        part = torch.mm(scratch.cast("weights", scores, v.dtype), v)
+        # The largest weight is exp(top - lse), so the lse needs no sum of its own.
+        part_lse = None if top is None else top - scores.amax(dim=1, keepdim=True).log_()
+        if total is None or total_lse is None or part_lse is None:
+            total, total_lse = part, part_lse
+        else:
+            joint = torch.logaddexp(total_lse, part_lse)
+            total = total * (total_lse - joint).exp_() + part * (part_lse - joint).exp_()
+            total_lse = joint
+    if total is not None:
+        head.out.index_copy_(0, row.queries, total.to(head.out.dtype))
+    if head.lse is not None and total_lse is not None:
+        head.lse.index_copy_(0, row.queries, total_lse)
+
+
+class _Gradients(NamedTuple):
+    """What one head's rows read in the backward, [tokens, head_dim or 1] each, and where they add."""
+
+    query: torch.Tensor
+    grad_out: torch.Tensor
+    lse: torch.Tensor
+    shift: torch.Tensor
+    grad_query: torch.Tensor
+
+
+def _backward(
+    row: _Row, keys: Boxes, values: Boxes, head: _Gradients, sums: tuple[Boxes, Boxes], scale: float, scratch: _Scratch
+) -> None:
+    """Write one row's query gradient, and add to the boxes of key and value gradients."""
+    wide, low = keys[0].dtype, head.query.dtype
+    q, g, lse, shift = (x.index_select(0, row.queries) for x in head[:4])
+    wide_q, wide_g = q.to(wide) * scale, g.to(wide)
+    grad_q = torch.zeros_like(wide_q)
+    for chunk in row.chunks:
+        k, v = scratch.collect("key", keys, chunk), scratch.collect("value", values, chunk)
+        weights, scores = (scratch.take(name, (len(q), len(k)), wide) for name in ("weights", "scores"))
+        torch.mm(wide_q, k.T, out=weights).sub_(lse).exp_()
+        torch.mm(wide_g, v.T, out=scores).sub_(shift).mul_(weights).mul_(scale)
+        # Products of gradients take the dtype of the inputs, as the second product of the forward does.
+        weights, scores = scratch.cast("low weights", weights, low), scratch.cast("low scores", scores, low)
+        grad_q += torch.mm(scores, scratch.cast("low key", k, low))
+        for boxes, part in zip(sums, (torch.mm(scores.T, q), torch.mm(weights.T, g)), strict=True):
+            targets = [boxes[i] for i in chunk]
+            torch._foreach_add_(targets, part.split([len(x) for x in targets]))
+    head.grad_query.index_copy_(0, row.queries, grad_q.to(low))
 
 
 class _BlockSparse(torch.autograd.Function):
@@ -106,49 +169,58 @@ class _BlockSparse(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        call: _Call,
+        plans: list[_Plan],
+        scale: float,
+        with_lse: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        batch, tokens, heads, _ = query.shape
-        out = torch.zeros_like(query, memory_format=torch.contiguous_format)
         wide = torch.promote_types(query.dtype, torch.float32)
-        lse = torch.full((batch, tokens, heads, 1), float("-inf"), dtype=wide)
-        scratch = _Scratch()
-        for step in call.steps(batch, heads):
-            q = _gather(query, step, step.rows)
-            k = scratch.gather("key", key, step, step.keys)
-            v = scratch.gather("value", value, step, step.keys)
-            # PyTorch's own attention kernel, the query tiles of the step as its batch: it also returns the lse.
-            part, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                q[:, None], k[:, None], v[:, None], 0.0, False, scale=call.scale
-            )
-            out[step.sample, :, step.head].index_copy_(0, step.rows.flatten(), part.reshape(-1, part.shape[-1]))
-            lse[step.sample, :, step.head].index_copy_(0, step.rows.flatten(), part_lse.reshape(-1, 1).to(wide))
-        lse = lse.squeeze(-1).transpose(1, 2)
+        out = torch.zeros_like(query, memory_format=torch.contiguous_format)
+        lse = torch.full((*query.shape[:3], 1), float("-inf"), dtype=wide)
+        pieces = []
+        for b, plan in enumerate(plans):
+            boxes = zip(plan.boxes(key[b], wide), plan.boxes(value[b], value.dtype), strict=True)
+            for h, (keys, values) in enumerate(boxes):
+                head = _Query(query[b, :, h], out[b, :, h], lse[b, :, h] if with_lse else None)
+                pieces += [(row, keys, values, head, scale) for row in plan.rows_of(h)]
+
+        def work(pieces: Iterator[tuple[_Row, Boxes, Boxes, _Query, float]]) -> None:
+            scratch = _Scratch()
+            for piece in pieces:
+                _forward(*piece, scratch)
+
+        divide(work, pieces)
         ctx.save_for_backward(query, key, value, out, lse)
-        ctx.call = call  # type: ignore[attr-defined]
-        return out, lse
+        ctx.plans, ctx.scale = plans, scale  # type: ignore[attr-defined]
+        return out, lse.squeeze(-1).transpose(1, 2)
 
     @staticmethod
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad_out: torch.Tensor, grad_lse: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors  # type: ignore[attr-defined]
-        call: _Call = ctx.call  # type: ignore[attr-defined]
-        wide = torch.promote_types(query.dtype, torch.float32)
-        dq, dk, dv = (torch.zeros(x.shape, dtype=wide) for x in (query, key, value))
+        plans: list[_Plan] = ctx.plans  # type: ignore[attr-defined]
+        scale: float = ctx.scale  # type: ignore[attr-defined]
+        wide = lse.dtype
+        grad_query, grad_key, grad_value = (torch.zeros(x.shape, dtype=x.dtype) for x in (query, key, value))
         # The softmax's own gradient and that of the lse fold into one number a row.
-        delta = (grad_out.to(wide) * out.to(wide)).sum(dim=-1, keepdim=True) - grad_lse.transpose(1, 2)[..., None]
-        row_lse = lse.transpose(1, 2)[..., None]
-        for step in call.steps(query.shape[0], query.shape[2]):
-            q, g = (_gather(x, step, step.rows) for x in (query, grad_out))
-            k, v = (_gather(x, step, step.keys) for x in (key, value))
-            at, shift = (_gather(x, step, step.rows) for x in (row_lse, delta))
-            weights = torch.bmm(q.to(wide) * call.scale, k.to(wide).mT).sub_(at).exp_()
-            scores = torch.bmm(g.to(wide), v.to(wide).mT).sub_(shift).mul_(weights).mul_(call.scale).to(q.dtype)
-            _scatter_add(dv, step, step.keys, torch.bmm(weights.to(q.dtype).mT, g))
-            _scatter_add(dq, step, step.rows, torch.bmm(scores, k))
-            _scatter_add(dk, step, step.keys, torch.bmm(scores.mT, q))
-        return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), None
+        shift = (grad_out.to(wide) * out.to(wide)).sum(dim=-1, keepdim=True) - grad_lse.transpose(1, 2)[..., None]
+        for b, plan in enumerate(plans):
+            heads = enumerate(zip(plan.boxes(key[b], wide), plan.boxes(value[b], wide), strict=True))
+            for h, (keys, values) in heads:
+                head = _Gradients(*(x[b, :, h] for x in (query, grad_out, lse, shift, grad_query)))
+                sums = [torch.zeros(SHARES, len(plan.order), query.shape[3], dtype=wide) for _ in range(2)]
+
+                def work(shares: Iterator[int], h=h, keys=keys, values=values, head=head, sums=sums, plan=plan) -> None:  # type: ignore[no-untyped-def]
+                    scratch = _Scratch()
+                    for share in shares:
+                        mine = tuple(x[share].split(plan.sizes) for x in sums)
+                        for row in plan.rows_of(h)[share::SHARES]:
+                            _backward(row, keys, values, head, mine, scale, scratch)
+
+                divide(work, range(SHARES))
+                for target, x in zip((grad_key, grad_value), sums, strict=True):
+                    target[b, :, h].index_copy_(0, plan.order, x.sum(dim=0).to(target.dtype))
+        return grad_query, grad_key, grad_value, None, None, None
 
 
 def attention(
@@ -160,6 +232,7 @@ def attention(
     layout: TileLayout,
     valid: list[int] | None,
     scale: float,
+    return_lse: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Block-sparse attention on CPU tensors, differentiable in out and lse.
 
@@ -167,13 +240,19 @@ def attention(
         query, key, value: [B, tokens, H, head_dim], any strides; float32, bfloat16, float16 or float64.
         counts: int32 [B|1, H|1, query tiles]. indices: int32 [B|1, H|1, query tiles, W].
         valid: how many prefix and suffix tokens are real keys, for each sample; None for all.
+        return_lse: False saves two passes over the scores where no gradient needs them.
 
     Returns:
-        out like query, and lse float32 [B, H, tokens]; rows without keys give 0 and -inf.
+        out like query, and lse float32 [B, H, tokens], undefined if not asked for; rows without keys give 0 and -inf.
         Scores and their softmax are float32; the weights take the dtype of `value` for the second product, as flash
         kernels do. For float64 inputs all is float64.
     """
-    call = _Call(counts, indices, layout, valid, scale)
+    plans: list[_Plan] = []
+    for b in range(len(query)):
+        known = b and len(counts) == 1 and (valid is None or valid[b] == valid[0])
+        of_sample = counts[b % len(counts)], indices[b % len(indices)]
+        plans.append(plans[0] if known else _plan(*of_sample, layout, None if valid is None else valid[b]))
+    with_lse = return_lse or (torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)))
     result: tuple[torch.Tensor, torch.Tensor]
-    result = _BlockSparse.apply(query, key, value, call)  # type: ignore[no-untyped-call]
+    result = _BlockSparse.apply(query, key, value, plans, scale, with_lse)  # type: ignore[no-untyped-call]
     return result

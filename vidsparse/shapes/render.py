@@ -96,7 +96,15 @@ def render(
     return video / 127.5 - 1
 
 
-def training_video(rng: random.Random, frames: int = 33, two_objects: float = 0.25) -> tuple[Scene, torch.Tensor]:
-    """Draw one training example: a scene that is not held out, and its video [3, frames, 64, 64]."""
+def training_example(
+    rng: random.Random, frames: int = 33, two_objects: float = 0.25
+) -> tuple[Scene, tuple[Trajectory, ...]]:
+    """Draw one training example: a scene that is not held out, and the paths of its objects."""
     scene = training_scene(rng, two_objects)
-    return scene, render(scene, draw_trajectories(scene, rng, frames), frames)
+    return scene, draw_trajectories(scene, rng, frames)
+
+
+def training_video(rng: random.Random, frames: int = 33, two_objects: float = 0.25) -> tuple[Scene, torch.Tensor]:
+    """Draw one training example as a video: float32 [3, frames, 64, 64]."""
+    scene, paths = training_example(rng, frames, two_objects)
+    return scene, render(scene, paths, frames)

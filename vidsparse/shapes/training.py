@@ -132,10 +132,10 @@ class MatrixMuon:
             p.grad = None
 
 
-def optimizers(module: torch.nn.Module, muon: float, adam: float, skip: tuple[str, ...] = ()) -> list[Any]:
-    """Muon for the inner matrices, AdamW for vectors and for the parameters whose name starts with one of `skip`."""
+def optimizers(module: torch.nn.Module, lr: float, skip: tuple[str, ...] = ()) -> list[Any]:
+    """Muon for the inner matrices; AdamW, at half the rate, for vectors and for names that start with one of `skip`."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     inner = [p for name, p in named if p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 8 and not name.startswith(skip)]
     chosen = {id(p) for p in inner}
     rest = [p for _, p in named if id(p) not in chosen]
-    return [MatrixMuon(inner, muon), torch.optim.AdamW(rest, lr=adam, betas=(0.9, 0.98), weight_decay=0.0)]
+    return [MatrixMuon(inner, lr), torch.optim.AdamW(rest, lr=lr / 2, betas=(0.9, 0.98), weight_decay=0.0)]

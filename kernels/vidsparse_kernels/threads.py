@@ -1,0 +1,63 @@
+"""Divides independent pieces of a computation over threads, each of which computes with one thread.
+
+PyTorch divides each operation over its threads, and products as small as one query tile's divide badly. Here every
+thread takes whole pieces; PyTorch's operations release Python's lock while they compute.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Generic, TypeVar
+
+import torch
+
+Piece = TypeVar("Piece")
+
+# How many threads the BLAS uses is one setting of the whole process: calls take turns.
+_turn = threading.Lock()
+
+
+class _Shared(Generic[Piece]):
+    """An iterator that several threads may draw from."""
+
+    def __init__(self, pieces: Iterable[Piece]):
+        self.pieces, self.lock = iter(pieces), threading.Lock()
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        with self.lock:
+            return next(self.pieces)
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    # A forked child inherits the cache but not the threads of its parent: its number asks for a pool of its own.
+    return ThreadPoolExecutor(threads, thread_name_prefix="vidsparse", initializer=torch.set_num_threads, initargs=(1,))
+
+
+def divide(work: Callable[[Iterator[Piece]], None], pieces: Iterable[Piece]) -> None:
+    """Call `work(pieces)` in as many threads as PyTorch uses; each takes what the others have not taken.
+
+    Nothing records gradients. The first exception is raised, after the threads have ended.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        with torch.no_grad():
+            return work(iter(pieces))
+    shared = _Shared(pieces)
+    with _turn:
+        torch.set_num_threads(1)
+        try:
+            # Gradient mode belongs to a thread.
+            running = [_pool(threads, os.getpid()).submit(torch.no_grad()(work), shared) for _ in range(threads)]
+            errors = [error for future in running if (error := future.exception())]
+        finally:
+            torch.set_num_threads(threads)
+    if errors:
+        raise errors[0]
