@@ -6,11 +6,9 @@
     python examples/train_shapes.py patch4       # the transformer with tokens of 4x4 latents: prompts, motion, layout
     python examples/train_shapes.py patch2       # the same transformer at 2x2
     python examples/train_shapes.py patch1       # and at 1x1: what ships
-    python examples/train_shapes.py decoder      # the decoder alone, on whole frames, for the frozen latents
     python examples/train_shapes.py export       # write the pipeline folder
     python examples/train_shapes.py unpack       # or start from the pipeline that ships: then latents, patch1, export
 
-The shipped weights came from `patch4 --batch 32`, `patch2 --lr 3e-3` and `patch1 --lr 2.5e-3 --batch 8`.
 Every stage continues from its own checkpoint in --folder, which also gets one JSON line per logged step.
 """
 
@@ -20,6 +18,8 @@ import argparse
 import json
 import random
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +73,7 @@ def train_vae(arguments: argparse.Namespace) -> None:
         return loss, details
 
     Stage("vae", arguments.folder, {"vae": vae}, optimizers(vae, arguments.lr)).run(
-        loss_of, arguments.steps, arguments.log_every
+        loss_of, arguments.steps, arguments.log_every, arguments.decay
     )
 
 
@@ -142,7 +142,7 @@ def train_text(arguments: argparse.Namespace) -> None:
         return torch.stack(losses).sum(), {}
 
     Stage("text", arguments.folder, {"text": everything}, [optimizer]).run(
-        loss_of, arguments.steps, arguments.log_every
+        loss_of, arguments.steps, arguments.log_every, arguments.decay
     )
 
 
@@ -252,37 +252,12 @@ def train_transformer(arguments: argparse.Namespace) -> None:
         logged = {"flow": errors, "high_noise": errors[high], "low_noise": errors[~high], "outlines": seen}
         return errors.mean() + seen / 2, {name: part.mean().item() for name, part in logged.items() if part.numel()}
 
-    stage = Stage(
+    Stage(
         arguments.stage,
         arguments.folder,
         {"transformer": transformer, "reader": reader},
         [*optimizers(transformer, arguments.lr, skip), *optimizers(reader, arguments.lr)],
-    )
-    # The coarse models only hand their averages on.
-    stage.run(loss_of, arguments.steps, arguments.log_every, decay=0.5 if patch == 1 else 0.0)
-
-
-def train_decoder(arguments: argparse.Namespace) -> None:
-    """Go on with the decoder alone: the latents, and with them the transformer, stay as they are."""
-    vae = frozen_vae(arguments.folder).to(arguments.device)
-    trained = torch.nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_(True)
-
-    def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
-        video = videos(rng, *rng.choices([(2, 33, 24), (1, 17, 64)], [3, 2])[0]).to(arguments.device)
-        with torch.autocast(arguments.device, torch.bfloat16):
-            with torch.no_grad():
-                posterior = vae.encode(video).latent_dist
-                # A little noise, as the latents that the transformer makes are not the encoder's either.
-                spread = posterior.mean.new_tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
-                latent = posterior.mean + 0.1 * spread * torch.randn_like(posterior.mean)
-            difference = vae.decode(latent).sample.float() - video
-        squared = difference.square().mean()
-        details = {"psnr": -10 * torch.log10(squared / 4).item()}
-        return torch.sqrt(difference.square() + 1e-4).mean() + squared, details
-
-    Stage("decoder", arguments.folder, {"decoder": trained}, optimizers(trained, arguments.lr)).run(
-        loss_of, arguments.steps, arguments.log_every
-    )
+    ).run(loss_of, arguments.steps, arguments.log_every, arguments.decay)
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -290,11 +265,6 @@ def export(arguments: argparse.Namespace) -> None:
     from diffusers import UniPCMultistepScheduler, WanPipeline
 
     vae = frozen_vae(arguments.folder)
-    decoder = arguments.folder / "decoder.pt"
-    if decoder.is_file():
-        vae.load_state_dict(
-            torch.load(decoder, weights_only=True, map_location="cpu")["averages"]["decoder"], strict=False
-        )
     transformer = parts.build_transformer()
     state = torch.load(arguments.folder / "patch1.pt", weights_only=True)
     transformer.load_state_dict(state["averages"]["transformer"])
@@ -327,34 +297,50 @@ def unpack(arguments: argparse.Namespace) -> None:
     save({"averages": {"transformer": pipe.transformer.state_dict()}}, arguments.folder / "transformer.pt")
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """A stage and its settings: steps (or videos), learning rate, videos of a step, and the part of the steps in which
+    the rate falls to zero."""
+
+    function: Callable[[argparse.Namespace], None]
+    steps: int = 0
+    lr: float = 4e-3
+    batch: int = 16
+    decay: float = 0.3
+
+
+RECIPES = {
+    "vae": Recipe(train_vae, 2000),
+    "text": Recipe(train_text, 500),
+    "latents": Recipe(encode_latents, 8192),
+    "patch4": Recipe(train_transformer, 716, batch=32, decay=0.0),
+    "patch2": Recipe(train_transformer, 4200, lr=2e-3, decay=0.25),
+    "patch1": Recipe(train_transformer, 600, lr=2e-3, batch=8, decay=0.6),
+    "export": Recipe(export),
+    "unpack": Recipe(unpack),
+}
+
+
 def main() -> None:
-    stages = {
-        "vae": (train_vae, 2000),
-        "text": (train_text, 500),
-        "latents": (encode_latents, 8192),
-        "patch4": (train_transformer, 716),
-        "patch2": (train_transformer, 1167),
-        "patch1": (train_transformer, 420),
-        "decoder": (train_decoder, 1000),
-        "export": (export, 0),
-        "unpack": (unpack, 0),
-    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=stages)
-    parser.add_argument("--steps", type=int, help="steps of this stage in all (default: as the shipped weights)")
+    parser.add_argument("stage", choices=RECIPES)
+    parser.add_argument("--steps", type=int, help="steps of this stage in all, or videos to encode")
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--batch", type=int, help="videos of a transformer step")
+    parser.add_argument("--decay", type=float, help="part of the steps in which the learning rate falls to zero")
     parser.add_argument("--folder", type=Path, default=Path("runs/shapes"))
     parser.add_argument(
         "--out", type=Path, default=parts.FOLDER, help="the pipeline that export writes and unpack reads"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--batch", type=int, default=16, help="videos of a transformer step")
     parser.add_argument("--log-every", type=int, default=50)
     arguments = parser.parse_args()
-    function, steps = stages[arguments.stage]
-    arguments.steps = arguments.steps or steps
+    recipe = RECIPES[arguments.stage]
+    for name in ("steps", "lr", "batch", "decay"):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, getattr(recipe, name))
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    function(arguments)
+    recipe.function(arguments)
 
 
 if __name__ == "__main__":

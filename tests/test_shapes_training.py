@@ -14,7 +14,7 @@ from vidsparse.shapes.training import Stage, learning_rate_factor, optimizers
 def stage(folder: Path) -> tuple[Stage, torch.nn.Module]:
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Conv1d(16, 16, 3), torch.nn.Flatten(), torch.nn.Linear(16 * 4, 12))
-    return Stage("toy", folder, {"toy": module}, optimizers(module, muon=1e-2, adam=1e-2)), module
+    return Stage("toy", folder, {"toy": module}, optimizers(module, lr=1e-2)), module
 
 
 def run(folder: Path, steps: int, total: int) -> torch.nn.Module:
@@ -27,7 +27,7 @@ def run(folder: Path, steps: int, total: int) -> torch.nn.Module:
         loss = (module(x) - x[:, :12, 0]).square().mean()
         return loss, {"twice": 2 * loss.item()}
 
-    made.run(loss_of, total, log_every=5)
+    made.run(loss_of, total, log_every=5, decay=0.3)
     return module
 
 
@@ -59,7 +59,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
 
 def test_muon_takes_matrices_and_kernels_and_adam_the_rest() -> None:
     module = torch.nn.Sequential(torch.nn.Conv1d(16, 16, 3), torch.nn.Linear(16, 4))
-    muon, adam = optimizers(module, muon=1e-2, adam=1e-2)
+    muon, adam = optimizers(module, lr=1e-2)
     assert [tuple(p.shape) for p in muon.parameters] == [(16, 16, 3)]
     assert [tuple(p.shape) for group in adam.param_groups for p in group["params"]] == [(16,), (4, 16), (4,)]
 

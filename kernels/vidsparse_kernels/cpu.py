@@ -104,30 +104,35 @@ class _Query(NamedTuple):
     lse: torch.Tensor | None
 
 
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, with_lse: bool, scratch: _Scratch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of scaled queries over one chunk: out [rows, head_dim] and lse [rows, 1], empty if not asked for."""
+    scores = scratch.take("scores", (len(q), len(k)), q.dtype)
+    torch.mm(q, k.T, out=scores)
+    top = scores.amax(dim=1, keepdim=True) if with_lse else scores[:0]
+    torch.softmax(scores, dim=1, out=scores)
+    # The largest weight is exp(top - lse), so the lse needs no sum of its own.
+    lse = top - scores.amax(dim=1, keepdim=True).log_() if with_lse else top
+    return torch.mm(scratch.cast("weights", scores, v.dtype), v), lse
+
+
 def _forward(row: _Row, keys: Boxes, values: Boxes, head: _Query, scale: float, scratch: _Scratch) -> None:
     """Write one row's output, and its lse where that is asked for."""
-    wide = keys[0].dtype
-    q = head.query.index_select(0, row.queries).to(wide).mul_(scale)
-    total, total_lse = None, None
-    for chunk in row.chunks:
-        k, v = scratch.collect("key", keys, chunk), scratch.collect("value", values, chunk)
-        scores = scratch.take("scores", (len(q), len(k)), wide)
-        torch.mm(q, k.T, out=scores)
-        top = None if head.lse is None and len(row.chunks) == 1 else scores.amax(dim=1, keepdim=True)
-        torch.softmax(scores, dim=1, out=scores)
-        part = torch.mm(scratch.cast("weights", scores, v.dtype), v)
-        # The largest weight is exp(top - lse), so the lse needs no sum of its own.
-        part_lse = None if top is None else top - scores.amax(dim=1, keepdim=True).log_()
-        if total is None or total_lse is None or part_lse is None:
-            total, total_lse = part, part_lse
-        else:
-            joint = torch.logaddexp(total_lse, part_lse)
-            total = total * (total_lse - joint).exp_() + part * (part_lse - joint).exp_()
-            total_lse = joint
-    if total is not None:
-        head.out.index_copy_(0, row.queries, total.to(head.out.dtype))
-    if head.lse is not None and total_lse is not None:
-        head.lse.index_copy_(0, row.queries, total_lse)
+    q = head.query.index_select(0, row.queries).to(keys[0].dtype).mul_(scale)
+    with_lse = head.lse is not None or len(row.chunks) > 1
+    parts = (
+        _attend(q, scratch.collect("key", keys, c), scratch.collect("value", values, c), with_lse, scratch)
+        for c in row.chunks
+    )
+    out, lse = next(parts)
+    for part, part_lse in parts:
+        joint = torch.logaddexp(lse, part_lse)
+        out = out * (lse - joint).exp_() + part * (part_lse - joint).exp_()
+        lse = joint
+    head.out.index_copy_(0, row.queries, out.to(head.out.dtype))
+    if head.lse is not None:
+        head.lse.index_copy_(0, row.queries, lse)
 
 
 class _Gradients(NamedTuple):

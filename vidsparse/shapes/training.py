@@ -65,7 +65,7 @@ class Stage:
         loss_of: Callable[[random.Random], tuple[torch.Tensor, dict[str, float]]],
         steps: int,
         log_every: int,
-        decay: float = 0.3,
+        decay: float,
     ) -> None:
         """Train until `steps`. `loss_of` gets the random numbers of its step, so a resumed run sees the same data."""
         started, saved = time.time() - self.seconds, time.time()
