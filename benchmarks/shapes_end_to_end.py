@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--density", type=float, default=0.2)
     parser.add_argument("--dense-steps", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4, help="denoising steps; each costs the same")
-    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--guidance", type=float, default=1.0, help="1: one pass a step, so that long runs stay short")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--child", choices=["dense", "sparse"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -216,20 +216,21 @@ def train_transformer(arguments: argparse.Namespace) -> None:
     patch = int(arguments.stage.removeprefix("patch"))
     transformer = parts.build_transformer(patch)
     widen_positions(transformer.rope, patch)
+    reader = OutlineReader(transformer.blocks, transformer.patch_embedding.out_channels)
     coarser, unpacked = arguments.folder / f"patch{2 * patch}.pt", arguments.folder / "transformer.pt"
     if patch == 1 and unpacked.is_file():
         transformer.load_state_dict(
             torch.load(unpacked, weights_only=True, map_location="cpu")["averages"]["transformer"]
         )
     elif coarser.is_file():
-        transformer.load_state_dict(
-            refine(torch.load(coarser, weights_only=True, map_location="cpu")["averages"]["transformer"], 2 * patch)
-        )
+        averages = torch.load(coarser, weights_only=True, map_location="cpu")["averages"]
+        transformer.load_state_dict(refine(averages["transformer"], 2 * patch))
+        reader.load_state_dict(averages["reader"])
     transformer.to(arguments.device)
     prompts = Prompts(arguments.folder)
     latents, examples = known_videos(arguments.folder)
     tokens = (latents.shape[2], latents.shape[3] // patch, latents.shape[4] // patch)
-    reader = OutlineReader(transformer.blocks, transformer.patch_embedding.out_channels).to(arguments.device)
+    reader.to(arguments.device)
     skip = ("patch_embedding", "proj_out", "scale_shift_table")
 
     def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:

@@ -148,7 +148,7 @@ class _Gradients(NamedTuple):
 def _backward(
     row: _Row, keys: Boxes, values: Boxes, head: _Gradients, sums: tuple[Boxes, Boxes], scale: float, scratch: _Scratch
 ) -> None:
-    """Write one row's query gradient, and add to the boxes of key and value gradients."""
+    """Write one row's query gradient, and add to the boxes of key (short of the scale) and value gradients."""
     wide, low = keys[0].dtype, head.query.dtype
     q, g, lse, shift = (x.index_select(0, row.queries) for x in head[:4])
     wide_q, wide_g = q.to(wide) * scale, g.to(wide)
@@ -157,14 +157,14 @@ def _backward(
         k, v = scratch.collect("key", keys, chunk), scratch.collect("value", values, chunk)
         weights, scores = (scratch.take(name, (len(q), len(k)), wide) for name in ("weights", "scores"))
         torch.mm(wide_q, k.T, out=weights).sub_(lse).exp_()
-        torch.mm(wide_g, v.T, out=scores).sub_(shift).mul_(weights).mul_(scale)
+        torch.mm(wide_g, v.T, out=scores).sub_(shift).mul_(weights)
         # Products of gradients take the dtype of the inputs, as the second product of the forward does.
         weights, scores = scratch.cast("low weights", weights, low), scratch.cast("low scores", scores, low)
         grad_q += torch.mm(scores, scratch.cast("low key", k, low))
         for boxes, part in zip(sums, (torch.mm(scores.T, q), torch.mm(weights.T, g)), strict=True):
             targets = [boxes[i] for i in chunk]
             torch._foreach_add_(targets, part.split([len(x) for x in targets]))
-    head.grad_query.index_copy_(0, row.queries, grad_q.to(low))
+    head.grad_query.index_copy_(0, row.queries, (grad_q * scale).to(low))
 
 
 class _BlockSparse(torch.autograd.Function):
@@ -223,8 +223,8 @@ class _BlockSparse(torch.autograd.Function):
                             _backward(row, keys, values, head, mine, scale, scratch)
 
                 divide(work, range(SHARES))
-                for target, x in zip((grad_key, grad_value), sums, strict=True):
-                    target[b, :, h].index_copy_(0, plan.order, x.sum(dim=0).to(target.dtype))
+                for target, x, factor in zip((grad_key, grad_value), sums, (scale, 1.0), strict=True):
+                    target[b, :, h].index_copy_(0, plan.order, (x.sum(dim=0) * factor).to(target.dtype))
         return grad_query, grad_key, grad_value, None, None, None
 
 
