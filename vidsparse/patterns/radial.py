@@ -18,19 +18,21 @@ class Radial(Pattern):
     """Each query tile sees, at a distance of d latent frames, a window of the frame whose area falls as 1 / (1 + d).
 
     The window covers the fraction min(1, decay / (1 + d)) of the frame. Near the frame's border it moves inward instead
-    of being cut, so that tokens at the top and the bottom see as much as those in the middle. The tiles of the first
-    frames are a sink: they are as near to every query as the neighbouring tiles in time.
+    of being cut, so that tokens at the top and the bottom see as much as those in the middle. Far frames are thinned
+    out: of the tiles at temporal distances 2^k to 2^(k+1), from 4 on, two stand for the rest, with windows 2^(k-1) times
+    as large; the windows of the rest are halved. The tiles of the first frames are a sink: as near to every query as the
+    neighbouring tiles in time.
 
     The idea is Radial Attention's (Li et al., arXiv 2506.19852): attention decays with distance in space and time, so
     the budget for a pair of frames should too. What differs: windows are two-dimensional and made of tiles, where the
     published code has bands along the raster order (`RadialRaster`); the nearest frames have windows as well, so any
-    density can be reached; any grid works.
+    density can be reached; frames that the published code drops for their distance keep a small window; any grid works.
 
     Attributes:
         density: the fraction of tile pairs to keep; the decay that comes closest is found once for each grid.
         decay: the window's share of the frame at d = 0, instead of a density.
         sink: whether the first frames are near to all.
-        tile: sides of the tiles; by default 128 tokens chosen for the grid, 64 where 128 would be too coarse.
+        tile: sides of the tiles; by default 128 tokens chosen for the grid, 64 for frames under 1024 tokens.
     """
 
     density: float | None = None
@@ -61,9 +63,9 @@ def _tile(view: tuple[int, int, int]) -> Tile:
     grid = VideoGrid(*view)
     if grid.height * grid.width >= 1024:
         return grid.best_tile(128, compactness=0.05)
-    # Windows of a small frame need a few tiles along each side to have a shape at all, and cubes lose least
-    # (benchmarks/NOTES.md, 4).
-    return grid.best_tile(64, compactness=0.15)
+    # Small frames: tiles of one frame, so that thinning out has frames to choose from (benchmarks/NOTES.md, 9).
+    flat = [(1, 1 << i, 64 >> i) for i in range(7)]
+    return min(flat, key=lambda tile: grid.padding(tile) + 0.15 * abs(math.log2(tile[1] / tile[2])))
 
 
 @lru_cache(maxsize=32)
@@ -77,22 +79,34 @@ def _plan(pattern: Radial, grid: VideoGrid) -> BlockMap:
 
 
 def _decay_needed(tiles: tuple[int, int, int], frames_per_tile: int, sink: bool) -> torch.Tensor:
-    """The smallest decay at which each query tile sees each key tile: float32 [tiles, tiles]."""
+    """The smallest decay at which each query tile sees each key tile: float64 [tiles, tiles]."""
     time, rows, columns = (_window_needed(n) for n in tiles)
-    distance = torch.arange(tiles[0]).sub(torch.arange(tiles[0])[:, None]).abs() * float(frames_per_tile)
+    apart = torch.arange(tiles[0]).sub(torch.arange(tiles[0])[:, None]).abs()
+    distance = apart * float(frames_per_tile)
+    thinning = _thinning(apart)
     if sink:
-        distance[:, 0] = distance[:, 0].clamp(max=frames_per_tile)
+        # A little less for far queries: the density shall grow in small steps.
+        distance[:, 0] = distance[:, 0].clamp(max=frames_per_tile) - 1e-3 * apart[:, 0]
+        thinning[:, 0] = 1
     height, width = (needed / len(needed) for needed in (rows, columns))
     height, width = height[:, None, :, None], width[None, :, None, :]
     # Mostly the square window that holds the tile; a little of its own rectangle, so that windows grow tile by tile.
     area = 0.9 * torch.maximum(height, width) ** 2 + 0.1 * height * width
-    cost = area[None, :, :, None] * (1 + distance[:, None, None, :, None, None])
+    cost = area[None, :, :, None] * ((1 + distance) * thinning)[:, None, None, :, None, None]
     # Ties between past and future, and between rows and columns, go to the former, so that the density grows in small
     # steps. What breaks them only lowers a cost: at decay 1 a frame still sees all of itself.
     early = 1e-4 * (len(time) - time)[:, None, None, :, None, None]
     cost = cost - early - 1e-5 * (1 - width[None, :, :, None])
+    # Within a frame there is neither past nor future: late frames go first.
+    cost = cost.double() - 1e-6 * torch.arange(tiles[0])[:, None, None, None, None, None]
     number = math.prod(tiles)
     return cost.reshape(number, number)
+
+
+def _thinning(apart: torch.Tensor) -> torch.Tensor:
+    """Factor on the cost of tiles that are so many tiles apart in time: 1 up to 3, then 1 / stride or 2."""
+    stride = 2.0 ** (apart.clamp(min=2).log2().floor() - 1)
+    return torch.where(apart % stride == 0, 1 / stride, 2.0)
 
 
 def _window_needed(tiles: int) -> torch.Tensor:
