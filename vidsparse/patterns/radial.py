@@ -19,9 +19,9 @@ class Radial(Pattern):
 
     The window covers the fraction min(1, decay / (1 + d)) of the frame. Near the frame's border it moves inward instead
     of being cut, so that tokens at the top and the bottom see as much as those in the middle. Far frames are thinned
-    out: of the tiles at temporal distances 2^k to 2^(k+1), from 4 on, two stand for the rest, with windows 2^(k-1) times
-    as large; the windows of the rest are halved. The tiles of the first frames are a sink: as near to every query as the
-    neighbouring tiles in time.
+    out: of the tiles at temporal distances 2^k to 2^(k+1), from 4 on, two stand for the rest, with windows 2^(k-1)
+    times as large; the windows of the rest are halved. The tiles of the first frames are a sink: as near to every
+    query as the neighbouring tiles in time.
 
     The idea is Radial Attention's (Li et al., arXiv 2506.19852): attention decays with distance in space and time, so
     the budget for a pair of frames should too. What differs: windows are two-dimensional and made of tiles, where the
