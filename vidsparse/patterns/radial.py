@@ -20,8 +20,8 @@ class Radial(Pattern):
     The window covers the fraction min(1, decay / (1 + d)) of the frame. Near the frame's border it moves inward instead
     of being cut, so that tokens at the top and the bottom see as much as those in the middle. Far frames are thinned
     out: of the tiles at temporal distances 2^k to 2^(k+1), from 4 on, two stand for the rest, with windows 2^(k-1)
-    times as large; the windows of the rest are halved. The tiles of the first frames are a sink: as near to every
-    query as the neighbouring tiles in time.
+    times as large; the windows of the rest are halved. The tiles of the first frames are a sink: they are as
+    near to all others, and all others to them, as neighbouring tiles in time.
 
     The idea is Radial Attention's (Li et al., arXiv 2506.19852): attention decays with distance in space and time, so
     the budget for a pair of frames should too. What differs: windows are two-dimensional and made of tiles, where the
@@ -31,7 +31,7 @@ class Radial(Pattern):
     Attributes:
         density: the fraction of tile pairs to keep; the decay that comes closest is found once for each grid.
         decay: the window's share of the frame at d = 0, instead of a density.
-        sink: whether the first frames are near to all.
+        sink: whether the first frames are near to all, in both directions.
         tile: sides of the tiles; by default 128 tokens chosen for the grid, 64 for frames under 1024 tokens.
     """
 
@@ -85,9 +85,10 @@ def _decay_needed(tiles: tuple[int, int, int], frames_per_tile: int, sink: bool)
     distance = apart * float(frames_per_tile)
     thinning = _thinning(apart)
     if sink:
-        # A little less for far queries: the density shall grow in small steps.
-        distance[:, 0] = distance[:, 0].clamp(max=frames_per_tile) - 1e-3 * apart[:, 0]
-        thinning[:, 0] = 1
+        # A little less for far frames: the density shall grow in small steps.
+        near = distance[0].clamp(max=frames_per_tile) - 1e-3 * apart[0]
+        distance[0], distance[:, 0] = near, near
+        thinning[0], thinning[:, 0] = 1.0, 1.0
     height, width = (needed / len(needed) for needed in (rows, columns))
     height, width = height[:, None, :, None], width[None, :, None, :]
     # Mostly the square window that holds the tile; a little of its own rectangle, so that windows grow tile by tile.

@@ -24,7 +24,7 @@ SAMPLING: dict[str, Any] = dict(
     width=64,
     num_frames=33,
     num_inference_steps=30,
-    guidance_scale=3.0,
+    guidance_scale=2.0,
     max_sequence_length=MAX_WORDS,
 )
 
