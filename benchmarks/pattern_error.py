@@ -94,7 +94,7 @@ def contenders(grid: VideoGrid) -> dict[str, dict[float, Pattern]]:
         density = round(raster.plan(grid).density, 4)
         found["RadialRaster (published)"][density] = raster
         found["Radial"][density] = Radial(density=density)
-        found["Radial, flat tiles (1, 8, 8)"][density] = Radial(density=density, tile=(1, 8, 8))
+        found["Radial, cubes (4, 4, 4)"][density] = Radial(density=density, tile=(4, 4, 4))
         windows = [
             SlidingTile(window=(t, s, s), tile=(4, 4, 4)) for t in range(4, grid.frames + 4, 4) for s in (4, 8, 12, 16)
         ]
