@@ -32,8 +32,8 @@ def main() -> int:
         "--strip": "strip.png",
         "--json": "comparison.json",
     }
-    # On so few tokens only mild settings keep the first frame and the motion of this small model.
-    settings = {"--pattern": "radial", "--density": "0.5", "--dense-steps": "4", "--dense-layers": "0,1,2"}
+    # On so few tokens only mild settings keep the first frame and the outlines of this small model.
+    settings = {"--pattern": "radial", "--density": "0.4", "--dense-steps": "8", "--dense-layers": "0"}
     options = ["compare", PROMPT, *(part for setting in settings.items() for part in setting)]
     options += [part for option, name in files.items() for part in (option, str(arguments.out / name))]
     options += ["--steps", "6"] if arguments.fast else []
