@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -135,6 +136,13 @@ def _forward(row: _Row, keys: Boxes, values: Boxes, head: _Query, scale: float, 
         head.lse.index_copy_(0, row.queries, lse)
 
 
+def _forward_pieces(pieces: Iterator[tuple[_Row, Boxes, Boxes, _Query, float]]) -> None:
+    """What one thread does: rows, as long as there are any."""
+    scratch = _Scratch()
+    for piece in pieces:
+        _forward(*piece, scratch)
+
+
 class _Gradients(NamedTuple):
     """What one head's rows read in the backward, [tokens, head_dim or 1] each, and where they add."""
 
@@ -167,6 +175,24 @@ def _backward(
     head.grad_query.index_copy_(0, row.queries, (grad_q * scale).to(low))
 
 
+def _backward_shares(
+    rows: list[_Row],
+    sizes: list[int],
+    keys: Boxes,
+    values: Boxes,
+    head: _Gradients,
+    sums: list[torch.Tensor],
+    scale: float,
+    shares: Iterator[int],
+) -> None:
+    """What one thread does: every `SHARES`-th row of a head, into that share of the sums [SHARES, keys, head_dim]."""
+    scratch = _Scratch()
+    for share in shares:
+        of_key, of_value = (x[share].split(sizes) for x in sums)
+        for row in rows[share::SHARES]:
+            _backward(row, keys, values, head, (of_key, of_value), scale, scratch)
+
+
 class _BlockSparse(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -188,12 +214,7 @@ class _BlockSparse(torch.autograd.Function):
                 head = _Query(query[b, :, h], out[b, :, h], lse[b, :, h] if with_lse else None)
                 pieces += [(row, keys, values, head, scale) for row in plan.rows_of(h)]
 
-        def work(pieces: Iterator[tuple[_Row, Boxes, Boxes, _Query, float]]) -> None:
-            scratch = _Scratch()
-            for piece in pieces:
-                _forward(*piece, scratch)
-
-        divide(work, pieces)
+        divide(_forward_pieces, pieces)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plans, ctx.scale = plans, scale  # type: ignore[attr-defined]
         return out, lse.squeeze(-1).transpose(1, 2)
@@ -215,13 +236,7 @@ class _BlockSparse(torch.autograd.Function):
                 head = _Gradients(*(x[b, :, h] for x in (query, grad_out, lse, shift, grad_query)))
                 sums = [torch.zeros(SHARES, len(plan.order), query.shape[3], dtype=wide) for _ in range(2)]
 
-                def work(shares: Iterator[int], h=h, keys=keys, values=values, head=head, sums=sums, plan=plan) -> None:  # type: ignore[no-untyped-def]
-                    scratch = _Scratch()
-                    for share in shares:
-                        mine = tuple(x[share].split(plan.sizes) for x in sums)
-                        for row in plan.rows_of(h)[share::SHARES]:
-                            _backward(row, keys, values, head, mine, scale, scratch)
-
+                work = partial(_backward_shares, plan.rows_of(h), plan.sizes, keys, values, head, sums, scale)
                 divide(work, range(SHARES))
                 for target, x, factor in zip((grad_key, grad_value), sums, (scale, 1.0), strict=True):
                     target[b, :, h].index_copy_(0, plan.order, (x.sum(dim=0) * factor).to(target.dtype))

@@ -26,7 +26,8 @@ class Radial(Pattern):
     The idea is Radial Attention's (Li et al., arXiv 2506.19852): attention decays with distance in space and time, so
     the budget for a pair of frames should too. What differs: windows are two-dimensional and made of tiles, where the
     published code has bands along the raster order (`RadialRaster`); the nearest frames have windows as well, so any
-    density can be reached; frames that the published code drops for their distance keep a small window; any grid works.
+    density can be reached; frames that the published code drops for their distance come in as the density grows; any
+    grid works.
 
     Attributes:
         density: the fraction of tile pairs to keep; the decay that comes closest is found once for each grid.
