@@ -280,6 +280,9 @@ def export(arguments: argparse.Namespace) -> None:
     made = arguments.out.with_name(f"{arguments.out.name}.new")
     shutil.rmtree(made, ignore_errors=True)
     pipe.save_pretrained(made, safe_serialization=True)
+    # transformers 5 writes a class that version 4 does not have; both know this one.
+    for config in (made / "model_index.json", made / "tokenizer" / "tokenizer_config.json"):
+        config.write_text(config.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
     shutil.copy(arguments.folder / "log.jsonl", made / "training.jsonl")
     shutil.rmtree(arguments.out, ignore_errors=True)
     made.rename(arguments.out)
