@@ -58,6 +58,7 @@ def divide(work: Callable[[Iterator[Piece]], None], pieces: Iterable[Piece]) -> 
             running = [_pool(threads, os.getpid()).submit(torch.no_grad()(work), shared) for _ in range(threads)]
             errors = [error for future in running if (error := future.exception())]
         finally:
+            shared.pieces = iter(())  # after Ctrl-C nothing more is begun
             torch.set_num_threads(threads)
     if errors:
         raise errors[0]

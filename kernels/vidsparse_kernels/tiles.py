@@ -1,4 +1,4 @@
-"""Which tokens a tile holds: the tile is the permutation, so nothing is ever reordered in memory."""
+"""Which tokens a tile holds: the tile is the permutation, so the sequence never changes its order."""
 
 from __future__ import annotations
 
