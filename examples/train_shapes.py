@@ -222,7 +222,7 @@ def train_transformer(arguments: argparse.Namespace) -> None:
         transformer.load_state_dict(
             torch.load(unpacked, weights_only=True, map_location="cpu")["averages"]["transformer"]
         )
-    elif coarser.is_file():
+    elif coarser.is_file() and not (arguments.folder / f"{arguments.stage}.pt").is_file():
         averages = torch.load(coarser, weights_only=True, map_location="cpu")["averages"]
         transformer.load_state_dict(refine(averages["transformer"], 2 * patch))
         reader.load_state_dict(averages["reader"])
