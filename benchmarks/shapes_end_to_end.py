@@ -1,4 +1,6 @@
-"""Seconds and peak memory of the `shapes` model, dense and with radial attention, each in a process of its own.
+"""Seconds and peak memory of the `shapes` model, dense and with radial attention, each in processes of its own.
+
+Peak memory moves by some percent from one process to the next, so every figure is a median over `--rounds`.
 
 python benchmarks/shapes_end_to_end.py --frames 129 --density 0.2
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -72,16 +75,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="denoising steps; each costs the same")
     parser.add_argument("--guidance", type=float, default=1.0, help="1: one pass a step, so that long runs stay short")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--child", choices=["dense", "sparse"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         return child(arguments)
-    results = {}
-    for kind in ("dense", "sparse"):
-        done = subprocess.run([sys.executable, *sys.argv, "--child", kind], capture_output=True, text=True, check=True)
-        results[kind] = json.loads(done.stdout.splitlines()[-1])
-        print(kind, results[kind], flush=True)
-    dense, sparse = results["dense"], results["sparse"]
+    runs: dict[str, list[dict[str, float]]] = {"dense": [], "sparse": []}
+    for _ in range(arguments.rounds):
+        for kind, done in runs.items():
+            command = [sys.executable, *sys.argv, "--child", kind]
+            output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            done.append(json.loads(output.splitlines()[-1]))
+            print(kind, done[-1], flush=True)
+    dense, sparse = ({k: statistics.median(r[k] for r in done) for k in done[0]} for done in runs.values())
+    results: dict[str, object] = {"dense": dense, "sparse": sparse}
     results["denoising_speedup"] = round(dense["denoising_s"] / sparse["denoising_s"], 2)
     whole = [r["denoising_s"] + r["decoding_s"] for r in (dense, sparse)]
     results["whole_speedup"] = round(whole[0] / whole[1], 2)

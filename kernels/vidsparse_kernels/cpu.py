@@ -57,6 +57,8 @@ def _plan(counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, valid
         lists = [[0, *listed[:count]] for count, listed in zip(of_counts, of_indices, strict=True)]
         lists.append(list(range(len(boxes))) if len(extra) else [])
         seen = [(tile, _chunks(listed, sizes)) for tile, listed in zip(queries, lists, strict=True)]
+        # The longest lists first: buffers need not grow, and what the threads end on is short.
+        seen.sort(key=lambda row: sum(sizes[i] for chunk in row[1] for i in chunk), reverse=True)
         rows.append([_Row(part, chunks) for tile, chunks in seen if chunks for part in tile.split(ROWS)])
     return _Plan(torch.cat(boxes), sizes, rows)
 

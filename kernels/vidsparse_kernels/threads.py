@@ -42,7 +42,7 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 
 
 def divide(work: Callable[[Iterator[Piece]], None], pieces: Iterable[Piece]) -> None:
-    """Call `work(pieces)` in as many threads as PyTorch uses; each takes what the others have not taken.
+    """Call `work(pieces)` in this thread and as many others as PyTorch uses; each takes what no other has taken.
 
     Nothing records gradients. The first exception is raised, after the threads have ended.
     """
@@ -55,10 +55,15 @@ def divide(work: Callable[[Iterator[Piece]], None], pieces: Iterable[Piece]) -> 
         torch.set_num_threads(1)
         try:
             # Gradient mode belongs to a thread.
-            running = [_pool(threads, os.getpid()).submit(torch.no_grad()(work), shared) for _ in range(threads)]
-            errors = [error for future in running if (error := future.exception())]
+            pool = _pool(threads - 1, os.getpid())
+            helpers = [pool.submit(torch.no_grad()(work), shared) for _ in range(threads - 1)]
+            try:
+                with torch.no_grad():
+                    work(shared)
+            finally:
+                shared.pieces = iter(())  # after Ctrl-C nothing more is begun
+                errors = [error for future in helpers if (error := future.exception())]
         finally:
-            shared.pieces = iter(())  # after Ctrl-C nothing more is begun
             torch.set_num_threads(threads)
     if errors:
         raise errors[0]
