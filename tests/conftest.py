@@ -1,4 +1,7 @@
-"""Fixtures for all tests: no network, few threads, a fixed seed, uninitialised memory that shows when it is read."""
+"""Fixtures for all tests: no network, few threads, a fixed seed, uninitialised memory that shows when it is read.
+
+Where there is no GPU, Triton's kernels run in its interpreter.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is imported
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it where a kernel is defined
 torch.set_num_threads(2)
 
 
@@ -28,6 +34,20 @@ def seed() -> Iterator[None]:
     """Give every test the same random numbers, whatever ran before it, and leave the global generator as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def large_steps() -> Iterator[None]:
+    """In Triton's interpreter, where every step costs the same, let kernels take larger ones than on a chip."""
+    if torch.cuda.is_available():
+        yield
+        return
+    from vidsparse_kernels.tuning import KERNELS, Config, trying
+
+    with ExitStack() as tried:
+        for kernel in KERNELS:
+            tried.enter_context(trying(kernel, Config(64, 4, 1)))
         yield
 
 

@@ -257,6 +257,34 @@ def test_inspect_refuses_bad_input(vidsparse: Any, arguments: list[str], says: s
     refused(vidsparse("inspect", *arguments), says)
 
 
+TINY_GRID = ("--frames", 9, "--height", 128, "--width", 144, "--heads", 1, "--head-dim", 16, "--device", "cpu")
+
+
+def test_bench_times_dense_and_sparse(vidsparse: Any) -> None:
+    done = vidsparse("bench", *TINY_GRID, "--dtype", "float32", "--json")
+    result = json.loads(done.out)
+    assert result["tokens"] == 3 * 8 * 9 and result["impl"] == "cpu" and result["dense"] == "sdpa"
+    assert result["R"] == pytest.approx(result["sparse_seconds"] / result["dense_seconds"] / result["density"])
+    lines = vidsparse("bench", *TINY_GRID, "--impl", "reference", "--density", 0.5).out.splitlines()
+    assert lines[0].startswith("Radial(density=0.5") and "216 tokens, 1 heads of 16, bfloat16 on cpu" in lines[0]
+    assert "impl reference" in lines[2] and "R = " in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--tune", "--device", "cpu"], "times launches on a GPU, but the device is cpu"),
+        (["--impl", "magic"], "impl='magic' is unknown"),
+        (["--dtype", "int8"], "choose one of float32, float16, bfloat16"),
+        (["--model-family", "cinema"], "choose one of shapes, wan, wan-5b"),
+        (["--pattern", "spiral"], "is unknown"),
+    ],
+    ids=["tune", "impl", "dtype", "family", "pattern"],
+)
+def test_bench_refuses_bad_input(vidsparse: Any, arguments: list[str], says: str) -> None:
+    refused(vidsparse("bench", *arguments), says)
+
+
 def refused(done: Outcome, says: str) -> None:
     """Exit code 1, one line that says why, and no file."""
     errors = [line for line in done.err.splitlines() if line.startswith("error: ")]

@@ -24,7 +24,14 @@ PACKAGES = {
 # A name stands for the module and all below it; the bare "vidsparse" stands for its public names alone, both as a
 # row and as an entry. A module that no row covers fails: draw its arrows here first.
 PICTURES = ("imageio", "matplotlib", "numpy", "PIL", "torchmetrics")
-LIBRARY = ("vidsparse", "vidsparse.patterns", "vidsparse.report", "vidsparse.shapes", "vidsparse.run")
+LIBRARY = (
+    "vidsparse",
+    "vidsparse.patterns",
+    "vidsparse.report",
+    "vidsparse.shapes",
+    "vidsparse.run",
+    "vidsparse.profile",
+)
 ARROWS: dict[str, tuple[str, ...]] = {
     "examples": (*LIBRARY, "diffusers", "torch", "transformers", *PICTURES),
     "vidsparse.cli": (*LIBRARY, "diffusers", "rich", "torch", "typer", *PICTURES),
@@ -54,6 +61,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "vidsparse.patterns.base",
     ),
     "vidsparse.attention": ("torch", "vidsparse.block_map", "vidsparse.corrections", "vidsparse_kernels"),
+    "vidsparse.profile": ("torch", "triton", "vidsparse.attention", "vidsparse.block_map", "vidsparse_kernels"),
     "vidsparse.report": ("torch", "vidsparse.block_map", "vidsparse.grid"),
     "vidsparse.patterns": ("torch", "vidsparse.block_map", "vidsparse.grid"),
     "vidsparse.block_map": ("torch", "vidsparse.grid", "vidsparse_kernels"),

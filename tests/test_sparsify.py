@@ -5,6 +5,7 @@ The oracle is diffusers' own processor with the block map, expanded to tokens, a
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
 import vidsparse
+import vidsparse.run
 from vidsparse import (
     Dense,
     Pattern,
@@ -27,6 +29,7 @@ from vidsparse import (
     attn_processors,
     sparsify,
 )
+from vidsparse.attention import Choice
 from vidsparse.shapes.model import build_text_encoder, build_tokenizer, build_transformer, build_vae
 
 SPARSE = Radial(density=0.3, tile=(1, 4, 4))
@@ -37,6 +40,7 @@ PATTERNS: dict[str, Pattern] = {
 }
 SIZES = {"5x7x11": (5, 14, 22), "odd-pixels": (4, 11, 9), "one-frame": (1, 10, 12)}  # latents, patched (1, 2, 2)
 TEXT_TOKENS = 7
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not here")
 
 
 def tiny(**changes: Any) -> WanTransformer3DModel:
@@ -517,6 +521,39 @@ def test_min_tokens(min_tokens: int, dense: bool) -> None:
 
 
 @torch.no_grad()
+def test_a_slower_implementation_is_reported_with_its_reason_or_raises_if_strict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reason = "impl 'triton' takes head_dim 32, 64, 96, 128, not 12"
+    monkeypatch.setattr(vidsparse.run, "choose_impl", lambda *_: Choice("reference", reason))
+    transformer = tiny()
+    with sparsify(transformer, SPARSE) as run:
+        call(transformer)
+    (ran,) = run.report().ran
+    assert ran == f"impl reference, tile (1, 4, 4), 385 tokens ({reason})" and f"ran: {ran}" in str(run.report())
+    assert {c["fallback"] for c in run.report().to_dict()["calls"]} == {reason}
+    with (
+        sparsify(transformer, SPARSE, strict=True),
+        pytest.raises(NotImplementedError, match=r"layer 0 would run impl 'reference': impl 'triton' .*strict=True"),
+    ):
+        call(transformer)
+
+
+@needs_triton
+@torch.no_grad()
+def test_the_kernels_run_in_a_transformer() -> None:
+    transformer, device = tiny(attention_head_dim=32), "cuda" if torch.cuda.is_available() else "cpu"
+    transformer.to(device)
+    pattern = Radial(density=0.5, tile=(1, 8, 8))
+    with sparsify(transformer, pattern, impl="triton") as run:
+        found = call(transformer)
+    with sparsify(transformer, pattern, impl="reference"):
+        expected = call(transformer)
+    assert [c.impl for c in run.report().sparse] == ["triton", "triton"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_what_cannot_be_sparse_runs_dense_with_a_reason_or_raises_if_strict() -> None:
     transformer = tiny()
     attention, hidden, mask = transformer.blocks[1].attn1, torch.randn(1, 385, 24), torch.rand(1, 1, 385, 385) < 0.9
@@ -714,7 +751,7 @@ class Unsupported(torch.nn.Module):
         (tiny, {"pattern": 0.2}, TypeError, r"pattern=0\.2 must be a pattern"),
         (tiny, {"pattern": Radial}, TypeError, r"must be a pattern, such as vidsparse\.Radial\(density=0\.2\)"),
         (tiny, {"impl": "fast"}, ValueError, r"impl='fast' is unknown"),
-        (tiny, {"impl": "triton"}, NotImplementedError, r"use impl='auto'"),
+        (lambda: tiny().to("meta"), {"impl": "triton"}, NotImplementedError, r"use impl='auto'"),
     ],
     ids=["class", "pipeline-of-class", "no-transformer", "none", "number", "pattern-class", "unknown-impl", "triton"],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, overload
 
 import torch
 
@@ -16,22 +16,56 @@ if TYPE_CHECKING:
 Impl = Literal["auto", "triton", "cpu", "flex", "reference"]
 
 
-def choose_impl(impl: str, device: torch.device) -> str:
-    """The implementation that will run. "auto" is `cpu` on a CPU and `flex` on any other device.
+class Choice(NamedTuple):
+    """The implementation that runs a call, and why it is not the fastest that the device could have; None if it is."""
+
+    impl: str
+    fallback: str | None = None
+
+
+def check_impl(impl: str, device: torch.device) -> None:
+    """Refuse an implementation that no call on this device can have.
 
     Raises:
-        ValueError: an unknown name, or one that cannot run on this device.
-        NotImplementedError: "triton", whose kernels this version does not have.
+        ValueError: an unknown name, or "cpu" for another device.
+        NotImplementedError: "triton" without Triton or a CUDA device.
     """
     if impl not in get_args(Impl):
         raise ValueError(f"impl={impl!r} is unknown; choose one of {', '.join(get_args(Impl))}")
-    if impl == "auto":
-        return "cpu" if device.type == "cpu" else "flex"
-    if impl == "triton":
-        raise NotImplementedError("this version has no Triton kernels; use impl='auto' (or 'flex' on a GPU)")
     if impl == "cpu" and device.type != "cpu":
         raise ValueError(f"impl='cpu' needs tensors on the CPU, these are on {device}; use impl='auto'")
-    return impl
+    if impl == "triton" and (reason := _triton_lacks(device)):
+        raise NotImplementedError(f"impl='triton' {reason}; use impl='auto'")
+
+
+def choose_impl(impl: str, query: torch.Tensor, block_map: BlockMap) -> Choice:
+    """What will run: "auto" is `cpu` on a CPU; elsewhere `triton`, or `flex` for what the kernels do not take.
+
+    The first call of a kind tries the kernels on a small video: where they are wrong on this device, `flex` runs too.
+
+    Raises:
+        ValueError, NotImplementedError: as `check_impl`.
+    """
+    check_impl(impl, query.device)
+    if impl != "auto":
+        return Choice(impl)
+    if query.device.type == "cpu":
+        return Choice("cpu")
+    reason = _triton_lacks(query.device)
+    if reason is None:
+        from vidsparse_kernels import block_sparse, trial
+
+        reason = block_sparse.unsupported(query, block_map.query_tile, block_map.key_tile)
+        reason = reason or trial.found_wrong(query, block_map.layout)
+    return Choice("triton") if reason is None else Choice("flex", f"impl 'triton' {reason}")
+
+
+def _triton_lacks(device: torch.device) -> str | None:
+    try:
+        from vidsparse_kernels.launch import unsupported_device
+    except ImportError as error:
+        return f"needs Triton, which is not here ({error})"
+    return unsupported_device(device)
 
 
 @overload
@@ -77,8 +111,9 @@ def sparse_attention(
         extra_valid: int [batch], how many of the prefix and suffix tokens, in sequence order, are real; the others are
             no keys. None: all.
         scale: factor on the logits; 1/sqrt(head_dim) by default.
-        impl: "auto", "cpu", "flex", "reference" or "triton"; an explicit one never falls back. On a CPU, "flex" is for
-            checking: it computes all scores.
+        impl: "auto", "triton", "cpu", "flex" or "reference"; an explicit one never falls back. On a CPU, "flex" is for
+            checking: it computes all scores. "triton" takes float16, bfloat16 and float32, head_dim 32, 64, 96 and
+            128, and tiles of 64 or 128 tokens.
         return_lse: also return the natural-log sum of exponentials, [batch, heads, tokens] in float32 (float64 for
             float64 inputs).
 
@@ -90,8 +125,14 @@ def sparse_attention(
     """
     _check(query, key, value, block_map, extra_valid)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    chosen = choose_impl(impl, query.device)
-    if chosen == "cpu":
+    chosen = choose_impl(impl, query, block_map).impl
+    if chosen == "triton":
+        from vidsparse_kernels import block_sparse
+
+        on_device = block_map.to(query.device)
+        lists = on_device.counts, on_device.indices
+        out, lse = block_sparse.attention(query, key, value, *lists, block_map.layout, extra_valid, scale)
+    elif chosen == "cpu":
         valid = None if extra_valid is None else extra_valid.tolist()
         lists = block_map.counts, block_map.indices
         out, lse = cpu.attention(query, key, value, *lists, block_map.layout, valid, scale, return_lse)

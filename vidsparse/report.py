@@ -17,7 +17,8 @@ class LayerCall:
         transformer: "transformer" or "transformer_2".
         layer, step: indices.
         tokens: length of the sequence.
-        impl: what ran: "cpu", "flex", "reference", or "dense" for the model's own attention.
+        impl: what ran: "triton", "cpu", "flex", "reference", or "dense" for the model's own attention.
+        fallback: why impl="auto" did not run what is fastest on this device, None if it did.
         tile: query tile, None when dense.
         reason: why the calls were dense, None when sparse.
         density: kept / all pairs of video tiles. token_density: kept / all pairs of tokens, text included.
@@ -31,6 +32,7 @@ class LayerCall:
     step: int
     tokens: int
     impl: str
+    fallback: str | None
     tile: Tile | None
     reason: str | None
     density: float
@@ -106,6 +108,15 @@ class Report:
         return dict(counts)
 
     @property
+    def ran(self) -> list[str]:
+        """What the sparse calls ran with: implementation, tile, tokens, and why it was not a faster one."""
+        kinds = sorted({(c.impl, c.tile or (), c.tokens, c.fallback or "") for c in self.sparse})
+        return [
+            f"impl {impl}, tile {tile}, {tokens} tokens" + (f" ({fallback})" if fallback else "")
+            for impl, tile, tokens, fallback in kinds
+        ]
+
+    @property
     def advice(self) -> list[str]:
         """Why sparsity could not pay in this run, each with its number; empty when it could."""
         found = []
@@ -144,12 +155,11 @@ class Report:
             f"{self.pattern}: {self.sparse_calls} of {self.sparse_calls + self.dense_calls} attention calls sparse, "
             f"{self.flops_saved:.0%} of the attention FLOPs saved, {self.seconds:.2f} s in attention layers"
         ]
-        kinds = sorted({(c.impl, c.tile, c.tokens) for c in self.sparse})
-        if kinds:
+        if self.sparse:
             lines.append(
                 f"measured density: {self.density:.3f} of video tile pairs, {self.token_density:.3f} of token pairs"
             )
-            lines += [f"ran: impl {impl}, tile {tile}, {tokens} tokens" for impl, tile, tokens in kinds]
+            lines += [f"ran: {text}" for text in self.ran]
         lines += [f"dense: {count} calls, {reason}" for reason, count in self.dense_reasons.items()]
         return "\n".join(lines + [f"note: {text}" for text in self.advice])
 

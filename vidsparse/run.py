@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vidsparse.attention import choose_impl, sparse_attention
+from vidsparse.attention import Choice, check_impl, choose_impl, sparse_attention
 from vidsparse.block_map import BlockMap
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context, Pattern
@@ -96,26 +96,33 @@ class _Layer:
         if reason is None and owner.pattern.is_dense(context):
             reason = "the pattern asks for it"
         block_map: BlockMap | None = None
+        choice = Choice("dense")
 
         def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            nonlocal block_map
+            nonlocal block_map, choice
             block_map = owner.pattern.select(query, key, grid, replace(context, heads=query.shape[2]))
             kind = query.device.type
-            if not torch.is_autocast_enabled(kind):
-                return sparse_attention(query, key, value, block_map, impl=owner.impl)
-            # As for PyTorch's own attention: norms give float32 under autocast, attention runs in the lower precision.
-            query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
+            if torch.is_autocast_enabled(kind):
+                # As for PyTorch's own attention: norms give float32 under autocast, attention has the lower precision.
+                query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
+            choice = choose_impl(owner.impl, query, block_map)
+            if choice.fallback is not None and owner.strict:
+                name = f"{self.transformer} layer {self.index}"
+                raise NotImplementedError(f"{name} would run impl {choice.impl!r}: {choice.fallback} (strict=True)")
             with torch.autocast(kind, enabled=False):
-                return sparse_attention(query, key, value, block_map, impl=owner.impl)
+                return sparse_attention(query, key, value, block_map, impl=choice.impl)
 
         started = _moment(self.clock.device)
         out = dense() if reason is not None else sparse(attend)
-        owner._pending.append((self._call(grid, out, block_map, reason), started, _moment(self.clock.device)))
+        call = self._call(grid, out, block_map, choice, reason)
+        owner._pending.append((call, started, _moment(self.clock.device)))
         if len(owner._pending) >= PENDING_CALLS:
             owner._settle()
         return out
 
-    def _call(self, grid: VideoGrid, out: torch.Tensor, block_map: BlockMap | None, reason: str | None) -> LayerCall:
+    def _call(
+        self, grid: VideoGrid, out: torch.Tensor, block_map: BlockMap | None, choice: Choice, reason: str | None
+    ) -> LayerCall:
         # Two products of tokens x tokens x width (heads times head_dim), a multiplication and an addition each.
         dense_flops = 4.0 * out.shape[0] * grid.tokens**2 * out.shape[-1]
         share = block_map.token_density if block_map else 1.0
@@ -124,7 +131,8 @@ class _Layer:
             layer=self.index,
             step=self.clock.step,
             tokens=grid.tokens,
-            impl=choose_impl(self.owner.impl, out.device) if block_map else "dense",
+            impl=choice.impl,
+            fallback=choice.fallback,
             tile=block_map.query_tile if block_map else None,
             reason=reason,
             density=block_map.density if block_map else 1.0,
@@ -177,7 +185,16 @@ class Run:
     def _settle(self) -> None:
         """Add the pending calls, with their seconds, to the sums: memory stays bounded in a long training."""
         for call, start, end in self._pending:
-            key = (call.transformer, call.layer, call.step, call.tokens, call.impl, call.tile, call.reason)
+            key = (
+                call.transformer,
+                call.layer,
+                call.step,
+                call.tokens,
+                call.impl,
+                call.fallback,
+                call.tile,
+                call.reason,
+            )
             timed = replace(call, seconds=_seconds(start, end))
             self._calls[key] = self._calls[key] + timed if key in self._calls else timed
         self._pending.clear()
@@ -204,7 +221,7 @@ class Run:
     ) -> dict[str, tuple[torch.nn.Module, Any]]:
         """Attention module name -> (module, our processor) for one transformer."""
         adapter = adapter_for(transformer)
-        choose_impl(self.impl, next(transformer.parameters()).device)
+        check_impl(self.impl, next(transformer.parameters()).device)
         attentions = adapter.self_attentions(transformer)
         for module in attentions.values():
             if isinstance(getattr(module.processor, "layer", None), _Layer):
@@ -242,7 +259,7 @@ def sparsify(
 
     Raises:
         TypeError: not a pattern, or something that has no transformer.
-        NotImplementedError: a transformer that no adapter serves, or `impl="triton"`.
+        NotImplementedError: a transformer that no adapter serves, or `impl="triton"` without a CUDA device.
         ValueError: already sparsified; an unknown `impl`.
     """
     if not isinstance(pattern, Pattern):

@@ -39,6 +39,12 @@ class TileLayout:
         return self.extra_tokens if valid is None else self.extra_tokens[:valid]
 
 
+def tile_counts(view: Triple, tile: Triple) -> Triple:
+    """How many tiles stand along each axis; the last may be ragged."""
+    frames, height, width = (math.ceil(size / side) for size, side in zip(view, tile, strict=True))
+    return frames, height, width
+
+
 @lru_cache(maxsize=64)
 def tile_tokens(view: Triple, tile: Triple, offset: int = 0) -> tuple[torch.Tensor, ...]:
     """Positions of each tile's tokens in the sequence: one int64 tensor a tile, ascending within the tile's raster.

@@ -1,4 +1,4 @@
-"""The command line: `vidsparse generate`, `compare`, `inspect` and `patterns`, one file each."""
+"""The command line: `vidsparse generate`, `compare`, `inspect`, `patterns` and `bench`, one file each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vidsparse.cli import compare, generate, inspect, patterns
+from vidsparse.cli import bench, compare, generate, inspect, patterns
 from vidsparse.cli.request import takes_request
 
 # Libraries read these when they are imported, which is later: their bars and notes would break up ours.
@@ -54,6 +54,7 @@ app.command("generate")(takes_request(generate.generate))
 app.command("compare")(takes_request(compare.compare))
 app.command("inspect")(inspect.inspect)
 app.command("patterns")(patterns.patterns)
+app.command("bench")(bench.bench)
 
 
 def main() -> None:

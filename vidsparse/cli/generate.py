@@ -65,10 +65,9 @@ def _print(sample: sampling.Sample, score: dict[str, float] | None, scale: int) 
     ]
     rows += [("", f"{count} dense: {reason}") for reason, count in report.dense_reasons.items()]
     if report.sparse_calls:
-        ran = sorted({(c.impl, c.tile, c.tokens) for c in report.sparse})
         rows.append(("density", f"{report.density:.3f} of video tile pairs, {report.token_density:.3f} of token pairs"))
         rows.append(("FLOPs saved", f"{report.flops_saved:.0%} of those of dense attention"))
-        rows += [("ran", f"impl {impl}, tile {tile}, {tokens} tokens") for impl, tile, tokens in ran]
+        rows += [("ran", text) for text in report.ran]
     if not report.pattern.startswith("Dense("):
         rows += [("note", text) for text in report.advice]
     if score is not None:

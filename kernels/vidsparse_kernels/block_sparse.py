@@ -1,0 +1,202 @@
+"""Block-sparse attention on a GPU as PyTorch operators: checked, differentiable, opaque to `torch.compile`.
+
+The operators never wait for the device, so CUDA graphs hold them. Input tensors are read where they are, with whatever
+strides; only one whose channels do not lie side by side is copied.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+import torch
+
+from vidsparse_kernels.backward import backward
+from vidsparse_kernels.forward import forward
+from vidsparse_kernels.launch import HEADS, Launch, capability, unsupported_device
+from vidsparse_kernels.tiles import TileLayout, Triple, tile_counts
+from vidsparse_kernels.tuning import KERNELS, choose
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+VOLUMES = (64, 128)
+
+
+def unsupported(query: torch.Tensor, query_tile: Triple, key_tile: Triple) -> str | None:
+    """Why the kernels cannot take this call, in words that complete "impl='triton' ..."; None if they can."""
+    reason = unsupported_device(query.device)
+    if reason is not None:
+        return reason
+    if query.dtype not in DTYPES:
+        return f"takes {', '.join(str(d) for d in DTYPES)}, not {query.dtype}"
+    if query.shape[-1] not in HEADS:
+        return f"takes head_dim {', '.join(map(str, HEADS))}, not {query.shape[-1]}"
+    for name, tile in (("query", query_tile), ("key", key_tile)):
+        if math.prod(tile) not in VOLUMES or any(side & (side - 1) for side in tile):
+            volumes = " or ".join(map(str, VOLUMES))
+            return f"takes tiles of {volumes} tokens with power-of-two sides, not the {name} tile {tile}"
+    chip, (itemsize, head_dim) = capability(query.device), (query.element_size(), query.shape[-1])
+    for kernel, tile in zip(KERNELS, (query_tile, query_tile, key_tile), strict=True):
+        if choose(chip, kernel, itemsize, head_dim, math.prod(tile)) is None:
+            return (
+                f"takes {query.dtype} with head_dim {head_dim} in tiles of 64 tokens on this chip, not the tile {tile}"
+            )
+    return None
+
+
+def check_lists(counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout) -> None:
+    """Look at every entry, which waits for the device: what VIDSPARSE_CHECK=1 asks for.
+
+    Raises:
+        ValueError: a count outside the lists, a tile outside the grid, or one that does not ascend.
+    """
+    tiles = math.prod(tile_counts(layout.view, layout.key_tile))
+    width = indices.shape[-1]
+    if not bool(((counts >= 0) & (counts <= width)).all()):
+        raise ValueError(
+            f"counts hold {int(counts.min())} to {int(counts.max())}; lists of width {width} hold 0 to that"
+        )
+    listed = torch.arange(width, device=indices.device) < counts[..., None]
+    wrong = listed & ((indices < 0) | (indices >= tiles))
+    if bool(wrong.any()):
+        raise ValueError(f"indices hold {int(indices[wrong][0])}, but the grid has key tiles 0 to {tiles - 1}")
+    if bool((listed[..., 1:] & (indices[..., 1:] <= indices[..., :-1])).any()):
+        raise ValueError("indices must ascend within each list: a tile that stands there twice would count twice")
+
+
+def _layout(
+    view: Sequence[int], query_tile: Sequence[int], key_tile: Sequence[int], extra: Sequence[int]
+) -> TileLayout:
+    (a, b, c), (d, e, f), (g, h, i) = view, query_tile, key_tile
+    return TileLayout((a, b, c), (d, e, f), (g, h, i), *extra)
+
+
+def _readable(x: torch.Tensor) -> torch.Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+# Schemas know tensors, numbers and lists of numbers: the layout travels in pieces, `extra` is [prefix, suffix].
+@torch.library.custom_op("vidsparse::block_sparse", mutates_args=())
+def _block_sparse(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    counts: torch.Tensor,
+    indices: torch.Tensor,
+    extra_valid: torch.Tensor | None,
+    view: Sequence[int],
+    query_tile: Sequence[int],
+    key_tile: Sequence[int],
+    extra: Sequence[int],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    launch = Launch(query, counts, indices, extra_valid, _layout(view, query_tile, key_tile, extra))
+    return forward(launch, _readable(query), _readable(key), _readable(value), scale)
+
+
+@_block_sparse.register_fake
+def _(query, key, value, counts, indices, extra_valid, view, query_tile, key_tile, extra, scale):
+    batch, tokens, heads, _ = query.shape
+    return query.new_empty(query.shape), query.new_empty((batch, heads, tokens), dtype=torch.float32)
+
+
+@torch.library.custom_op("vidsparse::block_sparse_backward", mutates_args=())
+def _block_sparse_backward(
+    grad_out: torch.Tensor,
+    grad_lse: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    counts: torch.Tensor,
+    indices: torch.Tensor,
+    extra_valid: torch.Tensor | None,
+    view: Sequence[int],
+    query_tile: Sequence[int],
+    key_tile: Sequence[int],
+    extra: Sequence[int],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    launch = Launch(query, counts, indices, extra_valid, _layout(view, query_tile, key_tile, extra))
+    query, key, value, grad_out = (_readable(x) for x in (query, key, value, grad_out))
+    return backward(launch, grad_out, grad_lse.contiguous(), query, key, value, out, lse, scale)
+
+
+@_block_sparse_backward.register_fake
+def _(grad_out, grad_lse, query, key, value, *_):
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _remember(ctx, inputs, output):
+    query, key, value, counts, indices, extra_valid, *rest = inputs
+    ctx.save_for_backward(query, key, value, *output, counts, indices, extra_valid)
+    ctx.rest = rest
+
+
+def _differentiate(ctx, grad_out, grad_lse):
+    query, key, value, out, lse, *lists = ctx.saved_tensors
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
+    gradients = _block_sparse_backward(grad_out, grad_lse, query, key, value, out, lse, *lists, *ctx.rest)
+    return *gradients, *[None] * 8
+
+
+_block_sparse.register_autograd(_differentiate, setup_context=_remember)
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    counts: torch.Tensor,
+    indices: torch.Tensor,
+    layout: TileLayout,
+    extra_valid: torch.Tensor | None,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Block-sparse attention by Triton kernels, differentiable in out and lse.
+
+    Args:
+        query, key, value: [B, tokens, H, head_dim], any strides; float16, bfloat16, or float32 without TF32.
+        counts: int32 [B|1, H|1, query tiles]. indices: int32 [B|1, H|1, query tiles, W], ascending.
+        extra_valid: int32 [B], how many prefix and suffix tokens are real keys; None for all.
+        scale: positive factor on the logits.
+
+    Returns:
+        out like query, contiguous, and lse float32 [B, H, tokens]; rows without keys give 0 and -inf.
+
+    Raises:
+        NotImplementedError: a device, dtype, head_dim or tile that the kernels do not have.
+        ValueError, TypeError: lists of the wrong shape or dtype, a scale that is not positive; with VIDSPARSE_CHECK=1
+            in the environment also entries that are no tiles.
+    """
+    reason = unsupported(query, layout.query_tile, layout.key_tile)
+    if reason is not None:
+        raise NotImplementedError(f"impl='triton' {reason}; use impl='auto'")
+    if not scale > 0:
+        raise ValueError(f"scale={scale} must be positive for impl='triton'")
+    for name, x, rank in (("counts", counts, 3), ("indices", indices, 4)):
+        if x.dtype != torch.int32 or x.device != query.device:
+            raise TypeError(f"{name} must be int32 on {query.device}, got {x.dtype} on {x.device}")
+        if x.ndim != rank or x.shape[:3] != counts.shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; counts are [B|1, H|1, query tiles], indices [..., W]")
+    if os.environ.get("VIDSPARSE_CHECK") == "1":
+        check_lists(counts, indices, layout)
+    if extra_valid is not None:
+        extra_valid = extra_valid.to(device=query.device, dtype=torch.int32)
+    extra = [layout.prefix, layout.suffix]
+    tiles = list(layout.query_tile), list(layout.key_tile)
+    result: tuple[torch.Tensor, torch.Tensor] = _block_sparse(
+        query,
+        key,
+        value,
+        counts.contiguous(),
+        indices.contiguous(),
+        extra_valid,
+        list(layout.view),
+        *tiles,
+        extra,
+        scale,
+    )
+    return result

@@ -1,0 +1,153 @@
+"""How a kernel finds its tokens: boxes of the video grid where they stand, and the tokens before and after the video.
+
+A tile is read in steps: boxes of `STEP` sides that fill it, in raster order. Rows of a box that leave the grid are no
+tokens; whoever uses them masks them. A head's channels are read in `HEAD` = (64, 32) or (128, 0): two powers of two
+that sum up to head_dim, so that 96 channels cost no more than 96. What holds channels is therefore a tuple of one or
+two tensors.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tile_count(view, TILE: tl.constexpr):
+    """How many tiles cover the view (frames, height, width)."""
+    return tl.cdiv(view[0], TILE[0]) * tl.cdiv(view[1], TILE[1]) * tl.cdiv(view[2], TILE[2])
+
+
+@triton.jit
+def box_origin(number, step, view, TILE: tl.constexpr, STEP: tl.constexpr):
+    """First frame, row and column of a step of tile `number`."""
+    rows, columns = tl.cdiv(view[1], TILE[1]), tl.cdiv(view[2], TILE[2])
+    f = number // (rows * columns) * TILE[0] + step // (TILE[1] // STEP[1] * (TILE[2] // STEP[2])) * STEP[0]
+    y = number // columns % rows * TILE[1] + step // (TILE[2] // STEP[2]) % (TILE[1] // STEP[1]) * STEP[1]
+    x = number % columns * TILE[2] + step % (TILE[2] // STEP[2]) * STEP[2]
+    return f, y, x
+
+
+@triton.jit
+def box_tokens(origin, view, prefix, BOX: tl.constexpr):
+    """Positions in the sequence of the rows of a box, int32, and which of them are tokens at all."""
+    ROWS: tl.constexpr = BOX[0] * BOX[1] * BOX[2]
+    row = tl.arange(0, ROWS)
+    f, y, x = row // (BOX[1] * BOX[2]), row // BOX[2] % BOX[1], row % BOX[2]
+    inside = (origin[0] + f < view[0]) & (origin[1] + y < view[1]) & (origin[2] + x < view[2])
+    # What is the same in every box stands apart, so that a loop computes it once.
+    first = prefix + (origin[0] * view[1] + origin[1]) * view[2] + origin[2]
+    return first + ((f * view[1] + y) * view[2] + x), inside
+
+
+@triton.jit
+def extra_tokens(first, prefix, view, valid, ROWS: tl.constexpr):
+    """Positions of `ROWS` prefix and suffix tokens from number `first` on, and which of them are below `valid`."""
+    number = first + tl.arange(0, ROWS)
+    return number + tl.where(number < prefix, 0, view[0] * view[1] * view[2]), number < valid
+
+
+@triton.jit
+def _at(pointer, tokens, stride, FIRST: tl.constexpr, CHANNELS: tl.constexpr):
+    # Offsets into a long video do not fit 32 bits.
+    return pointer + tokens.to(tl.int64)[:, None] * stride + (FIRST + tl.arange(0, CHANNELS))[None, :]
+
+
+@triton.jit
+def load_rows(pointer, tokens, stride, inside, HEAD: tl.constexpr):
+    """One head's rows [tokens, head_dim]; zero where there is no token. `inside` None: all are tokens."""
+    A: tl.constexpr = HEAD[0]
+    B: tl.constexpr = HEAD[1]
+    mask = None if inside is None else inside[:, None]
+    other = None if inside is None else 0.0
+    a = tl.load(_at(pointer, tokens, stride, 0, A), mask=mask, other=other)
+    if B > 0:
+        return a, tl.load(_at(pointer, tokens, stride, A, B), mask=mask, other=other)
+    else:
+        return (a,)
+
+
+@triton.jit
+def store_rows(pointer, tokens, stride, inside, x, HEAD: tl.constexpr):
+    """The reverse of `load_rows`, in the dtype of the pointer."""
+    A: tl.constexpr = HEAD[0]
+    B: tl.constexpr = HEAD[1]
+    mask = None if inside is None else inside[:, None]
+    tl.store(_at(pointer, tokens, stride, 0, A), x[0].to(pointer.dtype.element_ty), mask=mask)
+    if B > 0:
+        tl.store(_at(pointer, tokens, stride, A, B), x[1].to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_box(boxes, batch, origin, column, BOX: tl.constexpr, HEAD: tl.constexpr):
+    """One head's rows [tokens, head_dim] of a box, by the tensor memory accelerator; zero outside the grid.
+
+    `boxes` are descriptors of [batch, frames, height, width, heads * head_dim], one for each part of `HEAD`; `column`
+    is the head's first channel.
+    """
+    ROWS: tl.constexpr = BOX[0] * BOX[1] * BOX[2]
+    A: tl.constexpr = HEAD[0]
+    B: tl.constexpr = HEAD[1]
+    a = boxes[0].load([batch, origin[0], origin[1], origin[2], column]).reshape(ROWS, A)
+    if B > 0:
+        return a, boxes[1].load([batch, origin[0], origin[1], origin[2], column + A]).reshape(ROWS, B)
+    else:
+        return (a,)
+
+
+@triton.jit
+def zeros(ROWS: tl.constexpr, HEAD: tl.constexpr):
+    """A float32 accumulator [ROWS, head_dim]."""
+    A: tl.constexpr = HEAD[0]
+    B: tl.constexpr = HEAD[1]
+    if B > 0:
+        return tl.zeros([ROWS, A], tl.float32), tl.zeros([ROWS, B], tl.float32)
+    else:
+        return (tl.zeros([ROWS, A], tl.float32),)
+
+
+@triton.jit
+def scale_rows(x, factor, HEAD: tl.constexpr):
+    """x * factor, for x [rows, head_dim] and factor a number or [rows, 1]."""
+    if HEAD[1] > 0:
+        return x[0] * factor, x[1] * factor
+    else:
+        return (x[0] * factor,)
+
+
+@triton.jit
+def add_rows(x, y, HEAD: tl.constexpr):
+    """x + y, [rows, head_dim] each."""
+    if HEAD[1] > 0:
+        return x[0] + y[0], x[1] + y[1]
+    else:
+        return (x[0] + y[0],)
+
+
+@triton.jit
+def keep_rows(x, kept, HEAD: tl.constexpr):
+    """Rows of x [rows, head_dim] that are kept, zeros for the others."""
+    if HEAD[1] > 0:
+        return tl.where(kept[:, None], x[0], 0.0), tl.where(kept[:, None], x[1], 0.0)
+    else:
+        return (tl.where(kept[:, None], x[0], 0.0),)
+
+
+@triton.jit
+def inner_products(x, y, HEAD: tl.constexpr, PRECISION: tl.constexpr):
+    """x @ y.T for x [rows, head_dim] and y [columns, head_dim]: float32 [rows, columns]."""
+    products = tl.dot(x[0], tl.trans(y[0]), input_precision=PRECISION)
+    if HEAD[1] > 0:
+        products = tl.dot(x[1], tl.trans(y[1]), products, input_precision=PRECISION)
+    return products
+
+
+@triton.jit
+def add_product(total, weights, x, HEAD: tl.constexpr, PRECISION: tl.constexpr):
+    """total + weights @ x for weights [rows, columns] and x [columns, head_dim]; weights take the dtype of x."""
+    weights = weights.to(x[0].dtype)
+    a = tl.dot(weights, x[0], total[0], input_precision=PRECISION)
+    if HEAD[1] > 0:
+        return a, tl.dot(weights, x[1], total[1], input_precision=PRECISION)
+    else:
+        return (a,)

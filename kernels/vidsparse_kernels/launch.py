@@ -1,0 +1,156 @@
+"""What every launch of an attention kernel needs: the geometry, the chip, boxes for the tensor memory accelerator."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from vidsparse_kernels.lists import whole_first
+from vidsparse_kernels.tiles import TileLayout, Triple, tile_counts
+from vidsparse_kernels.tuning import Config, Kernel, choose
+
+# Whether kernels run in the interpreter, on the CPU (TRITON_INTERPRET=1): Triton decides it where they are defined.
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+# Numbers that change with the size of the video: a kernel need not be compiled again for each.
+SIZES = ["frames", "height", "width", "prefix", "extra", "heads", "limit", "piece_count", "slot_count"]
+
+# head_dim in two powers of two: Triton has no other sizes, and 96 in 128 channels would cost a third more.
+HEADS = {32: (32, 0), 64: (64, 0), 96: (64, 32), 128: (128, 0)}
+
+
+def capability(device: torch.device) -> int:
+    """90 for a chip of compute capability 9.0; the interpreter passes for an 8.0."""
+    if device.type != "cuda":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def unsupported_device(device: torch.device) -> str | None:
+    """Why no kernel runs on this device, in words that complete "impl='triton' ..."; None if kernels run."""
+    if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
+        return f"needs tensors on a CUDA device, these are on {device}"
+    if device.type == "cuda" and (found := capability(device)) < 80:
+        return f"needs compute capability 8.0 or newer, {torch.cuda.get_device_name(device)} has {found / 10}"
+    return None
+
+
+def step_box(tile: Triple, volume: int) -> Triple:
+    """The box of at most `volume` tokens that a step reads of a tile: the tile, halved along its first axes."""
+    sides = list(tile)
+    while math.prod(sides) > volume:
+        axis = next(i for i, side in enumerate(sides) if side > 1)
+        sides[axis] //= 2
+    return sides[0], sides[1], sides[2]
+
+
+def has_boxes(x: torch.Tensor, layout: TileLayout) -> bool:
+    """Whether the tensor memory accelerator can read boxes of x [B, tokens, H, head_dim]: the chip, alignment, strides.
+
+    Compute capability 12 has the unit, but no matrix unit that reads what it wrote.
+    """
+    if not 90 <= capability(x.device) < 120:
+        return False
+    batch, token, head, _ = x.stride()
+    steps = batch * x.element_size(), token * x.element_size()
+    start = x.data_ptr() + layout.prefix * steps[1]
+    return head == x.shape[3] and start % 16 == 0 and all(n > 0 and n % 16 == 0 for n in steps)
+
+
+def strides(x: torch.Tensor) -> tuple[int, int, int]:
+    """Strides of batch, tokens and heads; the channels lie side by side."""
+    return x.stride(0), x.stride(1), x.stride(2)
+
+
+class Launch:
+    """One call's geometry, and the arguments that all its kernels share."""
+
+    def __init__(
+        self,
+        query: torch.Tensor,
+        counts: torch.Tensor,
+        indices: torch.Tensor,
+        extra_valid: torch.Tensor | None,
+        layout: TileLayout,
+    ):
+        self.layout, self.shape, self.dtype, self.device = layout, query.shape, query.dtype, query.device
+        self.extra = layout.prefix + layout.suffix
+        self.query_tiles, self.key_tiles = (
+            math.prod(tile_counts(layout.view, tile)) for tile in (layout.query_tile, layout.key_tile)
+        )
+        self.ragged = any(size % side for size, side in zip(layout.view, layout.key_tile, strict=True))
+        self.counts, self.indices = counts, indices
+        self.whole_counts, self.ordered = whole_first(counts, indices, layout.view, layout.key_tile)
+        samples, heads = counts.shape[:2]
+        # How far sample and head move the row of a map that they may share.
+        self.groups = (heads if samples > 1 else 0, 1 if heads > 1 else 0)
+        self.valid = extra_valid
+        if extra_valid is None:
+            self.valid = torch.full(self.shape[:1], self.extra, dtype=torch.int32, device=self.device)
+        self.every_key_tile = self._every_key_tile() if self.extra else self.ordered
+
+    @property
+    def head(self) -> tuple[int, int]:
+        """The parts in which kernels read a head's channels."""
+        return HEADS[self.shape[3]]
+
+    @property
+    def programs(self) -> int:
+        """Heads of all samples."""
+        return self.shape[0] * self.shape[2]
+
+    @property
+    def map_strides(self) -> tuple[int, int, int]:
+        """Rows from sample to sample and from head to head, and entries from row to row."""
+        return self.groups[0] * self.query_tiles, self.groups[1] * self.query_tiles, self.ordered.shape[-1]
+
+    def _every_key_tile(self) -> torch.Tensor:
+        """The list of a row that sees all tiles, whole ones first: that of prefix and suffix tokens."""
+        everything = torch.arange(self.key_tiles, dtype=torch.int32, device=self.device)
+        counts = torch.full((1,), self.key_tiles, dtype=torch.int32, device=self.device)
+        return whole_first(counts, everything[None], self.layout.view, self.layout.key_tile)[1]
+
+    def boxes(self, box: Triple, *tensors: torch.Tensor) -> list[TensorDescriptor | None]:
+        """Two descriptors of each tensor, seen as [batch, frames, height, width, heads * head_dim]; None without TMA.
+
+        The batch has an axis of its own, so a box that leaves a video never meets the next one.
+        """
+        if not all(has_boxes(x, self.layout) for x in tensors):
+            return [None] * (len(self.head) * len(tensors))
+        shape = [self.shape[0], *self.layout.view, self.shape[2] * self.shape[3]]
+        _, height, width = self.layout.view
+        made: list[TensorDescriptor | None] = []
+        for x in tensors:
+            batch, token, _ = strides(x)
+            steps = [batch, height * width * token, width * token, token, 1]
+            video = x[:, self.layout.prefix :]
+            made += [TensorDescriptor(video, shape, steps, [1, *box, part]) if part else None for part in self.head]
+        return made
+
+    def config(self, kernel: Kernel, held: Triple) -> Config:
+        """How to launch `kernel` when each program holds one tile of sides `held`."""
+        config = choose(capability(self.device), kernel, self.dtype.itemsize, self.shape[3], math.prod(held))
+        if config is None:
+            raise NotImplementedError(f"{kernel} with {self.dtype} and a tile {held} does not fit this chip")
+        return config
+
+    def run(self, kernel: Any, blocks: int, options: dict[str, int], **arguments: Any) -> None:
+        """Start `blocks` programs for each head of each sample."""
+        frames, height, width = self.layout.view
+        kernel[(blocks, self.programs)](
+            **arguments,
+            frames=frames,
+            height=height,
+            width=width,
+            prefix=self.layout.prefix,
+            extra=self.extra,
+            heads=self.shape[2],
+            HEAD=self.head,
+            **options,
+            enable_fp_fusion=True,
+        )

@@ -1,0 +1,50 @@
+"""Mean of each tile's tokens: what patterns that depend on content compare instead of tokens."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from vidsparse_kernels.tiles import Triple, tile_counts, tile_of_token
+
+
+def tile_means(x: torch.Tensor, view: Triple, tile: Triple, prefix: int = 0) -> torch.Tensor:
+    """Mean over the video tokens of each tile, summed in float32; a ragged tile's mean is that of the tokens it has.
+
+    Args:
+        x: [B, tokens, H, head_dim], queries or keys, any strides. No gradient flows.
+        view: (frames, height, width) of the video, which begins after `prefix` tokens.
+        tile: sides (frames, height, width); on a GPU powers of two.
+
+    Returns:
+        float32 [B, H, tiles, head_dim], tiles in raster order.
+    """
+    if x.device.type == "cuda":
+        from vidsparse_kernels import pooling_kernel
+
+        return pooling_kernel.tile_means(x.detach(), view, tile, prefix)
+    owner = tile_of_token(view, tile).to(x.device)
+    video = x.detach()[:, prefix : prefix + len(owner)].float()
+    batch, _, heads, head_dim = x.shape
+    tiles = math.prod(tile_counts(view, tile))
+    sums = torch.zeros(batch, tiles, heads, head_dim, device=x.device).index_add_(1, owner, video)
+    sizes = torch.bincount(owner, minlength=tiles)
+    return (sums / sizes[:, None, None]).transpose(1, 2).contiguous()
+
+
+def pooled_scores(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    view: Triple,
+    query_tile: Triple,
+    key_tile: Triple,
+    prefix: int = 0,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Products of the mean query and the mean key of every pair of tiles: float32 [B, H, query tiles, key tiles].
+
+    Args as in `tile_means`; `scale` is 1/sqrt(head_dim) unless given.
+    """
+    rows, columns = tile_means(query, view, query_tile, prefix), tile_means(key, view, key_tile, prefix)
+    return rows @ columns.mT * (query.shape[-1] ** -0.5 if scale is None else scale)

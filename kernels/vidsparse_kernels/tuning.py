@@ -1,0 +1,153 @@
+"""How each kernel is launched: a literal table, and the rule that finds a row for what stands in none.
+
+Every row fits the chip's shared memory, and those of 2 bytes compile without spills, with Triton 3.6 and 3.9
+(benchmarks/results/aot.md). None has been timed on a GPU yet; `vidsparse bench --tune` measures and prints new rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Kernel = Literal["forward", "query_gradient", "key_gradient"]
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A launch: tokens of the box that one step of the walk reads, warps of a program, stages of its pipeline."""
+
+    step: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Triton's launch options."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+# Chips whose kernels need the same: the most shared memory that a program may have, in bytes.
+SHARED_MEMORY = {80: 166912, 89: 101376, 90: 232448, 100: 232448}
+
+# (chips, kernel) -> (bytes of a number, head_dim) -> a program that holds a tile of 64 tokens, and one of 128, or None
+# where that does not fit the chip. float32 without TF32 has no matrix unit: slow, for comparing.
+TABLE: dict[tuple[int, Kernel], dict[tuple[int, int], tuple[Config | None, Config | None]]] = {
+    (80, "forward"): {
+        (2, 64): (Config(64, 4, 2), Config(64, 8, 3)),
+        (2, 128): (Config(64, 8, 3), Config(32, 8, 3)),
+        (4, 64): (Config(16, 4, 1), Config(16, 8, 1)),
+        (4, 128): (Config(16, 4, 1), Config(16, 8, 1)),
+    },
+    (80, "query_gradient"): {
+        (2, 64): (Config(32, 4, 2), Config(64, 8, 3)),
+        (2, 128): (Config(64, 8, 2), Config(32, 8, 2)),
+        (4, 64): (Config(16, 4, 1), Config(16, 8, 1)),
+        (4, 128): (Config(16, 4, 1), Config(16, 8, 1)),
+    },
+    (80, "key_gradient"): {
+        (2, 64): (Config(32, 8, 2), Config(32, 8, 2)),
+        (2, 128): (Config(64, 8, 2), Config(16, 8, 2)),
+        (4, 64): (Config(16, 4, 1), Config(16, 8, 1)),
+        (4, 128): (Config(16, 4, 1), Config(16, 8, 1)),
+    },
+    (89, "forward"): {
+        (2, 64): (Config(64, 4, 2), Config(64, 8, 3)),
+        (2, 128): (Config(64, 8, 3), Config(32, 8, 3)),
+        (4, 64): (Config(16, 4, 1), Config(16, 8, 1)),
+        (4, 128): (Config(16, 4, 1), Config(16, 8, 1)),
+    },
+    (89, "query_gradient"): {
+        (2, 64): (Config(64, 8, 2), Config(64, 8, 3)),
+        (2, 128): (Config(64, 8, 2), Config(32, 8, 2)),
+        (4, 64): (Config(16, 4, 1), Config(16, 8, 1)),
+        (4, 128): (Config(16, 4, 1), None),
+    },
+    (89, "key_gradient"): {
+        (2, 64): (Config(32, 8, 2), Config(32, 8, 2)),
+        (2, 128): (Config(64, 8, 2), Config(16, 8, 2)),
+        (4, 64): (Config(16, 4, 1), Config(16, 8, 1)),
+        (4, 128): (Config(16, 4, 1), None),
+    },
+    (90, "forward"): {
+        (2, 64): (Config(64, 4, 2), Config(128, 8, 3)),
+        (2, 128): (Config(64, 4, 2), Config(128, 8, 3)),
+        (4, 64): (Config(16, 4, 1), Config(16, 8, 1)),
+        (4, 128): (Config(16, 4, 1), Config(16, 8, 1)),
+    },
+    (90, "query_gradient"): {
+        (2, 64): (Config(64, 4, 2), Config(64, 8, 3)),
+        (2, 128): (Config(64, 4, 2), Config(64, 8, 3)),
+        (4, 64): (Config(16, 4, 1), Config(16, 8, 1)),
+        (4, 128): (Config(16, 4, 1), Config(16, 8, 1)),
+    },
+    (90, "key_gradient"): {
+        (2, 64): (Config(64, 4, 2), Config(64, 8, 2)),
+        (2, 128): (Config(64, 8, 2), Config(32, 8, 2)),
+        (4, 64): (Config(16, 4, 1), Config(16, 8, 1)),
+        (4, 128): (Config(16, 4, 1), Config(16, 8, 1)),
+    },
+    (100, "forward"): {
+        (2, 64): (Config(64, 4, 2), Config(128, 8, 3)),
+        (2, 128): (Config(64, 4, 2), Config(128, 8, 3)),
+        (4, 64): (Config(16, 4, 1), Config(16, 8, 1)),
+        (4, 128): (Config(16, 4, 1), Config(16, 8, 1)),
+    },
+    (100, "query_gradient"): {
+        (2, 64): (Config(64, 4, 2), Config(64, 8, 3)),
+        (2, 128): (Config(64, 4, 2), Config(64, 8, 2)),
+        (4, 64): (Config(16, 4, 1), Config(16, 8, 1)),
+        (4, 128): (Config(16, 4, 1), Config(16, 8, 1)),
+    },
+    (100, "key_gradient"): {
+        (2, 64): (Config(64, 4, 2), Config(64, 8, 2)),
+        (2, 128): (Config(64, 4, 2), Config(64, 8, 2)),
+        (4, 64): (Config(16, 4, 1), Config(16, 8, 1)),
+        (4, 128): (Config(16, 4, 1), Config(16, 8, 1)),
+    },
+}
+
+
+def family(capability: int) -> int:
+    """The chips of the table that a compute capability (90 for 9.0) belongs to."""
+    if capability in (80, 87):
+        return 80
+    if 90 <= capability < 100:
+        return 90
+    # 8.6, 8.9, 12.x, and what is yet to come: what has the least shared memory runs everywhere.
+    return 100 if 100 <= capability < 120 else 89
+
+
+def choose(capability: int, kernel: Kernel, itemsize: int, head_dim: int, held: int) -> Config | None:
+    """The configuration of the nearest row: the same chips and size of numbers, the next head_dim that is no less.
+
+    None if a program of this kernel does not fit the chip.
+
+    Args:
+        capability: 90 for compute capability 9.0.
+        kernel: which kernel.
+        itemsize: bytes of a number, 2 or 4.
+        head_dim: channels of a head, at most 128.
+        held: tokens of the tile that a program holds, 64 or 128: queries in forward and query_gradient, keys in
+            key_gradient.
+    """
+    if kernel in _TRIED:
+        return _TRIED[kernel]
+    rows = TABLE[family(capability), kernel]
+    nearest = min(dim for size, dim in rows if size == itemsize and dim >= head_dim)
+    return rows[itemsize, nearest][held > 64]
+
+
+_TRIED: dict[str, Config] = {}
+
+
+@contextmanager
+def trying(kernel: str, config: Config) -> Iterator[None]:
+    """Launch `kernel` with this configuration, whatever the table says: for measuring."""
+    _TRIED[kernel] = config
+    try:
+        yield
+    finally:
+        del _TRIED[kernel]

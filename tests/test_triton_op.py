@@ -1,0 +1,290 @@
+"""Triton's kernels as an operator: lists, divided columns, strides, torch.compile, CUDA graphs and bad input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from against_float64 import Case
+
+import vidsparse.attention
+from vidsparse import BlockMap, VideoGrid, sparse_attention
+
+pytest.importorskip("triton")
+from vidsparse_kernels import block_sparse, launch, lists, trial
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.usefixtures("large_steps")
+CASE = Case(VideoGrid(2, 9, 10, suffix=5), (1, 8, 8), heads=2, head_dim=32, extra_valid=(4,))
+
+
+def inputs(case: Case = CASE, **settings: Any) -> list[torch.Tensor]:
+    return [x.to(DEVICE).requires_grad_(**settings) for x in case.tensors()]
+
+
+def results(tensors: list[torch.Tensor], block_map: BlockMap, impl: str = "triton") -> list[torch.Tensor]:
+    """out, lse and the gradients of a loss through both."""
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    valid = CASE.valid
+    out, lse = sparse_attention(*leaves, block_map, extra_valid=valid, impl=impl, return_lse=True)  # type: ignore[call-overload]
+    (out.square().sum() + lse.sum()).backward()
+    return [out.detach(), lse.detach(), *(x.grad for x in leaves)]
+
+
+# Lists
+
+
+@pytest.mark.parametrize("split", [0.3, 1, 4])
+def test_pieces_hold_every_pair_once_and_are_bounded(split: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "SPLIT", split)
+    kept = torch.rand(2, 3, 40, 40) < 0.2
+    kept[..., 0] = True  # a sink
+    kept[..., 5] = False
+    block_map = BlockMap.from_dense(kept, VideoGrid(1, 40, 64), (1, 8, 8))
+    work = lists.column_work(block_map.counts.to(DEVICE), block_map.indices.to(DEVICE), 40)
+    found = torch.zeros(6, 40, 40, dtype=torch.int32)
+    for group in range(6):
+        used = [piece for piece in work.pieces[group].tolist() if piece[0] >= 0]
+        for column, part, begin, end, slot in used:
+            assert end - begin <= work.limit
+            queries = work.queries[group, begin:end].long().cpu()
+            assert (queries[1:] > queries[:-1]).all()
+            found[group, queries, column] += 1
+            first, number = work.slots[group, column].tolist()
+            assert slot == (first + part if number else -1)
+        slots = [slot for *_, slot in used if slot >= 0]
+        assert slots == sorted(set(slots)) and len(slots) <= work.slot_count
+    assert torch.equal(found, block_map.to_dense().flatten(0, 1).int())
+
+
+def test_whole_tiles_come_first_and_stay_in_order() -> None:
+    view, tile = (3, 9, 16), (2, 8, 8)
+    counts = torch.tensor([[[8, 3, 0]]], dtype=torch.int32, device=DEVICE)
+    listed = torch.tensor([[[[*range(8)], [1, 2, 5, 9, 9, 9, 9, 9], [9] * 8]]], dtype=torch.int32, device=DEVICE)
+    whole, ordered = lists.whole_first(counts, listed, view, tile)
+    assert whole.tolist() == [[[2, 1, 0]]]
+    assert ordered[0, 0, 0].tolist() == [*range(8)] and ordered[0, 0, 1, :3].tolist() == [1, 2, 5]
+    reversed_view = (9, 3, 16)  # here the tiles of a frame are cut: 0 to 7 are whole in frames alone
+    whole, ordered = lists.whole_first(counts, listed, reversed_view, (2, 2, 8))
+    assert whole.tolist() == [[[4, 2, 0]]]
+    assert ordered[0, 0, 0].tolist() == [0, 1, 4, 5, 2, 3, 6, 7] and ordered[0, 0, 1, :3].tolist() == [1, 5, 2]
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("split", [0.2, 1])
+def test_gradients_of_divided_columns(split: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    block_map, tensors = CASE.block_map(), inputs()
+    expected = results([x.double().cpu() for x in tensors], block_map, "reference")
+    monkeypatch.setattr(lists, "SPLIT", split)
+    for got, wanted in zip(results(tensors, block_map), expected, strict=True):
+        torch.testing.assert_close(got.cpu(), wanted.to(got.dtype), rtol=1e-4, atol=1e-4)
+
+
+def test_two_runs_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "SPLIT", 0.5)
+    block_map, tensors = CASE.block_map(), inputs()
+    for one, two in zip(results(tensors, block_map), results(tensors, block_map), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_gradients_flow_through_one_output_alone() -> None:
+    block_map = CASE.block_map()
+    for output in (0, 1):
+        ours = inputs()
+        exact = [x.detach().double().requires_grad_() for x in ours]
+        for leaves, impl in ((ours, "triton"), (exact, "reference")):
+            sparse_attention(*leaves, block_map, impl=impl, return_lse=True)[output].sum().backward()  # type: ignore[call-overload]
+        for x, y in zip(ours, exact, strict=True):
+            wanted = torch.zeros_like(x) if y.grad is None else y.grad.float()
+            torch.testing.assert_close(x.grad, wanted, rtol=1e-4, atol=1e-4)
+
+
+# Memory
+
+
+@pytest.mark.parametrize("layout", ["fused-projection", "heads-first", "channels-apart"])
+def test_tensors_of_any_strides(layout: str) -> None:
+    block_map, tensors = CASE.block_map(), inputs()
+    q, k, v = (x.detach() for x in tensors)
+    if layout == "fused-projection":
+        strided = list(torch.cat((q, k, v), dim=3).split(CASE.head_dim, dim=3))
+    elif layout == "heads-first":
+        strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    else:
+        strided = [x.mT.contiguous().mT for x in (q, k, v)]
+    assert not all(x.is_contiguous() for x in strided)
+    for got, wanted in zip(results(strided, block_map), results(tensors, block_map), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_offsets_beyond_32_bits() -> None:
+    grid, stride = VideoGrid(1, 8, 17), 2**24  # 2^31 elements, of which few are ever touched
+    apart = torch.empty(grid.tokens * stride, dtype=torch.float16, device=DEVICE)
+    x = apart.as_strided((1, grid.tokens, 1, 32), (0, stride, 32, 1)).copy_(torch.randn(1, grid.tokens, 1, 32))
+    assert (grid.tokens - 1) * stride > 2**31
+    block_map = BlockMap.from_dense(torch.ones(3, 3, dtype=torch.bool), grid, (1, 8, 8))
+    together = x.contiguous()
+    for far, near in ((x, together),):
+        got = sparse_attention(far, far, far, block_map, impl="triton")
+        assert torch.equal(got, sparse_attention(near, near, near, block_map, impl="triton"))
+
+
+# PyTorch's machinery
+
+
+def operands() -> tuple[Any, ...]:
+    block_map = CASE.block_map().to(DEVICE)
+    valid = torch.tensor([4], dtype=torch.int32, device=DEVICE)
+    geometry = [2, 9, 10], [1, 8, 8], [1, 8, 8], [0, 5]
+    return *inputs(), block_map.counts, block_map.indices, valid, *geometry, 0.2
+
+
+def test_the_operator_keeps_pytorchs_rules() -> None:
+    torch.library.opcheck(torch.ops.vidsparse.block_sparse.default, operands())
+
+
+def test_it_compiles_into_one_graph() -> None:
+    block_map, tensors = CASE.block_map().to(DEVICE), inputs()
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        layout = block_map.layout
+        return block_sparse.attention(q * 2, k, v, block_map.counts, block_map.indices, layout, None, 0.2)[0] * 3
+
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    found = []
+    for function in (attention, compiled):
+        leaves = [x.detach().requires_grad_() for x in tensors]
+        out = function(*leaves)
+        out.square().sum().backward()
+        found.append([out.detach(), *(x.grad for x in leaves)])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_holds_it() -> None:
+    block_map, tensors = CASE.block_map().to("cuda"), inputs(requires_grad=False)
+    static = [x.clone() for x in tensors]
+    sparse_attention(*static, block_map, impl="triton")
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = sparse_attention(*static, block_map, impl="triton")
+    for x in static:
+        x.normal_()
+    graph.replay()
+    torch.testing.assert_close(out, sparse_attention(*static, block_map, impl="triton"))
+
+
+# What runs, and what cannot
+
+
+def test_explicit_triton_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("the kernels are broken")
+
+    monkeypatch.setattr(block_sparse, "attention", broken)
+    with pytest.raises(RuntimeError, match="the kernels are broken"):
+        sparse_attention(*inputs(), CASE.block_map(), impl="triton")
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "message"),
+    [
+        (replace(CASE, head_dim=48), torch.float32, "takes head_dim 32, 64, 96, 128, not 48; use impl='auto'"),
+        (CASE, torch.float64, "takes torch.float16, torch.bfloat16, torch.float32, not torch.float64"),
+        (replace(CASE, query_tile=(1, 4, 4)), torch.float32, r"not the query tile \(1, 4, 4\)"),
+        (replace(CASE, key_tile=(1, 8, 12)), torch.float32, r"tiles of 64 or 128 tokens .* the key tile \(1, 8, 12\)"),
+    ],
+    ids=["head-dim", "dtype", "small-tile", "odd-tile"],
+)
+def test_what_the_kernels_do_not_take(case: Case, dtype: torch.dtype, message: str) -> None:
+    tensors = [x.to(DEVICE, dtype) for x in case.tensors()]
+    with pytest.raises(NotImplementedError, match=message):
+        sparse_attention(*tensors, case.block_map(), impl="triton")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"scale": 0.0}, ValueError, "scale=0.0 must be positive"),
+        ({"counts": torch.ones(1, 1, 8)}, TypeError, "counts must be int32"),
+        ({"indices": torch.ones(1, 1, 8, 2, dtype=torch.int64)}, TypeError, "indices must be int32"),
+        ({"counts": torch.ones(1, 8, dtype=torch.int32)}, ValueError, r"counts has shape \(1, 8\)"),
+        ({"indices": torch.ones(1, 1, 7, 2, dtype=torch.int32)}, ValueError, r"indices has shape \(1, 1, 7, 2\)"),
+    ],
+    ids=["scale", "counts-dtype", "indices-dtype", "counts-rank", "indices-shape"],
+)
+def test_bad_lists(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    block_map = CASE.block_map().to(DEVICE)
+    arguments = {"counts": block_map.counts, "indices": block_map.indices, "layout": block_map.layout}
+    arguments |= {"extra_valid": None, "scale": 1.0, **changes}
+    arguments = {k: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for k, x in arguments.items()}
+    with pytest.raises(error, match=message):
+        block_sparse.attention(*inputs(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("row", "count", "message"),
+    [
+        ([0, 8], 2, "indices hold 8, but the grid has key tiles 0 to 7"),
+        ([3, 3], 2, "indices must ascend"),
+        ([0, 1], 3, "counts hold 3 to 3; lists of width 2 hold 0 to that"),
+    ],
+    ids=["outside", "twice", "too-many"],
+)
+def test_lists_are_looked_at_when_asked(
+    row: list[int], count: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDSPARSE_CHECK", "1")
+    counts = torch.full((1, 1, 8), count, dtype=torch.int32, device=DEVICE)
+    indices = torch.tensor(row, dtype=torch.int32, device=DEVICE).expand(1, 1, 8, 2)
+    with pytest.raises(ValueError, match=message):
+        block_sparse.attention(*inputs(), counts, indices, CASE.block_map().layout, None, 1.0)
+
+
+def test_without_an_interpreter_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    with pytest.raises(NotImplementedError, match="needs tensors on a CUDA device, these are on cpu; use impl='auto'"):
+        sparse_attention(*CASE.tensors(), CASE.block_map(), impl="triton")
+
+
+@pytest.mark.parametrize("gradients", [False, True], ids=["forward", "both-passes"])
+@pytest.mark.parametrize("case", [CASE, replace(CASE, grid=VideoGrid(2, 8, 16))], ids=["ragged-with-text", "whole"])
+def test_the_kernels_stand_their_trial(case: Case, gradients: bool) -> None:
+    (query, *_) = inputs(replace(case, extra_valid=None), requires_grad=gradients)
+    assert trial.found_wrong(query, case.block_map().layout) is None
+
+
+def test_a_kernel_that_is_wrong_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, layout = block_sparse.attention, CASE.block_map().layout
+
+    def off_by_a_little(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse = right(*arguments)
+        return out * 1.01, lse
+
+    monkeypatch.setattr(block_sparse, "attention", off_by_a_little)
+    trial._try.cache_clear()
+    try:
+        reason = trial.found_wrong(inputs()[0].detach(), layout)
+    finally:
+        trial._try.cache_clear()
+    assert reason is not None and reason.startswith("computes out with a relative error of 0.01 on this device")
+
+
+def test_auto_says_why_it_is_not_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, block_map = torch.empty(1, 185, 2, 48, device="meta"), CASE.block_map()
+    monkeypatch.setattr(vidsparse.attention, "_triton_lacks", lambda device: None)
+    monkeypatch.setattr(block_sparse, "unsupported_device", lambda device: None)
+    monkeypatch.setattr(trial, "_try", lambda *_: None)
+    choice = vidsparse.attention.choose_impl("auto", query, block_map)
+    assert choice == ("flex", "impl 'triton' takes head_dim 32, 64, 96, 128, not 48")
+    fitting = torch.empty(1, 185, 2, 64, device="meta")
+    assert vidsparse.attention.choose_impl("auto", fitting, block_map) == ("triton", None)
+    monkeypatch.setattr(trial, "_try", lambda *_: "computes out wrongly")
+    choice = vidsparse.attention.choose_impl("auto", fitting, block_map)
+    assert choice == ("flex", "impl 'triton' computes out wrongly")

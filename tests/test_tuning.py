@@ -1,0 +1,53 @@
+"""The table of launches: every call finds a row, or is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from vidsparse_kernels import block_sparse, launch, tuning
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize(
+    ("capability", "family"), [(80, 80), (86, 89), (87, 80), (89, 89), (90, 90), (100, 100), (103, 100), (120, 89)]
+)
+def test_chips_belong_to_a_family(capability: int, family: int) -> None:
+    assert tuning.family(capability) == family
+
+
+def test_every_call_finds_a_configuration() -> None:
+    for capability in (80, 86, 89, 90, 100, 103, 120, 150):
+        for kernel in tuning.KERNELS:
+            for itemsize in (2, 4):
+                for head_dim in launch.HEADS:
+                    for held in block_sparse.VOLUMES:
+                        config = tuning.choose(capability, kernel, itemsize, head_dim, held)
+                        if config is None:
+                            assert (itemsize, held) == (4, 128) and head_dim > 64
+                        else:
+                            assert config.step in (16, 32, 64, 128) and config.warps in (4, 8)
+
+
+def test_the_next_head_dim_that_is_no_less_lends_its_row() -> None:
+    assert tuning.choose(90, "forward", 2, 96, 128) == tuning.choose(90, "forward", 2, 128, 128)
+    assert tuning.choose(90, "forward", 2, 32, 64) == tuning.choose(90, "forward", 2, 64, 64)
+
+
+def test_a_step_halves_the_first_axes() -> None:
+    assert launch.step_box((2, 8, 8), 128) == (2, 8, 8)
+    assert launch.step_box((2, 8, 8), 64) == (1, 8, 8)
+    assert launch.step_box((2, 8, 8), 16) == (1, 2, 8)
+    assert launch.step_box((1, 8, 8), 128) == (1, 8, 8)
+    assert launch.step_box((32, 2, 2), 64) == (16, 2, 2)
+
+
+def test_what_does_not_fit_a_chip_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_sparse, "capability", lambda device: 89)
+    large, tile = torch.empty(1, 4, 1, 128, device=DEVICE), (2, 8, 8)
+    reason = block_sparse.unsupported(large, tile, tile)
+    assert reason == "takes torch.float32 with head_dim 128 in tiles of 64 tokens on this chip, not the tile (2, 8, 8)"
+    assert block_sparse.unsupported(large, (1, 8, 8), (1, 8, 8)) is None
+    assert block_sparse.unsupported(large.half(), tile, tile) is None

@@ -1,0 +1,83 @@
+"""`vidsparse bench`: how fast attention is on this machine under a pattern; `--tune`: which launch is the fastest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Option
+
+from vidsparse.cli.inspect import FAMILIES, token_grid
+from vidsparse.cli.messages import live_console
+from vidsparse.cli.patterns import build_pattern
+
+if TYPE_CHECKING:
+    import torch
+
+    from vidsparse import BlockMap
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def bench(
+    model_family: Annotated[str, Option(help=f"{', '.join(FAMILIES)}.")] = "wan",
+    frames: Annotated[int, Option(min=1, help="Of the video.")] = 33,
+    height: Annotated[int, Option(min=1, help="Pixels.")] = 480,
+    width: Annotated[int, Option(min=1, help="Pixels.")] = 832,
+    pattern: Annotated[str, Option(help="See `vidsparse patterns`.")] = "radial",
+    density: Annotated[
+        float | None, Option(help="Fraction of tile pairs to keep (radial).", show_default="0.3")
+    ] = None,
+    decay: Annotated[float | None, Option(help="Width of the windows (radial, radial-raster).")] = None,
+    window: Annotated[str | None, Option(help="Frames,height,width in tokens (sliding-tile).")] = None,
+    heads: Annotated[int, Option(min=1, help="Of the attention; seconds grow with it.")] = 2,
+    head_dim: Annotated[int | None, Option(min=1, show_default="of the family")] = None,
+    dtype: Annotated[str, Option(help=f"{', '.join(DTYPES)}.")] = "bfloat16",
+    device: Annotated[str, Option(help="cpu, cuda, cuda:1, ...", show_default="cuda if there is one")] = "",
+    impl: Annotated[str, Option(help="auto, triton, cpu, flex or reference.")] = "auto",
+    tune: Annotated[bool, Option("--tune", help="Try all launches of the Triton kernels; needs a GPU.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time one attention layer, dense and sparse."""
+    if model_family not in FAMILIES:
+        raise ValueError(f"model family {model_family!r} is unknown; choose one of {', '.join(FAMILIES)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    chosen = build_pattern(pattern, density=density, decay=decay, window=window)
+    import torch
+
+    from vidsparse import profile
+
+    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if tune and on.type != "cuda":
+        raise ValueError(f"--tune times launches on a GPU, but the device is {on}")
+    family = FAMILIES[model_family]
+    grid = token_grid(family, frames, height, width)
+    block_map = chosen.plan(grid)
+    tensors = profile.inputs(grid.tokens, heads, head_dim or family.head_dim, getattr(torch, dtype), on)
+    if tune:
+        return _tune(tensors, block_map)
+    with live_console().status("measuring"):
+        timing = profile.time_attention(tensors, block_map, impl)
+    result = asdict(timing) | {"speedup": timing.speedup, "R": timing.ratio, "tokens": grid.tokens}
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(f"{chosen!r}, {grid.tokens:,} tokens, {heads} heads of {tensors[0].shape[3]}, {dtype} on {on}")
+    print(f"dense   {timing.dense_seconds:.4g} s ({timing.dense}, the fastest here)")
+    print(f"sparse  {timing.sparse_seconds:.4g} s (impl {timing.impl}, {timing.density:.3f} of all pairs of tokens)")
+    print(f"speedup {timing.speedup:.2f}x; R = {timing.ratio:.2f} (1: sparsity becomes time without loss)")
+
+
+def _tune(tensors: list[torch.Tensor], block_map: BlockMap) -> None:
+    """Print the fastest launch of each kernel, as a row of `vidsparse_kernels.tuning.TABLE`."""
+    from vidsparse import profile
+
+    for kernel in ("forward", "query_gradient", "key_gradient"):
+        tile = block_map.key_tile if kernel == "key_gradient" else block_map.query_tile
+        with live_console().status(f"trying launches of {kernel}"):
+            times = sorted(profile.tune(tensors, block_map, kernel), key=lambda found: found[1])
+        for config, seconds in times[:3]:
+            print(f"# {config}: {seconds * 1000:.3f} ms")
+        print(f"{profile.row(kernel, tensors[0], tile)}: {times[0][0]}")
