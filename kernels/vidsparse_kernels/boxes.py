@@ -48,6 +48,42 @@ def extra_tokens(first, prefix, view, valid, ROWS: tl.constexpr):
 
 
 @triton.jit
+def query_row(
+    indices,
+    counts,
+    whole_counts,
+    every_tile,
+    first_row,
+    width,
+    view,
+    prefix,
+    extra,
+    QUERY_TILE: tl.constexpr,
+    KEY_TILE: tl.constexpr,
+):
+    """The queries of this program, in a grid of (blocks of extra queries + query tiles), and the key tiles they see.
+
+    Returns their positions, which of them are tokens, the list of tiles, its length, and how many, its first, are
+    whole. Extra queries, which see every tile, come first, for their rows are the longest.
+    """
+    ROWS: tl.constexpr = QUERY_TILE[0] * QUERY_TILE[1] * QUERY_TILE[2]
+    extra_blocks = tl.cdiv(extra, ROWS)
+    tile = tl.program_id(0) - extra_blocks
+    tokens, mine = box_tokens(box_origin(tile, 0, view, QUERY_TILE, QUERY_TILE), view, prefix, QUERY_TILE)
+    row = first_row + tile
+    listed = indices + row * width
+    if tile >= 0:
+        count = tl.load(counts + row)
+        whole = tl.load(whole_counts + row)
+    else:
+        listed = every_tile
+        count = tile_count(view, KEY_TILE)
+        whole = (view[0] // KEY_TILE[0]) * (view[1] // KEY_TILE[1]) * (view[2] // KEY_TILE[2])
+        tokens, mine = extra_tokens(tl.program_id(0) * ROWS, prefix, view, extra, ROWS)
+    return tokens, mine, listed, count, whole
+
+
+@triton.jit
 def _at(pointer, tokens, stride, FIRST: tl.constexpr, CHANNELS: tl.constexpr):
     # Offsets into a long video do not fit 32 bits.
     return pointer + tokens.to(tl.int64)[:, None] * stride + (FIRST + tl.arange(0, CHANNELS))[None, :]

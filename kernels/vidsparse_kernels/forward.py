@@ -16,9 +16,9 @@ from vidsparse_kernels.boxes import (
     inner_products,
     load_box,
     load_rows,
+    query_row,
     scale_rows,
     store_rows,
-    tile_count,
     zeros,
 )
 from vidsparse_kernels.launch import SIZES, Launch, step_box, strides
@@ -82,7 +82,6 @@ def forward_kernel(
     """Grid (blocks of extra queries + query tiles, batch * heads).
 
     Strides of [batch, tokens, heads] in elements; those of the map in rows of `indices`, (batch, head, width).
-    Extra queries, which see every tile, come first, for their rows are the longest.
     """
     view = (frames, height, width)
     ROWS: tl.constexpr = QUERY_TILE[0] * QUERY_TILE[1] * QUERY_TILE[2]
@@ -96,19 +95,10 @@ def forward_kernel(
     out += wide_batch * out_strides[0] + wide_head * out_strides[2]
     column = head * (HEAD[0] + HEAD[1])
 
-    extra_blocks = tl.cdiv(extra, ROWS)
-    tile = tl.program_id(0) - extra_blocks
-    tokens, mine = box_tokens(box_origin(tile, 0, view, QUERY_TILE, QUERY_TILE), view, prefix, QUERY_TILE)
-    row = wide_batch * map_strides[0] + wide_head * map_strides[1] + tile
-    listed = indices + row * map_strides[2]
-    if tile >= 0:
-        count = tl.load(counts + row)
-        whole = tl.load(whole_counts + row)
-    else:
-        listed = every_tile
-        count = tile_count(view, KEY_TILE)
-        whole = (view[0] // KEY_TILE[0]) * (view[1] // KEY_TILE[1]) * (view[2] // KEY_TILE[2])
-        tokens, mine = extra_tokens((tile + extra_blocks) * ROWS, prefix, view, extra, ROWS)
+    row = wide_batch * map_strides[0] + wide_head * map_strides[1]
+    tokens, mine, listed, count, whole = query_row(
+        indices, counts, whole_counts, every_tile, row, map_strides[2], view, prefix, extra, QUERY_TILE, KEY_TILE
+    )
 
     q = load_rows(query, tokens, query_strides[1], mine, HEAD)
     acc = zeros(ROWS, HEAD)
