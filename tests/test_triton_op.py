@@ -133,6 +133,15 @@ def test_offsets_beyond_32_bits() -> None:
         assert torch.equal(got, sparse_attention(near, near, near, block_map, impl="triton"))
 
 
+def test_more_valid_tokens_than_there_are_read_nothing_beyond() -> None:
+    block_map, tensors = CASE.block_map().to(DEVICE), inputs()
+    lists = block_map.counts, block_map.indices, block_map.layout
+    found = [
+        block_sparse.attention(*tensors, *lists, torch.tensor([number], device=DEVICE), 0.2)[0] for number in (5, 99)
+    ]
+    assert torch.equal(*found)
+
+
 # PyTorch's machinery
 
 

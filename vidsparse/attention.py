@@ -129,7 +129,7 @@ def sparse_attention(
     if chosen == "triton":
         from vidsparse_kernels import block_sparse
 
-        on_device = block_map.to(query.device)
+        on_device = block_map if block_map.counts.device == query.device else _map_on(block_map, query.device)
         lists = on_device.counts, on_device.indices
         out, lse = block_sparse.attention(query, key, value, *lists, block_map.layout, extra_valid, scale)
     elif chosen == "cpu":
@@ -164,9 +164,14 @@ def _flex(
     return out.transpose(1, 2), found.lse
 
 
+# Patterns answer with the same map object for the same grid, so a layer finds its map moved and its mask made.
+@lru_cache(maxsize=16)
+def _map_on(block_map: BlockMap, device: torch.device) -> BlockMap:
+    return block_map.to(device)
+
+
 @lru_cache(maxsize=16)
 def _flex_mask(block_map: BlockMap, device: torch.device) -> BlockMask:
-    # Patterns answer with the same map object for the same grid, so a layer finds its mask made.
     return block_map.to(device).to_flex()
 
 
@@ -229,7 +234,9 @@ def _check(
         return
     if not isinstance(extra_valid, torch.Tensor) or extra_valid.is_floating_point():
         raise TypeError(f"extra_valid={extra_valid!r} must be an integer tensor of shape [batch]")
-    if extra_valid.shape != (batch,) or not all(0 <= n <= extra for n in extra_valid.tolist()):
+    # Numbers on a GPU are not looked at, which would wait for it; the kernels keep within the tokens that are there.
+    looked_at = extra_valid.tolist() if extra_valid.device.type == "cpu" else []
+    if extra_valid.shape != (batch,) or not all(0 <= n <= extra for n in looked_at):
         raise ValueError(
             f"extra_valid={extra_valid.tolist()} must hold one number from 0 to {extra}, the grid's prefix and suffix, "
             f"for each of the {batch} samples"

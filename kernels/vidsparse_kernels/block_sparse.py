@@ -184,7 +184,8 @@ def attention(
     if os.environ.get("VIDSPARSE_CHECK") == "1":
         check_lists(counts, indices, layout)
     if extra_valid is not None:
-        extra_valid = extra_valid.to(device=query.device, dtype=torch.int32)
+        # A number that is too large would read beyond the sequence.
+        extra_valid = extra_valid.to(device=query.device, dtype=torch.int32).clamp(0, layout.prefix + layout.suffix)
     extra = [layout.prefix, layout.suffix]
     tiles = list(layout.query_tile), list(layout.key_tile)
     result: tuple[torch.Tensor, torch.Tensor] = _block_sparse(
