@@ -30,6 +30,7 @@ from vidsparse.shapes import model as parts
 from vidsparse.shapes.outlines import OutlineReader, outlines
 from vidsparse.shapes.render import SIZE, training_example, training_video
 from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, training_scene
+from vidsparse.shapes.stored_attention import store_attention
 from vidsparse.shapes.training import SEED, Stage, optimizers, save
 
 if TYPE_CHECKING:
@@ -231,10 +232,18 @@ def train_transformer(arguments: argparse.Namespace) -> None:
     latents, examples = known_videos(arguments.folder)
     tokens = (latents.shape[2], latents.shape[3] // patch, latents.shape[4] // patch)
     reader.to(arguments.device)
+    if arguments.device == "cpu":
+        store_attention(transformer.blocks)
+    if arguments.compile:
+        for block in transformer.blocks:
+            block.compile()
+    # What is hard to draw is seen more often.
+    hard = [any(o.shape == "cross" or o.motion == "bouncing" for o in scene.objects) for scene, _ in examples]
+    weights = [2 if h else 1 for h in hard]
     skip = ("patch_embedding", "proj_out", "scale_shift_table")
 
     def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
-        chosen = [rng.randrange(len(latents)) for _ in range(arguments.batch)]
+        chosen = rng.choices(range(len(latents)), weights, k=arguments.batch)
         latent = latents[chosen].float().to(arguments.device)
         texts = ["" if rng.random() < 0.1 else examples[i][0].caption for i in chosen]
         # The pipeline pads to 512 words unless told otherwise: the model must not care.
@@ -337,6 +346,7 @@ def main() -> None:
         "--out", type=Path, default=parts.FOLDER, help="the pipeline that export writes and unpack reads"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks; needs a C++ compiler")
     parser.add_argument("--log-every", type=int, default=50)
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.stage]

@@ -355,7 +355,7 @@ def test_ctrl_c_within_the_forward_pass_restores(monkeypatch: pytest.MonkeyPatch
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["vidsparse.run"], "sparse_attention", interrupt)
+    monkeypatch.setattr(sys.modules["vidsparse.layer"], "sparse_attention", interrupt)
     with pytest.raises(KeyboardInterrupt), sparsify(transformer, SPARSE):
         call(transformer)
     assert state(transformer) == before
@@ -508,7 +508,7 @@ def test_a_schedule_says_which_calls_were_dense() -> None:
     assert [(c.step, c.layer) for c in report.calls if c.reason is None] == [(1, 0)]
     assert sum(report.dense_reasons.values()) == 3
     assert "the pattern asks for it" in str(report)
-    assert report.calls[0].impl == "dense" and report.calls[0].tile is None and report.calls[0].density == 1
+    assert report.calls[0].impl == "dense" and report.calls[0].tiles == () and report.calls[0].density == 1
 
 
 @torch.no_grad()
@@ -690,7 +690,7 @@ def test_the_numbers_of_a_report_add_up() -> None:
     assert report.flops_saved == pytest.approx((1 - kept / 385**2) / 2)
     assert (report.density, report.token_density) == (block_map.density, pytest.approx(kept / 385**2))
     assert report.seconds == sum(c.seconds for c in report.calls) > 0
-    assert (sparse.impl, sparse.tile, sparse.layer, sparse.transformer) == ("cpu", (1, 4, 4), 1, "transformer")
+    assert (sparse.impl, sparse.tiles, sparse.layer, sparse.transformer) == ("cpu", ((1, 4, 4),), 1, "transformer")
 
 
 @torch.no_grad()

@@ -285,12 +285,6 @@ def test_a_kernel_that_is_wrong_is_found_out(monkeypatch: pytest.MonkeyPatch) ->
     assert reason is not None and reason.startswith("computes out with a relative error of 0.01 on this device")
 
 
-def test_an_old_triton_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "TOO_OLD", True)
-    reason = launch.unsupported_device(torch.device("cuda"))
-    assert reason is not None and reason.startswith("needs Triton 3.6 or newer, this is ")
-
-
 def test_auto_says_why_it_is_not_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     query, block_map = torch.empty(1, 185, 2, 48, device="meta"), CASE.block_map()
     monkeypatch.setattr(vidsparse.attention, "_triton_lacks", lambda device: None)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vidsparse.attention import merge, sparse_attention
-    from vidsparse.block_map import BlockMap
+    from vidsparse.block_map import BlockMap, HeadGroup, head_groups
+    from vidsparse.corrections import Correction, SparseCall
     from vidsparse.grid import VideoGrid
     from vidsparse.patterns import Context, Dense, Pattern, Radial, RadialRaster, SlidingTile, StepSchedule
     from vidsparse.report import Report
@@ -16,16 +17,20 @@ if TYPE_CHECKING:
 __all__ = [
     "BlockMap",
     "Context",
+    "Correction",
     "Dense",
+    "HeadGroup",
     "Pattern",
     "Radial",
     "RadialRaster",
     "Report",
     "Run",
     "SlidingTile",
+    "SparseCall",
     "StepSchedule",
     "VideoGrid",
     "attn_processors",
+    "head_groups",
     "merge",
     "sparse_attention",
     "sparsify",
@@ -33,7 +38,8 @@ __all__ = [
 
 _MODULES = {
     "vidsparse.attention": ("merge", "sparse_attention"),
-    "vidsparse.block_map": ("BlockMap",),
+    "vidsparse.block_map": ("BlockMap", "HeadGroup", "head_groups"),
+    "vidsparse.corrections": ("Correction", "SparseCall"),
     "vidsparse.grid": ("VideoGrid",),
     "vidsparse.patterns": ("Context", "Dense", "Pattern", "Radial", "RadialRaster", "SlidingTile", "StepSchedule"),
     "vidsparse.report": ("Report",),

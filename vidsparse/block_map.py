@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
 from vidsparse.grid import Tile, VideoGrid
 from vidsparse_kernels.reference import token_mask
-from vidsparse_kernels.tiles import TileLayout, tile_of_token, tile_tokens
+from vidsparse_kernels.tiles import TileLayout, tile_of_token
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -99,20 +99,29 @@ class BlockMap:
         return BlockMap(self.grid, self.query_tile, self.key_tile, self.counts.to(device), self.indices.to(device))
 
     @cached_property
-    def density(self) -> float:
-        """Kept pairs of video tiles / all pairs of video tiles."""
-        return float(self.counts.double().mean()) / self.key_tiles
-
-    @cached_property
-    def token_density(self) -> float:
-        """Kept pairs of tokens / all pairs of tokens, text rows and columns included."""
+    def densities(self) -> torch.Tensor:
+        """`density` and `token_density` as float64 [2] on the map's device, which nobody has waited for."""
+        device = self.counts.device
         rows, columns = (
-            torch.tensor([len(t) for t in tile_tokens(self.view, tile)], dtype=torch.float64)
+            torch.bincount(tile_of_token(self.view, tile)).to(device, torch.float64)
             for tile in (self.query_tile, self.key_tile)
         )
-        video = torch.einsum("bhqk,q,k->bh", self.to_dense().double().cpu(), rows, columns).mean().item()
+        listed = torch.arange(self.indices.shape[-1], device=device) < self.counts[..., None]
+        seen = (columns[torch.where(listed, self.indices, 0).long()] * listed).sum(dim=-1)  # [B, H, query tiles]
+        video = (seen * rows).sum(dim=-1).mean()
         extra = self.grid.prefix + self.grid.suffix
-        return (video + extra * (self.grid.tokens + self.grid.video_tokens)) / self.grid.tokens**2
+        pairs = (video + extra * (self.grid.tokens + self.grid.video_tokens)) / self.grid.tokens**2
+        return torch.stack((self.counts.double().mean() / self.key_tiles, pairs))
+
+    @property
+    def density(self) -> float:
+        """Kept pairs of video tiles / all pairs of video tiles."""
+        return float(self.densities[0])
+
+    @property
+    def token_density(self) -> float:
+        """Kept pairs of tokens / all pairs of tokens, text rows and columns included."""
+        return float(self.densities[1])
 
     def token_mask(self, extra_valid: torch.Tensor | None = None) -> torch.Tensor:
         """The meaning of the map: bool [B|1, H|1, tokens, tokens], for small grids."""
@@ -151,6 +160,38 @@ class BlockMap:
             dropped[..., -1, :], dropped[..., -1] = True, True
         partial, full = _lists(seen & dropped), _lists(seen & ~dropped)
         return BlockMask.from_kv_blocks(*partial, *full, block, mask_mod=keeps, seq_lengths=(tokens, tokens))
+
+
+class HeadGroup(NamedTuple):
+    """Heads of a layer that share one map, where other heads need tiles of other shapes.
+
+    Attributes:
+        heads: their indices.
+        block_map: of batch 1 or the batch, and of one head or of as many as `heads`.
+        empty: what a query that sees no key gives: zeros, or the mean of all values.
+    """
+
+    heads: tuple[int, ...]
+    block_map: BlockMap
+    empty: Literal["zero", "mean"] = "zero"
+
+
+# What a pattern answers: one map for all heads, or one for each group of heads.
+Plan = BlockMap | tuple[HeadGroup, ...]
+
+
+def head_groups(plan: Plan, heads: int) -> tuple[HeadGroup, ...]:
+    """A plan as groups that hold each of the heads once.
+
+    Raises:
+        ValueError: a head in no group, in two, or beyond the number of heads.
+    """
+    if isinstance(plan, BlockMap):
+        return (HeadGroup(tuple(range(heads)), plan),)
+    found = sorted(head for group in plan for head in group.heads)
+    if found != list(range(heads)):
+        raise ValueError(f"the groups of a plan hold heads {found}, expected each of 0 to {heads - 1} once")
+    return plan
 
 
 def _touched(owner: torch.Tensor, blocks: int, block: int, tiles: int) -> torch.Tensor:

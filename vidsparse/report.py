@@ -19,7 +19,7 @@ class LayerCall:
         tokens: length of the sequence.
         impl: what ran: "triton", "cpu", "flex", "reference", or "dense" for the model's own attention.
         fallback: why impl="auto" did not run what is fastest on this device, None if it did.
-        tile: query tile, None when dense.
+        tiles: query tiles, one for each shape that heads of the layer have; none when dense.
         reason: why the calls were dense, None when sparse.
         density: kept / all pairs of video tiles. token_density: kept / all pairs of tokens, text included.
         seconds: of the whole attention layer, projections included, over all calls.
@@ -33,7 +33,7 @@ class LayerCall:
     tokens: int
     impl: str
     fallback: str | None
-    tile: Tile | None
+    tiles: tuple[Tile, ...]
     reason: str | None
     density: float
     token_density: float
@@ -110,10 +110,11 @@ class Report:
     @property
     def ran(self) -> list[str]:
         """What the sparse calls ran with: implementation, tile, tokens, and why it was not a faster one."""
-        kinds = sorted({(c.impl, c.tile or (), c.tokens, c.fallback or "") for c in self.sparse})
+        kinds = sorted({(c.impl, c.tiles, c.tokens, c.fallback or "") for c in self.sparse})
         return [
-            f"impl {impl}, tile {tile}, {tokens} tokens" + (f" ({fallback})" if fallback else "")
-            for impl, tile, tokens, fallback in kinds
+            f"impl {impl}, tile {' and '.join(map(str, tiles))}, {tokens} tokens"
+            + (f" ({fallback})" if fallback else "")
+            for impl, tiles, tokens, fallback in kinds
         ]
 
     @property

@@ -72,13 +72,12 @@ def query_row(
     tokens, mine = box_tokens(box_origin(tile, 0, view, QUERY_TILE, QUERY_TILE), view, prefix, QUERY_TILE)
     row = first_row + tile
     listed = indices + row * width
-    if tile >= 0:
-        count = tl.load(counts + row)
-        whole = tl.load(whole_counts + row)
-    else:
+    # Selected, not branched: Triton 3.5 fails on a loop that starts from what a branch gives.
+    count = tl.where(tile >= 0, tl.load(counts + row, mask=tile >= 0, other=0), tile_count(view, KEY_TILE))
+    every_whole = (view[0] // KEY_TILE[0]) * (view[1] // KEY_TILE[1]) * (view[2] // KEY_TILE[2])
+    whole = tl.where(tile >= 0, tl.load(whole_counts + row, mask=tile >= 0, other=0), every_whole)
+    if tile < 0:
         listed = every_tile
-        count = tile_count(view, KEY_TILE)
-        whole = (view[0] // KEY_TILE[0]) * (view[1] // KEY_TILE[1]) * (view[2] // KEY_TILE[2])
         tokens, mine = extra_tokens(tl.program_id(0) * ROWS, prefix, view, extra, ROWS)
     return tokens, mine, listed, count, whole
 

@@ -19,9 +19,6 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 # Numbers that change with the size of the video: a kernel need not be compiled again for each.
 SIZES = ["frames", "height", "width", "prefix", "extra", "heads", "limit", "piece_count", "slot_count"]
 
-# The compiler of Triton 3.5 fails on what launches of some sizes pass (tests/dry_launch.py).
-TOO_OLD = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 6)
-
 # head_dim in two powers of two: Triton has no other sizes, and 96 in 128 channels would cost a third more.
 HEADS = {32: (32, 0), 64: (64, 0), 96: (64, 32), 128: (128, 0)}
 
@@ -38,8 +35,6 @@ def unsupported_device(device: torch.device) -> str | None:
     """Why no kernel runs on this device, in words that complete "impl='triton' ..."; None if kernels run."""
     if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
         return f"needs tensors on a CUDA device, these are on {device}"
-    if device.type == "cuda" and TOO_OLD:
-        return f"needs Triton 3.6 or newer, this is {triton.__version__}"
     if device.type == "cuda" and (found := capability(device)) < 80:
         return f"needs compute capability 8.0 or newer, {torch.cuda.get_device_name(device)} has {found / 10}"
     return None

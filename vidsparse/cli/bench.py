@@ -47,14 +47,16 @@ def bench(
     chosen = build_pattern(pattern, density=density, decay=decay, window=window)
     import torch
 
-    from vidsparse import profile
+    from vidsparse import BlockMap, Context, profile
 
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if tune and on.type != "cuda":
         raise ValueError(f"--tune times launches on a GPU, but the device is {on}")
     family = FAMILIES[model_family]
     grid = token_grid(family, frames, height, width)
-    block_map = chosen.plan(grid)
+    block_map = chosen.plan(grid, Context(heads=heads))
+    if not isinstance(block_map, BlockMap):
+        raise ValueError(f"{chosen!r} has tiles of several shapes; bench times one map")
     tensors = profile.inputs(grid.tokens, heads, head_dim or family.head_dim, getattr(torch, dtype), on)
     if tune:
         return _tune(tensors, block_map)

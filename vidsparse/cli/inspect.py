@@ -56,18 +56,24 @@ def inspect(
     png: Annotated[Path | None, Option(help="Also draw the map.")] = None,
 ) -> None:
     """Show grid, tile, density and predicted FLOPs of a pattern for a size of video."""
+    from vidsparse import Context, head_groups
+
     check_output(png, ".png")
     if model_family not in FAMILIES:
         raise ValueError(f"model family {model_family!r} is unknown; choose one of {', '.join(FAMILIES)}")
     family = FAMILIES[model_family]
     chosen = build_pattern(pattern, density=density, decay=decay, window=window)
     grid = token_grid(family, frames, height, width)
-    block_map = chosen.plan(grid)
-    _print(grid, block_map, repr(chosen), (heads or family.heads) * (head_dim or family.head_dim))
+    heads, head_dim = heads or family.heads, head_dim or family.head_dim
+    groups = head_groups(chosen.plan(grid, Context(heads=heads)), heads)
+    for group in groups:
+        name = f"{chosen!r}" if len(groups) == 1 else f"{chosen!r}, heads {', '.join(map(str, group.heads))}"
+        _print(grid, group.block_map, name, len(group.heads) * head_dim)
     if png is not None:
         from vidsparse.cli.map_picture import draw_map
 
         with live_console().status("drawing the map"):
+            block_map = max(groups, key=lambda group: len(group.heads)).block_map
             draw_map(png, block_map, grid, f"{pattern} on {_sides(grid.view)} tokens of {model_family}")
         print(f"wrote {png}")
 

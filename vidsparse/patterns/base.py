@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
-from vidsparse.block_map import BlockMap
+from vidsparse.block_map import Plan
 from vidsparse.grid import VideoGrid
 
 
@@ -21,6 +22,8 @@ class Context:
         sigma: noise level of the step in [0, 1]: timestep / 1000.
         heads: attention heads of the layer.
         transformer: "transformer", or "transformer_2" for the second expert of a pipeline.
+        branch: which call of a step this is: with separate classifier-free guidance 0 has the prompt and 1 has not.
+        memory: what a pattern keeps from step to step, for this layer and branch of one run; empty at a video's start.
     """
 
     layer: int = 0
@@ -30,6 +33,8 @@ class Context:
     sigma: float = 1.0
     heads: int = 1
     transformer: str = "transformer"
+    branch: int = 0
+    memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Pattern(ABC):
@@ -40,10 +45,10 @@ class Pattern(ABC):
     """
 
     @abstractmethod
-    def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
-        """The block map for a grid, from shapes alone."""
+    def plan(self, grid: VideoGrid, context: Context | None = None) -> Plan:
+        """The block map for a grid, from shapes alone; or one for each group of heads that need tiles of their own."""
 
-    def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> BlockMap:
+    def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
         """The block map for these queries and keys [batch, tokens, heads, head_dim]; patterns of shapes alone plan."""
         del query, key
         return self.plan(grid, context)
@@ -52,6 +57,20 @@ class Pattern(ABC):
         """Whether this layer and step should run the model's own dense attention instead."""
         del context
         return False
+
+
+class ContentPattern(Pattern):
+    """A pattern whose answer depends on queries and keys. Its plan is what it answers when nothing stands out."""
+
+    def plan(self, grid: VideoGrid, context: Context | None = None) -> Plan:
+        """The answer for queries and keys of zeros: the density to expect, not the tiles."""
+        context = Context() if context is None else context
+        nothing = torch.zeros(1, grid.tokens, context.heads, 1)
+        return self.select(nothing, nothing, grid, replace(context, memory={}))
+
+    @abstractmethod
+    def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
+        """The block map for these queries and keys [batch, tokens, heads, head_dim]."""
 
 
 def check_density(density: float) -> None:

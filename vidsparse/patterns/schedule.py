@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vidsparse.block_map import BlockMap
+from vidsparse.block_map import Plan
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns.base import Context, Pattern
 
@@ -45,10 +45,10 @@ class StepSchedule(Pattern):
             if bounds is not None and bounds[0] > bounds[1]:
                 raise ValueError(f"{name}={bounds} must be (low, high)")
 
-    def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
+    def plan(self, grid: VideoGrid, context: Context | None = None) -> Plan:
         return self.pattern.plan(grid, context)
 
-    def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> BlockMap:
+    def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
         return self.pattern.select(query, key, grid, context)
 
     def is_dense(self, context: Context) -> bool:

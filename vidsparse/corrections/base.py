@@ -1,0 +1,49 @@
+"""What a correction is: an estimate of what attention to the dropped tiles would have added.
+
+With `out` and `lse` of the kept keys, and those of the dropped ones, dense attention is exactly their merge:
+
+    dense = rho * out + (1 - rho) * out_dropped,    rho = exp(lse - lse_dense)
+
+so a correction estimates rho and the second term.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from vidsparse.block_map import BlockMap
+from vidsparse.patterns.base import Context
+
+
+@dataclass(frozen=True)
+class SparseCall:
+    """Sparse attention that has been computed, of the heads that share one map.
+
+    Attributes:
+        query, key, value, out: [batch, tokens, heads, head_dim].
+        lse: natural log of the sum of exponentials over the kept keys, [batch, heads, tokens].
+        block_map: which tiles were kept.
+        context: layer and step; `memory` is this correction's own.
+        exact: computes dense attention, out and lse, for corrections that learn from it; the report counts it.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    out: torch.Tensor
+    lse: torch.Tensor
+    block_map: BlockMap
+    context: Context
+    exact: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Correction(ABC):
+    """Improves the output of sparse attention. Subclasses are frozen dataclasses of their parameters."""
+
+    @abstractmethod
+    def correct(self, call: SparseCall) -> torch.Tensor:
+        """A better output than `call.out`, of the same shape and dtype."""

@@ -1,0 +1,212 @@
+"""One attention layer at work: whether it is sparse in this call, with which map, and what to write down about it."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from vidsparse.attention import Choice, choose_impl, sparse_attention
+from vidsparse.block_map import HeadGroup, head_groups
+from vidsparse.clock import Clock
+from vidsparse.corrections import Correction, SparseCall
+from vidsparse.grid import VideoGrid
+from vidsparse.patterns import Context, Dense, Pattern
+from vidsparse.report import LayerCall
+from vidsparse_pipelines.base import Attend
+
+TRAIN_TIMESTEPS = 1000  # diffusers' flow-matching schedulers count noise from 0 to this
+
+Moment = float | torch.cuda.Event
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `sparsify` was asked for."""
+
+    pattern: Pattern
+    correction: Correction | None
+    impl: str
+    strict: bool
+    min_tokens: int
+
+
+class Layer:
+    """Decides and runs one attention layer; the `SparseLayer` of its processor."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        record: Callable[[Pending], None],
+        clock: Clock,
+        name: str,
+        index: int,
+        layers: int,
+    ):
+        self.settings, self.record, self.clock = settings, record, clock
+        self.transformer, self.index, self.layers = name, index, layers
+        self.video, self.memories = 0, defaultdict[int, dict[Any, Any]](dict)
+
+    def run(
+        self,
+        dense: Callable[[], torch.Tensor],
+        sparse: Callable[[Attend], torch.Tensor],
+        unsupported: str | None = None,
+    ) -> torch.Tensor:
+        grid, settings = self.clock.grid, self.settings
+        if grid is None:
+            raise RuntimeError("attention ran outside the transformer's forward, so its grid is unknown")
+        if unsupported is not None and settings.strict:
+            raise NotImplementedError(
+                f"{self.transformer} layer {self.index} cannot be sparse: {unsupported} (strict=True)"
+            )
+        if self.video != self.clock.video:
+            self.video = self.clock.video
+            self.memories.clear()
+        context = Context(
+            layer=self.index,
+            layers=self.layers,
+            step=self.clock.step,
+            steps=self.clock.steps,
+            sigma=self.clock.timestep / TRAIN_TIMESTEPS,
+            transformer=self.transformer,
+            branch=self.clock.branch,
+            memory=self.memories[self.clock.branch],
+        )
+        reason = unsupported
+        if reason is None and grid.tokens < settings.min_tokens:
+            reason = f"fewer than min_tokens={settings.min_tokens} tokens"
+        if reason is None and settings.pattern.is_dense(context):
+            reason = "the pattern asks for it"
+        done: list[_Done] = []
+
+        def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            here = replace(context, heads=query.shape[2])
+            groups = head_groups(settings.pattern.select(query, key, grid, here), here.heads)
+            kind = query.device.type
+            if torch.is_autocast_enabled(kind):
+                # As for PyTorch's own attention: norms give float32 under autocast, attention has the lower precision.
+                query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
+            with torch.autocast(kind, enabled=False):
+                done.extend(self._attend(group, query, key, value, here) for group in groups)
+            return done[0].out if len(done) == 1 else _interleave(done)
+
+        started = _moment(self.clock.device)
+        out = dense() if reason is not None else sparse(attend)
+        call = self._call(grid, out, done, reason)
+        self.record(Pending(call, _densities(done), started, _moment(self.clock.device)))
+        return out
+
+    def _attend(
+        self, group: HeadGroup, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, context: Context
+    ) -> _Done:
+        """Attention of the heads of one group."""
+        if len(group.heads) < context.heads:
+            query, key, value = (x[:, :, list(group.heads)] for x in (query, key, value))
+        choice = choose_impl(self.settings.impl, query, group.block_map)
+        if choice.fallback is not None and self.settings.strict:
+            name = f"{self.transformer} layer {self.index}"
+            raise NotImplementedError(f"{name} would run impl {choice.impl!r}: {choice.fallback} (strict=True)")
+        correction = self.settings.correction
+        if correction is None and group.empty == "zero":
+            return _Done(group, choice, sparse_attention(query, key, value, group.block_map, impl=choice.impl))
+        ran = [group.block_map]
+
+        def exact() -> tuple[torch.Tensor, torch.Tensor]:
+            ran.append(Dense(group.block_map.query_tile).plan(group.block_map.grid))
+            return sparse_attention(query, key, value, ran[-1], impl=choice.impl, return_lse=True)
+
+        out, lse = sparse_attention(query, key, value, group.block_map, impl=choice.impl, return_lse=True)
+        if group.empty == "mean":
+            alone = lse.isneginf().transpose(1, 2)[..., None]
+            out = torch.where(alone, value.mean(dim=1, keepdim=True), out)
+        if correction is None:
+            return _Done(group, choice, out)
+        memory = context.memory.setdefault(("correction", group.heads), {})
+        here = replace(context, heads=len(group.heads), memory=memory)
+        out = correction.correct(SparseCall(query, key, value, out, lse, group.block_map, here, exact))
+        return _Done(group._replace(block_map=ran[-1]), choice, out)
+
+    def _call(self, grid: VideoGrid, out: torch.Tensor, done: list[_Done], reason: str | None) -> LayerCall:
+        # Two products of tokens x tokens x width (heads times head_dim), a multiplication and an addition each.
+        dense_flops = 4.0 * out.shape[0] * grid.tokens**2 * out.shape[-1]
+        return LayerCall(
+            transformer=self.transformer,
+            layer=self.index,
+            step=self.clock.step,
+            tokens=grid.tokens,
+            impl=" and ".join(dict.fromkeys(part.choice.impl for part in done)) or "dense",
+            fallback="; ".join(dict.fromkeys(p.choice.fallback for p in done if p.choice.fallback is not None)) or None,
+            tiles=tuple(sorted({part.group.block_map.query_tile for part in done})),
+            reason=reason,
+            density=1.0,
+            token_density=1.0,
+            seconds=0.0,
+            flops=dense_flops,
+            dense_flops=dense_flops,
+        )
+
+
+class _Done(NamedTuple):
+    """Attention of some heads [batch, tokens, heads of the group, head_dim], the map that ran and what ran it."""
+
+    group: HeadGroup
+    choice: Choice
+    out: torch.Tensor
+
+
+class Pending(NamedTuple):
+    """A call whose densities and seconds are still with the device."""
+
+    call: LayerCall
+    densities: torch.Tensor | None  # float64 [2]; None for a dense call
+    start: float | torch.cuda.Event
+    end: float | torch.cuda.Event
+
+    def settled(self) -> LayerCall:
+        """The call with its numbers, waited for."""
+        density, token_density = (1.0, 1.0) if self.densities is None else self.densities.tolist()
+        return replace(
+            self.call,
+            density=density,
+            token_density=token_density,
+            seconds=_seconds(self.start, self.end),
+            flops=token_density * self.call.dense_flops,
+        )
+
+
+def _densities(done: list[_Done]) -> torch.Tensor | None:
+    """The densities of a layer, each head counting the same."""
+    if not done:
+        return None
+    total = torch.stack([len(part.group.heads) * part.group.block_map.densities for part in done]).sum(dim=0)
+    return total / sum(len(part.group.heads) for part in done)
+
+
+def _interleave(done: list[_Done]) -> torch.Tensor:
+    """Put the heads of all groups where they belong: [batch, tokens, heads, head_dim]."""
+    batch, tokens, _, head_dim = done[0].out.shape
+    out = done[0].out.new_empty(batch, tokens, sum(len(part.group.heads) for part in done), head_dim)
+    for part in done:
+        out[:, :, list(part.group.heads)] = part.out
+    return out
+
+
+def _moment(device: torch.device) -> float | torch.cuda.Event:
+    """Now, on the time line of a device: a CUDA device runs behind the program that feeds it."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _seconds(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    if isinstance(start, float) or isinstance(end, float):
+        return float(end) - float(start)  # type: ignore[arg-type]
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1000
