@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -18,8 +19,23 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline
 from PIL import Image
 
+import vidsparse as library
+from vidsparse import (
+    ExactBlocks,
+    GriddedHeads,
+    HeadModes,
+    MixtureOfBlocks,
+    Pattern,
+    Radial,
+    RadialRaster,
+    Reuse,
+    SpatialTemporal,
+    StepSchedule,
+    TopBlocks,
+)
 from vidsparse.cli import app, sampling
 from vidsparse.cli.files import replacing
+from vidsparse.cli.patterns import PATTERNS, build_pattern
 from vidsparse.cli.video import side_by_side, to_pixels, write_video
 from vidsparse.shapes import model as shapes
 
@@ -175,19 +191,57 @@ def test_inspect_takes_other_heads_and_notes_odd_sizes(vidsparse: Any) -> None:
 def test_patterns_lists_every_pattern(vidsparse: Any) -> None:
     done = vidsparse("patterns")
     assert done.code == 0, done.err
-    for word in ("dense", "radial", "radial-raster", "sliding-tile", "2506.19852", "--density 0.3", "--window 9,24,24"):
+    for word in (*PATTERNS, "2506.19852", "density=0.3", "window=9,24,24"):
         assert word in done.out
+
+
+@pytest.mark.parametrize(
+    ("name", "density", "settings", "expected"),
+    [
+        ("radial", None, [], Radial(density=0.3)),
+        ("radial", 0.2, ["sink=False", "tile=1,8,8"], Radial(density=0.2, sink=False, tile=(1, 8, 8))),
+        ("radial", None, ["decay=1.0"], Radial(decay=1.0)),
+        ("radial-raster", None, ["adjacent=half"], RadialRaster(adjacent="half")),
+        ("reuse", 0.4, ["refresh_every=5"], Reuse(ExactBlocks(ratio=0.4), refresh_every=5)),
+        ("reuse", None, ["pattern=top-blocks"], Reuse(TopBlocks(density=0.3))),
+        ("mixture-of-blocks", None, [], MixtureOfBlocks.training_free()),
+        ("mixture-of-blocks", None, ["threshold=0.25"], MixtureOfBlocks.trained()),
+        ("spatial-temporal", None, ["density=None", "frames=1", "radius=4"], SpatialTemporal(None, 1, 4)),
+        ("top-blocks", None, ["top_p=0.9"], TopBlocks(top_p=0.9)),
+    ],
+)
+def test_a_pattern_is_built_from_words(
+    name: str, density: float | None, settings: list[str], expected: Pattern
+) -> None:
+    assert build_pattern(name, density, settings) == expected
+
+
+def test_every_pattern_has_a_name_and_its_defaults_are_legal(tmp_path: Path) -> None:
+    classes = {getattr(library, entry.cls) for entry in PATTERNS.values()}
+    public = {getattr(library, name) for name in library.__all__}
+    concrete = {p for p in public if isinstance(p, type) and issubclass(p, Pattern) and not inspect.isabstract(p)}
+    assert classes == concrete - {StepSchedule, GriddedHeads}
+    HeadModes(((("full", "temporal"),) * 2,)).to_json(tmp_path / "table.json")
+    for name, entry in PATTERNS.items():
+        settings = [f"table={tmp_path}/table.json"] if name == "head-modes" else []
+        assert type(build_pattern(name, None, settings)) is getattr(library, entry.cls)
 
 
 # Arguments after the prompt -> what the one line says. None of these may load a model.
 REFUSED: dict[str, tuple[list[str], str]] = {
-    "unknown pattern": (["--pattern", "spiral"], "choose one of dense, radial, radial-raster, sliding-tile"),
+    "unknown pattern": (["--pattern", "spiral"], "choose one of dense, exact-blocks, gridded"),
     "density 0": (["--density", "0"], "must be in (0, 1]"),
     "density over 1": (["--density", "1.5"], "must be in (0, 1]"),
-    "density of a window": (["--pattern", "sliding-tile", "--density", "0.3"], "takes no --density; it takes --window"),
-    "window of dense": (["--pattern", "dense", "--window", "1,2,3"], "takes no --window; it takes none of these"),
-    "density and decay": (["--density", "0.3", "--decay", "1"], "give one of density=0.3 and decay=1.0"),
-    "short window": (["--pattern", "sliding-tile", "--window", "9,24"], "must be frames,height,width"),
+    "density of a window": (
+        ["--pattern", "sliding-tile", "--density", "0.3"],
+        "takes no --density; --set takes window",
+    ),
+    "window of dense": (["--pattern", "dense", "--set", "window=1,2,3"], "has no window; --set takes tile"),
+    "density and decay": (["--density", "0.3", "--set", "decay=1"], "give one of density=0.3 and decay=1"),
+    "short window": (["--pattern", "sliding-tile", "--set", "window=9,24"], "must be a tuple of three whole numbers"),
+    "a field without a value": (["--set", "sink"], "must be NAME=VALUE, such as window=9,24,24"),
+    "a word for a number": (["--set", "density=much"], "pattern 'radial' with {'density': 'much'}"),
+    "no table": (["--pattern", "head-modes"], "no file FILE.json"),
     "dense layers": (["--dense-layers", "first"], "must be whole numbers with commas"),
     "unknown model": (["--model", "shape"], "model 'shape' is unknown"),
     "folder without a model": (["--model", "."], "has no model_index.json"),

@@ -10,9 +10,27 @@ from typing import Any
 import pytest
 import torch
 
-from vidsparse import BlockMap, Context, Dense, Pattern, Radial, RadialRaster, SlidingTile, StepSchedule, VideoGrid
+from vidsparse import (
+    BlockMap,
+    Context,
+    Dense,
+    ExactBlocks,
+    Gridded,
+    MixtureOfBlocks,
+    Pattern,
+    PowerOfTwo,
+    Radial,
+    RadialRaster,
+    Reuse,
+    SlidingTile,
+    SpatialTemporal,
+    StepSchedule,
+    TopBlocks,
+    VideoGrid,
+)
 
-PATTERNS: dict[str, Pattern] = {
+# What depends on shapes alone has one map for each grid; what depends on content plans for content that is all alike.
+BY_SHAPE: dict[str, Pattern] = {
     "dense": Dense(),
     "dense-tile2x4x8": Dense(tile=(2, 4, 8)),
     "radial-density0.05": Radial(density=0.05),
@@ -34,8 +52,42 @@ PATTERNS: dict[str, Pattern] = {
     "sliding-full": SlidingTile(window=(99, 99, 99)),
     "schedule-of-radial": StepSchedule(Radial(density=0.2), dense_steps=3, dense_layers=(0,)),
     "schedule-of-schedule": StepSchedule(StepSchedule(SlidingTile(), sigmas=(0.0, 0.9)), dense_last_steps=1),
+    "gridded": Gridded(),
+    "gridded-phases": Gridded(phases=((0, 0, 0),)),
+    "gridded-lines-alone": Gridded(stride=(1, 3, 4), local_frames=0, sink=0),
+    "gridded-full": Gridded(stride=(1, 1, 1)),
+    "power": PowerOfTwo(),
+    "power-axes3-nosink": PowerOfTwo(axes=3, sink=False),
+    "power-published": PowerOfTwo.published(),
 }
-FULL = ["dense", "dense-tile2x4x8", "radial-density1", "sliding-full"]
+BY_CONTENT: dict[str, Pattern] = {
+    "exact": ExactBlocks(tile=(2, 2, 4)),
+    "exact-full": ExactBlocks(ratio=1.0),
+    "mixture-training-free": MixtureOfBlocks.training_free(),
+    "mixture-trained": MixtureOfBlocks.trained(),
+    "mixture-trained-token": MixtureOfBlocks.trained(routing="token"),
+    "mixture-full-threshold": MixtureOfBlocks(threshold=1.0),
+    "mixture-full-top": MixtureOfBlocks(top_k=(999, 999, 999)),
+    "reuse-of-top": Reuse(TopBlocks(density=0.2)),
+    "spatial-temporal": SpatialTemporal(),
+    "spatial-temporal-widths": SpatialTemporal(None, frames=2, radius=8.0),
+    "top-density": TopBlocks(density=0.2),
+    "top-full": TopBlocks(density=1.0),
+    "top-p-variance": TopBlocks(top_p=0.6, variance=True, tile=(2, 2, 4)),
+    "top-shared": TopBlocks(threshold=0.05, shared_heads=True, neighbours=(0, 1, 1), sink=1, tile=(2, 2, 4)),
+}
+PATTERNS = BY_SHAPE | BY_CONTENT
+FULL = [
+    "dense",
+    "dense-tile2x4x8",
+    "radial-density1",
+    "sliding-full",
+    "gridded-full",
+    "exact-full",
+    "mixture-full-threshold",
+    "mixture-full-top",
+    "top-full",
+]
 GRIDS = {
     "9x16x16": VideoGrid(9, 16, 16),
     "5x7x11": VideoGrid(5, 7, 11),
@@ -44,6 +96,7 @@ GRIDS = {
     "3+3x5x2+5": VideoGrid(3, 5, 2, prefix=3, suffix=5),
     "4x9x10": VideoGrid(4, 9, 10),
 }
+by_shape = pytest.mark.parametrize("pattern", BY_SHAPE.values(), ids=BY_SHAPE)
 every_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 every_grid = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 
@@ -122,7 +175,7 @@ def test_a_full_pattern_keeps_all_pairs(pattern: Pattern, grid: VideoGrid) -> No
 
 
 @every_grid
-@every_pattern
+@by_shape
 def test_a_plan_is_made_once_for_each_grid(pattern: Pattern, grid: VideoGrid) -> None:
     block_map = pattern.plan(grid)
     same_fields = dataclasses.replace(pattern)  # type: ignore[type-var]
@@ -133,7 +186,7 @@ def test_a_plan_is_made_once_for_each_grid(pattern: Pattern, grid: VideoGrid) ->
     assert pattern.plan(grid) is block_map
 
 
-@every_pattern
+@by_shape
 def test_patterns_of_shapes_alone_ignore_content(pattern: Pattern) -> None:
     grid = GRIDS["5x7x11"]
     content = torch.randn(2, grid.tokens, 3, 8)

@@ -165,7 +165,7 @@ def _flex(
 
 
 # Patterns answer with the same map object for the same grid, so a layer finds its map moved and its mask made.
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=256)
 def _map_on(block_map: BlockMap, device: torch.device) -> BlockMap:
     return block_map.to(device)
 

@@ -85,13 +85,12 @@ class Layer:
         done: list[_Done] = []
 
         def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            here = replace(context, heads=query.shape[2])
-            groups = head_groups(settings.pattern.select(query, key, grid, here), here.heads)
-            kind = query.device.type
-            if torch.is_autocast_enabled(kind):
-                # As for PyTorch's own attention: norms give float32 under autocast, attention has the lower precision.
-                query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
-            with torch.autocast(kind, enabled=False):
+            here, kind = replace(context, heads=query.shape[2], value=value), query.device.type
+            # As for PyTorch's own attention: norms give float32 under autocast, attention has the lower precision.
+            low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+            with torch.autocast(kind, enabled=False):  # the scores that maps are chosen by keep their precision
+                groups = head_groups(settings.pattern.select(query, key, grid, here), here.heads)
+                query, key, value = (x.to(low) for x in (query, key, value))
                 done.extend(self._attend(group, query, key, value, here) for group in groups)
             return done[0].out if len(done) == 1 else _interleave(done)
 

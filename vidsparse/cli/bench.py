@@ -10,7 +10,7 @@ from typer import Option
 
 from vidsparse.cli.inspect import FAMILIES, token_grid
 from vidsparse.cli.messages import live_console
-from vidsparse.cli.patterns import build_pattern
+from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP, build_pattern
 
 if TYPE_CHECKING:
     import torch
@@ -26,11 +26,8 @@ def bench(
     height: Annotated[int, Option(min=1, help="Pixels.")] = 480,
     width: Annotated[int, Option(min=1, help="Pixels.")] = 832,
     pattern: Annotated[str, Option(help="See `vidsparse patterns`.")] = "radial",
-    density: Annotated[
-        float | None, Option(help="Fraction of tile pairs to keep (radial).", show_default="0.3")
-    ] = None,
-    decay: Annotated[float | None, Option(help="Width of the windows (radial, radial-raster).")] = None,
-    window: Annotated[str | None, Option(help="Frames,height,width in tokens (sliding-tile).")] = None,
+    density: Annotated[float | None, Option(help=DENSITY_HELP, show_default="of the pattern")] = None,
+    settings: Annotated[list[str] | None, Option("--set", help=SET_HELP)] = None,
     heads: Annotated[int, Option(min=1, help="Of the attention; seconds grow with it.")] = 2,
     head_dim: Annotated[int | None, Option(min=1, show_default="of the family")] = None,
     dtype: Annotated[str, Option(help=f"{', '.join(DTYPES)}.")] = "bfloat16",
@@ -44,7 +41,7 @@ def bench(
         raise ValueError(f"model family {model_family!r} is unknown; choose one of {', '.join(FAMILIES)}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
-    chosen = build_pattern(pattern, density=density, decay=decay, window=window)
+    chosen = build_pattern(pattern, density, settings)
     import torch
 
     from vidsparse import BlockMap, Context, profile

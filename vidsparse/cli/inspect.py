@@ -10,7 +10,7 @@ from typer import Option
 
 from vidsparse.cli.files import check_output
 from vidsparse.cli.messages import live_console, note
-from vidsparse.cli.patterns import build_pattern
+from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP, build_pattern
 from vidsparse.cli.sampling import fit_frames
 
 if TYPE_CHECKING:
@@ -46,11 +46,8 @@ def inspect(
     height: Annotated[int, Option(min=1, help="Pixels.")] = 720,
     width: Annotated[int, Option(min=1, help="Pixels.")] = 1280,
     pattern: Annotated[str, Option(help="See `vidsparse patterns`.")] = "radial",
-    density: Annotated[
-        float | None, Option(help="Fraction of tile pairs to keep (radial).", show_default="0.3")
-    ] = None,
-    decay: Annotated[float | None, Option(help="Width of the windows (radial, radial-raster).")] = None,
-    window: Annotated[str | None, Option(help="Frames,height,width in tokens (sliding-tile).")] = None,
+    density: Annotated[float | None, Option(help=DENSITY_HELP, show_default="of the pattern")] = None,
+    settings: Annotated[list[str] | None, Option("--set", help=SET_HELP)] = None,
     heads: Annotated[int | None, Option(min=1, show_default="of the family; wan: 40, as in the 14B model")] = None,
     head_dim: Annotated[int | None, Option(min=1, show_default="of the family")] = None,
     png: Annotated[Path | None, Option(help="Also draw the map.")] = None,
@@ -62,7 +59,7 @@ def inspect(
     if model_family not in FAMILIES:
         raise ValueError(f"model family {model_family!r} is unknown; choose one of {', '.join(FAMILIES)}")
     family = FAMILIES[model_family]
-    chosen = build_pattern(pattern, density=density, decay=decay, window=window)
+    chosen = build_pattern(pattern, density, settings)
     grid = token_grid(family, frames, height, width)
     heads, head_dim = heads or family.heads, head_dim or family.head_dim
     groups = head_groups(chosen.plan(grid, Context(heads=heads)), heads)

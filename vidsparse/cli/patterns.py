@@ -1,72 +1,115 @@
-"""`vidsparse patterns`: what there is to choose from; and a pattern from its name and options."""
+"""`vidsparse patterns`: what there is to choose from; and a pattern from its name and settings."""
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vidsparse import Pattern
 
-# Name on the command line -> name in vidsparse, and the options that it takes there.
-PATTERNS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "dense": ("Dense", ()),
-    "radial": ("Radial", ("density", "decay")),
-    "radial-raster": ("RadialRaster", ("decay",)),
-    "sliding-tile": ("SlidingTile", ("window",)),
+
+@dataclass(frozen=True)
+class Entry:
+    """A pattern on the command line.
+
+    Attributes:
+        cls: its name in vidsparse.
+        settings: values for fields that have no default there.
+        density: the field that --density sets, if there is one.
+        instead: fields that, when they are set, take the place of `settings`.
+    """
+
+    cls: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    density: str | None = None
+    instead: tuple[str, ...] = ()
+
+
+PATTERNS = {
+    "dense": Entry("Dense"),
+    "exact-blocks": Entry("ExactBlocks", density="ratio"),
+    "gridded": Entry("Gridded"),
+    "head-modes": Entry("HeadModes", {"table": "FILE.json"}),
+    "mixture-of-blocks": Entry("MixtureOfBlocks", {"top_k": (2, 10, 9), "scope": "query"}, instead=("threshold",)),
+    "power-of-two": Entry("PowerOfTwo"),
+    "radial": Entry("Radial", {"density": 0.3}, "density", ("decay",)),
+    "radial-raster": Entry("RadialRaster"),
+    "reuse": Entry("Reuse", {"pattern": "exact-blocks"}, "density"),
+    "sliding-tile": Entry("SlidingTile"),
+    "spatial-temporal": Entry("SpatialTemporal", density="density"),
+    "top-blocks": Entry("TopBlocks", {"density": 0.3}, "density", ("top_k", "top_p", "threshold")),
 }
-RADIAL_DENSITY = 0.3
 
 
-def build_pattern(
-    name: str, *, density: float | None = None, decay: float | None = None, window: str | None = None
-) -> Pattern:
-    """The pattern of a name.
+DENSITY_HELP = "Fraction of tile pairs to keep, for patterns that have one."
+SET_HELP = "A field of the pattern, such as window=9,24,24; may be given again."
+
+
+def build_pattern(name: str, density: float | None = None, settings: list[str] | None = None) -> Pattern:
+    """The pattern of a name, with settings such as "window=9,24,24" for its fields.
 
     Raises:
-        ValueError: an unknown name, an option that the pattern does not take, or a value that it refuses.
+        ValueError: an unknown name or field, a setting that cannot be read, or a value that the pattern refuses.
     """
     if name not in PATTERNS:
         raise ValueError(f"pattern {name!r} is unknown; choose one of {', '.join(PATTERNS)}")
     import vidsparse
 
-    cls, takes = PATTERNS[name]
-    sides = None if window is None else _sides(window)
-    options: dict[str, Any] = {"density": density, "decay": decay, "window": sides}
-    given = {option: value for option, value in options.items() if value is not None}
-    refused = [f"--{option}" for option in given if option not in takes]
-    if refused:
-        allowed = " and ".join(f"--{option}" for option in takes) or "none of these"
-        raise ValueError(f"pattern {name!r} takes no {' and no '.join(refused)}; it takes {allowed}")
-    if name == "radial" and not given:
-        given["density"] = RADIAL_DENSITY
-    pattern: Pattern = getattr(vidsparse, cls)(**given)
+    entry = PATTERNS[name]
+    cls: Any = getattr(vidsparse, entry.cls)
+    given = dict(_read(setting) for setting in settings or [])
+    known = [f.name for f in fields(cls)]
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"pattern {name!r} has no {', '.join(unknown)}; --set takes {', '.join(known) or 'nothing'}")
+    if density is not None:
+        if entry.density is None:
+            raise ValueError(f"pattern {name!r} takes no --density; --set takes {', '.join(known) or 'nothing'}")
+        if name != "reuse":
+            given[entry.density] = density
+    chosen = given if set(given) & set(entry.instead) else {**entry.settings, **given}
+    try:
+        if name == "head-modes":
+            table = chosen.pop("table")
+            return replace(vidsparse.HeadModes.from_json(table), **chosen)
+        if name == "reuse":
+            chosen["pattern"] = build_pattern(chosen["pattern"], density)
+        pattern: Pattern = cls(**chosen)
+    except TypeError as error:
+        raise ValueError(f"pattern {name!r} with {given}: {error}") from None
+    except FileNotFoundError as error:
+        raise ValueError(f"no file {error.filename}: --set table=FILE.json names a table of head modes") from None
     return pattern
 
 
-def _sides(text: str) -> tuple[int, ...]:
+def _read(setting: str) -> tuple[str, Any]:
+    name, equals, text = setting.partition("=")
+    if not (equals and name and text):
+        raise ValueError(f"--set {setting!r} must be NAME=VALUE, such as window=9,24,24")
     try:
-        sides = tuple(int(side) for side in text.split(","))
-    except ValueError:
-        sides = ()
-    if len(sides) != 3:
-        raise ValueError(f"--window {text!r} must be frames,height,width in tokens, such as 9,24,24")
-    return sides
+        return name.strip(), ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return name.strip(), text  # a word
 
 
 def patterns() -> None:
-    """List the patterns: the idea, its source, the options."""
+    """List the patterns: the idea, its source, what can be set."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("pattern", "idea", "source", "options", title="Who looks at whom", show_lines=True)
-    for name, (cls, takes) in PATTERNS.items():
-        table.add_row(name, *_describe(cls), _options(name, takes))
+    settings = Column("--set", overflow="fold")
+    table = Table("pattern", "idea", "source", settings, title="Who looks at whom", show_lines=True)
+    for name, entry in PATTERNS.items():
+        table.add_row(name, *_describe(entry.cls), _settings(entry))
     console = Console()
     console.print(table)
     console.print(
-        "In Python each is a class of vidsparse with more fields, such as vidsparse.Radial(density=0.2, sink=False).",
+        "In Python each is a class of vidsparse, such as vidsparse.Radial(density=0.2, sink=False); its docstring says "
+        "what the fields mean.",
         highlight=False,
     )
 
@@ -78,18 +121,15 @@ def _describe(cls: str) -> tuple[str, str]:
     pattern = getattr(vidsparse, cls)
     idea = (sys.modules[pattern.__module__].__doc__ or "").strip().split("\n")[0]
     papers = re.findall(r"arXiv\s+(\d{4}\.\d{5})", pattern.__doc__ or "")
-    return idea, "\n".join(f"arXiv {paper}" for paper in papers)
+    return idea, "\n".join(f"arXiv {paper}" for paper in dict.fromkeys(papers))
 
 
-def _options(name: str, takes: tuple[str, ...]) -> str:
+def _settings(entry: Entry) -> str:
     import vidsparse
 
-    defaults = dict(vars(getattr(vidsparse, PATTERNS[name][0]))) | (
-        {"density": RADIAL_DENSITY} if name == "radial" else {}
-    )
     shown = []
-    for option in takes:
-        default = defaults.get(option)
-        text = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        shown.append(f"--{option} {text}" if default is not None else f"or --{option}")
+    for f in fields(getattr(vidsparse, entry.cls)):
+        value = entry.settings.get(f.name, None if f.default is MISSING else f.default)
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        shown.append(f.name if value is None else f"{f.name}={text}")
     return "\n".join(shown)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from typer import Argument, Option
 
-from vidsparse.cli.patterns import build_pattern
+from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP, build_pattern
 
 if TYPE_CHECKING:
     from vidsparse import Pattern
@@ -29,15 +29,9 @@ class Request:
 
     pattern: Annotated[str, Option(help="See `vidsparse patterns`.", rich_help_panel=ATTENTION)] = "radial"
     density: Annotated[
-        float | None,
-        Option(help="Fraction of tile pairs to keep (radial).", rich_help_panel=ATTENTION, show_default="0.3"),
+        float | None, Option(help=DENSITY_HELP, rich_help_panel=ATTENTION, show_default="of the pattern")
     ] = None
-    decay: Annotated[
-        float | None, Option(help="Width of the windows (radial, radial-raster).", rich_help_panel=ATTENTION)
-    ] = None
-    window: Annotated[
-        str | None, Option(help="Frames,height,width in tokens (sliding-tile).", rich_help_panel=ATTENTION)
-    ] = None
+    settings: Annotated[list[str] | None, Option("--set", help=SET_HELP, rich_help_panel=ATTENTION)] = None
     dense_steps: Annotated[int, Option(min=0, help="Dense steps at the start.", rich_help_panel=ATTENTION)] = 4
     dense_last_steps: Annotated[int, Option(min=0, help="Dense steps at the end.", rich_help_panel=ATTENTION)] = 0
     dense_layers: Annotated[
@@ -98,7 +92,7 @@ class Request:
         Raises:
             ValueError: an unknown pattern, or an option that it does not take or whose value is wrong.
         """
-        pattern = build_pattern(self.pattern, density=self.density, decay=self.decay, window=self.window)
+        pattern = build_pattern(self.pattern, self.density, self.settings)
         layers = _integers("--dense-layers", self.dense_layers)
         if self.pattern == "dense" or not (self.dense_steps or self.dense_last_steps or layers):
             return pattern

@@ -24,6 +24,7 @@ class Context:
         transformer: "transformer", or "transformer_2" for the second expert of a pipeline.
         branch: which call of a step this is: with separate classifier-free guidance 0 has the prompt and 1 has not.
         memory: what a pattern keeps from step to step, for this layer and branch of one run; empty at a video's start.
+        value: values of the call [batch, tokens, heads, head_dim], for patterns that compare outputs.
     """
 
     layer: int = 0
@@ -35,6 +36,7 @@ class Context:
     transformer: str = "transformer"
     branch: int = 0
     memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    value: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
 
 class Pattern(ABC):
@@ -66,7 +68,7 @@ class ContentPattern(Pattern):
         """The answer for queries and keys of zeros: the density to expect, not the tiles."""
         context = Context() if context is None else context
         nothing = torch.zeros(1, grid.tokens, context.heads, 1)
-        return self.select(nothing, nothing, grid, replace(context, memory={}))
+        return self.select(nothing, nothing, grid, replace(context, memory={}, value=nothing))
 
     @abstractmethod
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:

@@ -1,0 +1,147 @@
+"""Every pattern on the `shapes` model at one density: what it saves, how near it stays to dense, what the judge says.
+
+All patterns see the same prompts and seeds, with the same dense steps; the dense videos come first. One line of
+`results/catalogue.json` for each length and pattern is written as soon as it is known, and kept by later runs.
+
+python benchmarks/catalogue.py --frames 33 --prompts 4
+python benchmarks/catalogue.py --frames 129 --prompts 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+import vidsparse
+from vidsparse import Pattern, VideoGrid
+from vidsparse.shapes import judge, model
+from vidsparse.shapes.scene import Scene, held_out_scenes
+
+RESULTS = Path(__file__).parent / "results"
+LAYERS, HEADS = 6, 3
+
+
+def catalogue(grid: VideoGrid, density: float) -> dict[str, Pattern]:
+    """Every pattern at about this density of pairs of tokens; where it has no density, the nearest of some settings."""
+    windows = [
+        vidsparse.SlidingTile((f, h, h))
+        for f in range(1, grid.frames + 1, max(1, grid.frames // 16))
+        for h in range(4, grid.height + 1, 4)
+    ]
+    rasters = [vidsparse.RadialRaster(decay, sink, "half") for decay in (0.05, 0.1, 0.2, 0.4, 1.0) for sink in (0, 1)]
+    lines = [vidsparse.Gridded((1, h, w), None, n) for h in (8, 16) for w in (4, 8, 16) for n in (0, 1, 2)]
+    powers = [vidsparse.PowerOfTwo(axes, (w, w, w)) for axes in (1, 2, 3) for w in (1, 2)]
+    halves = tuple("diagonal" if head % 2 else "temporal" for head in range(HEADS))
+    modes = [
+        vidsparse.HeadModes(((halves,) * LAYERS,), window=w, radius=r) for w in range(8) for r in (0, 1, 2, 4, 6, 8)
+    ]
+    blocks = [vidsparse.MixtureOfBlocks.training_free((k, 4 * k, 4 * k)) for k in (1, 2, 3)]
+    thresholds = [vidsparse.MixtureOfBlocks.trained(t) for t in (0.1, 0.15, 0.2, 0.25)]
+    return {
+        "Radial": vidsparse.Radial(density),
+        "RadialRaster": _nearest(rasters, grid, density),
+        "SlidingTile": _nearest(windows, grid, density),
+        "Gridded": _nearest(lines, grid, density),
+        "PowerOfTwo": _nearest(powers, grid, density),
+        "HeadModes": _nearest(modes, grid, density),
+        "SpatialTemporal": vidsparse.SpatialTemporal(density),
+        "MixtureOfBlocks training-free": _nearest(blocks, grid, density),
+        "MixtureOfBlocks trained": _nearest(thresholds, grid, density),
+        "TopBlocks": vidsparse.TopBlocks(density),
+        "TopBlocks variance": vidsparse.TopBlocks(density, variance=True, sink=1),
+        "Reuse TopBlocks": vidsparse.Reuse(vidsparse.TopBlocks(density)),
+        "Reuse ExactBlocks": vidsparse.Reuse(vidsparse.ExactBlocks(density)),
+    }
+
+
+def _nearest(patterns: list[Any], grid: VideoGrid, density: float) -> Pattern:
+    def share(pattern: Pattern) -> float:
+        groups = vidsparse.head_groups(pattern.plan(grid, vidsparse.Context(heads=HEADS, layers=LAYERS)), HEADS)
+        return sum(len(group.heads) * group.block_map.token_density for group in groups) / HEADS
+
+    nearest: Pattern = min(patterns, key=lambda pattern: abs(share(pattern) - density))
+    return nearest
+
+
+def generate(pipe: Any, scenes: list[Scene], arguments: argparse.Namespace) -> tuple[list[torch.Tensor], float]:
+    """Videos float32 [3, frames, 64, 64] in [-1, 1], and the seconds that the denoising of one took."""
+    videos, seconds = [], 0.0
+    for number, scene in enumerate(scenes):
+        settings = model.SAMPLING | {"num_frames": arguments.frames, "num_inference_steps": arguments.steps}
+        settings["guidance_scale"] = arguments.guidance
+        started = time.perf_counter()
+        latents = pipe(
+            scene.caption, generator=torch.Generator().manual_seed(number), output_type="latent", **settings
+        ).frames
+        seconds += time.perf_counter() - started
+        videos.append(decode(pipe.vae, latents))
+    return videos, seconds / len(scenes)
+
+
+@torch.no_grad()
+def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    std, mean = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (vae.config.latents_std, vae.config.latents_mean))
+    video: torch.Tensor = vae.decode((latents.float() * std + mean).to(vae.dtype)).sample[0].float().clamp(-1, 1)
+    return video
+
+
+def compare(videos: list[torch.Tensor], dense: list[torch.Tensor], scenes: list[Scene]) -> dict[str, float]:
+    """Means over the prompts: PSNR and SSIM against dense, and the judge's score of all five attributes."""
+    pairs = [((v.transpose(0, 1) + 1) / 2, (d.transpose(0, 1) + 1) / 2) for v, d in zip(videos, dense, strict=True)]
+    psnr = [float(peak_signal_noise_ratio(v, d, data_range=1.0)) for v, d in pairs]
+    ssim = [float(structural_similarity_index_measure(v, d, data_range=1.0)) for v, d in pairs]
+    score = [judge.score(video, scene).mean for video, scene in zip(videos, scenes, strict=True)]
+    return {name: round(sum(x) / len(x), 4) for name, x in (("psnr", psnr), ("ssim", ssim), ("judge", score))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=33)
+    parser.add_argument("--density", type=float, default=0.2)
+    parser.add_argument("--dense-steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--guidance", type=float, default=model.SAMPLING["guidance_scale"])
+    parser.add_argument("--prompts", type=int, default=4, help="how many of the 64 held-out ones, evenly spaced")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--only", nargs="+", help="names of patterns; all by default")
+    parser.add_argument("--out", type=Path, default=RESULTS / "catalogue.json")
+    arguments = parser.parse_args()
+
+    pipe = model.load_pipeline(getattr(torch, arguments.dtype))
+    pipe.set_progress_bar_config(disable=True)
+    scenes = held_out_scenes()[:: max(1, 64 // arguments.prompts)][: arguments.prompts]
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("only", "out")}
+    grid = VideoGrid((arguments.frames - 1) // 4 + 1, 16, 16)
+    rows = json.loads(arguments.out.read_text()) if arguments.out.is_file() else []
+
+    def record(name: str, found: dict[str, Any]) -> None:
+        row = {"name": name, "frames": arguments.frames} | found | {"settings": settings}
+        rows[:] = [r for r in rows if (r["name"], r["frames"]) != (name, arguments.frames)] + [row]
+        temporary = arguments.out.with_suffix(".tmp")
+        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+        os.replace(temporary, arguments.out)
+        print({key: value for key, value in row.items() if key != "settings"}, flush=True)
+
+    generate(pipe, scenes[:1], argparse.Namespace(**(settings | {"frames": 5, "steps": 1})))  # warm-up
+    dense, seconds = generate(pipe, scenes, arguments)
+    record("dense", {"seconds": round(seconds, 2)} | compare(dense, dense, scenes))
+    for name, pattern in catalogue(grid, arguments.density).items():
+        if arguments.only and name not in arguments.only:
+            continue
+        with vidsparse.sparsify(pipe, vidsparse.StepSchedule(pattern, dense_steps=arguments.dense_steps)) as run:
+            videos, seconds = generate(pipe, scenes, arguments)
+            report = run.report()
+        found = {"pattern": repr(pattern), "density": round(report.density, 4)}
+        found |= {"token_density": round(report.token_density, 4), "flops_saved": round(report.flops_saved, 4)}
+        record(name, found | {"seconds": round(seconds, 2)} | compare(videos, dense, scenes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""What corrections add: output error against dense attention, with and without each, at several densities.
+
+    python benchmarks/corrections.py            # the shipped model's queries, keys and values, and synthetic ones
+    python benchmarks/corrections.py --quick    # fewer layers, steps and densities
+
+Error: ||output - dense|| / ||dense|| over all tokens of a layer; the table has the mean over layers, steps and prompts,
+and the worst layer's error as a multiple of its error without correction: above 1, the correction hurts there.
+Cost: density, and what the correction computes, as a share of dense attention's products. For `Reshaped` that is the
+dense step in five which it needs: it is measured `--lag` steps after one, with the map of that step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pattern_error import record
+
+import vidsparse
+from vidsparse import Context, Correction, Pattern, Radial, RadialRaster, SlidingTile, VideoGrid, sparse_attention
+from vidsparse.block_map import BlockMap, head_groups
+from vidsparse.corrections import PooledComplement, Rectified, Reshaped, SparseCall
+from vidsparse.grid import Tile
+
+RESULTS = Path(__file__).parent / "results"
+# From the tile of a map, which the size of a box follows.
+CORRECTIONS: dict[str, Callable[[Tile], Correction | None]] = {
+    "none": lambda tile: None,
+    "PooledComplement()": lambda tile: PooledComplement(),
+    "PooledComplement(gate=False)": lambda tile: PooledComplement(gate=False),
+    "PooledComplement(variance=True)": lambda tile: PooledComplement(variance=True),
+    "PooledComplement(box of 16)": lambda tile: PooledComplement(box=small_box(tile)),
+    "PooledComplement(gate=False, box of 16)": lambda tile: PooledComplement(gate=False, box=small_box(tile)),
+    "Rectified()": lambda tile: Rectified(),
+    "Reshaped('none')": lambda tile: Reshaped("none"),
+    "Reshaped('tile')": lambda tile: Reshaped("tile"),
+    "Reshaped('full')": lambda tile: Reshaped("full"),
+    "Reshaped('full', drift=0)": lambda tile: Reshaped("full", drift=0.0),
+}
+
+
+class Moment(NamedTuple):
+    """Query, key and value [batch, tokens, heads, head_dim] of one layer at a step, and some steps before."""
+
+    layer: int
+    before: tuple[torch.Tensor, ...]
+    now: tuple[torch.Tensor, ...]
+
+
+def real(frames: int, prompts: int, steps: int, at: list[int], lag: int, layers: list[int]) -> list[Moment]:
+    """Of the shipped model, whose layers are recorded step by step, prompt after prompt."""
+    wanted = sorted({*at, *(step - lag for step in at)})
+    kept = record(frames, prompts, steps, set(wanted))
+    depth = len(kept) // prompts // len(wanted)
+    found = []
+    for prompt in range(prompts):
+        for step in at:
+            here, before = ((prompt * len(wanted) + wanted.index(s)) * depth for s in (step, step - lag))
+            found += [Moment(n, kept[before + n], kept[here + n]) for n in layers if n < depth]
+    return found
+
+
+def synthetic(grid: VideoGrid, layers: int, heads: int = 3, head_dim: int = 64) -> list[Moment]:
+    """Attention that decays with distance in time and space, faster in later layers, with noise on every token.
+
+    Random Fourier features of the place make q . k a function of the distance. The earlier step has other noise.
+    """
+    generator = torch.Generator().manual_seed(0)
+    places = torch.cartesian_prod(*(torch.arange(n).float() for n in grid.view))
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    def features(reach: float) -> torch.Tensor:
+        waves = places @ (normal(heads, 3, head_dim // 2) / reach)
+        return torch.cat((waves.cos(), waves.sin()), dim=-1).transpose(0, 1)[None] * math.sqrt(2 / head_dim)
+
+    def step(place: torch.Tensor, content: torch.Tensor, lasting: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        noise = [x + 0.1 * normal(*x.shape) for x in lasting]
+        # A token's product with itself is 6 after the scaling by 1/sqrt(head_dim), without the noise.
+        strength = math.sqrt(6 * math.sqrt(head_dim))
+        return strength * place + noise[0], strength * place + noise[1], 4 * content + noise[2]
+
+    found = []
+    for layer in range(layers):
+        lasting = [0.5 * normal(1, grid.tokens, heads, head_dim) for _ in range(3)]
+        parts = features(8 / 2**layer), features(3.0), lasting
+        found.append(Moment(layer, step(*parts), step(*parts)))
+    return found
+
+
+def contenders(grid: VideoGrid, densities: list[float]) -> dict[str, list[Pattern]]:
+    """Name -> patterns from sparse to dense. What the package does not have is left out."""
+    cube = (4, 4, 4)
+    windows = [SlidingTile((t, s, s), tile=cube) for t in (4, 8, 12) for s in (4, 8, 12)]
+    found: dict[str, list[Pattern]] = {
+        "Radial": [Radial(density=d) for d in densities],
+        "Radial, tile (4, 4, 4)": [Radial(density=d, tile=cube) for d in densities],
+        "Radial, tile (1, 4, 4)": [Radial(density=d, tile=(1, 4, 4)) for d in densities],
+        "SlidingTile, tile (4, 4, 4)": [min(windows, key=lambda w: abs(w.plan(grid).density - d)) for d in densities],
+        "RadialRaster": [RadialRaster(adjacent="half", block=64), RadialRaster(decay=2.0, block=64)],
+    }
+    others: dict[str, Callable[[Any], list[Pattern]]] = {
+        "TopBlocks": lambda kind: [kind(density=d, tile=cube) for d in densities],
+        "PowerOfTwo": lambda kind: [kind(tile=cube, window=(1, 1, 1)), kind(tile=cube)],
+        "MixtureOfBlocks": lambda kind: [kind(top_k=(k, k, k), tile=cube) for k in (1, 2, 4)],
+    }
+    found.update({name: make(getattr(vidsparse, name)) for name, make in others.items() if hasattr(vidsparse, name)})
+    return found
+
+
+def small_box(tile: Tile) -> Tile:
+    """The tile halved along its longest sides down to 16 tokens."""
+    while math.prod(tile) > 16 and any(side % 2 == 0 for side in tile):
+        longest = max((side, axis) for axis, side in enumerate(tile) if side % 2 == 0)[1]
+        tile = tuple(side // 2 if axis == longest else side for axis, side in enumerate(tile))
+    return tile
+
+
+def extra_cost(correction: Correction | None, block_map: BlockMap) -> float:
+    """Products that the correction computes, as a share of dense attention's two of tokens x tokens."""
+    grid = block_map.grid
+    if isinstance(correction, PooledComplement):
+        share = math.prod(grid.tiles(correction.box or block_map.key_tile)) / grid.tokens
+        return share * (1 + 0.5 * correction.gate + 0.5 * correction.variance)
+    if isinstance(correction, Reshaped):
+        return (1 - block_map.density) / correction.refresh_every
+    return 0.0
+
+
+def outputs(
+    pattern: Pattern, grid: VideoGrid, moment: Moment, layers: int, lag: int
+) -> dict[str, tuple[float, float, float]]:
+    """Correction -> density, cost and relative error at the later of the two steps."""
+    dense, _ = exact(*moment.now)
+    heads = dense.shape[2]
+    context = Context(layer=moment.layer, layers=layers, heads=heads)
+    # What remembers keeps the tiles of the earlier step; what does not chooses them anew.
+    held, fresh = (head_groups(pattern.select(*qkv[:2], grid, context), heads) for qkv in (moment.before, moment.now))
+    found = {}
+    for name, make in CORRECTIONS.items():
+        total, density, cost = torch.zeros_like(dense), 0.0, 0.0
+        remembers = name.startswith("Reshaped")
+        for group in held if remembers else fresh:
+            block_map, picked = group.block_map, list(group.heads)
+            correction, here = make(block_map.key_tile), replace(context, heads=len(picked), memory={})
+            for step, tensors in ((0, moment.before), (lag, moment.now))[0 if remembers else 1 :]:
+                qkv = [x[:, :, picked] for x in tensors]
+                out, lse = sparse_attention(*qkv, block_map, return_lse=True)
+                call = SparseCall(*qkv, out, lse, block_map, replace(here, step=step), partial(exact, *qkv))
+                total[:, :, picked] = out if correction is None else correction.correct(call)
+            share = len(picked) / heads
+            density += share * block_map.density
+            cost += share * (block_map.density + extra_cost(correction, block_map))
+        found[name] = density, cost, ((total - dense).norm() / dense.norm()).item()
+    return found
+
+
+def exact(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = query.transpose(1, 2) @ key.permute(0, 2, 3, 1) * query.shape[-1] ** -0.5
+    lse = logits.logsumexp(dim=-1)
+    return (logits.softmax(dim=-1) @ value.transpose(1, 2)).transpose(1, 2), lse
+
+
+def summary(source: str, name: str, measured: list[dict[str, tuple[float, float, float]]]) -> list[dict[str, Any]]:
+    """One row for each correction."""
+    rows = []
+    density = sum(m["none"][0] for m in measured) / len(measured)
+    for correction in CORRECTIONS:
+        _, cost, errors = zip(*(m[correction] for m in measured), strict=True)
+        ratio = [e / m["none"][2] for e, m in zip(errors, measured, strict=True)]
+        row = {
+            "source": source,
+            "pattern": name,
+            "density": density,
+            "correction": correction,
+            "cost": sum(cost) / len(cost),
+            "error": sum(errors) / len(errors),
+            "worst": max(ratio),
+        }
+        rows.append({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line for each pattern and density, a column for each correction: error (worst ratio)."""
+    lines = []
+    for source in dict.fromkeys(row["source"] for row in rows):
+        lines += [f"\n## {source}\n", f"| pattern | density | {' | '.join(f'`{c}`' for c in CORRECTIONS)} |"]
+        lines.append("|---|---:|" + "---:|" * len(CORRECTIONS))
+        grouped: dict[tuple[str, float], dict[str, str]] = defaultdict(dict)
+        for row in (row for row in rows if row["source"] == source):
+            cell = f"{row['error']:.3f}" if row["correction"] == "none" else f"{row['error']:.3f} ({row['worst']:.2f})"
+            grouped[row["pattern"], row["density"]][row["correction"]] = cell
+        for (pattern, density), cells in grouped.items():
+            lines.append(f"| {pattern} | {density:.3f} | {' | '.join(cells[c] for c in CORRECTIONS)} |")
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    sources, patterns = (list(dict.fromkeys(row[key] for row in rows)) for key in ("source", "pattern"))
+    figure = Figure(figsize=(3.4 * len(patterns), 3.4 * len(sources) + 0.8), layout="constrained")
+    axes = figure.subplots(len(sources), len(patterns), sharex=True, sharey="row", squeeze=False)
+    for source, line in zip(sources, axes, strict=True):
+        for pattern, axis in zip(patterns, line, strict=True):
+            for number, correction in enumerate(CORRECTIONS):
+                points = sorted(
+                    (row["cost"], row["error"])
+                    for row in rows
+                    if (row["source"], row["pattern"], row["correction"]) == (source, pattern, correction)
+                )
+                style = dict(color="black", linewidth=2) if correction == "none" else dict(color=f"C{number}")
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=correction, **style)
+            axis.set(title=f"{pattern}\n{source}", xlabel="cost / dense", yscale="log")
+            axis.grid(alpha=0.3)
+        line[0].set_ylabel("relative error")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def write(path: Path, make: Callable[[Path], object]) -> None:
+    """Write under another name first: a run that is cut short leaves the earlier results."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        make(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--at", type=int, nargs="+", default=[6, 14, 26], help="denoising steps that are measured")
+    parser.add_argument("--lag", type=int, default=2, help="steps since the refresh of Reshaped")
+    parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5])
+    parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.15, 0.2, 0.3, 0.5])
+    parser.add_argument("--quick", action="store_true", help="1 prompt, 8 steps, 3 layers, 2 densities")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of corrections.json, .md and .png")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        small = dict(prompts=1, steps=8, at=[3, 6], lag=1, layers=[0, 2, 5], densities=[0.15, 0.3])
+        parser.set_defaults(**small)
+        arguments = parser.parse_args()
+    frames = 33
+    grid, rows = VideoGrid((frames - 1) // 4 + 1, 16, 16), []
+    chosen = arguments.prompts, arguments.steps, arguments.at, arguments.lag, arguments.layers
+    with torch.no_grad():
+        sources = {"shapes": real(frames, *chosen), "synthetic": synthetic(grid, layers=3)}
+        for source, moments in sources.items():
+            for name, patterns in contenders(grid, arguments.densities).items():
+                for pattern in dict.fromkeys(patterns):  # small grids have few windows
+                    measured = [outputs(pattern, grid, moment, 6, arguments.lag) for moment in moments]
+                    rows += summary(source, name, measured)
+                    errors = {row["correction"]: row["error"] for row in rows[-len(CORRECTIONS) :]}
+                    print(source, name, rows[-1]["density"], json.dumps(errors), flush=True)
+    settings = {k: v for k, v in vars(arguments).items() if k != "out"}
+    data = json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n"
+    write(arguments.out / "corrections.json", lambda path: path.write_text(data))
+    head = (
+        f"# Corrections: relative error (worst layer's, as a multiple of its error without)\n\n{json.dumps(settings)}\n"
+    )
+    write(arguments.out / "corrections.md", lambda path: path.write_text(head + table(rows) + "\n"))
+    write(arguments.out / "corrections.png", lambda path: plot(rows, path))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Reshaped attention: what dense attention would have added is measured at some steps and remembered for the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+
+from vidsparse.block_map import BlockMap
+from vidsparse.corrections.base import Correction, SparseCall
+from vidsparse.grid import Tile, VideoGrid
+from vidsparse_kernels.pooling import tile_means
+from vidsparse_kernels.tiles import tile_of_token
+
+Residual = Literal["none", "tile", "full"]
+
+
+@dataclass(frozen=True)
+class Reshaped(Correction):
+    """rho and the second term of `corrections.base` are those of an earlier step, which ran dense.
+
+    At a refresh step the output is the dense one, and two things are kept for each query: the kept keys' share
+    rho = exp(lse - lse_dense) of the softmax, and the residual R = dense - rho * out. k steps later the output is
+    min(rho + drift * k, 1) * out + R. The first sparse step of a layer and branch refreshes, every `refresh_every`-th
+    after it, and any at which the map or the shapes have changed: a pattern that selects by content has to hold its map
+    in between, or every step is dense.
+
+    Paper: Re-ttention, arXiv 2505.22918. Code: cccrrrccc/Re-ttention at bbec1f5. Differences: any unchanging
+    pattern instead of a window along the raster order; the residual is of the attention itself, not of what follows its
+    output projection; rho never exceeds 1; the residual can be compressed, since in full it is as large as the output
+    of every layer and branch (`cache_bytes`): 63 GB for Wan 2.1 14B at 720p, 81 frames,
+    with guidance.
+
+    Attributes:
+        residual: "full" keeps R, "tile" its mean over the video tokens of each query tile (text needs none), "none"
+            nothing: the output is only scaled. On the shipped model "full" helped everywhere, "tile" not in all layers,
+            and "none" was far worse than no correction (`benchmarks/corrections.py`).
+        drift: added to rho at every step.
+        refresh_every: steps from one refresh to the next. Steps that the pattern's schedule runs dense count, but do
+            not refresh.
+
+    Raises:
+        ValueError: an unknown residual, a negative drift, or no step from one refresh to the next.
+    """
+
+    residual: Residual = "full"
+    drift: float = 0.04
+    refresh_every: int = 5
+
+    def __post_init__(self) -> None:
+        if self.residual not in get_args(Residual):
+            raise ValueError(f"residual={self.residual!r} is unknown; choose one of {', '.join(get_args(Residual))}")
+        if self.drift < 0 or self.refresh_every < 1:
+            raise ValueError(f"drift={self.drift} must be at least 0, refresh_every={self.refresh_every} at least 1")
+
+    def correct(self, call: SparseCall) -> torch.Tensor:
+        cache: _Cache | None = call.context.memory.get("reshaped")
+        if cache is None or self._is_stale(cache, call):
+            exact, lse = call.exact()
+            call.context.memory["reshaped"] = self._measure(call, exact.detach(), lse.detach())
+            return exact
+        grid = call.block_map.grid
+        rho = (cache.rho + self.drift * (call.context.step - cache.step)).clamp(max=1.0)
+        out = _per_query(rho) * call.out
+        if cache.residual is not None and self.residual == "full":
+            out = out + cache.residual
+        elif cache.residual is not None:
+            owner = tile_of_token(grid.view, call.block_map.query_tile).to(out.device)
+            video = cache.residual.transpose(1, 2)[:, owner]
+            out = out + torch.nn.functional.pad(video, (0, 0, 0, 0, grid.prefix, grid.suffix))
+        return out.to(call.out.dtype)
+
+    def cache_bytes(
+        self, grid: VideoGrid, tile: Tile, heads: int, head_dim: int, *, batch: int = 1, itemsize: int = 2
+    ) -> int:
+        """Bytes of one layer's and branch's cache, for query tiles `tile` and outputs of `itemsize` bytes."""
+        rows = batch * heads
+        tiles = torch.Size(grid.tiles(tile)).numel()
+        residual = {"none": 0, "tile": 4 * rows * tiles * head_dim, "full": itemsize * rows * grid.tokens * head_dim}
+        return 4 * rows * grid.tokens + residual[self.residual]
+
+    def _is_stale(self, cache: _Cache, call: SparseCall) -> bool:
+        age = call.context.step - cache.step
+        if not 0 <= age < self.refresh_every:
+            return True
+        here = call.lse.shape, call.lse.device
+        return here != (cache.rho.shape, cache.rho.device) or not _same(cache.block_map, call.block_map)
+
+    def _measure(self, call: SparseCall, exact: torch.Tensor, lse: torch.Tensor) -> _Cache:
+        block_map = call.block_map
+        rho = (call.lse.detach() - lse).exp().clamp(max=1.0)
+        residual = None
+        if self.residual != "none":
+            residual = exact - _per_query(rho) * call.out.detach()
+            if self.residual == "tile":
+                residual = tile_means(residual, block_map.view, block_map.query_tile, block_map.grid.prefix)
+            else:
+                residual = residual.to(call.out.dtype)
+        return _Cache(call.context.step, block_map, rho, residual)
+
+
+class _Cache(NamedTuple):
+    """The step and the map measured, rho [B, H, tokens], the residual as the output or [B, H, query tiles, d]."""
+
+    step: int
+    block_map: BlockMap
+    rho: torch.Tensor
+    residual: torch.Tensor | None
+
+
+def _per_query(x: torch.Tensor) -> torch.Tensor:
+    """[B, H, tokens] as a factor of [B, tokens, H, d]."""
+    return x.transpose(1, 2)[..., None]
+
+
+def _same(a: BlockMap, b: BlockMap) -> bool:
+    if a is b:
+        return True
+    if (a.layout, a.counts.shape, a.counts.device) != (b.layout, b.counts.shape, b.counts.device):
+        return False
+    # Equal counts first: they are cheap, and entries past a count mean nothing.
+    return torch.equal(a.counts, b.counts) and torch.equal(a.to_dense(), b.to_dense())

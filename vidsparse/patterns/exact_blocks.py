@@ -1,0 +1,121 @@
+"""The key tiles that get most of the true attention of each query tile, in shares for near and far frames."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from vidsparse.block_map import BlockMap
+from vidsparse.grid import Tile, VideoGrid, check_tile
+from vidsparse.patterns.base import ContentPattern, Context
+from vidsparse_kernels.tiles import tile_of_token, tile_tokens
+
+
+@dataclass(frozen=True)
+class ExactBlocks(ContentPattern):
+    """Computes the attention of every token, and keeps the tiles that get most of it: costly, so made for `Reuse`.
+
+    Of the softmax over all video tokens, each pair of tiles has the sum over its keys, averaged over its queries. A
+    query tile's keys are divided into the first frames (the sink), the tiles in time with it, and the rest; each group
+    keeps its own best. So no group crowds out another, which SparseD calls isolated selection.
+
+    Paper: Wang et al., SparseD, arXiv 2509.24014 (language models). Code: INV-WZQ/SparseD at 52155b4. Differences: its
+    two groups are prompt and generated tokens; the prompt of a video is text, which is exact here. A group keeps
+    ratio * n of its n tiles, rounded, at least one, as in the paper; the code keeps one more, and chooses its prompt
+    tiles among all. The query's own tile is always kept, within its group's number.
+
+    Attributes:
+        ratio: the share of each group to keep.
+        sink: how many first frames are a group of their own, rounded up to whole tiles.
+        tile: sides of the tiles; by default the grid's best of 128 tokens.
+    """
+
+    ratio: float = 0.3
+    sink: int = 1
+    tile: Tile | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio={self.ratio} must be in (0, 1]: the share of each group of tiles to keep")
+        if self.sink < 0:
+            raise ValueError(f"sink={self.sink} must be at least 0: the first frames, which are a group of their own")
+        if self.tile is not None:
+            check_tile(self.tile)
+
+    def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
+        """The answer for attention that is the same everywhere, without computing it."""
+        tile, heads = self.tile or grid.best_tile(), 1 if context is None else context.heads
+        sizes = torch.bincount(tile_of_token(grid.view, tile)) / grid.video_tokens
+        return self._keep(sizes.expand(1, heads, len(sizes), -1), grid, tile)
+
+    def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> BlockMap:
+        tile = self.tile or grid.best_tile()
+        return self._keep(pooled_attention(query, key, grid, tile), grid, tile)
+
+    def _keep(self, attention: torch.Tensor, grid: VideoGrid, tile: Tile) -> BlockMap:
+        own = torch.eye(attention.shape[-1], dtype=torch.bool, device=attention.device)
+        ranked = attention.masked_fill(own, math.inf)
+        kept = torch.zeros_like(attention, dtype=torch.bool)
+        for members in self._groups(grid, tile):
+            members = members.to(attention.device)
+            size = members.sum(dim=-1, keepdim=True)
+            number = (size.double() * self.ratio).round().clamp(min=1).minimum(size)
+            order = ranked.where(members, -1.0).argsort(dim=-1, descending=True, stable=True)
+            kept |= order.argsort(dim=-1) < number
+        return BlockMap.from_dense(kept, grid, tile)
+
+    def _groups(self, grid: VideoGrid, tile: Tile) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Which key tiles are sink, own frames and rest for each query tile: bool [tiles, tiles] each."""
+        times, rows, columns = grid.tiles(tile)
+        time = torch.arange(times).repeat_interleave(rows * columns)
+        sink = (time < math.ceil(self.sink / tile[0])).expand(len(time), -1)
+        own = (time[:, None] == time) & ~sink
+        return sink, own, ~sink & ~own
+
+
+class TiledKeys(NamedTuple):
+    """The video keys of one head in the order of tiles.
+
+    Attributes:
+        keys: float32 [B, tiles * slots, head_dim].
+        bias: float32 [tiles, slots], 0, or -inf for slots of ragged tiles that hold no token.
+    """
+
+    keys: torch.Tensor
+    bias: torch.Tensor
+
+    @classmethod
+    def of(cls, key: torch.Tensor, grid: VideoGrid, tile: Tile) -> TiledKeys:
+        """Reorder the keys of one head, [B, tokens, head_dim]."""
+        slots = _slots(grid.view, tile, grid.prefix).to(key.device)
+        bias = torch.zeros(slots.shape, device=key.device).masked_fill(slots < 0, -math.inf)
+        return cls(key.detach()[:, slots.clamp(min=0).flatten()].float(), bias)
+
+    def shares(self, query: torch.Tensor) -> torch.Tensor:
+        """How queries [B, n, head_dim] divide their attention to the video among tiles: float32 [B, n, tiles]."""
+        scaled = query.detach().float() * query.shape[-1] ** -0.5
+        logits: torch.Tensor = (scaled @ self.keys.mT).unflatten(-1, self.bias.shape)
+        return (logits + self.bias).logsumexp(dim=-1).softmax(dim=-1)
+
+
+def pooled_attention(query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, tile: Tile) -> torch.Tensor:
+    """Attention between tiles, summed over keys and averaged over queries: float32 [B, H, tiles, tiles].
+
+    Holds the logits of one head and one query tile at a time.
+    """
+    rows = [tokens.to(query.device) for tokens in tile_tokens(grid.view, tile, grid.prefix)]
+    heads = []
+    for q, k in zip(query.unbind(dim=2), key.unbind(dim=2), strict=True):
+        keys = TiledKeys.of(k, grid, tile)
+        heads.append(torch.stack([keys.shares(q[:, tokens]).mean(dim=1) for tokens in rows], dim=1))
+    return torch.stack(heads, dim=1)
+
+
+@lru_cache(maxsize=32)
+def _slots(view: Tile, tile: Tile, prefix: int) -> torch.Tensor:
+    """The token in each slot of each tile, -1 where there is none: int64 [tiles, slots]."""
+    return torch.nn.utils.rnn.pad_sequence(list(tile_tokens(view, tile, prefix)), batch_first=True, padding_value=-1)

@@ -1,0 +1,154 @@
+"""Heads that look at their own frames, and heads that look along time: told apart by the output of a few rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from vidsparse.block_map import BlockMap, HeadGroup, Plan
+from vidsparse.grid import Tile, VideoGrid
+from vidsparse.patterns.base import ContentPattern, Context, check_density
+
+
+@dataclass(frozen=True)
+class SpatialTemporal(ContentPattern):
+    """Each head is spatial (its own and near frames) or temporal (the same place in all frames): whichever errs less.
+
+    For a few sampled query rows attention is computed densely and under either mask; a head gets the mask whose output
+    has the smaller squared error, summed over the rows and the samples of a batch. Every query tile of a spatial head
+    sees the tiles nearest in time and, of the last frames that fit the density, those nearest in place; of a temporal
+    head those nearest in place, then in time. Spatial heads have flat tiles of one frame, temporal heads tiles at least
+    as long in time as in place: of 128 tokens, 64 for frames under 1024 tokens.
+
+    Paper: Xi et al., Sparse VideoGen, arXiv 2502.01776. Code: svg-project/Sparse-VideoGen, `svg/models/wan`: the masks'
+    comparison at fbc0772, the settings at 1a384ee. Its scripts keep 0.25 and sample 64 rows; its dense first steps (10
+    of 50 in the paper) and layers are for `StepSchedule`. What differs:
+    - rows are evenly spaced over the video, not random among the first 10000 tokens, and a head has one class for the
+      whole batch, not one for each sample;
+    - the masks compared are those that run, not bands of two frames for every density;
+    - places are near in two dimensions, not along the raster order, and no token moves;
+    - only spatial heads have the first frame as a sink: a tile long in time cannot hold one frame alone. In that code
+      the sink of a temporal head comes after the reordering: it is the first places in all frames.
+
+    The choice waits for the device once a call.
+
+    Attributes:
+        density: the fraction of key tiles that each query tile keeps, under either mask.
+        frames: with `radius`, instead of a density: spatial heads see frames at most so many latent frames away.
+        radius: temporal heads see all frames of the places at most so many tokens away, from tile corner to corner.
+        rows: how many query rows are sampled.
+        sink: whether the first frame follows right after a spatial query's own.
+    """
+
+    density: float | None = 0.25
+    frames: int | None = None
+    radius: float | None = None
+    rows: int = 64
+    sink: bool = True
+
+    def __post_init__(self) -> None:
+        widths = (self.frames, self.radius)
+        if None in widths if self.density is None else widths != (None, None):
+            raise ValueError(
+                f"density={self.density}, frames={self.frames}, radius={self.radius}: give a density alone, or both "
+                "widths, such as SpatialTemporal(density=None, frames=2, radius=8)"
+            )
+        if self.density is not None:
+            check_density(self.density)
+        if not min(self.frames or 0, self.radius or 0) >= 0:
+            raise ValueError(f"frames={self.frames} and radius={self.radius} must be at least 0")
+        if self.rows < 1:
+            raise ValueError(f"rows={self.rows} must be at least 1: the query rows that tell the heads apart")
+
+    def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
+        spatial, temporal = _spatial(self, grid), _temporal(self, grid)
+        if context.value is None:
+            raise ValueError("SpatialTemporal compares outputs: give the values of the call, Context(value=...)")
+        errors = _errors(query, key, context.value, *_sampled(self, grid, query.device))
+        along_time = (errors[1] < errors[0]).tolist()
+        groups = [
+            HeadGroup(tuple(head for head, is_temporal in enumerate(along_time) if is_temporal == kind), block_map)
+            for kind, block_map in ((False, spatial), (True, temporal))
+        ]
+        used = tuple(group for group in groups if group.heads)
+        return used if len(used) > 1 else used[0].block_map
+
+
+@torch.no_grad()
+def _errors(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: torch.Tensor, kept: torch.Tensor
+) -> torch.Tensor:
+    """Squared error of the output under each mask, summed over rows and batch: float32 [masks, heads]."""
+    found = []
+    # Head by head: rows x tokens of one head are small, of all heads they would be as large as a hidden state.
+    for head in range(query.shape[2]):
+        scores = (query[:, rows, head] @ key[:, :, head].mT).float() * query.shape[-1] ** -0.5
+        masked = torch.stack([scores, *(scores.masked_fill(~mask, float("-inf")) for mask in kept)])
+        dense, *sparse = masked.softmax(dim=-1) @ value[:, :, head].float()
+        found.append(torch.stack([(out - dense).square().sum() for out in sparse]))
+    return torch.stack(found, dim=1)
+
+
+@lru_cache(maxsize=8)
+def _sampled(pattern: SpatialTemporal, grid: VideoGrid, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions of the sampled rows in the sequence, and the tokens that both masks keep: bool [2, rows, tokens].
+
+    Rows are spread from the first token to the last, so that their distance is seldom a multiple of the frame's width.
+    """
+    rows = torch.linspace(0, grid.video_tokens - 1, min(pattern.rows, grid.video_tokens), dtype=torch.float64)
+    rows = rows.round().long()
+    kept = []
+    for block_map in (_spatial(pattern, grid), _temporal(pattern, grid)):
+        owner = block_map.key_tile_of_token
+        video = block_map.to_dense()[0, 0][owner[rows]][:, owner]
+        kept.append(torch.nn.functional.pad(video, (grid.prefix, grid.suffix), value=True))
+    return (rows + grid.prefix).to(device), torch.stack(kept).to(device)
+
+
+@lru_cache(maxsize=32)
+def _spatial(pattern: SpatialTemporal, grid: VideoGrid) -> BlockMap:
+    tile = _tile(grid.view, long=False)
+    time, place = _distances(grid, tile)
+    if pattern.sink:
+        # After the own frame and before its neighbours.
+        time[:, : math.prod(grid.tiles(tile)[1:])].clamp_(max=0.5)
+    return BlockMap.from_dense(_nearest(time, place, (pattern.frames or 0) + 0.5, pattern.density), grid, tile)
+
+
+@lru_cache(maxsize=32)
+def _temporal(pattern: SpatialTemporal, grid: VideoGrid) -> BlockMap:
+    tile = _tile(grid.view, long=True)
+    time, place = _distances(grid, tile)
+    return BlockMap.from_dense(_nearest(place, time, pattern.radius or 0.0, pattern.density), grid, tile)
+
+
+def _tile(view: tuple[int, int, int], long: bool) -> Tile:
+    """A tile of one frame, or one at least as long in time as in place: little padding, few tokens of a frame."""
+    grid = VideoGrid(*view)
+    volume = 128 if grid.height * grid.width >= 1024 else 64
+    powers = [1 << i for i in range(volume.bit_length())]
+    tiles = [(f, h, volume // f // h) for f in powers for h in powers if f * h <= volume]
+    tiles = [(f, h, w) for f, h, w in tiles if (f >= max(h, w) if long else f == 1)]
+    # At equal padding a fine column tells more than a coarse one; both terms prefer squares.
+    return min(tiles, key=lambda t: grid.padding(t) + 0.1 * math.log2(max(t[1:])))
+
+
+def _distances(grid: VideoGrid, tile: Tile) -> tuple[torch.Tensor, torch.Tensor]:
+    """How far tiles are apart, in frames and in tokens of a frame: two float64 [tiles, tiles]."""
+    axes = (torch.arange(n, dtype=torch.float64) * side for n, side in zip(grid.tiles(tile), tile, strict=True))
+    corner = torch.cartesian_prod(*axes)
+    time, height, width = (corner[:, None] - corner).abs().unbind(dim=-1)
+    return time, torch.hypot(height, width)
+
+
+def _nearest(first: torch.Tensor, second: torch.Tensor, width: float, density: float | None) -> torch.Tensor:
+    """Of each row the nearest tiles by `first`, then by `second`; or without a density those with `first` <= width."""
+    if density is None:
+        return first <= width
+    number = max(1, round(density * first.shape[-1]))
+    order = second.argsort(dim=-1, stable=True)
+    order = order.gather(-1, first.gather(-1, order).argsort(dim=-1, stable=True))
+    return torch.zeros_like(first, dtype=torch.bool).scatter_(-1, order[:, :number], True)
