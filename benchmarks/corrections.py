@@ -26,9 +26,27 @@ import torch
 from pattern_error import record
 
 import vidsparse
-from vidsparse import Context, Correction, Pattern, Radial, RadialRaster, SlidingTile, VideoGrid, sparse_attention
-from vidsparse.block_map import BlockMap, head_groups
-from vidsparse.corrections import PooledComplement, Rectified, Reshaped, SparseCall
+from vidsparse import (
+    BlockMap,
+    Context,
+    Correction,
+    Gridded,
+    MixtureOfBlocks,
+    Pattern,
+    PooledComplement,
+    PowerOfTwo,
+    Radial,
+    RadialRaster,
+    Rectified,
+    Reshaped,
+    SlidingTile,
+    SparseCall,
+    SpatialTemporal,
+    TopBlocks,
+    VideoGrid,
+    head_groups,
+    sparse_attention,
+)
 from vidsparse.grid import Tile
 
 RESULTS = Path(__file__).parent / "results"
@@ -99,7 +117,7 @@ def synthetic(grid: VideoGrid, layers: int, heads: int = 3, head_dim: int = 64) 
 
 
 def contenders(grid: VideoGrid, densities: list[float]) -> dict[str, list[Pattern]]:
-    """Name -> patterns from sparse to dense. What the package does not have is left out."""
+    """Name -> patterns from sparse to dense."""
     cube = (4, 4, 4)
     windows = [SlidingTile((t, s, s), tile=cube) for t in (4, 8, 12) for s in (4, 8, 12)]
     found: dict[str, list[Pattern]] = {
@@ -109,12 +127,13 @@ def contenders(grid: VideoGrid, densities: list[float]) -> dict[str, list[Patter
         "SlidingTile, tile (4, 4, 4)": [min(windows, key=lambda w: abs(w.plan(grid).density - d)) for d in densities],
         "RadialRaster": [RadialRaster(adjacent="half", block=64), RadialRaster(decay=2.0, block=64)],
     }
-    others: dict[str, Callable[[Any], list[Pattern]]] = {
-        "TopBlocks": lambda kind: [kind(density=d, tile=cube) for d in densities],
-        "PowerOfTwo": lambda kind: [kind(tile=cube, window=(1, 1, 1)), kind(tile=cube)],
-        "MixtureOfBlocks": lambda kind: [kind(top_k=(k, k, k), tile=cube) for k in (1, 2, 4)],
+    found |= {
+        "TopBlocks, tile (4, 4, 4)": [TopBlocks(density=d, tile=cube) for d in densities],
+        "SpatialTemporal": [SpatialTemporal(density=d) for d in densities],
+        "PowerOfTwo, tile (4, 4, 4)": [PowerOfTwo(tile=cube, window=(1, 1, 1)), PowerOfTwo(tile=cube)],
+        "MixtureOfBlocks, tile (4, 4, 4)": [MixtureOfBlocks(top_k=(k, k, k), tile=cube) for k in (1, 2, 4)],
+        "Gridded": [Gridded((1, 8, 8), None, 1, sink) for sink in (0, 1)],
     }
-    found.update({name: make(getattr(vidsparse, name)) for name, make in others.items() if hasattr(vidsparse, name)})
     return found
 
 
@@ -145,7 +164,10 @@ def outputs(
     heads = dense.shape[2]
     context = Context(layer=moment.layer, layers=layers, heads=heads)
     # What remembers keeps the tiles of the earlier step; what does not chooses them anew.
-    held, fresh = (head_groups(pattern.select(*qkv[:2], grid, context), heads) for qkv in (moment.before, moment.now))
+    held, fresh = (
+        head_groups(pattern.select(query, key, grid, replace(context, value=value)), heads)
+        for query, key, value in (moment.before, moment.now)
+    )
     found = {}
     for name, make in CORRECTIONS.items():
         total, density, cost = torch.zeros_like(dense), 0.0, 0.0

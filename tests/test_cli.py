@@ -241,6 +241,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "short window": (["--pattern", "sliding-tile", "--set", "window=9,24"], "must be a tuple of three whole numbers"),
     "a field without a value": (["--set", "sink"], "must be NAME=VALUE, such as window=9,24,24"),
     "a word for a number": (["--set", "density=much"], "pattern 'radial' with {'density': 'much'}"),
+    "unknown correction": (["--correction", "glasses"], "choose one of none, pooled-complement"),
     "no table": (["--pattern", "head-modes"], "no file FILE.json"),
     "dense layers": (["--dense-layers", "first"], "must be whole numbers with commas"),
     "unknown model": (["--model", "shape"], "model 'shape' is unknown"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vidsparse.attention import merge, sparse_attention
     from vidsparse.block_map import BlockMap, HeadGroup, head_groups
-    from vidsparse.corrections import Correction, SparseCall
+    from vidsparse.corrections import Correction, PooledComplement, Rectified, Reshaped, SparseCall
     from vidsparse.grid import VideoGrid
     from vidsparse.patterns import (
         ContentPattern,
@@ -45,10 +45,13 @@ __all__ = [
     "HeadModes",
     "MixtureOfBlocks",
     "Pattern",
+    "PooledComplement",
     "PowerOfTwo",
     "Radial",
     "RadialRaster",
+    "Rectified",
     "Report",
+    "Reshaped",
     "Reuse",
     "Run",
     "SlidingTile",
@@ -67,7 +70,7 @@ __all__ = [
 _MODULES = {
     "vidsparse.attention": ("merge", "sparse_attention"),
     "vidsparse.block_map": ("BlockMap", "HeadGroup", "head_groups"),
-    "vidsparse.corrections": ("Correction", "SparseCall"),
+    "vidsparse.corrections": ("Correction", "PooledComplement", "Rectified", "Reshaped", "SparseCall"),
     "vidsparse.grid": ("VideoGrid",),
     "vidsparse.patterns": (
         "ContentPattern",

@@ -36,7 +36,9 @@ class Run:
     def report(self) -> Report:
         """What has run since `sparsify`, or since the last `reset`."""
         self._settle()
-        return Report(tuple(self._calls.values()), repr(self.settings.pattern))
+        correction = self.settings.correction
+        name = f"{self.settings.pattern!r}" + ("" if correction is None else f" with {correction!r}")
+        return Report(tuple(self._calls.values()), name)
 
     def reset(self) -> None:
         """Forget what has run; the next report starts here."""

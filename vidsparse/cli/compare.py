@@ -46,6 +46,7 @@ def compare(
     check_distinct(output, dense_output, sparse_output, strip, json_output)
     scene = request.read_prompt()
     pattern = request.build_pattern()
+    request.build_correction()
     pipe = sampling.load_pipeline(request)
     arguments = sampling.call_arguments(pipe, request, scene)
     dense, sparse = _sample_both(pipe, pattern, request, arguments)

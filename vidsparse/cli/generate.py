@@ -25,6 +25,7 @@ def generate(
     check_distinct(output, report)
     scene = request.read_prompt()
     pattern = request.build_pattern()
+    request.build_correction()
     pipe = sampling.load_pipeline(request)
     arguments = sampling.call_arguments(pipe, request, scene)
     sample = sampling.sample(pipe, pattern, request, arguments, request.pattern)

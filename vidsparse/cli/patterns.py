@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vidsparse import Pattern
+    from vidsparse import Correction, Pattern
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ PATTERNS = {
 }
 
 
+CORRECTIONS = {"none": None, "pooled-complement": "PooledComplement", "rectified": "Rectified", "reshaped": "Reshaped"}
 DENSITY_HELP = "Fraction of tile pairs to keep, for patterns that have one."
 SET_HELP = "A field of the pattern, such as window=9,24,24; may be given again."
 
@@ -84,6 +85,21 @@ def build_pattern(name: str, density: float | None = None, settings: list[str] |
     except FileNotFoundError as error:
         raise ValueError(f"no file {error.filename}: --set table=FILE.json names a table of head modes") from None
     return pattern
+
+
+def build_correction(name: str) -> Correction | None:
+    """The correction of a name, with its defaults.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in CORRECTIONS:
+        raise ValueError(f"correction {name!r} is unknown; choose one of {', '.join(CORRECTIONS)}")
+    import vidsparse
+
+    cls = CORRECTIONS[name]
+    correction: Correction | None = None if cls is None else getattr(vidsparse, cls)()
+    return correction
 
 
 def _read(setting: str) -> tuple[str, Any]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from typer import Argument, Option
 
-from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP, build_pattern
+from vidsparse.cli.patterns import CORRECTIONS, DENSITY_HELP, SET_HELP, build_correction, build_pattern
 
 if TYPE_CHECKING:
-    from vidsparse import Pattern
+    from vidsparse import Correction, Pattern
     from vidsparse.shapes.scene import Scene
 
 ATTENTION, VIDEO, MACHINE = "Attention", "Video", "Machine"
@@ -32,6 +32,7 @@ class Request:
         float | None, Option(help=DENSITY_HELP, rich_help_panel=ATTENTION, show_default="of the pattern")
     ] = None
     settings: Annotated[list[str] | None, Option("--set", help=SET_HELP, rich_help_panel=ATTENTION)] = None
+    correction: Annotated[str, Option(help=f"{', '.join(CORRECTIONS)}.", rich_help_panel=ATTENTION)] = "none"
     dense_steps: Annotated[int, Option(min=0, help="Dense steps at the start.", rich_help_panel=ATTENTION)] = 4
     dense_last_steps: Annotated[int, Option(min=0, help="Dense steps at the end.", rich_help_panel=ATTENTION)] = 0
     dense_layers: Annotated[
@@ -99,6 +100,14 @@ class Request:
         from vidsparse import StepSchedule
 
         return StepSchedule(pattern, self.dense_steps, self.dense_last_steps, layers)
+
+    def build_correction(self) -> Correction | None:
+        """What is added back for dropped tiles.
+
+        Raises:
+            ValueError: an unknown correction.
+        """
+        return build_correction(self.correction)
 
 
 def _integers(option: str, text: str) -> tuple[int, ...]:

@@ -156,7 +156,7 @@ def sample(pipe: Any, pattern: Pattern, request: Request, arguments: dict[str, A
     description = TextColumn("{task.description}", markup=False)
     with (
         Progress(description, *columns, console=live_console(), transient=True) as progress,
-        vidsparse.sparsify(pipe, pattern, impl=request.impl) as run,
+        vidsparse.sparsify(pipe, pattern, correction=request.build_correction(), impl=request.impl) as run,
     ):
         task = progress.add_task(label, total=steps)
         denoised = started = time.perf_counter()
