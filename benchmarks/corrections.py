@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import torch
 from pattern_error import record
 
-import vidsparse
 from vidsparse import (
     BlockMap,
     Context,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -102,10 +102,7 @@ class BlockMap:
     def densities(self) -> torch.Tensor:
         """`density` and `token_density` as float64 [2] on the map's device, which nobody has waited for."""
         device = self.counts.device
-        rows, columns = (
-            torch.bincount(tile_of_token(self.view, tile)).to(device, torch.float64)
-            for tile in (self.query_tile, self.key_tile)
-        )
+        rows, columns = (_tile_sizes(self.view, tile, device) for tile in (self.query_tile, self.key_tile))
         listed = torch.arange(self.indices.shape[-1], device=device) < self.counts[..., None]
         seen = (columns[torch.where(listed, self.indices, 0).long()] * listed).sum(dim=-1)  # [B, H, query tiles]
         video = (seen * rows).sum(dim=-1).mean()
@@ -192,6 +189,12 @@ def head_groups(plan: Plan, heads: int) -> tuple[HeadGroup, ...]:
     if found != list(range(heads)):
         raise ValueError(f"the groups of a plan hold heads {found}, expected each of 0 to {heads - 1} once")
     return plan
+
+
+@lru_cache(maxsize=64)
+def _tile_sizes(view: Tile, tile: Tile, device: torch.device) -> torch.Tensor:
+    """How many tokens each tile holds: float64 [tiles]."""
+    return torch.bincount(tile_of_token(view, tile)).to(device, torch.float64)
 
 
 def _touched(owner: torch.Tensor, blocks: int, block: int, tiles: int) -> torch.Tensor:

@@ -1,0 +1,153 @@
+"""What a layer does for patterns and corrections beyond one map: groups of heads, memory, branches, exact calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from test_sparsify import SIZES, call, tiny, tokens_of
+
+from vidsparse import (
+    BlockMap,
+    ContentPattern,
+    Context,
+    Correction,
+    Dense,
+    HeadGroup,
+    Pattern,
+    Radial,
+    SlidingTile,
+    SparseCall,
+    VideoGrid,
+    attn_processors,
+    sparsify,
+)
+
+GRID = tokens_of(SIZES["5x7x11"])
+FLAT, LONG = Radial(density=0.3, tile=(1, 4, 4)), SlidingTile(window=(4, 2, 2), tile=(4, 2, 2))
+
+
+@dataclass(frozen=True)
+class PerHead(Pattern):
+    """Groups as they are given: (heads, pattern) pairs."""
+
+    groups: tuple[tuple[tuple[int, ...], Pattern], ...]
+
+    def plan(self, grid: VideoGrid, context: Context | None = None) -> tuple[HeadGroup, ...]:
+        maps = [(heads, pattern.plan(grid)) for heads, pattern in self.groups]
+        return tuple(HeadGroup(heads, block_map) for heads, block_map in maps if isinstance(block_map, BlockMap))
+
+
+@dataclass(frozen=True)
+class Recording(ContentPattern):
+    """Sees everything, and writes down what it was asked and what its memory held."""
+
+    seen: list[tuple[Context, torch.dtype, int]] = field(default_factory=list, compare=False)
+
+    def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> BlockMap:
+        held = len(context.memory)
+        context.memory[context.step] = True
+        self.seen.append((context, (query.float() @ key.float().mT).dtype, held))
+        return Dense(tile=(1, 4, 4)).plan(grid)
+
+
+@dataclass(frozen=True)
+class Halved(Correction):
+    """Gives half of the sparse output, or the dense one at chosen steps."""
+
+    exact_steps: tuple[int, ...] = ()
+    calls: list[SparseCall] = field(default_factory=list, compare=False)
+
+    def correct(self, call: SparseCall) -> torch.Tensor:
+        self.calls.append(call)
+        return call.exact()[0] if call.context.step in self.exact_steps else call.out / 2
+
+
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+def test_each_group_of_heads_has_its_own_map(impl: str) -> None:
+    transformer = tiny(num_attention_heads=3)
+    pattern = PerHead((((0, 2), FLAT), ((1,), LONG)))
+    mask = torch.cat([p.plan(GRID).token_mask() for p in (FLAT, LONG, FLAT)], dim=1)
+    originals = [block.attn1.processor for block in transformer.blocks]
+    for block, original in zip(transformer.blocks, originals, strict=True):
+
+        def with_mask(attn: Any, x: Any, text: Any, no_mask: Any, rotary: Any, original: Any = original) -> Any:
+            return original(attn, x, text, mask, rotary)
+
+        block.attn1.processor = with_mask
+    expected = call(transformer)
+    for block, original in zip(transformer.blocks, originals, strict=True):
+        block.attn1.processor = original
+    with sparsify(transformer, pattern, impl=impl) as run:
+        torch.testing.assert_close(call(transformer), expected)
+    report = run.report()
+    assert report.calls[0].tiles == ((1, 4, 4), (4, 2, 2))
+    assert report.density == pytest.approx((2 * FLAT.plan(GRID).density + LONG.plan(GRID).density) / 3)
+    assert "tile (1, 4, 4) and (4, 2, 2)" in report.ran[0]
+
+
+@pytest.mark.parametrize("heads", [((0,), (0,)), ((0,), (2,)), ((0,),)], ids=str)
+def test_groups_that_miss_or_share_a_head_are_refused(heads: tuple[tuple[int, ...], ...]) -> None:
+    transformer = tiny()
+    with sparsify(transformer, PerHead(tuple((h, FLAT) for h in heads))):  # noqa: SIM117
+        with pytest.raises(ValueError, match="expected each of 0 to 1 once"):
+            call(transformer)
+
+
+def test_memory_belongs_to_a_layer_and_branch_and_ends_with_the_video() -> None:
+    transformer, pattern = tiny(), Recording()
+    with sparsify(transformer, pattern):
+        for timestep in (900.0, 900.0, 500.0, 500.0, 900.0):
+            call(transformer, timestep=timestep)
+    first_layer = [(c.step, c.branch, held) for c, _, held in pattern.seen if c.layer == 0]
+    assert first_layer == [(0, 0, 0), (0, 1, 0), (1, 0, 1), (1, 1, 1), (0, 0, 0)]
+    assert [(c.step, c.branch, held) for c, _, held in pattern.seen if c.layer == 1] == first_layer
+    stores = {id(c.memory): (c.layer, c.branch) for c, _, _ in pattern.seen[:4]}
+    assert len(stores) == 4
+    assert all(c.value is not None and c.heads == 2 for c, _, _ in pattern.seen)
+
+
+def test_maps_are_chosen_in_full_precision_under_autocast() -> None:
+    transformer, pattern = tiny(), Recording()
+    with sparsify(transformer, pattern), torch.autocast("cpu", torch.bfloat16):
+        call(transformer)
+    assert {dtype for _, dtype, _ in pattern.seen} == {torch.float32}
+
+
+def test_a_correction_sees_the_call_and_its_answer_is_the_layers() -> None:
+    transformer, correction = tiny(), Halved()
+    projections = {}
+    for i, block in enumerate(transformer.blocks):
+        block.attn1.to_out[0].register_forward_pre_hook(lambda _, args, i=i: projections.update({i: args[0]}))
+    with sparsify(transformer, FLAT, correction=correction, impl="reference") as run:
+        call(transformer)
+    seen = correction.calls[0]
+    assert seen.query.shape == seen.key.shape == seen.value.shape == seen.out.shape == (1, GRID.tokens, 2, 12)
+    assert seen.lse.shape == (1, 2, GRID.tokens) and seen.block_map is FLAT.plan(GRID)
+    torch.testing.assert_close(projections[0], seen.out.flatten(2) / 2)
+    assert run.report().pattern == f"{FLAT!r} with {correction!r}"
+    assert run.report().density == pytest.approx(FLAT.plan(GRID).density)
+
+
+def test_exact_calls_are_dense_attention_and_counted_as_dense() -> None:
+    transformer, correction = tiny(), Halved(exact_steps=(0,))
+    expected = call(transformer, timestep=900.0)
+    with sparsify(transformer, FLAT, correction=correction) as run:
+        torch.testing.assert_close(call(transformer, timestep=900.0), expected)
+        call(transformer, timestep=500.0)
+    densities = {c.step: c.density for c in run.report().calls}
+    assert densities[0] == 1 and densities[1] == pytest.approx(FLAT.plan(GRID).density)
+
+
+def test_attn_processors_take_a_correction() -> None:
+    transformer, correction = tiny(), Halved()
+    transformer.set_attn_processor(attn_processors(transformer, FLAT, correction=correction))
+    call(transformer)
+    assert len(correction.calls) == 2
+
+
+def test_something_else_than_a_correction_is_refused() -> None:
+    with pytest.raises(TypeError, match="correction='pooled' must be a correction or None"):
+        sparsify(tiny(), FLAT, correction="pooled")  # type: ignore[arg-type]
