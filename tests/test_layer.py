@@ -18,8 +18,11 @@ from vidsparse import (
     HeadGroup,
     Pattern,
     Radial,
+    Reshaped,
+    Reuse,
     SlidingTile,
     SparseCall,
+    TopBlocks,
     VideoGrid,
     attn_processors,
     sparsify,
@@ -107,6 +110,25 @@ def test_memory_belongs_to_a_layer_and_branch_and_ends_with_the_video() -> None:
     stores = {id(c.memory): (c.layer, c.branch) for c, _, _ in pattern.seen[:4]}
     assert len(stores) == 4
     assert all(c.value is not None and c.heads == 2 for c, _, _ in pattern.seen)
+
+
+def test_the_report_counts_what_is_kept() -> None:
+    transformer = tiny()
+    top = TopBlocks(density=0.3, tile=(1, 4, 4))
+    with sparsify(transformer, Reuse(top)) as run:
+        for timestep in (900.0, 900.0, 500.0):  # two branches, then one of them again
+            call(transformer, timestep=timestep)
+    tiles = len(top.plan(GRID).counts.flatten())
+    width = round(0.3 * tiles)
+    # 2 layers, 2 branches, 2 heads, rows of a count and `width` indices of 16 bits.
+    assert run.report().kept_bytes == 2 * 2 * 2 * tiles * (1 + width) * 2
+    assert "kept from step to step: 0.0" in str(run.report())
+    with sparsify(transformer, FLAT, correction=Reshaped()) as run:
+        call(transformer)
+    assert run.report().kept_bytes == 2 * Reshaped().cache_bytes(GRID, (1, 4, 4), 2, 12, itemsize=4)
+    with sparsify(transformer, FLAT) as run:
+        call(transformer)
+    assert run.report().kept_bytes == 0 and "kept" not in str(run.report())
 
 
 def test_maps_are_chosen_in_full_precision_under_autocast() -> None:

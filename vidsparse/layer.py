@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -147,6 +147,7 @@ class Layer:
             seconds=0.0,
             flops=dense_flops,
             dense_flops=dense_flops,
+            kept_bytes=_kept_bytes(self.memories),
         )
 
 
@@ -193,6 +194,11 @@ def _interleave(done: list[_Done]) -> torch.Tensor:
     for part in done:
         out[:, :, list(part.group.heads)] = part.out
     return out
+
+
+def _kept_bytes(memory: Mapping[Any, Any]) -> int:
+    """Bytes of what stands in a memory, and in those within it, and says its `nbytes`."""
+    return sum(_kept_bytes(x) if isinstance(x, Mapping) else getattr(x, "nbytes", 0) for x in memory.values())
 
 
 def _moment(device: torch.device) -> float | torch.cuda.Event:

@@ -24,6 +24,7 @@ class LayerCall:
         density: kept / all pairs of video tiles. token_density: kept / all pairs of tokens, text included.
         seconds: of the whole attention layer, projections included, over all calls.
         flops, dense_flops: of the two matrix products, as run and as dense, over all calls.
+        kept_bytes: what pattern and correction keep of the layer for later steps, all branches together.
         calls: how many.
     """
 
@@ -40,6 +41,7 @@ class LayerCall:
     seconds: float
     flops: float
     dense_flops: float
+    kept_bytes: int = 0
     calls: int = 1
 
     def __add__(self, other: LayerCall) -> LayerCall:
@@ -53,6 +55,7 @@ class LayerCall:
             seconds=self.seconds + other.seconds,
             flops=self.flops + other.flops,
             dense_flops=self.dense_flops + other.dense_flops,
+            kept_bytes=max(self.kept_bytes, other.kept_bytes),
             calls=calls,
         )
 
@@ -118,6 +121,14 @@ class Report:
         ]
 
     @property
+    def kept_bytes(self) -> int:
+        """The most that patterns and corrections kept at a step for later ones, over all layers."""
+        kept: Counter[tuple[str, int]] = Counter()
+        for call in self.calls:
+            kept[call.transformer, call.step] += call.kept_bytes
+        return max(kept.values(), default=0)
+
+    @property
     def advice(self) -> list[str]:
         """Why sparsity could not pay in this run, each with its number; empty when it could."""
         found = []
@@ -142,6 +153,7 @@ class Report:
             "token_density": self.token_density,
             "seconds": self.seconds,
             "flops_saved": self.flops_saved,
+            "kept_bytes": self.kept_bytes,
             "sparse_calls": self.sparse_calls,
             "dense_calls": self.dense_calls,
             "dense_reasons": self.dense_reasons,
@@ -161,6 +173,8 @@ class Report:
                 f"measured density: {self.density:.3f} of video tile pairs, {self.token_density:.3f} of token pairs"
             )
             lines += [f"ran: {text}" for text in self.ran]
+        if self.kept_bytes:
+            lines.append(f"kept from step to step: {self.kept_bytes / 1e6:.2f} MB")
         lines += [f"dense: {count} calls, {reason}" for reason, count in self.dense_reasons.items()]
         return "\n".join(lines + [f"note: {text}" for text in self.advice])
 

@@ -108,6 +108,10 @@ class _Cache(NamedTuple):
     rho: torch.Tensor
     residual: torch.Tensor | None
 
+    @property
+    def nbytes(self) -> int:
+        return self.rho.nbytes + (0 if self.residual is None else self.residual.nbytes)
+
 
 def _per_query(x: torch.Tensor) -> torch.Tensor:
     """[B, H, tokens] as a factor of [B, tokens, H, d]."""

@@ -24,6 +24,7 @@ class Context:
         transformer: "transformer", or "transformer_2" for the second expert of a pipeline.
         branch: which call of a step this is: with separate classifier-free guidance 0 has the prompt and 1 has not.
         memory: what a pattern keeps from step to step, for this layer and branch of one run; empty at a video's start.
+            The report counts the `nbytes` of its values.
         value: values of the call [batch, tokens, heads, head_dim], for patterns that compare outputs.
     """
 
