@@ -17,7 +17,7 @@ from vidsparse.corrections import Correction, SparseCall
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context, Dense, Pattern
 from vidsparse.report import LayerCall
-from vidsparse_pipelines.base import Attend
+from vidsparse_pipelines.base import Attend, Output
 
 TRAIN_TIMESTEPS = 1000  # diffusers' flow-matching schedulers count noise from 0 to this
 
@@ -53,10 +53,10 @@ class Layer:
 
     def run(
         self,
-        dense: Callable[[], torch.Tensor],
-        sparse: Callable[[Attend], torch.Tensor],
+        dense: Callable[[], Output],
+        sparse: Callable[[Attend], Output],
         unsupported: str | None = None,
-    ) -> torch.Tensor:
+    ) -> Output:
         grid, settings = self.clock.grid, self.settings
         if grid is None:
             raise RuntimeError("attention ran outside the transformer's forward, so its grid is unknown")
@@ -84,24 +84,32 @@ class Layer:
             reason = "the pattern asks for it"
         done: list[_Done] = []
 
-        def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        def attend(
+            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, extra_valid: torch.Tensor | None = None
+        ) -> torch.Tensor:
             here, kind = replace(context, heads=query.shape[2], value=value), query.device.type
             # As for PyTorch's own attention: norms give float32 under autocast, attention has the lower precision.
             low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
             with torch.autocast(kind, enabled=False):  # the scores that maps are chosen by keep their precision
                 groups = head_groups(settings.pattern.select(query, key, grid, here), here.heads)
                 query, key, value = (x.to(low) for x in (query, key, value))
-                done.extend(self._attend(group, query, key, value, here) for group in groups)
+                done.extend(self._attend(group, query, key, value, extra_valid, here) for group in groups)
             return done[0].out if len(done) == 1 else _interleave(done)
 
         started = _moment(self.clock.device)
         out = dense() if reason is not None else sparse(attend)
-        call = self._call(grid, out, done, reason)
+        call = self._call(grid, out if isinstance(out, torch.Tensor) else out[0], done, reason)
         self.record(Pending(call, _densities(done), started, _moment(self.clock.device)))
         return out
 
     def _attend(
-        self, group: HeadGroup, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, context: Context
+        self,
+        group: HeadGroup,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        extra_valid: torch.Tensor | None,
+        context: Context,
     ) -> _Done:
         """Attention of the heads of one group."""
         if len(group.heads) < context.heads:
@@ -110,16 +118,18 @@ class Layer:
         if choice.fallback is not None and self.settings.strict:
             name = f"{self.transformer} layer {self.index}"
             raise NotImplementedError(f"{name} would run impl {choice.impl!r}: {choice.fallback} (strict=True)")
+        tensors = query, key, value
+        options: dict[str, Any] = {"extra_valid": extra_valid, "impl": choice.impl}
         correction = self.settings.correction
         if correction is None and group.empty == "zero":
-            return _Done(group, choice, sparse_attention(query, key, value, group.block_map, impl=choice.impl))
+            return _Done(group, choice, sparse_attention(*tensors, group.block_map, **options))
         ran = [group.block_map]
 
         def exact() -> tuple[torch.Tensor, torch.Tensor]:
             ran.append(Dense(group.block_map.query_tile).plan(group.block_map.grid))
-            return sparse_attention(query, key, value, ran[-1], impl=choice.impl, return_lse=True)
+            return sparse_attention(*tensors, ran[-1], **options, return_lse=True)
 
-        out, lse = sparse_attention(query, key, value, group.block_map, impl=choice.impl, return_lse=True)
+        out, lse = sparse_attention(*tensors, group.block_map, **options, return_lse=True)
         if group.empty == "mean":
             alone = lse.isneginf().transpose(1, 2)[..., None]
             out = torch.where(alone, value.mean(dim=1, keepdim=True), out)
@@ -127,7 +137,7 @@ class Layer:
             return _Done(group, choice, out)
         memory = context.memory.setdefault(("correction", group.heads), {})
         here = replace(context, heads=len(group.heads), memory=memory)
-        out = correction.correct(SparseCall(query, key, value, out, lse, group.block_map, here, exact))
+        out = correction.correct(SparseCall(*tensors, out, lse, group.block_map, here, exact, extra_valid))
         return _Done(group._replace(block_map=ran[-1]), choice, out)
 
     def _call(self, grid: VideoGrid, out: torch.Tensor, done: list[_Done], reason: str | None) -> LayerCall:

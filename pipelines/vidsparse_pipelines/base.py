@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from vidsparse.grid import VideoGrid
 
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# Attention of query, key and value [batch, tokens, heads, head_dim], and `extra_valid`, int [batch], where some of the
+# prefix and suffix tokens are padding: how many of them, in sequence order, are real.
+Attend = Callable[..., torch.Tensor]
+# What a processor gives: hidden states, or those of video and text.
+Output = TypeVar("Output", torch.Tensor, tuple[torch.Tensor, ...])
 
 
 class SparseLayer(Protocol):
@@ -18,16 +22,16 @@ class SparseLayer(Protocol):
 
     def run(
         self,
-        dense: Callable[[], torch.Tensor],
-        sparse: Callable[[Attend], torch.Tensor],
+        dense: Callable[[], Output],
+        sparse: Callable[[Attend], Output],
         unsupported: str | None = None,
-    ) -> torch.Tensor:
+    ) -> Output:
         """Run one of two ways through the layer.
 
         Args:
             dense: calls the model's own processor.
-            sparse: computes query, key and value [batch, tokens, heads, head_dim], hands them to the function it gets,
-                and projects what that returns.
+            sparse: computes query, key and value [batch, tokens, heads, head_dim], hands them to the function it gets
+                (`Attend`), and projects what that returns.
             unsupported: why this call cannot be sparse, or None.
         """
 

@@ -29,6 +29,7 @@ class SparseCall:
         block_map: which tiles were kept.
         context: layer and step; `memory` is this correction's own.
         exact: computes dense attention, out and lse, for corrections that learn from it; the report counts it.
+        extra_valid: int [batch], how many prefix and suffix tokens, in sequence order, are real; None: all.
     """
 
     query: torch.Tensor
@@ -39,6 +40,7 @@ class SparseCall:
     block_map: BlockMap
     context: Context
     exact: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+    extra_valid: torch.Tensor | None = None
 
 
 class Correction(ABC):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vidsparse_kernels.threads import divide
-from vidsparse_pipelines.base import Attend
+from vidsparse_pipelines.base import Attend, Output
 from vidsparse_pipelines.wan import WanSparseProcessor
 
 ROWS = 384  # queries of one product: their scores stay in the cache of one core
@@ -101,10 +101,10 @@ class _StoredLayer:
 
     def run(
         self,
-        dense: Callable[[], torch.Tensor],
-        sparse: Callable[[Attend], torch.Tensor],
+        dense: Callable[[], Output],
+        sparse: Callable[[Attend], Output],
         unsupported: str | None = None,
-    ) -> torch.Tensor:
+    ) -> Output:
         return sparse(stored_attention)
 
 
