@@ -10,7 +10,7 @@ from against_float64 import Case
 from torch.nn.functional import scaled_dot_product_attention
 
 import vidsparse.corrections.pooled_complement
-from vidsparse import Context, Correction, Dense, Radial, SparseCall, VideoGrid, sparse_attention
+from vidsparse import BlockMap, Context, Correction, Dense, Radial, SparseCall, VideoGrid, sparse_attention
 from vidsparse.corrections import PooledComplement, Rectified, Reshaped
 from vidsparse_kernels.tiles import tile_of_token, tile_tokens
 
@@ -39,16 +39,21 @@ every_correction = pytest.mark.parametrize("correction", CORRECTIONS, ids=repr)
 TINY = dict(rtol=1e-4, atol=1e-5)  # float32, outputs of order 1
 
 
-def call(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: Context | None = None) -> SparseCall:
+def call(
+    case: Case,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    context: Context | None = None,
+    extra_valid: torch.Tensor | None = None,
+) -> SparseCall:
     """A sparse call with a random map."""
-    block_map = case.block_map()
-    out, lse = sparse_attention(q, k, v, block_map, impl="reference", return_lse=True)
 
-    def exact() -> tuple[torch.Tensor, torch.Tensor]:
-        full = Dense(case.query_tile).plan(case.grid)
-        return sparse_attention(q, k, v, full, impl="reference", return_lse=True)
+    def attend(block_map: BlockMap) -> tuple[torch.Tensor, torch.Tensor]:
+        return sparse_attention(q, k, v, block_map, extra_valid=extra_valid, impl="reference", return_lse=True)
 
-    return SparseCall(q, k, v, out, lse, block_map, context or Context(), exact)
+    block_map, full = case.block_map(), Dense(case.query_tile).plan(case.grid)
+    return SparseCall(q, k, v, *attend(block_map), block_map, context or Context(), lambda: attend(full), extra_valid)
 
 
 def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -65,6 +70,25 @@ def flattened(case: Case, x: torch.Tensor, tile: tuple[int, int, int]) -> torch.
 
 def later(now: SparseCall, step: int) -> SparseCall:
     return replace(now, context=replace(now.context, step=step))
+
+
+@every_correction
+def test_text_that_is_not_real_changes_nothing(correction: Correction) -> None:
+    case, valid = CASES["text"], torch.tensor([4, 0])
+    q, k, v = case.tensors()
+    text = Dense().plan(TEXT).layout.extra_tokens
+    rows, results = [slice(3, 3 + TEXT.video_tokens), text[:4]], []
+    for noise in (0.0, 9.0):
+        for sample, real in enumerate(valid.tolist()):
+            k[sample, text[real:]] += noise
+            v[sample, text[real:]] -= noise
+        torch.manual_seed(0)  # of the map
+        now = call(case, q, k, v, extra_valid=valid)
+        correction.correct(now)
+        out = correction.correct(later(now, 1))
+        results.append((out[:, rows[0]], out[0, rows[1]]))
+    for first, second in zip(*results, strict=True):
+        torch.testing.assert_close(first, second, **TINY)
 
 
 @every_correction

@@ -14,13 +14,20 @@ from vidsparse_pipelines.base import Adapter
 
 
 class Clock:
-    """Where a transformer's current forward call stands: grid and step, read by a forward pre-hook."""
+    """Keeps what a forward pre-hook reads.
+
+    Attributes:
+        grid: the tokens of the present call.
+        timestep: its noise as the adapter tells it, falling from 1000.
+        step, steps: index of the denoising step, and how many there are, 0 while that is unknown.
+        branch: which call of the step this is. video: how many videos have begun.
+    """
 
     def __init__(self, transformer: torch.nn.Module, adapter: Adapter, scheduler: Callable[[], Any]):
         self.adapter, self.scheduler = adapter, scheduler
         self.grid: VideoGrid | None = None
         self.timestep, self.step, self.steps = float("inf"), 0, 0
-        self.branch, self.video = 0, 0
+        self.branch, self.video, self.index = 0, 0, None
         self.device = torch.device("cpu")
         self._signature = inspect.signature(type(transformer).forward)
         # The hook must not keep the clock alive: with `attn_processors`, it goes when its processors go.
@@ -39,16 +46,23 @@ class Clock:
     def read(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> None:
         grid, timestep = self.adapter.grid(transformer, call), self.adapter.timestep(call)
         scheduler = self.scheduler()
-        schedule: list[float] = torch.as_tensor(getattr(scheduler, "timesteps", ())).tolist()
-        # Noise only falls within a run: a rise, or another grid, is the start of the next one.
-        if grid != self.grid or timestep > self.timestep:
+        # Transformers get timesteps in the dtype of their weights, and some families count the other way round.
+        dtype = torch.as_tensor(call["timestep"]).dtype
+        timesteps = torch.as_tensor(getattr(scheduler, "timesteps", ())).to(dtype).tolist()
+        schedule = [self.adapter.timestep({"timestep": t}) for t in timesteps]
+        index = getattr(scheduler, "step_index", None)  # how many steps it has made; None before the first
+        # Noise only falls within a run: a rise, or another video, is the start of the next one. Text has any length.
+        if self.grid is None or grid.view != self.grid.view or timestep > self.timestep:
             self.step, self.branch, self.video = 0, 0, self.video + 1
-        elif timestep < self.timestep:
+        elif timestep < self.timestep or index != self.index:
             self.step, self.branch = self.step + 1, 0
         else:
-            self.branch += 1  # the same noise again: classifier-free guidance in calls of its own
+            self.branch += 1  # the same step again: classifier-free guidance in calls of its own
         self.steps = 0
-        if timestep in schedule:
+        if schedule.count(timestep) == 1:
             self.step, self.steps = schedule.index(timestep), len(schedule)
-        self.grid, self.timestep = grid, timestep
+        elif schedule and hasattr(scheduler, "step_index") and (index or 0) < len(schedule):
+            # Rounded to the dtype of the weights, timesteps may be unknown to the scheduler, or known twice.
+            self.step, self.steps = index or 0, len(schedule)
+        self.grid, self.timestep, self.index = grid, timestep, index
         self.device = call["hidden_states"].device

@@ -70,7 +70,7 @@ class Run:
     def restore(self) -> None:
         """Put back the very processor objects that stood there, and remove all hooks. Safe to call twice."""
         for module, original in self._originals:
-            module.set_processor(original)  # type: ignore[operator]
+            _set_processor(module, original)
         for clock in self._clocks:
             clock.remove()
         self._originals.clear()
@@ -150,7 +150,7 @@ def sparsify(
         found = [pair for name, t in targets.items() for pair in run._processors(t, name, scheduler).values()]
         for module, processor in found:
             run._originals.append((module, module.processor))
-            module.set_processor(processor)  # type: ignore[operator]
+            _set_processor(module, processor)
     except BaseException:
         run.restore()
         raise
@@ -167,10 +167,21 @@ def attn_processors(
     transformer's own calls, since no scheduler is known here: their number is not, so `dense_last_steps` has no effect.
     There is no report either; use `sparsify` for these.
     """
+    if not hasattr(transformer, "attn_processors"):
+        name = type(transformer).__name__
+        raise NotImplementedError(f"{name} has no attn_processors in this diffusers; use vidsparse.sparsify instead")
     run = Run(_settings(pattern, correction, impl))
     ours = run._processors(transformer, "transformer", lambda: None)
     present: dict[str, Any] = dict(transformer.attn_processors)  # type: ignore[arg-type]
     return present | {f"{name}.processor": processor for name, (_, processor) in ours.items()}
+
+
+def _set_processor(module: Any, processor: Any) -> None:
+    # Some attention modules of diffusers, such as Mochi's, have a processor but no way to set it.
+    if hasattr(module, "set_processor"):
+        module.set_processor(processor)
+    else:
+        module.processor = processor
 
 
 def _settings(

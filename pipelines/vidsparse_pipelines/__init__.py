@@ -12,7 +12,20 @@ if TYPE_CHECKING:
 
 # Class name of the transformer -> module and class of its adapter, imported when it is used.
 ADAPTERS: dict[str, tuple[str, str]] = {
+    "AllegroTransformer3DModel": ("vidsparse_pipelines.allegro", "AllegroAdapter"),
+    "CogVideoXTransformer3DModel": ("vidsparse_pipelines.cogvideox", "CogVideoXAdapter"),
+    "ConsisIDTransformer3DModel": ("vidsparse_pipelines.cogvideox", "CogVideoXAdapter"),
+    "CosmosTransformer3DModel": ("vidsparse_pipelines.cosmos", "CosmosAdapter"),
+    "HunyuanVideo15Transformer3DModel": ("vidsparse_pipelines.hunyuan_video_15", "HunyuanVideo15Adapter"),
+    "HunyuanVideoFramepackTransformer3DModel": ("vidsparse_pipelines.framepack", "FramepackAdapter"),
+    "HunyuanVideoTransformer3DModel": ("vidsparse_pipelines.hunyuan_video", "HunyuanVideoAdapter"),
+    "Kandinsky5Transformer3DModel": ("vidsparse_pipelines.kandinsky5", "Kandinsky5Adapter"),
+    "LTX2VideoTransformer3DModel": ("vidsparse_pipelines.ltx2", "LTX2Adapter"),
+    "LTXVideoTransformer3DModel": ("vidsparse_pipelines.ltx", "LTXAdapter"),
+    "MochiTransformer3DModel": ("vidsparse_pipelines.mochi", "MochiAdapter"),
+    "SkyReelsV2Transformer3DModel": ("vidsparse_pipelines.skyreels_v2", "SkyReelsV2Adapter"),
     "WanTransformer3DModel": ("vidsparse_pipelines.wan", "WanAdapter"),
+    "WanVACETransformer3DModel": ("vidsparse_pipelines.wan_vace", "WanVACEAdapter"),
 }
 
 

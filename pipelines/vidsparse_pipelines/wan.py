@@ -44,7 +44,7 @@ class WanSparseProcessor(WrappedProcessor):
         def sparse(attend: Attend) -> torch.Tensor:
             query, key, value = _project(attn, hidden_states)
             if rotary_emb is not None:
-                query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)
+                query, key = rotate_pairs(query, *rotary_emb), rotate_pairs(key, *rotary_emb)
             out = attend(query, key, value).flatten(2).type_as(query)
             for module in attn.to_out:
                 out = module(out)
@@ -68,7 +68,7 @@ def _project(attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torc
     return query, key, value
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary embedding on neighbouring pairs; `cos` and `sin` hold each angle twice, [1, tokens, 1, head_dim]."""
     even, odd = x[..., 0::2], x[..., 1::2]
     cos, sin = cos[..., 0::2], sin[..., 1::2]

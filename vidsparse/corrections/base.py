@@ -42,6 +42,16 @@ class SparseCall:
     exact: Callable[[], tuple[torch.Tensor, torch.Tensor]]
     extra_valid: torch.Tensor | None = None
 
+    @property
+    def text_bias(self) -> torch.Tensor:
+        """What to add to the logits of prefix and suffix tokens, in sequence order: 0, or -inf for those that are not
+        real. float32 [batch or 1, 1, 1, tokens]."""
+        number = torch.arange(self.block_map.grid.prefix + self.block_map.grid.suffix, device=self.out.device)
+        if self.extra_valid is None:
+            return torch.zeros(1, 1, 1, len(number), device=self.out.device)
+        real = number < self.extra_valid.to(self.out.device)[:, None]
+        return torch.where(real, 0.0, float("-inf"))[:, None, None]
+
 
 class Correction(ABC):
     """Improves the output of sparse attention. Subclasses are frozen dataclasses of their parameters."""

@@ -27,7 +27,7 @@ class PooledComplement(Correction):
 
     Means mislead where attention picks single tokens of a tile, and the kept tiles tell where: the gate attends to
     *their* means as well and compares with the exact output. The correlation of the two, over the tokens of a query
-    tile and relative to the mean value, is the share of the change that is applied.
+    tile and relative to the video's mean value, is the share of the change that is applied.
 
     It replaces the two rules of `Rectified` (arXiv 2511.19835): text is in the exact part, and the softmax is each
     query's own. Measured in `benchmarks/corrections.py`: with the gate no layer got worse than without correction, for
@@ -55,7 +55,8 @@ class PooledComplement(Correction):
         grid, out = call.block_map.grid, call.out
         columns = self._columns(call)
         owner = tile_of_token(grid.view, call.block_map.query_tile).to(out.device)
-        centre = call.value.detach().mean(dim=1, dtype=torch.float32)[:, :, None]
+        video = slice(grid.prefix, grid.prefix + grid.video_tokens)
+        centre = call.value.detach()[:, video].mean(dim=1, dtype=torch.float32)[:, :, None]
         corrected, agreements = out.clone(), []
         step = max(1, SCORES // columns.keys[..., 0].numel())
         for start in range(0, grid.video_tokens, step):
@@ -71,11 +72,10 @@ class PooledComplement(Correction):
                     agreements.append(_products(out[:, rows].transpose(1, 2) - centre, pooled - centre))
         if not self.gate:
             return corrected
-        rows = slice(grid.prefix, grid.prefix + grid.video_tokens)
         share = _correlation(torch.cat(agreements, dim=2), owner, columns.kept.shape[2])
         # Without a kept key there is nothing to compare with, and nothing to lose.
-        share = share.masked_fill(call.lse[:, :, rows].isneginf(), 1.0).transpose(1, 2)[..., None]
-        corrected[:, rows] = (out[:, rows] + share * (corrected[:, rows] - out[:, rows])).to(out.dtype)
+        share = share.masked_fill(call.lse[:, :, video].isneginf(), 1.0).transpose(1, 2)[..., None]
+        corrected[:, video] = (out[:, video] + share * (corrected[:, video] - out[:, video])).to(out.dtype)
         return corrected
 
     def _columns(self, call: SparseCall) -> _Columns:
@@ -92,7 +92,7 @@ class PooledComplement(Correction):
         spread = None
         if self.variance:
             spread = differentiable_means(key.float() ** 2, grid.view, tile, grid.prefix) - keys**2
-        bias = sizes.to(key.device).log()
+        bias = sizes.to(key.device).log()[None, None, None]
         if self.gate and (extra := grid.prefix + grid.suffix):
             # The kept side has the text, which is exact: each of its tokens is a box of its own.
             text = block_map.layout.extra_tokens.to(key.device)
@@ -100,14 +100,15 @@ class PooledComplement(Correction):
                 torch.cat((means, x[:, text].transpose(1, 2).float()), dim=2)
                 for means, x in ((keys, key), (values, value))
             )
-            bias = torch.nn.functional.pad(bias, (0, extra))
+            text_bias = call.text_bias
+            bias = torch.cat((bias.expand(len(text_bias), -1, -1, -1), text_bias), dim=-1)
             kept = torch.nn.functional.pad(kept, (0, extra), value=True)
             spread = None if spread is None else torch.nn.functional.pad(spread, (0, 0, 0, extra))
         return _Columns(keys, values, bias, spread, kept)
 
 
 class _Columns(NamedTuple):
-    """Means of boxes, and text tokens: keys, values and spread [B, H, M, d], bias [M], kept [B|1, H|1, Q, M]."""
+    """Means of boxes, and text: keys, values and spread [B, H, M, d], bias [B|1, 1, 1, M], kept [B|1, H|1, Q, M]."""
 
     keys: torch.Tensor
     values: torch.Tensor

@@ -40,7 +40,7 @@ class Rectified(Correction):
         key, value = (differentiable_means(x, view, block_map.key_tile, prefix) for x in (call.key, call.value))
         sizes = torch.bincount(tile_of_token(view, block_map.key_tile)).to(out.device)
         text = call.key[:, block_map.layout.extra_tokens.to(out.device)].transpose(1, 2).float()
-        logits = torch.cat((query @ key.mT * scale + sizes.log(), query @ text.mT * scale), dim=-1)
+        logits = torch.cat((query @ key.mT * scale + sizes.log(), query @ text.mT * scale + call.text_bias), dim=-1)
         with torch.no_grad():
             trusted = _trusted(call, query, key) & ~block_map.to_dense().to(out.device)
         shares = logits.softmax(dim=-1)[..., : len(sizes)] * trusted

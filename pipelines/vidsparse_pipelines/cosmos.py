@@ -1,0 +1,82 @@
+"""Cosmos 1, 2 and 2.5 (`CosmosTransformer3DModel`): text, image and video to video. Every token is video."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from vidsparse.grid import VideoGrid
+from vidsparse_pipelines.base import Adapter, Attend, SparseLayer, WrappedProcessor
+
+
+class CosmosAdapter(Adapter):
+    """Self-attention (`attn1`) of each block; cross-attention to text and image stays as it is."""
+
+    def __init__(self) -> None:
+        self.log_noise = False
+
+    def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
+        blocks: Any = transformer.transformer_blocks
+        return {f"transformer_blocks.{i}.attn1": block.attn1 for i, block in enumerate(blocks)}
+
+    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
+        config: Any = transformer.config
+        # Only Cosmos 1 has learned positions, and only it is told the noise as a logarithm; `timestep` cannot know.
+        self.log_noise = config.extra_pos_embed_type is not None
+        sizes = zip(call["hidden_states"].shape[-3:], config.patch_size, strict=True)
+        return VideoGrid(*(size // patch for size, patch in sizes))
+
+    def timestep(self, call: Mapping[str, Any]) -> float:
+        """The noise on the scale of flow matching, from 0 to 1000.
+
+        Cosmos 1 is told log(sigma) / 4 of x + sigma * noise, Cosmos 2 and 2.5 the time of flow matching in [0, 1].
+        """
+        # The last frame's: condition frames come first, and have more noise than the others in the last steps.
+        noise = float(torch.as_tensor(call["timestep"]).flatten()[-1])
+        return 1000 / (1 + math.exp(-4 * noise)) if self.log_noise else 1000 * noise
+
+    def processor(self, original: Any, layer: SparseLayer) -> CosmosSparseProcessor:
+        return CosmosSparseProcessor(original, layer)
+
+
+class CosmosSparseProcessor(WrappedProcessor):
+    """Takes the place of diffusers' `CosmosAttnProcessor2_0` in self-attention."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        def dense() -> torch.Tensor:
+            out: torch.Tensor = self.original(
+                attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
+            )
+            return out
+
+        def sparse(attend: Attend) -> torch.Tensor:
+            projected = (project(hidden_states) for project in (attn.to_q, attn.to_k, attn.to_v))
+            query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in projected)
+            query, key = attn.norm_q(query), attn.norm_k(key)
+            if image_rotary_emb is not None:
+                # [tokens, head_dim], each angle twice: once for either half.
+                cos, sin = (x.chunk(2, dim=-1)[0][:, None].to(query.device) for x in image_rotary_emb)
+                query, key = rotate_halves(query, cos, sin), rotate_halves(key, cos, sin)
+            out = attend(query, key, value).flatten(2).type_as(query)
+            for module in attn.to_out:
+                out = module(out)
+            return out
+
+        unsupported = None if attention_mask is None else "the call has an attention mask"
+        return self.layer.run(dense, sparse, unsupported)
+
+
+def rotate_halves(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding that pairs each channel of the first half of the heads with its like in the second."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)

@@ -1,0 +1,45 @@
+"""FramePack (`HunyuanVideoFramepackTransformer3DModel`): clean history stands before the noisy video, text after it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from vidsparse_pipelines.hunyuan_video import HunyuanVideoAdapter
+
+# Latents of the history -> the convolution of `clean_x_embedder` that makes tokens of them, and whether it pads them.
+HISTORY = {
+    "latents_clean": ("proj", False),
+    "latents_history_2x": ("proj_2x", True),
+    "latents_history_4x": ("proj_4x", True),
+}
+
+
+class FramepackAdapter(HunyuanVideoAdapter):
+    """Joint attention of history, noisy video and text. The grid is that of the noisy video; the history is exact."""
+
+    def extra_tokens(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> tuple[int, int]:
+        """The tokens of the history; those of the image and the text, without padding in a batch of one.
+
+        Raises:
+            NotImplementedError: a transformer without the layers that make tokens of the history and the image.
+        """
+        for layer, setting in (("clean_x_embedder", "has_clean_x_embedder"), ("image_projection", "has_image_proj")):
+            if getattr(transformer, layer, None) is None:
+                raise NotImplementedError(
+                    f"a FramePack transformer without {layer} has an unknown token layout; build it with {setting}=True"
+                )
+        history = 0
+        for name, (convolution, pads) in HISTORY.items():
+            latents, indices = call.get(name), call.get(f"indices_{name}")
+            if latents is not None and indices is not None:
+                kernel = getattr(transformer.clean_x_embedder, convolution).kernel_size
+                sizes = zip(latents.shape[-3:], kernel, strict=True)
+                history += math.prod(-(-size // side) if pads else size // side for size, side in sizes)
+        text_mask = call["encoder_attention_mask"]
+        # For a batch of one the model cuts the padding off and gives its attention no mask.
+        text = int(text_mask.sum(dtype=torch.int)) if len(text_mask) == 1 else call["encoder_hidden_states"].shape[1]
+        return history, call["image_embeds"].shape[1] + text

@@ -1,0 +1,131 @@
+"""HunyuanVideo (`HunyuanVideoTransformer3DModel`): text and image to video. The text stands after the video."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from vidsparse.grid import VideoGrid
+from vidsparse_pipelines.base import Adapter, Attend, SparseLayer, WrappedProcessor
+
+
+class HunyuanVideoAdapter(Adapter):
+    """Joint attention of video and text, in the dual-stream blocks and then in the single-stream blocks."""
+
+    def __init__(self) -> None:
+        self._grid: VideoGrid | None = None
+        self._counted = WeakTensorKeyDictionary()  # mask -> what `_leading` says of it; all layers get the same mask
+
+    def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
+        return {
+            f"{blocks}.{i}.attn": block.attn
+            for blocks in ("transformer_blocks", "single_transformer_blocks")
+            for i, block in enumerate(getattr(transformer, blocks, ()))
+        }
+
+    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
+        config: Any = transformer.config
+        frames, height, width = call["hidden_states"].shape[-3:]
+        view = frames // config.patch_size_t, height // config.patch_size, width // config.patch_size
+        prefix, suffix = self.extra_tokens(transformer, call)
+        self._grid = VideoGrid(*view, prefix, suffix)
+        return self._grid
+
+    def extra_tokens(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> tuple[int, int]:
+        """How many tokens stand before and after the video in a forward call."""
+        return 0, call["encoder_hidden_states"].shape[1]
+
+    def real_keys(self, mask: torch.Tensor, batch: int, tokens: int) -> torch.Tensor | None:
+        """The mask that the model gives its attention, as bool [batch, tokens]; None if it says more than that."""
+        if mask.dtype == torch.bool and mask.shape == (batch, 1, 1, tokens):
+            return mask[:, 0, 0]
+        return None
+
+    def extra_valid(self, mask: torch.Tensor, batch: int, tokens: int, text: int) -> torch.Tensor | None:
+        """How many tokens besides the video are real, int32 [batch]; None if the mask hides more than trailing text."""
+        if mask not in self._counted:
+            keys = self.real_keys(mask, batch, tokens)
+            self._counted[mask] = (None, -1) if keys is None else _leading(keys)
+        count, least = self._counted[mask]
+        if least < tokens - text or self._grid is None:
+            return None
+        valid: torch.Tensor = count - self._grid.video_tokens
+        return valid
+
+    def processor(self, original: Any, layer: SparseLayer) -> HunyuanVideoSparseProcessor:
+        return HunyuanVideoSparseProcessor(original, layer, self)
+
+
+class HunyuanVideoSparseProcessor(WrappedProcessor):
+    """Takes the place of diffusers' `HunyuanVideoAttnProcessor2_0`, and of its like in HunyuanVideo 1.5."""
+
+    def __init__(self, original: Any, layer: SparseLayer, adapter: HunyuanVideoAdapter):
+        super().__init__(original, layer)
+        self.adapter = adapter
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: Any = None,
+    ) -> tuple[torch.Tensor, ...]:
+        unsupported, extra_valid = None, None
+        if encoder_hidden_states is None:
+            unsupported = "the call has no text tokens"
+        elif getattr(self.original, "_parallel_config", None) is not None:
+            unsupported = "context parallelism is on"
+        elif attention_mask is not None:
+            (batch, video, _), text = hidden_states.shape, encoder_hidden_states.shape[1]
+            extra_valid = self.adapter.extra_valid(attention_mask, batch, video + text, text)
+            if extra_valid is None:
+                unsupported = "the attention mask hides other tokens than padding after the text"
+
+        def dense() -> tuple[torch.Tensor, ...]:
+            out: tuple[torch.Tensor, ...] = self.original(
+                attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
+            )
+            return out
+
+        def sparse(attend: Attend) -> tuple[torch.Tensor, ...]:
+            query, key, value = _project(attn, hidden_states)
+            if image_rotary_emb is not None:
+                query, key = (_rotate(x, image_rotary_emb) for x in (query, key))
+            of_text = _project(attn, encoder_hidden_states, added=attn.add_q_proj is not None)
+            query, key, value = (torch.cat(pair, dim=1) for pair in zip((query, key, value), of_text, strict=True))
+            out = attend(query, key, value, extra_valid).flatten(2).type_as(query)
+            video, text = out[:, : hidden_states.shape[1]], out[:, hidden_states.shape[1] :]
+            # A single-stream block projects both itself, together with its feed-forward.
+            for module in getattr(attn, "to_out", None) or ():
+                video = module(video)
+            return video, text if getattr(attn, "to_add_out", None) is None else attn.to_add_out(text)
+
+        return self.layer.run(dense, sparse, unsupported)
+
+
+def _project(attn: Any, states: Any, added: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query, key and value [batch, tokens, heads, head_dim]; `added`: by the projections that are the text's own."""
+    if added:
+        projections, norms = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), (attn.norm_added_q, attn.norm_added_k)
+    else:
+        projections, norms = (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k)
+    query, key, value = (projection(states).unflatten(2, (attn.heads, -1)) for projection in projections)
+    query, key = (x if norm is None else norm(x) for x, norm in zip((query, key), norms, strict=True))
+    return query, key, value
+
+
+def _rotate(x: torch.Tensor, rotary: Any) -> torch.Tensor:
+    # The annotation of diffusers speaks of query and key together.
+    return cast(torch.Tensor, apply_rotary_emb(x, rotary, sequence_dim=1))
+
+
+def _leading(keys: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """How many keys of bool [batch, tokens] are True, int32 [batch], and the fewest; -1 if a False precedes a True."""
+    count = keys.sum(dim=1, dtype=torch.int32)
+    leads = keys == (torch.arange(keys.shape[1], device=keys.device) < count[:, None])
+    return count, int(torch.where(leads.all(), count.min(), -1))

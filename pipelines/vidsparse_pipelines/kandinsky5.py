@@ -1,0 +1,71 @@
+"""Kandinsky 5 (`Kandinsky5Transformer3DModel`): text and image to video. Every token is video."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from vidsparse.grid import VideoGrid
+from vidsparse_pipelines.base import Adapter, Attend, SparseLayer, WrappedProcessor
+
+
+class Kandinsky5Adapter(Adapter):
+    """Self-attention of the visual blocks; text blocks and cross-attention to text stay as they are."""
+
+    def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
+        blocks: Any = transformer.visual_transformer_blocks
+        return {f"visual_transformer_blocks.{i}.self_attention": block.self_attention for i, block in enumerate(blocks)}
+
+    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
+        config: Any = transformer.config
+        # Channels are last here: [batch, frames, height, width, channels].
+        sizes = zip(call["hidden_states"].shape[1:4], config.patch_size, strict=True)
+        return VideoGrid(*(size // patch for size, patch in sizes))
+
+    def processor(self, original: Any, layer: SparseLayer) -> Kandinsky5SparseProcessor:
+        return Kandinsky5SparseProcessor(original, layer)
+
+
+class Kandinsky5SparseProcessor(WrappedProcessor):
+    """Takes the place of diffusers' `Kandinsky5AttnProcessor` in visual self-attention."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        rotary_emb: torch.Tensor | None = None,
+        sparse_params: dict[str, Any] | None = None,
+    ) -> torch.Tensor:
+        def dense() -> torch.Tensor:
+            out: torch.Tensor = self.original(attn, hidden_states, encoder_hidden_states, rotary_emb, sparse_params)
+            return out
+
+        def sparse(attend: Attend) -> torch.Tensor:
+            projected = (project(hidden_states) for project in (attn.to_query, attn.to_key, attn.to_value))
+            query, key, value = (x.unflatten(-1, (attn.num_heads, -1)) for x in projected)
+            query = attn.query_norm(query.float()).type_as(query)
+            key = attn.key_norm(key.float()).type_as(key)
+            if rotary_emb is not None:
+                query, key = _rotate(query, rotary_emb), _rotate(key, rotary_emb)
+            out: torch.Tensor = attn.out_layer(attend(query, key, value).flatten(2))
+            return out
+
+        unsupported = None
+        if sparse_params is not None:
+            # Its tokens are not in raster order either.
+            unsupported = (
+                "the model's own sparse attention (nabla) is on; "
+                "transformer.register_to_config(attention_type='regular') turns it off"
+            )
+        elif getattr(self.original, "_parallel_config", None) is not None:
+            unsupported = "context parallelism is on"
+        return self.layer.run(dense, sparse, unsupported)
+
+
+def _rotate(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding on neighbouring pairs, by matrices [1, tokens, 1, head_dim / 2, 2, 2]."""
+    rotated: torch.Tensor = (matrices * x.float().unflatten(-1, (-1, 1, 2))).sum(dim=-1).flatten(-2)
+    return rotated.to(torch.bfloat16).type_as(x)  # the model rounds here, whatever its own dtype

@@ -1,0 +1,101 @@
+"""LTX-Video (`LTXVideoTransformer3DModel`): text, image and video to video. Every token is video or a condition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from vidsparse.grid import VideoGrid
+from vidsparse_pipelines.base import Adapter, Attend, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.wan import rotate_pairs
+
+
+class LTXAdapter(Adapter):
+    """Self-attention (`attn1`) of each block; cross-attention to text stays as it is.
+
+    Latents arrive packed: the grid is that of `num_frames`, `height` and `width`, or of `video_coords` where a pipeline
+    gives these. Condition frames that it puts before or after the video are then prefix and suffix.
+    """
+
+    def __init__(self) -> None:
+        self.irregular: str | None = None  # why the present call has no grid
+
+    def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
+        blocks: Any = transformer.transformer_blocks
+        return {f"transformer_blocks.{i}.attn1": block.attn1 for i, block in enumerate(blocks)}
+
+    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
+        self.irregular = None
+        coords = call.get("video_coords")
+        if coords is None:
+            return VideoGrid(call["num_frames"], call["height"], call["width"])
+        grid = grid_of_coords(coords[0])
+        if grid is None:
+            self.irregular = "the video coordinates are those of no grid of frames x height x width"
+            return VideoGrid(1, 1, call["hidden_states"].shape[1])
+        return grid
+
+    def processor(self, original: Any, layer: SparseLayer) -> LTXSparseProcessor:
+        return LTXSparseProcessor(original, layer, self)
+
+
+class LTXSparseProcessor(WrappedProcessor):
+    """Takes the place of diffusers' `LTXVideoAttnProcessor` in self-attention."""
+
+    def __init__(self, original: Any, layer: SparseLayer, adapter: LTXAdapter):
+        super().__init__(original, layer)
+        self.adapter = adapter
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        def dense() -> torch.Tensor:
+            out: torch.Tensor = self.original(
+                attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
+            )
+            return out
+
+        def sparse(attend: Attend) -> torch.Tensor:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+            query, key = attn.norm_q(query), attn.norm_k(key)
+            if image_rotary_emb is not None:  # over all heads together: [batch, tokens, heads * head_dim]
+                query, key = rotate_pairs(query, *image_rotary_emb), rotate_pairs(key, *image_rotary_emb)
+            query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))
+            out = attend(query, key, value).flatten(2).type_as(query)
+            for module in attn.to_out:
+                out = module(out)
+            return out
+
+        return self.layer.run(dense, sparse, self.unsupported(attention_mask))
+
+    def unsupported(self, attention_mask: torch.Tensor | None) -> str | None:
+        """Why the present call cannot be sparse, or None."""
+        if attention_mask is not None:
+            return "the call has an attention mask"
+        if getattr(self.original, "_parallel_config", None) is not None:
+            return "context parallelism is on"
+        return self.adapter.irregular
+
+
+def grid_of_coords(coords: torch.Tensor) -> VideoGrid | None:
+    """The grid of tokens at these (time, row, column) coordinates [3, tokens]; None if they are in no raster order.
+
+    Frames come in runs of rising time. The longest run is the video; the others are conditions.
+    """
+    coords = coords.float().cpu()
+    rows, columns = coords[1].unique(), coords[2].unique()
+    size = len(rows) * len(columns)
+    times = coords[0, ::size]
+    if not torch.equal(torch.cartesian_prod(times, rows, columns).T, coords):
+        return None
+    falls = (times.diff() <= 0).nonzero().flatten() + 1
+    start, end = max(pairwise([0, *falls.tolist(), len(times)]), key=lambda run: run[1] - run[0])
+    return VideoGrid(end - start, len(rows), len(columns), start * size, (len(times) - end) * size)

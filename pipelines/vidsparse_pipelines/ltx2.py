@@ -1,0 +1,97 @@
+"""LTX-2 (`LTX2VideoTransformer3DModel`): text and image to video with sound. Only video sees video sparsely."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from vidsparse.grid import VideoGrid
+from vidsparse_pipelines.base import Attend, SparseLayer
+from vidsparse_pipelines.cosmos import rotate_halves
+from vidsparse_pipelines.ltx import LTXAdapter, LTXSparseProcessor
+from vidsparse_pipelines.wan import rotate_pairs
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+
+
+class LTX2Adapter(LTXAdapter):
+    """Video self-attention (`attn1`) of each block; sound and all cross-attention stay as they are.
+
+    Key frames and reference videos, which pipelines put after the video, are a suffix.
+    """
+
+    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
+        sizes: list[Any] = [call.get(name) for name in ("num_frames", "height", "width")]
+        if None in sizes:
+            coords = call["video_coords"][..., 0]  # each token's start along each axis, without its end
+            return super().grid(transformer, {**call, "video_coords": coords})
+        self.irregular = None
+        config: Any = transformer.config
+        patches = (config.patch_size_t, config.patch_size, config.patch_size)
+        frames, height, width = (math.ceil(size / patch) for size, patch in zip(sizes, patches, strict=True))
+        suffix = call["hidden_states"].shape[1] - frames * height * width
+        return VideoGrid(frames, height, width, suffix=suffix)
+
+    def processor(self, original: Any, layer: SparseLayer) -> LTX2SparseProcessor:
+        return LTX2SparseProcessor(original, layer, self)
+
+
+class LTX2SparseProcessor(LTXSparseProcessor):
+    """Takes the place of `LTX2AudioVideoAttnProcessor` and `LTX2PerturbedAttnProcessor` in video self-attention."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        query_rotary_emb: Rotary | None = None,
+        key_rotary_emb: Rotary | None = None,
+        perturbation_mask: torch.Tensor | None = None,
+        all_perturbed: bool | None = None,
+    ) -> torch.Tensor:
+        def dense() -> torch.Tensor:
+            guidance = {"perturbation_mask": perturbation_mask, "all_perturbed": all_perturbed}
+            out: torch.Tensor = self.original(
+                attn,
+                hidden_states,
+                encoder_hidden_states,
+                attention_mask,
+                query_rotary_emb,
+                key_rotary_emb,
+                # Only the processor of LTX-2.3 and later takes these.
+                **({} if all_perturbed is None and perturbation_mask is None else guidance),
+            )
+            return out
+
+        def sparse(attend: Attend) -> torch.Tensor:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+            query, key = attn.norm_q(query), attn.norm_k(key)
+            query, key = (_embed(x, query_rotary_emb, attn.rope_type, attn.heads) for x in (query, key))
+            value = value.unflatten(-1, (attn.heads, -1))
+            out = attend(query, key, value).type_as(query)
+            if perturbation_mask is not None:
+                out = torch.lerp(value, out, perturbation_mask[..., None])
+            if attn.to_gate_logits is not None:
+                out = out * (2 * torch.sigmoid(attn.to_gate_logits(hidden_states)))[..., None]
+            out = out.flatten(2)
+            for module in attn.to_out:
+                out = module(out)
+            return out
+
+        if all_perturbed or (all_perturbed is None and perturbation_mask is not None and not perturbation_mask.any()):
+            return dense()  # spatio-temporal guidance puts values in the place of attention: there is none to report
+        return self.layer.run(dense, sparse, self.unsupported(attention_mask))
+
+
+def _embed(x: torch.Tensor, rotary: Rotary | None, kind: str, heads: int) -> torch.Tensor:
+    """Query or key [batch, tokens, heads, head_dim] with its rotary embedding, of [batch, tokens, heads * head_dim]."""
+    if rotary is not None and kind == "interleaved":
+        x = rotate_pairs(x, *rotary)
+    x = x.unflatten(-1, (heads, -1))
+    if rotary is not None and kind == "split":  # [batch, heads, tokens, head_dim / 2]
+        x = rotate_halves(x, *(angles.transpose(1, 2) for angles in rotary))
+    return x
