@@ -327,8 +327,8 @@ RECIPES = {
     "text": Recipe(train_text, 500),
     "latents": Recipe(encode_latents, 8192),
     "patch4": Recipe(train_transformer, 716, batch=32, decay=0.0),
-    "patch2": Recipe(train_transformer, 4450, lr=2e-3, decay=0.2),
-    "patch1": Recipe(train_transformer, 470, lr=2e-3, batch=8, decay=0.6),
+    "patch2": Recipe(train_transformer, 6700, lr=2e-3, decay=0.25),
+    "patch1": Recipe(train_transformer, 2450, lr=2e-3, batch=8, decay=0.6),
     "export": Recipe(export),
     "unpack": Recipe(unpack),
 }
