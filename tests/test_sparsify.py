@@ -17,7 +17,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
 import vidsparse
-import vidsparse.run
+import vidsparse.layer
 from vidsparse import (
     Dense,
     Pattern,
@@ -499,6 +499,24 @@ def test_steps_of_a_scheduler_are_its_indices() -> None:
 
 
 @torch.no_grad()
+def test_rounded_timesteps_find_their_step() -> None:
+    transformer, sizes = tiny(num_layers=1), SIZES["one-frame"]
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=7.0)
+    with sparsify(
+        Pipeline(transformer=transformer, scheduler=scheduler), StepSchedule(SPARSE, dense_last_steps=1)
+    ) as run:
+        scheduler.set_timesteps(50)
+        rounded = scheduler.timesteps.bfloat16()
+        assert len(set(rounded.tolist())) < 50  # of neighbours some are the same
+        for timestep in scheduler.timesteps:
+            for _ in range(2):  # guidance in calls of its own
+                call(transformer, sizes, timestep=timestep.bfloat16())
+            scheduler.step(torch.zeros(1), timestep, torch.zeros(1))
+    assert {c.step: c.calls for c in run.report().calls} == dict.fromkeys(range(50), 2)
+    assert [c.step for c in run.report().calls if c.reason] == [49]
+
+
+@torch.no_grad()
 def test_a_schedule_says_which_calls_were_dense() -> None:
     transformer, sizes = tiny(), SIZES["5x7x11"]
     with sparsify(transformer, StepSchedule(SPARSE, dense_steps=1, dense_layers=(-1,))) as run:
@@ -525,7 +543,7 @@ def test_a_slower_implementation_is_reported_with_its_reason_or_raises_if_strict
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reason = "impl 'triton' takes head_dim 32, 64, 96, 128, not 12"
-    monkeypatch.setattr(vidsparse.run, "choose_impl", lambda *_: Choice("reference", reason))
+    monkeypatch.setattr(vidsparse.layer, "choose_impl", lambda *_: Choice("reference", reason))
     transformer = tiny()
     with sparsify(transformer, SPARSE) as run:
         call(transformer)

@@ -61,7 +61,7 @@ class Clock:
         self.steps = 0
         if schedule.count(timestep) == 1:
             self.step, self.steps = schedule.index(timestep), len(schedule)
-        elif schedule and hasattr(scheduler, "step_index") and (index or 0) < len(schedule):
+        elif schedule and (self.step == 0 if index is None else index < len(schedule)):
             # Rounded to the dtype of the weights, timesteps may be unknown to the scheduler, or known twice.
             self.step, self.steps = index or 0, len(schedule)
         self.grid, self.timestep, self.index = grid, timestep, index

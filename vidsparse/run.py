@@ -167,10 +167,12 @@ def attn_processors(
     transformer's own calls, since no scheduler is known here: their number is not, so `dense_last_steps` has no effect.
     There is no report either; use `sparsify` for these.
     """
+    settings = _settings(pattern, correction, impl)
+    adapter_for(transformer)
     if not hasattr(transformer, "attn_processors"):
         name = type(transformer).__name__
         raise NotImplementedError(f"{name} has no attn_processors in this diffusers; use vidsparse.sparsify instead")
-    run = Run(_settings(pattern, correction, impl))
+    run = Run(settings)
     ours = run._processors(transformer, "transformer", lambda: None)
     present: dict[str, Any] = dict(transformer.attn_processors)  # type: ignore[arg-type]
     return present | {f"{name}.processor": processor for name, (_, processor) in ours.items()}
