@@ -502,9 +502,8 @@ def test_steps_of_a_scheduler_are_its_indices() -> None:
 def test_rounded_timesteps_find_their_step() -> None:
     transformer, sizes = tiny(num_layers=1), SIZES["one-frame"]
     scheduler = FlowMatchEulerDiscreteScheduler(shift=7.0)
-    with sparsify(
-        Pipeline(transformer=transformer, scheduler=scheduler), StepSchedule(SPARSE, dense_last_steps=1)
-    ) as run:
+    pipe = Pipeline(transformer=transformer, scheduler=scheduler)
+    with sparsify(pipe, StepSchedule(SPARSE, dense_last_steps=1)) as run:
         scheduler.set_timesteps(50)
         rounded = scheduler.timesteps.bfloat16()
         assert len(set(rounded.tolist())) < 50  # of neighbours some are the same
