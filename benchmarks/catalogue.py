@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -92,13 +93,14 @@ def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     return video
 
 
-def compare(videos: list[torch.Tensor], dense: list[torch.Tensor], scenes: list[Scene]) -> dict[str, float]:
-    """Means over the prompts: PSNR and SSIM against dense, and the judge's score of all five attributes."""
+def compare(videos: list[torch.Tensor], dense: list[torch.Tensor], scenes: list[Scene]) -> dict[str, float | None]:
+    """Means over the prompts: PSNR (None for equal videos) and SSIM against dense, and the judge's score of all five attributes."""
     pairs = [((v.transpose(0, 1) + 1) / 2, (d.transpose(0, 1) + 1) / 2) for v, d in zip(videos, dense, strict=True)]
     psnr = [float(peak_signal_noise_ratio(v, d, data_range=1.0)) for v, d in pairs]
     ssim = [float(structural_similarity_index_measure(v, d, data_range=1.0)) for v, d in pairs]
     score = [judge.score(video, scene).mean for video, scene in zip(videos, scenes, strict=True)]
-    return {name: round(sum(x) / len(x), 4) for name, x in (("psnr", psnr), ("ssim", ssim), ("judge", score))}
+    means = {name: round(sum(x) / len(x), 4) for name, x in (("psnr", psnr), ("ssim", ssim), ("judge", score))}
+    return means if math.isfinite(means["psnr"]) else means | {"psnr": None}
 
 
 def main() -> None:
