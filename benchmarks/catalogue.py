@@ -94,7 +94,7 @@ def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 def compare(videos: list[torch.Tensor], dense: list[torch.Tensor], scenes: list[Scene]) -> dict[str, float | None]:
-    """Means over the prompts: PSNR (None for equal videos) and SSIM against dense, and the judge's score of all five attributes."""
+    """Means over the prompts: PSNR (None for equal videos) and SSIM against dense, and the judge's score."""
     pairs = [((v.transpose(0, 1) + 1) / 2, (d.transpose(0, 1) + 1) / 2) for v, d in zip(videos, dense, strict=True)]
     psnr = [float(peak_signal_noise_ratio(v, d, data_range=1.0)) for v, d in pairs]
     ssim = [float(structural_similarity_index_measure(v, d, data_range=1.0)) for v, d in pairs]
