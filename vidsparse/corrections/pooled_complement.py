@@ -31,7 +31,7 @@ class PooledComplement(Correction):
 
     It replaces the two rules of `Rectified` (arXiv 2511.19835): text is in the exact part, and the softmax is each
     query's own. Measured in `benchmarks/corrections.py`: with the gate no layer got worse than without correction, for
-    typically a tenth of the mean gain; smaller boxes help most; the variance term doubled the error of some layers.
+    typically a tenth of the mean gain; smaller boxes help most; the variance term tripled the error of some layers.
 
     Gradients flow through all but the gate. Without them memory is bounded: queries take turns.
 

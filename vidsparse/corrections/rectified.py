@@ -29,7 +29,7 @@ class Rectified(Correction):
     it has, also without text; text queries stay exact.
 
     `PooledComplement` is the better choice: on the shipped model this one raised the error of some layers with every
-    pattern, by up to 70 % (`benchmarks/corrections.py`).
+    pattern, by up to 90 % (`benchmarks/corrections.py`).
     """
 
     def correct(self, call: SparseCall) -> torch.Tensor:
