@@ -28,8 +28,8 @@ class Rectified(Correction):
     chooses the tiles, which are boxes instead of runs along a Gilbert curve; a ragged tile counts for the tokens that
     it has, also without text; text queries stay exact.
 
-    `PooledComplement` is the better choice: on the shipped model this one raised the error of some layers with every
-    pattern, by up to 90 % (`benchmarks/corrections.py`).
+    `PooledComplement` is the better choice: on the shipped model this one raised the error of some layers with most
+    patterns, to 2.4 times at worst (`benchmarks/corrections.py`).
     """
 
     def correct(self, call: SparseCall) -> torch.Tensor:

@@ -34,7 +34,7 @@ class Reshaped(Correction):
 
     Attributes:
         residual: "full" keeps R, "tile" its mean over the video tokens of each query tile (text needs none), "none"
-            nothing: the output is only scaled. On the shipped model "full" helped everywhere, "tile" not in all layers,
+            nothing: the output is only scaled. On the shipped model "full" helped nearly everywhere, "tile" not,
             and "none" was far worse than no correction (`benchmarks/corrections.py`).
         drift: added to rho at every step.
         refresh_every: steps from one refresh to the next. Steps that the pattern's schedule runs dense count, but do
