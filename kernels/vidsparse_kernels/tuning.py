@@ -1,6 +1,6 @@
 """How each kernel is launched: a literal table, and the rule that finds a row for what stands in none.
 
-Every row fits the chip's shared memory, and those of 2 bytes compile without spills, with Triton 3.6, 3.7 and 3.9
+Every row fits the chip's shared memory, and those of 2 bytes compile without spills, with Triton 3.6 and 3.7
 (benchmarks/results/aot.md). None has been timed on a GPU yet; `vidsparse bench --tune` measures and prints new rows.
 """
 
