@@ -63,6 +63,12 @@ class WrappedProcessor:
         self.original = original
         self.layer = layer
 
+    def unsupported(self, attention_mask: torch.Tensor | None = None) -> str | None:
+        """Why a call cannot be sparse: a mask whose form nobody knows, or tokens on other devices; None if it can."""
+        if attention_mask is not None:
+            return "the call has an attention mask"
+        return None if getattr(self.original, "_parallel_config", None) is None else "context parallelism is on"
+
     @property
     def _attention_backend(self) -> Any:
         return self.original._attention_backend

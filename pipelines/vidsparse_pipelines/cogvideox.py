@@ -63,12 +63,7 @@ class CogVideoXSparseProcessor(WrappedProcessor):
                 out = module(out)
             return out[:, text:], out[:, :text]
 
-        unsupported = None
-        if attention_mask is not None:
-            unsupported = "the call has an attention mask"
-        elif getattr(self.original, "_parallel_config", None) is not None:
-            unsupported = "context parallelism is on"
-        return self.layer.run(dense, sparse, unsupported)
+        return self.layer.run(dense, sparse, self.unsupported(attention_mask))
 
     def _project(self, attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Query, key and value [batch, tokens, heads, head_dim], normalised in each head."""

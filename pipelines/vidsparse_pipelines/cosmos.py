@@ -72,8 +72,7 @@ class CosmosSparseProcessor(WrappedProcessor):
                 out = module(out)
             return out
 
-        unsupported = None if attention_mask is None else "the call has an attention mask"
-        return self.layer.run(dense, sparse, unsupported)
+        return self.layer.run(dense, sparse, self.unsupported(attention_mask))
 
 
 def rotate_halves(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

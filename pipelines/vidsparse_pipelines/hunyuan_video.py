@@ -75,12 +75,10 @@ class HunyuanVideoSparseProcessor(WrappedProcessor):
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: Any = None,
     ) -> tuple[torch.Tensor, ...]:
-        unsupported, extra_valid = None, None
+        unsupported, extra_valid = self.unsupported(), None
         if encoder_hidden_states is None:
             unsupported = "the call has no text tokens"
-        elif getattr(self.original, "_parallel_config", None) is not None:
-            unsupported = "context parallelism is on"
-        elif attention_mask is not None:
+        elif unsupported is None and attention_mask is not None:
             (batch, video, _), text = hidden_states.shape, encoder_hidden_states.shape[1]
             extra_valid = self.adapter.extra_valid(attention_mask, batch, video + text, text)
             if extra_valid is None:

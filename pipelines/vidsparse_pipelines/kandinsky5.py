@@ -53,15 +53,13 @@ class Kandinsky5SparseProcessor(WrappedProcessor):
             out: torch.Tensor = attn.out_layer(attend(query, key, value).flatten(2))
             return out
 
-        unsupported = None
+        unsupported = self.unsupported()
         if sparse_params is not None:
             # Its tokens are not in raster order either.
             unsupported = (
                 "the model's own sparse attention (nabla) is on; "
                 "transformer.register_to_config(attention_type='regular') turns it off"
             )
-        elif getattr(self.original, "_parallel_config", None) is not None:
-            unsupported = "context parallelism is on"
         return self.layer.run(dense, sparse, unsupported)
 
 

@@ -76,13 +76,9 @@ class LTXSparseProcessor(WrappedProcessor):
 
         return self.layer.run(dense, sparse, self.unsupported(attention_mask))
 
-    def unsupported(self, attention_mask: torch.Tensor | None) -> str | None:
+    def unsupported(self, attention_mask: torch.Tensor | None = None) -> str | None:
         """Why the present call cannot be sparse, or None."""
-        if attention_mask is not None:
-            return "the call has an attention mask"
-        if getattr(self.original, "_parallel_config", None) is not None:
-            return "context parallelism is on"
-        return self.adapter.irregular
+        return super().unsupported(attention_mask) or self.adapter.irregular
 
 
 def grid_of_coords(coords: torch.Tensor) -> VideoGrid | None:

@@ -70,8 +70,7 @@ class MochiSparseProcessor(WrappedProcessor):
                 video = module(video)
             return video, text if attn.context_pre_only else attn.to_add_out(text)
 
-        parallel = getattr(self.original, "_parallel_config", None) is not None
-        return self.layer.run(dense, sparse, "context parallelism is on" if parallel else None)
+        return self.layer.run(dense, sparse, self.unsupported())
 
 
 def _project_video(attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -50,12 +50,7 @@ class WanSparseProcessor(WrappedProcessor):
                 out = module(out)
             return out
 
-        unsupported = None
-        if attention_mask is not None:
-            unsupported = "the call has an attention mask"
-        elif getattr(self.original, "_parallel_config", None) is not None:
-            unsupported = "context parallelism is on"
-        return self.layer.run(dense, sparse, unsupported)
+        return self.layer.run(dense, sparse, self.unsupported(attention_mask))
 
 
 def _project(attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
