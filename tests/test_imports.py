@@ -43,6 +43,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "vidsparse.patterns",
         "vidsparse.report",
         "vidsparse.run",
+        "vidsparse_pipelines",
     ),
     "vidsparse.run": (
         "torch",
@@ -76,6 +77,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse_pipelines": (
         "diffusers",
+        "huggingface_hub",
+        "safetensors",
         "torch",
         "vidsparse.attention",
         "vidsparse.block_map",

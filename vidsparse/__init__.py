@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vidsparse.attention import merge, sparse_attention
     from vidsparse.block_map import BlockMap, HeadGroup, head_groups
-    from vidsparse.corrections import Correction, PooledComplement, Rectified, Reshaped, SparseCall
+    from vidsparse.corrections import Correction, GatedCoarse, PooledComplement, Rectified, Reshaped, SparseCall
     from vidsparse.grid import VideoGrid
     from vidsparse.patterns import (
         ContentPattern,
@@ -28,9 +28,12 @@ if TYPE_CHECKING:
         SpatialTemporal,
         StepSchedule,
         TopBlocks,
+        VideoSparse,
     )
     from vidsparse.report import Report
     from vidsparse.run import Run, attn_processors, sparsify
+    from vidsparse_pipelines import register_adapter
+    from vidsparse_pipelines.gates import load_gates
 
 __all__ = [
     "BlockMap",
@@ -39,6 +42,7 @@ __all__ = [
     "Correction",
     "Dense",
     "ExactBlocks",
+    "GatedCoarse",
     "Gridded",
     "GriddedHeads",
     "HeadGroup",
@@ -60,9 +64,12 @@ __all__ = [
     "StepSchedule",
     "TopBlocks",
     "VideoGrid",
+    "VideoSparse",
     "attn_processors",
     "head_groups",
+    "load_gates",
     "merge",
+    "register_adapter",
     "sparse_attention",
     "sparsify",
 ]
@@ -70,7 +77,7 @@ __all__ = [
 _MODULES = {
     "vidsparse.attention": ("merge", "sparse_attention"),
     "vidsparse.block_map": ("BlockMap", "HeadGroup", "head_groups"),
-    "vidsparse.corrections": ("Correction", "PooledComplement", "Rectified", "Reshaped", "SparseCall"),
+    "vidsparse.corrections": ("Correction", "GatedCoarse", "PooledComplement", "Rectified", "Reshaped", "SparseCall"),
     "vidsparse.grid": ("VideoGrid",),
     "vidsparse.patterns": (
         "ContentPattern",
@@ -90,9 +97,12 @@ _MODULES = {
         "SpatialTemporal",
         "StepSchedule",
         "TopBlocks",
+        "VideoSparse",
     ),
     "vidsparse.report": ("Report",),
     "vidsparse.run": ("Run", "attn_processors", "sparsify"),
+    "vidsparse_pipelines": ("register_adapter",),
+    "vidsparse_pipelines.gates": ("load_gates",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -17,7 +17,8 @@ class Clock:
     """Keeps what a forward pre-hook reads.
 
     Attributes:
-        grid: the tokens of the present call.
+        grid: the tokens of the present call; None before the first, and where the adapter cannot tell.
+        irregular: why it cannot, or None.
         timestep: its noise as the adapter tells it, falling from 1000.
         step, steps: index of the denoising step, and how many there are, 0 while that is unknown.
         branch: which call of the step this is. video: how many videos have begun.
@@ -26,6 +27,7 @@ class Clock:
     def __init__(self, transformer: torch.nn.Module, adapter: Adapter, scheduler: Callable[[], Any]):
         self.adapter, self.scheduler = adapter, scheduler
         self.grid: VideoGrid | None = None
+        self.irregular: str | None = None
         self.timestep, self.step, self.steps = float("inf"), 0, 0
         self.branch, self.video, self.index = 0, 0, None
         self.device = torch.device("cpu")
@@ -44,15 +46,21 @@ class Clock:
         self.remove = hook.remove
 
     def read(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> None:
-        grid, timestep = self.adapter.grid(transformer, call), self.adapter.timestep(call)
+        grid, self.irregular = None, None
+        try:
+            grid = self.adapter.grid(transformer, call)
+        except NotImplementedError as error:
+            self.irregular = str(error)
+        timestep = self.adapter.timestep(transformer, call)
         scheduler = self.scheduler()
         # Transformers get timesteps in the dtype of their weights, and some families count the other way round.
         dtype = torch.as_tensor(call["timestep"]).dtype
         timesteps = torch.as_tensor(getattr(scheduler, "timesteps", ())).to(dtype).tolist()
-        schedule = [self.adapter.timestep({"timestep": t}) for t in timesteps]
+        schedule = [self.adapter.timestep(transformer, {"timestep": t}) for t in timesteps]
         index = getattr(scheduler, "step_index", None)  # how many steps it has made; None before the first
         # Noise only falls within a run: a rise, or another video, is the start of the next one. Text has any length.
-        if self.grid is None or grid.view != self.grid.view or timestep > self.timestep:
+        view, before = (None if it is None else it.view for it in (grid, self.grid))
+        if view != before or timestep > self.timestep:
             self.step, self.branch, self.video = 0, 0, self.video + 1
         elif timestep < self.timestep or index != self.index:
             self.step, self.branch = self.step + 1, 0

@@ -51,15 +51,22 @@ class Layer:
         self.transformer, self.index, self.layers = name, index, layers
         self.video, self.memories = 0, defaultdict[int, dict[Any, Any]](dict)
 
+    @property
+    def grid(self) -> VideoGrid:
+        """The token grid of the present forward call. Raises `RuntimeError` where there is none."""
+        if self.clock.grid is None:
+            raise RuntimeError(
+                self.clock.irregular or "attention ran outside the transformer's forward, so its grid is unknown"
+            )
+        return self.clock.grid
+
     def run(
         self,
         dense: Callable[[], Output],
         sparse: Callable[[Attend], Output],
         unsupported: str | None = None,
     ) -> Output:
-        grid, settings = self.clock.grid, self.settings
-        if grid is None:
-            raise RuntimeError("attention ran outside the transformer's forward, so its grid is unknown")
+        settings, unsupported = self.settings, self.clock.irregular or unsupported
         if unsupported is not None and settings.strict:
             raise NotImplementedError(
                 f"{self.transformer} layer {self.index} cannot be sparse: {unsupported} (strict=True)"
@@ -78,27 +85,32 @@ class Layer:
             memory=self.memories[self.clock.branch],
         )
         reason = unsupported
-        if reason is None and grid.tokens < settings.min_tokens:
+        if reason is None and self.grid.tokens < settings.min_tokens:
             reason = f"fewer than min_tokens={settings.min_tokens} tokens"
         if reason is None and settings.pattern.is_dense(context):
             reason = "the pattern asks for it"
         done: list[_Done] = []
 
         def attend(
-            query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, extra_valid: torch.Tensor | None = None
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            extra_valid: torch.Tensor | None = None,
+            gate: torch.Tensor | None = None,
         ) -> torch.Tensor:
             here, kind = replace(context, heads=query.shape[2], value=value), query.device.type
             # As for PyTorch's own attention: norms give float32 under autocast, attention has the lower precision.
             low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
             with torch.autocast(kind, enabled=False):  # the scores that maps are chosen by keep their precision
-                groups = head_groups(settings.pattern.select(query, key, grid, here), here.heads)
+                groups = head_groups(settings.pattern.select(query, key, self.grid, here), here.heads)
                 query, key, value = (x.to(low) for x in (query, key, value))
-                done.extend(self._attend(group, query, key, value, extra_valid, here) for group in groups)
+                gate = None if gate is None else gate.to(low)
+                done.extend(self._attend(group, query, key, value, extra_valid, gate, here) for group in groups)
             return done[0].out if len(done) == 1 else _interleave(done)
 
         started = _moment(self.clock.device)
         out = dense() if reason is not None else sparse(attend)
-        call = self._call(grid, out if isinstance(out, torch.Tensor) else out[0], done, reason)
+        call = self._call((out,) if isinstance(out, torch.Tensor) else out, done, reason)
         self.record(Pending(call, _densities(done), started, _moment(self.clock.device)))
         return out
 
@@ -109,11 +121,13 @@ class Layer:
         key: torch.Tensor,
         value: torch.Tensor,
         extra_valid: torch.Tensor | None,
+        gate: torch.Tensor | None,
         context: Context,
     ) -> _Done:
         """Attention of the heads of one group."""
         if len(group.heads) < context.heads:
             query, key, value = (x[:, :, list(group.heads)] for x in (query, key, value))
+            gate = None if gate is None else gate[:, :, list(group.heads)]
         choice = choose_impl(self.settings.impl, query, group.block_map)
         if choice.fallback is not None and self.settings.strict:
             name = f"{self.transformer} layer {self.index}"
@@ -137,17 +151,18 @@ class Layer:
             return _Done(group, choice, out)
         memory = context.memory.setdefault(("correction", group.heads), {})
         here = replace(context, heads=len(group.heads), memory=memory)
-        out = correction.correct(SparseCall(*tensors, out, lse, group.block_map, here, exact, extra_valid))
+        out = correction.correct(SparseCall(*tensors, out, lse, group.block_map, here, exact, extra_valid, gate))
         return _Done(group._replace(block_map=ran[-1]), choice, out)
 
-    def _call(self, grid: VideoGrid, out: torch.Tensor, done: list[_Done], reason: str | None) -> LayerCall:
+    def _call(self, out: tuple[torch.Tensor, ...], done: list[_Done], reason: str | None) -> LayerCall:
+        tokens, (batch, _, width) = sum(part.shape[1] for part in out), out[0].shape
         # Two products of tokens x tokens x width (heads times head_dim), a multiplication and an addition each.
-        dense_flops = 4.0 * out.shape[0] * grid.tokens**2 * out.shape[-1]
+        dense_flops = 4.0 * batch * tokens**2 * width
         return LayerCall(
             transformer=self.transformer,
             layer=self.index,
             step=self.clock.step,
-            tokens=grid.tokens,
+            tokens=tokens,
             impl=" and ".join(dict.fromkeys(part.choice.impl for part in done)) or "dense",
             fallback="; ".join(dict.fromkeys(p.choice.fallback for p in done if p.choice.fallback is not None)) or None,
             tiles=tuple(sorted({part.group.block_map.query_tile for part in done})),

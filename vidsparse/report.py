@@ -62,10 +62,15 @@ class LayerCall:
 
 @dataclass(frozen=True)
 class Report:
-    """All attention calls since `sparsify` (or the last reset), and their sums."""
+    """All attention calls since `sparsify` (or the last reset), and their sums.
+
+    Attributes:
+        lost: what was changed since `sparsify` so that it does not run any more, such as an exchanged transformer.
+    """
 
     calls: tuple[LayerCall, ...]
     pattern: str
+    lost: tuple[str, ...] = ()
 
     @property
     def sparse(self) -> list[LayerCall]:
@@ -157,13 +162,14 @@ class Report:
             "sparse_calls": self.sparse_calls,
             "dense_calls": self.dense_calls,
             "dense_reasons": self.dense_reasons,
+            "lost": list(self.lost),
             "advice": self.advice,
             "calls": [asdict(c) for c in self.calls],
         }
 
     def __str__(self) -> str:
         if not self.calls:
-            return f"{self.pattern}: no attention has run"
+            return "\n".join([f"{self.pattern}: no attention has run", *(f"lost: {text}" for text in self.lost)])
         lines = [
             f"{self.pattern}: {self.sparse_calls} of {self.sparse_calls + self.dense_calls} attention calls sparse, "
             f"{self.flops_saved:.0%} of the attention FLOPs saved, {self.seconds:.2f} s in attention layers"
@@ -176,6 +182,7 @@ class Report:
         if self.kept_bytes:
             lines.append(f"kept from step to step: {self.kept_bytes / 1e6:.2f} MB")
         lines += [f"dense: {count} calls, {reason}" for reason, count in self.dense_reasons.items()]
+        lines += [f"lost: {text}" for text in self.lost]
         return "\n".join(lines + [f"note: {text}" for text in self.advice])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,11 +26,12 @@ class Run:
     No state is shared between runs, and none lives on a class.
     """
 
-    def __init__(self, settings: Settings):
-        self.settings = settings
+    def __init__(self, settings: Settings, pipeline: Callable[[], Any]):
+        self.settings, self._pipeline = settings, pipeline
+        self._transformers: dict[str, Callable[[], torch.nn.Module | None]] = {}
         self._calls: dict[tuple[object, ...], LayerCall] = {}
         self._pending: list[Pending] = []
-        self._originals: list[tuple[torch.nn.Module, Any]] = []
+        self._replaced: list[_Replaced] = []
         self._clocks: list[Clock] = []
 
     def report(self) -> Report:
@@ -38,7 +39,7 @@ class Run:
         self._settle()
         correction = self.settings.correction
         name = f"{self.settings.pattern!r}" + ("" if correction is None else f" with {correction!r}")
-        return Report(tuple(self._calls.values()), name)
+        return Report(tuple(self._calls.values()), name, tuple(self._lost()))
 
     def reset(self) -> None:
         """Forget what has run; the next report starts here."""
@@ -69,12 +70,13 @@ class Run:
 
     def restore(self) -> None:
         """Put back the very processor objects that stood there, and remove all hooks. Safe to call twice."""
-        for module, original in self._originals:
-            _set_processor(module, original)
+        for attention in self._replaced:
+            _set_processor(attention.module, attention.original)
         for clock in self._clocks:
             clock.remove()
-        self._originals.clear()
+        self._replaced.clear()
         self._clocks.clear()
+        self._transformers.clear()
 
     def __enter__(self) -> Run:
         return self
@@ -84,10 +86,24 @@ class Run:
     ) -> None:
         self.restore()
 
-    def _processors(
-        self, transformer: torch.nn.Module, name: str, scheduler: Callable[[], Any]
-    ) -> dict[str, tuple[torch.nn.Module, Any]]:
-        """Attention module name -> (module, our processor) for one transformer."""
+    def _lost(self) -> list[str]:
+        """What was changed since `sparsify` and so runs without it."""
+        others = [attention for attention in self._replaced if attention.module.processor is not attention.ours]
+        pipeline = self._pipeline()
+        lost = [
+            f"pipe.{name} is another model than at sparsify, and runs without it; restore, then sparsify again"
+            for name, known in self._transformers.items()
+            if pipeline is not None and getattr(pipeline, name, None) is not known()
+        ]
+        if others:
+            lost.append(
+                f"{len(others)} of {len(self._replaced)} attention layers were given other processors after sparsify, "
+                "as by fuse_qkv_projections or set_attn_processor, and run without it; restore, then sparsify again"
+            )
+        return lost
+
+    def _processors(self, transformer: torch.nn.Module, name: str) -> dict[str, _Replaced]:
+        """Attention module name -> what stands there and what will, for one transformer."""
         adapter = adapter_for(transformer)
         check_impl(self.settings.impl, next(transformer.parameters()).device)
         attentions = adapter.self_attentions(transformer)
@@ -96,11 +112,14 @@ class Run:
                 raise ValueError(
                     f"{name} is already sparsified; restore the earlier run, or set the processors of before"
                 )
-        clock = Clock(transformer, adapter, scheduler)
+        # The scheduler is looked up at each call, since users exchange it.
+        clock = Clock(transformer, adapter, lambda: getattr(self._pipeline(), "scheduler", None))
         self._clocks.append(clock)
+        self._transformers[name] = weakref.ref(transformer)
         return {
-            key: (
+            key: _Replaced(
                 module,
+                module.processor,
                 adapter.processor(
                     module.processor, Layer(self.settings, self._record, clock, name, index, len(attentions))
                 ),
@@ -144,13 +163,12 @@ def sparsify(
     """
     settings = _settings(pattern, correction, impl, strict, min_tokens)
     targets = _transformers(pipe_or_transformer)
-    run = Run(settings)
-    scheduler = _scheduler_of(pipe_or_transformer)
+    run = Run(settings, _weakly(pipe_or_transformer))
     try:
-        found = [pair for name, t in targets.items() for pair in run._processors(t, name, scheduler).values()]
-        for module, processor in found:
-            run._originals.append((module, module.processor))
-            _set_processor(module, processor)
+        found = [new for name, t in targets.items() for new in run._processors(t, name).values()]
+        for attention in found:
+            run._replaced.append(attention)
+            _set_processor(attention.module, attention.ours)
     except BaseException:
         run.restore()
         raise
@@ -172,10 +190,18 @@ def attn_processors(
     if not hasattr(transformer, "attn_processors"):
         name = type(transformer).__name__
         raise NotImplementedError(f"{name} has no attn_processors in this diffusers; use vidsparse.sparsify instead")
-    run = Run(settings)
-    ours = run._processors(transformer, "transformer", lambda: None)
+    run = Run(settings, _weakly(transformer))
+    ours = run._processors(transformer, "transformer")
     present: dict[str, Any] = dict(transformer.attn_processors)  # type: ignore[arg-type]
-    return present | {f"{name}.processor": processor for name, (_, processor) in ours.items()}
+    return present | {f"{name}.processor": attention.ours for name, attention in ours.items()}
+
+
+class _Replaced(NamedTuple):
+    """An attention module and its processors."""
+
+    module: Any
+    original: Any
+    ours: Any
 
 
 def _set_processor(module: Any, processor: Any) -> None:
@@ -206,7 +232,6 @@ def _transformers(target: Any) -> dict[str, torch.nn.Module]:
     return modules
 
 
-def _scheduler_of(target: Any) -> Callable[[], Any]:
-    # Looked up at each call, since users exchange a pipeline's scheduler; weakly: a run keeps no pipeline alive.
-    reference = None if isinstance(target, torch.nn.Module) else weakref.ref(target)
-    return lambda: getattr(reference() if reference else None, "scheduler", None)
+def _weakly(target: Any) -> Callable[[], Any]:
+    # A run keeps no pipeline alive; a transformer alone has none.
+    return (lambda: None) if isinstance(target, torch.nn.Module) else weakref.ref(target)

@@ -38,9 +38,10 @@ class _Plan(NamedTuple):
     sizes: list[int]  # tokens of each box
     rows: list[list[_Row]]  # of each head, or of all heads alike
 
-    def boxes(self, x: torch.Tensor, dtype: torch.dtype) -> list[Boxes]:
-        """Copy [tokens, H, head_dim] into boxes [size, head_dim] of each head."""
-        return [of_head.split(self.sizes) for of_head in x.transpose(0, 1).index_select(1, self.order).to(dtype)]
+    def boxes(self, x: torch.Tensor, dtype: torch.dtype) -> Boxes:
+        """Copy one head's [tokens, head_dim] into boxes [size, head_dim]."""
+        boxes: Boxes = x.index_select(0, self.order).to(dtype).split(self.sizes)
+        return boxes
 
     def rows_of(self, head: int) -> list[_Row]:
         return self.rows[head % len(self.rows)]
@@ -209,14 +210,17 @@ class _BlockSparse(torch.autograd.Function):
         wide = torch.promote_types(query.dtype, torch.float32)
         out = torch.zeros_like(query, memory_format=torch.contiguous_format)
         lse = torch.full((*query.shape[:3], 1), float("-inf"), dtype=wide)
-        pieces = []
-        for b, plan in enumerate(plans):
-            boxes = zip(plan.boxes(key[b], wide), plan.boxes(value[b], value.dtype), strict=True)
-            for h, (keys, values) in enumerate(boxes):
-                head = _Query(query[b, :, h], out[b, :, h], lse[b, :, h] if with_lse else None)
-                pieces += [(row, keys, values, head, scale) for row in plan.rows_of(h)]
 
-        divide(_forward_pieces, pieces)
+        def pieces() -> Iterator[tuple[_Row, Boxes, Boxes, _Query, float]]:
+            # A head's keys are copied when its turn comes: those of all heads would be a third copy of the inputs.
+            for b, plan in enumerate(plans):
+                for h in range(query.shape[2]):
+                    keys, values = plan.boxes(key[b, :, h], wide), plan.boxes(value[b, :, h], value.dtype)
+                    head = _Query(query[b, :, h], out[b, :, h], lse[b, :, h] if with_lse else None)
+                    for row in plan.rows_of(h):
+                        yield row, keys, values, head, scale
+
+        divide(_forward_pieces, pieces())
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plans, ctx.scale = plans, scale  # type: ignore[attr-defined]
         return out, lse.squeeze(-1).transpose(1, 2)
@@ -233,8 +237,8 @@ class _BlockSparse(torch.autograd.Function):
         # The softmax's own gradient and that of the lse fold into one number a row.
         shift = (grad_out.to(wide) * out.to(wide)).sum(dim=-1, keepdim=True) - grad_lse.transpose(1, 2)[..., None]
         for b, plan in enumerate(plans):
-            heads = enumerate(zip(plan.boxes(key[b], wide), plan.boxes(value[b], wide), strict=True))
-            for h, (keys, values) in heads:
+            for h in range(query.shape[2]):
+                keys, values = plan.boxes(key[b, :, h], wide), plan.boxes(value[b, :, h], wide)
                 head = _Gradients(*(x[b, :, h] for x in (query, grad_out, lse, shift, grad_query)))
                 sums = [torch.zeros(SHARES, len(plan.order), query.shape[3], dtype=wide) for _ in range(2)]
 

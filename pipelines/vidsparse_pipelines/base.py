@@ -11,7 +11,8 @@ import torch
 from vidsparse.grid import VideoGrid
 
 # Attention of query, key and value [batch, tokens, heads, head_dim], and `extra_valid`, int [batch], where some of the
-# prefix and suffix tokens are padding: how many of them, in sequence order, are real.
+# prefix and suffix tokens are padding: how many of them, in sequence order, are real. A model that has learned a gate
+# for the output, as Video Sparse Attention trains one, gives `gate`, of the shape of the query.
 Attend = Callable[..., torch.Tensor]
 # What a processor gives: hidden states, or those of video and text.
 Output = TypeVar("Output", torch.Tensor, tuple[torch.Tensor, ...])
@@ -19,6 +20,10 @@ Output = TypeVar("Output", torch.Tensor, tuple[torch.Tensor, ...])
 
 class SparseLayer(Protocol):
     """What a processor asks of the library, once for each call of its layer."""
+
+    @property
+    def grid(self) -> VideoGrid:
+        """The token grid of the present forward call; not known where the call cannot be sparse."""
 
     def run(
         self,
@@ -45,14 +50,19 @@ class Adapter(ABC):
 
     @abstractmethod
     def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
-        """The token grid of a forward call, from the arguments of `forward` by name."""
+        """The token grid of a forward call, from the arguments of `forward` by name.
+
+        Raises:
+            NotImplementedError: tokens in no order that a grid can tell; the call runs dense, for this reason.
+        """
 
     @abstractmethod
     def processor(self, original: Any, layer: SparseLayer) -> Any:
         """An attention processor that runs `layer`, and `original` for dense calls."""
 
-    def timestep(self, call: Mapping[str, Any]) -> float:
-        """The timestep of a forward call; the noisiest where each token has its own."""
+    def timestep(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> float:
+        """The noise of a forward call, from 0 to 1000 and falling within a run; the most where tokens differ."""
+        del transformer
         return float(torch.as_tensor(call["timestep"]).max())
 
 

@@ -15,28 +15,25 @@ from vidsparse_pipelines.base import Adapter, Attend, SparseLayer, WrappedProces
 class CosmosAdapter(Adapter):
     """Self-attention (`attn1`) of each block; cross-attention to text and image stays as it is."""
 
-    def __init__(self) -> None:
-        self.log_noise = False
-
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks
         return {f"transformer_blocks.{i}.attn1": block.attn1 for i, block in enumerate(blocks)}
 
     def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
         config: Any = transformer.config
-        # Only Cosmos 1 has learned positions, and only it is told the noise as a logarithm; `timestep` cannot know.
-        self.log_noise = config.extra_pos_embed_type is not None
         sizes = zip(call["hidden_states"].shape[-3:], config.patch_size, strict=True)
         return VideoGrid(*(size // patch for size, patch in sizes))
 
-    def timestep(self, call: Mapping[str, Any]) -> float:
+    def timestep(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> float:
         """The noise on the scale of flow matching, from 0 to 1000.
 
         Cosmos 1 is told log(sigma) / 4 of x + sigma * noise, Cosmos 2 and 2.5 the time of flow matching in [0, 1].
         """
         # The last frame's: condition frames come first, and have more noise than the others in the last steps.
         noise = float(torch.as_tensor(call["timestep"]).flatten()[-1])
-        return 1000 / (1 + math.exp(-4 * noise)) if self.log_noise else 1000 * noise
+        config: Any = transformer.config
+        first = config.extra_pos_embed_type is not None  # only Cosmos 1 has learned positions
+        return 1000 / (1 + math.exp(-4 * noise)) if first else 1000 * noise
 
     def processor(self, original: Any, layer: SparseLayer) -> CosmosSparseProcessor:
         return CosmosSparseProcessor(original, layer)

@@ -21,8 +21,8 @@ HISTORY = {
 class FramepackAdapter(HunyuanVideoAdapter):
     """Joint attention of history, noisy video and text. The grid is that of the noisy video; the history is exact."""
 
-    def extra_tokens(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> tuple[int, int]:
-        """The tokens of the history; those of the image and the text, without padding in a batch of one.
+    def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
+        """As in HunyuanVideo.
 
         Raises:
             NotImplementedError: a transformer without the layers that make tokens of the history and the image.
@@ -32,6 +32,10 @@ class FramepackAdapter(HunyuanVideoAdapter):
                 raise NotImplementedError(
                     f"a FramePack transformer without {layer} has an unknown token layout; build it with {setting}=True"
                 )
+        return super().self_attentions(transformer)
+
+    def extra_tokens(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> tuple[int, int]:
+        """The tokens of the history; those of the image and the text, without padding in a batch of one."""
         history = 0
         for name, (convolution, pads) in HISTORY.items():
             latents, indices = call.get(name), call.get(f"indices_{name}")

@@ -17,7 +17,6 @@ class HunyuanVideoAdapter(Adapter):
     """Joint attention of video and text, in the dual-stream blocks and then in the single-stream blocks."""
 
     def __init__(self) -> None:
-        self._grid: VideoGrid | None = None
         self._counted = WeakTensorKeyDictionary()  # mask -> what `_leading` says of it; all layers get the same mask
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -32,8 +31,7 @@ class HunyuanVideoAdapter(Adapter):
         frames, height, width = call["hidden_states"].shape[-3:]
         view = frames // config.patch_size_t, height // config.patch_size, width // config.patch_size
         prefix, suffix = self.extra_tokens(transformer, call)
-        self._grid = VideoGrid(*view, prefix, suffix)
-        return self._grid
+        return VideoGrid(*view, prefix, suffix)
 
     def extra_tokens(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> tuple[int, int]:
         """How many tokens stand before and after the video in a forward call."""
@@ -45,16 +43,13 @@ class HunyuanVideoAdapter(Adapter):
             return mask[:, 0, 0]
         return None
 
-    def extra_valid(self, mask: torch.Tensor, batch: int, tokens: int, text: int) -> torch.Tensor | None:
-        """How many tokens besides the video are real, int32 [batch]; None if the mask hides more than trailing text."""
+    def valid(self, mask: torch.Tensor, batch: int, tokens: int, text: int) -> torch.Tensor | None:
+        """How many tokens are real, int32 [batch]; None if the mask hides more than trailing text."""
         if mask not in self._counted:
             keys = self.real_keys(mask, batch, tokens)
             self._counted[mask] = (None, -1) if keys is None else _leading(keys)
         count, least = self._counted[mask]
-        if least < tokens - text or self._grid is None:
-            return None
-        valid: torch.Tensor = count - self._grid.video_tokens
-        return valid
+        return count if least >= tokens - text else None
 
     def processor(self, original: Any, layer: SparseLayer) -> HunyuanVideoSparseProcessor:
         return HunyuanVideoSparseProcessor(original, layer, self)
@@ -75,13 +70,13 @@ class HunyuanVideoSparseProcessor(WrappedProcessor):
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: Any = None,
     ) -> tuple[torch.Tensor, ...]:
-        unsupported, extra_valid = self.unsupported(), None
+        unsupported, valid = self.unsupported(), None
         if encoder_hidden_states is None:
             unsupported = "the call has no text tokens"
         elif unsupported is None and attention_mask is not None:
             (batch, video, _), text = hidden_states.shape, encoder_hidden_states.shape[1]
-            extra_valid = self.adapter.extra_valid(attention_mask, batch, video + text, text)
-            if extra_valid is None:
+            valid = self.adapter.valid(attention_mask, batch, video + text, text)
+            if valid is None:
                 unsupported = "the attention mask hides other tokens than padding after the text"
 
         def dense() -> tuple[torch.Tensor, ...]:
@@ -96,6 +91,7 @@ class HunyuanVideoSparseProcessor(WrappedProcessor):
                 query, key = (_rotate(x, image_rotary_emb) for x in (query, key))
             of_text = _project(attn, encoder_hidden_states, added=attn.add_q_proj is not None)
             query, key, value = (torch.cat(pair, dim=1) for pair in zip((query, key, value), of_text, strict=True))
+            extra_valid = None if valid is None else valid - self.layer.grid.video_tokens
             out = attend(query, key, value, extra_valid).flatten(2).type_as(query)
             video, text = out[:, : hidden_states.shape[1]], out[:, hidden_states.shape[1] :]
             # A single-stream block projects both itself, together with its feed-forward.

@@ -20,34 +20,22 @@ class LTXAdapter(Adapter):
     gives these. Condition frames that it puts before or after the video are then prefix and suffix.
     """
 
-    def __init__(self) -> None:
-        self.irregular: str | None = None  # why the present call has no grid
-
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks
         return {f"transformer_blocks.{i}.attn1": block.attn1 for i, block in enumerate(blocks)}
 
     def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
-        self.irregular = None
         coords = call.get("video_coords")
         if coords is None:
             return VideoGrid(call["num_frames"], call["height"], call["width"])
-        grid = grid_of_coords(coords[0])
-        if grid is None:
-            self.irregular = "the video coordinates are those of no grid of frames x height x width"
-            return VideoGrid(1, 1, call["hidden_states"].shape[1])
-        return grid
+        return grid_of_coords(coords[0])
 
     def processor(self, original: Any, layer: SparseLayer) -> LTXSparseProcessor:
-        return LTXSparseProcessor(original, layer, self)
+        return LTXSparseProcessor(original, layer)
 
 
 class LTXSparseProcessor(WrappedProcessor):
     """Takes the place of diffusers' `LTXVideoAttnProcessor` in self-attention."""
-
-    def __init__(self, original: Any, layer: SparseLayer, adapter: LTXAdapter):
-        super().__init__(original, layer)
-        self.adapter = adapter
 
     def __call__(
         self,
@@ -76,22 +64,21 @@ class LTXSparseProcessor(WrappedProcessor):
 
         return self.layer.run(dense, sparse, self.unsupported(attention_mask))
 
-    def unsupported(self, attention_mask: torch.Tensor | None = None) -> str | None:
-        """Why the present call cannot be sparse, or None."""
-        return super().unsupported(attention_mask) or self.adapter.irregular
 
-
-def grid_of_coords(coords: torch.Tensor) -> VideoGrid | None:
-    """The grid of tokens at these (time, row, column) coordinates [3, tokens]; None if they are in no raster order.
+def grid_of_coords(coords: torch.Tensor) -> VideoGrid:
+    """The grid of tokens at these (time, row, column) coordinates [3, tokens].
 
     Frames come in runs of rising time. The longest run is the video; the others are conditions.
+
+    Raises:
+        NotImplementedError: coordinates in no raster order.
     """
     coords = coords.float().cpu()
     rows, columns = coords[1].unique(), coords[2].unique()
     size = len(rows) * len(columns)
     times = coords[0, ::size]
     if not torch.equal(torch.cartesian_prod(times, rows, columns).T, coords):
-        return None
+        raise NotImplementedError("the video coordinates are those of no grid of frames x height x width")
     falls = (times.diff() <= 0).nonzero().flatten() + 1
     start, end = max(pairwise([0, *falls.tolist(), len(times)]), key=lambda run: run[1] - run[0])
     return VideoGrid(end - start, len(rows), len(columns), start * size, (len(times) - end) * size)

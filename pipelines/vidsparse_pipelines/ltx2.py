@@ -28,7 +28,6 @@ class LTX2Adapter(LTXAdapter):
         if None in sizes:
             coords = call["video_coords"][..., 0]  # each token's start along each axis, without its end
             return super().grid(transformer, {**call, "video_coords": coords})
-        self.irregular = None
         config: Any = transformer.config
         patches = (config.patch_size_t, config.patch_size, config.patch_size)
         frames, height, width = (math.ceil(size / patch) for size, patch in zip(sizes, patches, strict=True))
@@ -36,7 +35,7 @@ class LTX2Adapter(LTXAdapter):
         return VideoGrid(frames, height, width, suffix=suffix)
 
     def processor(self, original: Any, layer: SparseLayer) -> LTX2SparseProcessor:
-        return LTX2SparseProcessor(original, layer, self)
+        return LTX2SparseProcessor(original, layer)
 
 
 class LTX2SparseProcessor(LTXSparseProcessor):

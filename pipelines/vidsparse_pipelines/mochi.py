@@ -29,8 +29,9 @@ class MochiAdapter(Adapter):
     def processor(self, original: Any, layer: SparseLayer) -> MochiSparseProcessor:
         return MochiSparseProcessor(original, layer)
 
-    def timestep(self, call: Mapping[str, Any]) -> float:
+    def timestep(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> float:
         """The timestep turned round, so that it falls within a run as in other families."""
+        del transformer
         return TRAIN_TIMESTEPS - float(torch.as_tensor(call["timestep"]).min())
 
 

@@ -45,7 +45,7 @@ class WanSparseProcessor(WrappedProcessor):
             query, key, value = _project(attn, hidden_states)
             if rotary_emb is not None:
                 query, key = rotate_pairs(query, *rotary_emb), rotate_pairs(key, *rotary_emb)
-            out = attend(query, key, value).flatten(2).type_as(query)
+            out = attend(query, key, value, **_gate(attn, hidden_states)).flatten(2).type_as(query)
             for module in attn.to_out:
                 out = module(out)
             return out
@@ -61,6 +61,13 @@ def _project(attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torc
         query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
     query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (attn.norm_q(query), attn.norm_k(key), value))
     return query, key, value
+
+
+def _gate(attn: Any, hidden_states: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The gate [batch, tokens, heads, head_dim] of a module that has one, see `load_gates`."""
+    if not hasattr(attn, "to_gate_compress"):
+        return {}
+    return {"gate": attn.to_gate_compress(hidden_states).unflatten(-1, (attn.heads, -1))}
 
 
 def rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

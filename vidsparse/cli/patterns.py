@@ -43,6 +43,7 @@ PATTERNS = {
     "sliding-tile": Entry("SlidingTile"),
     "spatial-temporal": Entry("SpatialTemporal", density="density"),
     "top-blocks": Entry("TopBlocks", {"density": 0.3}, "density", ("top_k", "top_p", "threshold")),
+    "video-sparse": Entry("VideoSparse", density="density"),
 }
 
 

@@ -1,8 +1,9 @@
 """Corrections: what is added back for the tiles that a map drops. One file, one idea."""
 
 from vidsparse.corrections.base import Correction, SparseCall
+from vidsparse.corrections.gated_coarse import GatedCoarse
 from vidsparse.corrections.pooled_complement import PooledComplement
 from vidsparse.corrections.rectified import Rectified
 from vidsparse.corrections.reshaped import Reshaped
 
-__all__ = ["Correction", "PooledComplement", "Rectified", "Reshaped", "SparseCall"]
+__all__ = ["Correction", "GatedCoarse", "PooledComplement", "Rectified", "Reshaped", "SparseCall"]

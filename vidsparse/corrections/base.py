@@ -30,6 +30,7 @@ class SparseCall:
         context: layer and step; `memory` is this correction's own.
         exact: computes dense attention, out and lse, for corrections that learn from it; the report counts it.
         extra_valid: int [batch], how many prefix and suffix tokens, in sequence order, are real; None: all.
+        gate: the model's own gate of each channel [batch, tokens, heads, head_dim]; None where it has none.
     """
 
     query: torch.Tensor
@@ -41,6 +42,7 @@ class SparseCall:
     context: Context
     exact: Callable[[], tuple[torch.Tensor, torch.Tensor]]
     extra_valid: torch.Tensor | None = None
+    gate: torch.Tensor | None = None
 
     @property
     def text_bias(self) -> torch.Tensor:

@@ -14,6 +14,7 @@ from vidsparse.patterns.schedule import StepSchedule
 from vidsparse.patterns.sliding_tile import SlidingTile
 from vidsparse.patterns.spatial_temporal import SpatialTemporal
 from vidsparse.patterns.top_blocks import TopBlocks
+from vidsparse.patterns.video_sparse import VideoSparse
 
 __all__ = [
     "ContentPattern",
@@ -33,4 +34,5 @@ __all__ = [
     "SpatialTemporal",
     "StepSchedule",
     "TopBlocks",
+    "VideoSparse",
 ]

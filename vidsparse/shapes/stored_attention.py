@@ -7,7 +7,7 @@ the matrix units of a CPU. Here a thread takes one head, some hundred queries ag
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -98,6 +98,10 @@ def stored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 
 class _StoredLayer:
     """Sends every call through `stored_attention`."""
+
+    @property
+    def grid(self) -> NoReturn:
+        raise NotImplementedError("dense attention of Wan asks for no grid")
 
     def run(
         self,

@@ -1,0 +1,97 @@
+"""Cosmos 3 (`Cosmos3OmniTransformer`): text sees text, causally; video, sound and action see that and each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from vidsparse.grid import VideoGrid
+from vidsparse_pipelines.base import Adapter, Attend, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.cosmos import rotate_halves
+
+
+class Cosmos3Adapter(Adapter):
+    """The one attention of each layer. The sequence is text, control videos, the video, sound, action.
+
+    All but the video is exact. Condition frames are frames of the video.
+    """
+
+    def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
+        layers: Any = transformer.layers
+        return {f"layers.{i}.self_attn": layer.self_attn for i, layer in enumerate(layers)}
+
+    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
+        if getattr(transformer, "_cp_shard_fn", None) is not None:
+            raise NotImplementedError("context parallelism is on")
+        frames, height, width = call["vision_token_shapes"][-1]
+        tokens = frames * height * width
+        indices = call["vision_sequence_indexes"][-tokens:]
+        start = int(indices[0])
+        if not torch.equal(indices, torch.arange(start, start + tokens).to(indices)):
+            raise NotImplementedError("vision_sequence_indexes has the video's tokens in no unbroken run")
+        if start < call["und_len"]:
+            raise NotImplementedError("vision_sequence_indexes has video among the text, where attention is causal")
+        return VideoGrid(frames, height, width, prefix=start, suffix=call["sequence_length"] - start - tokens)
+
+    def timestep(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> float:
+        """The noise of what is generated: of sound or action alone, the video has none."""
+        del transformer
+        names = ("timestep", "vision_timesteps", "sound_timesteps", "action_timesteps")
+        timesteps = (torch.as_tensor(call[name]) for name in names if call.get(name) is not None)
+        return max((float(x.max()) for x in timesteps if x.numel()), default=0.0)
+
+    def processor(self, original: Any, layer: SparseLayer) -> Cosmos3SparseProcessor:
+        return Cosmos3SparseProcessor(original, layer)
+
+
+class Cosmos3SparseProcessor(WrappedProcessor):
+    """Takes the place of diffusers' `Cosmos3AttnProcessor`."""
+
+    def __call__(
+        self,
+        attn: Any,
+        und_seq: torch.Tensor,
+        gen_seq: torch.Tensor,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        def dense() -> tuple[torch.Tensor, ...]:
+            text, generated = self.original(attn, und_seq, gen_seq, rotary_emb)
+            return text[None], generated[None]  # the library counts samples, and this model has no such axis
+
+        def sparse(attend: Attend) -> tuple[torch.Tensor, ...]:
+            # [tokens, head_dim], each angle twice: once for either half.
+            cos_text, sin_text, cos, sin = (x.chunk(2, dim=-1)[0][:, None] for x in rotary_emb)
+            projected = attn.to_q(und_seq), attn.to_k(und_seq), attn.to_v(und_seq)
+            text_query, text_key, text_value = (x.unflatten(-1, (-1, attn.head_dim)) for x in projected)
+            text_query, text_key = attn.norm_q(text_query), attn.norm_k(text_key)
+            # Some checkpoints have a norm of their own for the text's keys as the video sees them.
+            seen_key = text_key if attn.k_norm_und_for_gen is None else attn.k_norm_und_for_gen(text_key)
+            text_query, text_key, seen_key = (
+                rotate_halves(x, cos_text, sin_text) for x in (text_query, text_key, seen_key)
+            )
+            text = _causal(text_query, text_key, text_value)
+
+            projected = attn.add_q_proj(gen_seq), attn.add_k_proj(gen_seq), attn.add_v_proj(gen_seq)
+            query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in projected)
+            query, key = attn.norm_added_q(query), attn.norm_added_k(key)
+            query, key = rotate_halves(query, cos, sin), rotate_halves(key, cos, sin)
+            # The text's queries are there for the shape: what they would see without a causal mask is dropped.
+            query = torch.cat((text_query, query))
+            key, value = (
+                torch.cat(pair).repeat_interleave(attn.num_key_value_groups, dim=1)
+                for pair in ((seen_key, key), (text_value, value))
+            )
+            generated = attend(query[None], key[None], value[None])[:, len(und_seq) :].flatten(2).type_as(query)
+            return attn.to_out(text), attn.to_add_out(generated)
+
+        text, generated = self.layer.run(dense, sparse, self.unsupported())
+        return text[0], generated[0]
+
+
+def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Causal attention [1, tokens, heads * head_dim] of [tokens, heads, head_dim]; keys may have fewer heads."""
+    query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    return out.transpose(1, 2).flatten(2)
