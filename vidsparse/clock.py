@@ -54,7 +54,7 @@ class Clock:
         timestep = self.adapter.timestep(transformer, call)
         scheduler = self.scheduler()
         # Transformers get timesteps in the dtype of their weights, and some families count the other way round.
-        dtype = torch.as_tensor(call["timestep"]).dtype
+        dtype = torch.as_tensor(call.get("timestep", 0.0)).dtype
         timesteps = torch.as_tensor(getattr(scheduler, "timesteps", ())).to(dtype).tolist()
         schedule = [self.adapter.timestep(transformer, {"timestep": t}) for t in timesteps]
         index = getattr(scheduler, "step_index", None)  # how many steps it has made; None before the first
@@ -73,4 +73,4 @@ class Clock:
             # Rounded to the dtype of the weights, timesteps may be unknown to the scheduler, or known twice.
             self.step, self.steps = index or 0, len(schedule)
         self.grid, self.timestep, self.index = grid, timestep, index
-        self.device = call["hidden_states"].device
+        self.device = next(x.device for x in call.values() if isinstance(x, torch.Tensor))

@@ -145,8 +145,8 @@ def sparsify(
         run.restore()
 
     Args:
-        pipe_or_transformer: a diffusers pipeline (its `transformer`, and `transformer_2` where it has one) or a
-            transformer of a supported class.
+        pipe_or_transformer: a diffusers pipeline (its `transformer`, and `transformer_2` or `transformer_ref` where it
+            has one) or a transformer of a supported class.
         pattern: who looks at whom; wrap it in `StepSchedule` to keep the first steps dense.
         correction: what is added back for dropped tiles, such as `PooledComplement()`; None adds nothing.
         impl: implementation of the attention, see `sparse_attention`.
@@ -225,7 +225,7 @@ def _settings(
 def _transformers(target: Any) -> dict[str, torch.nn.Module]:
     if isinstance(target, torch.nn.Module):
         return {"transformer": target}
-    found = {name: getattr(target, name, None) for name in ("transformer", "transformer_2")}
+    found = {name: getattr(target, name, None) for name in ("transformer", "transformer_2", "transformer_ref")}
     modules = {name: module for name, module in found.items() if isinstance(module, torch.nn.Module)}
     if not modules:
         raise TypeError(f"{type(target).__name__} has no transformer; pass a diffusers pipeline or a transformer")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 ADAPTERS: dict[str, tuple[str, str]] = {
     "AllegroTransformer3DModel": ("vidsparse_pipelines.allegro", "AllegroAdapter"),
     "CogVideoXTransformer3DModel": ("vidsparse_pipelines.cogvideox", "CogVideoXAdapter"),
-    "ConsisIDTransformer3DModel": ("vidsparse_pipelines.cogvideox", "CogVideoXAdapter"),
+    "ConsisIDTransformer3DModel": ("vidsparse_pipelines.cogvideox", "ConsisIDAdapter"),
     "Cosmos3OmniTransformer": ("vidsparse_pipelines.cosmos3", "Cosmos3Adapter"),
     "CosmosTransformer3DModel": ("vidsparse_pipelines.cosmos", "CosmosAdapter"),
     "HunyuanVideo15Transformer3DModel": ("vidsparse_pipelines.hunyuan_video_15", "HunyuanVideo15Adapter"),

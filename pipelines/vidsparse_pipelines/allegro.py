@@ -9,11 +9,15 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb_allegro
 
 from vidsparse.grid import VideoGrid
-from vidsparse_pipelines.base import Adapter, Attend, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.base import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor, text_mask
 
 
 class AllegroAdapter(Adapter):
     """Self-attention (`attn1`) of each block; cross-attention to text stays as it is."""
+
+    family = "Allegro"
+    tasks = "text to video"
+    layout = "video only; text by cross-attention"
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks
@@ -26,6 +30,28 @@ class AllegroAdapter(Adapter):
 
     def processor(self, original: Any, layer: SparseLayer) -> AllegroSparseProcessor:
         return AllegroSparseProcessor(original, layer)
+
+    def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        width = 2 * config["attention_head_dim"]
+        return {"num_attention_heads": 2, "num_layers": 2, "cross_attention_dim": width, "caption_channels": 16}
+
+    def example(
+        self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
+    ) -> dict[str, Any]:
+        config: Any = transformer.config
+        patches = config.patch_size_t, config.patch_size, config.patch_size
+        size = (side * patch for side, patch in zip(view, patches, strict=True))
+        # Of each axis a table of cosines and sines, and where each token stands on it.
+        angles = [3 * noise(side, config.attention_head_dim // 3).float() for side in view]
+        positions = torch.cartesian_prod(*(torch.arange(side) for side in view)).T[:, None]
+        return {
+            "hidden_states": noise(batch, config.in_channels, *size),
+            "timestep": torch.full((batch,), 500.0),
+            "encoder_hidden_states": noise(batch, TEXT_TOKENS, config.caption_channels),
+            "encoder_attention_mask": text_mask(batch),
+            "image_rotary_emb": (tuple((x.cos(), x.sin()) for x in angles), tuple(positions)),
+            "return_dict": False,
+        }
 
 
 class AllegroSparseProcessor(WrappedProcessor):

@@ -14,6 +14,8 @@ from vidsparse.grid import VideoGrid
 # prefix and suffix tokens are padding: how many of them, in sequence order, are real. A model that has learned a gate
 # for the output, as Video Sparse Attention trains one, gives `gate`, of the shape of the query.
 Attend = Callable[..., torch.Tensor]
+# Random normal numbers of a shape: `noise(batch, tokens, channels)`.
+Noise = Callable[..., torch.Tensor]
 # What a processor gives: hidden states, or those of video and text.
 Output = TypeVar("Output", torch.Tensor, tuple[torch.Tensor, ...])
 
@@ -42,7 +44,13 @@ class SparseLayer(Protocol):
 
 
 class Adapter(ABC):
-    """Puts sparse attention into the transformers of one family."""
+    """Puts sparse attention into the transformers of one family.
+
+    Attributes:
+        family: what its models are called. tasks: what they make. layout: where tokens that are no video stand.
+    """
+
+    family = tasks = layout = ""
 
     @abstractmethod
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -64,6 +72,41 @@ class Adapter(ABC):
         """The noise of a forward call, from 0 to 1000 and falling within a run; the most where tokens differ."""
         del transformer
         return float(torch.as_tensor(call["timestep"]).max())
+
+    def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What to change in a configuration, so that a twin remains: a small model with the same layout.
+
+        Two layers of each kind, two heads, little text and feed-forward. What attention is made of stays: head_dim,
+        patches, positions, norms, and what the model is conditioned on.
+
+        Args:
+            config: all settings of a transformer, with the class's defaults for what its checkpoint leaves out.
+
+        Raises:
+            NotImplementedError: this adapter describes no twin.
+        """
+        raise NotImplementedError(f"{type(self).__name__} describes no twin; define its methods tiny and example")
+
+    def example(
+        self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
+    ) -> dict[str, Any]:
+        """Arguments of `forward`, by name, for a random video of `view` (frames, height, width) tokens.
+
+        Where the model takes text of different lengths, the samples of a batch differ in it.
+
+        Raises:
+            NotImplementedError: this adapter describes no twin, or the model takes no batch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} describes no twin; define its methods tiny and example")
+
+
+TEXT_TOKENS = 7  # of an example
+
+
+def text_mask(batch: int, tokens: int = TEXT_TOKENS) -> torch.Tensor:
+    """Which text tokens of an example are real, bool [batch, tokens]: the first ones, as many as in no other sample."""
+    real = torch.tensor([tokens - 3, tokens, 1])[torch.arange(batch) % 3]
+    return torch.arange(tokens) < real[:, None]
 
 
 class WrappedProcessor:

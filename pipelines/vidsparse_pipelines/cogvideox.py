@@ -6,6 +6,7 @@ Text stands before the video in one sequence, and no text token is masked. Call 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,11 +15,15 @@ from diffusers.models.attention_processor import FusedCogVideoXAttnProcessor2_0
 from diffusers.models.embeddings import apply_rotary_emb
 
 from vidsparse.grid import VideoGrid
-from vidsparse_pipelines.base import Adapter, Attend, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.base import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor
 
 
 class CogVideoXAdapter(Adapter):
     """The one attention (`attn1`) of each block, over text and video together."""
+
+    family = "CogVideoX 1.0, 1.5"
+    tasks = "text, image and video to video"
+    layout = "text before the video"
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks
@@ -33,6 +38,57 @@ class CogVideoXAdapter(Adapter):
 
     def processor(self, original: Any, layer: SparseLayer) -> CogVideoXSparseProcessor:
         return CogVideoXSparseProcessor(original, layer)
+
+    def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        small = {"num_attention_heads": 2, "num_layers": 2, "time_embed_dim": 32, "text_embed_dim": 16}
+        small |= {"max_text_seq_length": TEXT_TOKENS, "sample_frames": 9, "sample_height": 8, "sample_width": 8}
+        small["use_learned_positional_embeddings"] = False  # they would allow for one size of video alone
+        return small | ({"ofs_embed_dim": 32} if config.get("ofs_embed_dim") else {})
+
+    def example(
+        self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
+    ) -> dict[str, Any]:
+        config: Any = transformer.config
+        frames, height, width = view[0] * (config.get("patch_size_t") or 1), *(config.patch_size * n for n in view[1:])
+        call = {
+            "hidden_states": noise(batch, frames, config.in_channels, height, width),
+            "timestep": torch.full((batch,), 500.0),
+            "encoder_hidden_states": noise(batch, TEXT_TOKENS, config.text_embed_dim),
+            "return_dict": False,
+        }
+        if config.use_rotary_positional_embeddings:
+            angles = 3 * noise(math.prod(view), config.attention_head_dim // 2).float().repeat_interleave(2, dim=1)
+            call["image_rotary_emb"] = angles.cos(), angles.sin()
+        if config.get("ofs_embed_dim"):
+            call["ofs"] = torch.full((1,), 2.0)
+        return call
+
+
+class ConsisIDAdapter(CogVideoXAdapter):
+    """The same attention; a face is seen by cross-attention, which stays as it is."""
+
+    family = "ConsisID"
+    tasks = "text and face to video"
+
+    def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        face = {"cross_attn_interval": 1, "cross_attn_dim_head": 16, "cross_attn_num_heads": 2}
+        face |= {"LFE_id_dim": 16, "LFE_vit_dim": 16, "LFE_depth": config["LFE_num_scale"], "LFE_dim_head": 8}
+        face |= {
+            "LFE_num_heads": 2,
+            "LFE_num_querie": 2,
+            "LFE_output_dim": int(2 * config["attention_head_dim"] / 3 * 2),
+        }
+        return super().tiny(config) | face
+
+    def example(
+        self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
+    ) -> dict[str, Any]:
+        call = super().example(transformer, view, batch, noise)
+        config: Any = transformer.config
+        if config.is_train_face:
+            call["id_cond"] = noise(batch, config.LFE_id_dim)
+            call["id_vit_hidden"] = [noise(batch, 3, config.LFE_vit_dim) for _ in range(config.LFE_num_scale)]
+        return call
 
 
 class CogVideoXSparseProcessor(WrappedProcessor):

@@ -9,11 +9,15 @@ from typing import Any
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse_pipelines.base import Adapter, Attend, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.base import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor
 
 
 class CosmosAdapter(Adapter):
     """Self-attention (`attn1`) of each block; cross-attention to text and image stays as it is."""
+
+    family = "Cosmos 1, 2, 2.5"
+    tasks = "text, image and video to video, control"
+    layout = "video only; text and image by cross-attention"
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks
@@ -37,6 +41,30 @@ class CosmosAdapter(Adapter):
 
     def processor(self, original: Any, layer: SparseLayer) -> CosmosSparseProcessor:
         return CosmosSparseProcessor(original, layer)
+
+    def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        small = {"num_attention_heads": 2, "num_layers": 2, "mlp_ratio": 1.0, "adaln_lora_dim": 16}
+        small |= {"text_embed_dim": 16, "encoder_hidden_states_channels": 16, "crossattn_proj_in_channels": 24}
+        small["concat_padding_mask"] = False  # one more channel of the latents, for which diffusers needs torchvision
+        if config.get("img_context_dim_in"):
+            small |= {"img_context_dim_in": 16, "img_context_dim_out": 2 * config["attention_head_dim"]}
+        return small
+
+    def example(
+        self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
+    ) -> dict[str, Any]:
+        config: Any = transformer.config
+        size = (side * patch for side, patch in zip(view, config.patch_size, strict=True))
+        projected = config.get("use_crossattn_projection")
+        text = noise(batch, TEXT_TOKENS, config.crossattn_proj_in_channels if projected else config.text_embed_dim)
+        image = config.get("img_context_dim_in")
+        return {
+            "hidden_states": noise(batch, config.in_channels, *size),
+            "timestep": torch.full((batch,), 0.5),
+            "encoder_hidden_states": (text, noise(batch, 3, image)) if image else text,
+            "fps": 24,
+            "return_dict": False,
+        }
 
 
 class CosmosSparseProcessor(WrappedProcessor):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vidsparse_pipelines.base import Noise
 from vidsparse_pipelines.hunyuan_video import HunyuanVideoAdapter
 
 # Latents of the history -> the convolution of `clean_x_embedder` that makes tokens of them, and whether it pads them.
@@ -20,6 +21,10 @@ HISTORY = {
 
 class FramepackAdapter(HunyuanVideoAdapter):
     """Joint attention of history, noisy video and text. The grid is that of the noisy video; the history is exact."""
+
+    family = "FramePack"
+    tasks = "image to video"
+    layout = "history before the video, image and text after it, padding masked in a batch"
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         """As in HunyuanVideo.
@@ -47,3 +52,22 @@ class FramepackAdapter(HunyuanVideoAdapter):
         # For a batch of one the model cuts the padding off and gives its attention no mask.
         text = int(text_mask.sum(dtype=torch.int)) if len(text_mask) == 1 else call["encoder_hidden_states"].shape[1]
         return history, call["image_embeds"].shape[1] + text
+
+    def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        embedders = {"has_clean_x_embedder": True, "has_image_proj": True, "image_proj_dim": 16}
+        return super().tiny(config) | embedders
+
+    def example(
+        self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
+    ) -> dict[str, Any]:
+        call = super().example(transformer, view, batch, noise)
+        config: Any = transformer.config
+        channels, _, *size = call["hidden_states"].shape[1:]
+        call |= {
+            "image_embeds": noise(batch, 3, config.image_proj_dim),
+            "indices_latents": torch.arange(8, 8 + view[0]),
+        }
+        for name, frames in zip(HISTORY, ((7, 8), (5, 6, 7), (0, 1, 2, 3, 4)), strict=True):
+            call[name] = noise(batch, channels, len(frames), *size)
+            call[f"indices_{name}"] = torch.tensor(frames)
+        return call

@@ -10,11 +10,15 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from vidsparse.grid import VideoGrid
-from vidsparse_pipelines.base import Adapter, Attend, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.base import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor, text_mask
 
 
 class HunyuanVideoAdapter(Adapter):
     """Joint attention of video and text, in the dual-stream blocks and then in the single-stream blocks."""
+
+    family = "HunyuanVideo"
+    tasks = "text and image to video"
+    layout = "text after the video, padding masked in each sample"
 
     def __init__(self) -> None:
         self._counted = WeakTensorKeyDictionary()  # mask -> what `_leading` says of it; all layers get the same mask
@@ -53,6 +57,26 @@ class HunyuanVideoAdapter(Adapter):
 
     def processor(self, original: Any, layer: SparseLayer) -> HunyuanVideoSparseProcessor:
         return HunyuanVideoSparseProcessor(original, layer, self)
+
+    def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        layers = {"num_layers": 2, "num_single_layers": 2, "num_refiner_layers": 1}
+        return layers | {"num_attention_heads": 2, "mlp_ratio": 1.0, "text_embed_dim": 16, "pooled_projection_dim": 16}
+
+    def example(
+        self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
+    ) -> dict[str, Any]:
+        config: Any = transformer.config
+        patches = config.patch_size_t, config.patch_size, config.patch_size
+        size = (side * patch for side, patch in zip(view, patches, strict=True))
+        return {
+            "hidden_states": noise(batch, config.in_channels, *size),
+            "timestep": torch.full((batch,), 500.0),
+            "encoder_hidden_states": noise(batch, TEXT_TOKENS, config.text_embed_dim),
+            "encoder_attention_mask": text_mask(batch).long(),
+            "pooled_projections": noise(batch, config.pooled_projection_dim),
+            "guidance": torch.full((batch,), 6.0) if config.guidance_embeds else None,
+            "return_dict": False,
+        }
 
 
 class HunyuanVideoSparseProcessor(WrappedProcessor):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vidsparse_pipelines.base import TEXT_TOKENS, Noise, text_mask
 from vidsparse_pipelines.hunyuan_video import HunyuanVideoAdapter
 
 
@@ -17,6 +18,9 @@ class HunyuanVideo15Adapter(HunyuanVideoAdapter):
     video, the image tokens are padding.
     """
 
+    family = "HunyuanVideo 1.5"
+    layout = "image, glyphs and text after the video, padding last and masked in each sample"
+
     def extra_tokens(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> tuple[int, int]:
         encoders = "image_embeds", "encoder_hidden_states_2", "encoder_hidden_states"
         return 0, sum(call[name].shape[1] for name in encoders)
@@ -26,3 +30,26 @@ class HunyuanVideo15Adapter(HunyuanVideoAdapter):
         if mask.ndim != 2 or mask.shape[0] != batch or mask.shape[1] > tokens:
             return None
         return torch.nn.functional.pad(mask.bool(), (tokens - mask.shape[1], 0), value=True)
+
+    def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        layers = {"num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 2, "mlp_ratio": 1.0}
+        return layers | {"text_embed_dim": 16, "text_embed_2_dim": 16, "image_embed_dim": 16}
+
+    def example(
+        self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
+    ) -> dict[str, Any]:
+        config: Any = transformer.config
+        patches = config.patch_size_t, config.patch_size, config.patch_size
+        size = (side * patch for side, patch in zip(view, patches, strict=True))
+        glyphs, image = 4, noise(batch, 3, config.image_embed_dim)
+        return {
+            "hidden_states": noise(batch, config.in_channels, *size),
+            "timestep": torch.full((batch,), 500.0),
+            "timestep_r": torch.full((batch,), 400.0) if config.use_meanflow else None,
+            "encoder_hidden_states": noise(batch, TEXT_TOKENS, config.text_embed_dim),
+            "encoder_attention_mask": text_mask(batch).long(),
+            "encoder_hidden_states_2": noise(batch, glyphs, config.text_embed_2_dim),
+            "encoder_attention_mask_2": text_mask(batch, glyphs).long(),
+            "image_embeds": image if config.task_type == "i2v" else torch.zeros_like(image),
+            "return_dict": False,
+        }

@@ -8,11 +8,15 @@ from typing import Any
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse_pipelines.base import Adapter, Attend, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.base import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor
 
 
 class Kandinsky5Adapter(Adapter):
     """Self-attention of the visual blocks; text blocks and cross-attention to text stay as they are."""
+
+    family = "Kandinsky 5"
+    tasks = "text and image to video"
+    layout = "video only; text by cross-attention"
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.visual_transformer_blocks
@@ -26,6 +30,26 @@ class Kandinsky5Adapter(Adapter):
 
     def processor(self, original: Any, layer: SparseLayer) -> Kandinsky5SparseProcessor:
         return Kandinsky5SparseProcessor(original, layer)
+
+    def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        widths = {"model_dim": 2 * sum(config["axes_dims"]), "ff_dim": 64, "time_dim": 32}
+        return widths | {"num_text_blocks": 2, "num_visual_blocks": 2, "in_text_dim": 16, "in_text_dim2": 16}
+
+    def example(
+        self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
+    ) -> dict[str, Any]:
+        config: Any = transformer.config
+        size = (side * patch for side, patch in zip(view, config.patch_size, strict=True))
+        channels = 2 * config.in_visual_dim + 1 if config.visual_cond else config.in_visual_dim
+        return {
+            "hidden_states": noise(batch, *size, channels),
+            "timestep": torch.full((batch,), 500.0),
+            "encoder_hidden_states": noise(batch, TEXT_TOKENS, config.in_text_dim),
+            "pooled_projections": noise(batch, config.in_text_dim2),
+            "visual_rope_pos": tuple(torch.arange(side) for side in view),
+            "text_rope_pos": torch.arange(TEXT_TOKENS),
+            "return_dict": False,
+        }
 
 
 class Kandinsky5SparseProcessor(WrappedProcessor):

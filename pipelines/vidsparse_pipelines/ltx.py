@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse_pipelines.base import Adapter, Attend, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.base import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor, text_mask
 from vidsparse_pipelines.wan import rotate_pairs
 
 
@@ -19,6 +19,10 @@ class LTXAdapter(Adapter):
     Latents arrive packed: the grid is that of `num_frames`, `height` and `width`, or of `video_coords` where a pipeline
     gives these. Condition frames that it puts before or after the video are then prefix and suffix.
     """
+
+    family = "LTX-Video"
+    tasks = "text, image and video to video"
+    layout = "condition frames before or after the video; text by cross-attention"
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks
@@ -32,6 +36,26 @@ class LTXAdapter(Adapter):
 
     def processor(self, original: Any, layer: SparseLayer) -> LTXSparseProcessor:
         return LTXSparseProcessor(original, layer)
+
+    def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        width = 2 * config["attention_head_dim"]
+        return {"num_attention_heads": 2, "num_layers": 2, "cross_attention_dim": width, "caption_channels": 16}
+
+    def example(
+        self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
+    ) -> dict[str, Any]:
+        config: Any = transformer.config
+        frames, height, width = view
+        return {
+            "hidden_states": noise(batch, frames * height * width, config.in_channels),
+            "num_frames": frames,
+            "height": height,
+            "width": width,
+            "timestep": torch.full((batch,), 500.0),
+            "encoder_hidden_states": noise(batch, TEXT_TOKENS, config.caption_channels),
+            "encoder_attention_mask": text_mask(batch),
+            "return_dict": False,
+        }
 
 
 class LTXSparseProcessor(WrappedProcessor):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse_pipelines.base import Attend, SparseLayer
+from vidsparse_pipelines.base import TEXT_TOKENS, Attend, Noise, SparseLayer, text_mask
 from vidsparse_pipelines.cosmos import rotate_halves
 from vidsparse_pipelines.ltx import LTXAdapter, LTXSparseProcessor
 from vidsparse_pipelines.wan import rotate_pairs
@@ -22,6 +22,10 @@ class LTX2Adapter(LTXAdapter):
 
     Key frames and reference videos, which pipelines put after the video, are a suffix.
     """
+
+    family = "LTX-2"
+    tasks = "text, image and video to video with sound"
+    layout = "key frames and references after the video; text and sound by cross-attention"
 
     def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
         sizes: list[Any] = [call.get(name) for name in ("num_frames", "height", "width")]
@@ -36,6 +40,32 @@ class LTX2Adapter(LTXAdapter):
 
     def processor(self, original: Any, layer: SparseLayer) -> LTX2SparseProcessor:
         return LTX2SparseProcessor(original, layer)
+
+    def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        sound = 2 * config["audio_attention_head_dim"]
+        return super().tiny(config) | {"audio_num_attention_heads": 2, "audio_cross_attention_dim": sound}
+
+    def example(
+        self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
+    ) -> dict[str, Any]:
+        config: Any = transformer.config
+        patches = {"num_frames": config.patch_size_t, "height": config.patch_size, "width": config.patch_size}
+        sizes = {name: side * patch for side, (name, patch) in zip(view, patches.items(), strict=True)}
+        text, text_of_sound, sound = config.caption_channels, config.caption_channels, 5
+        if not config.get("use_prompt_embeddings", True):  # LTX-2.3: text comes as wide as each stream
+            text, text_of_sound = config.cross_attention_dim, config.audio_cross_attention_dim
+        return sizes | {
+            "hidden_states": noise(batch, math.prod(view), config.in_channels),
+            "timestep": torch.full((batch,), 500.0),
+            "sigma": torch.full((batch,), 500.0),
+            "encoder_hidden_states": noise(batch, TEXT_TOKENS, text),
+            "encoder_attention_mask": text_mask(batch),
+            "audio_hidden_states": noise(batch, sound, config.audio_in_channels),
+            "audio_num_frames": sound,
+            "audio_encoder_hidden_states": noise(batch, TEXT_TOKENS, text_of_sound),
+            "audio_encoder_attention_mask": text_mask(batch),
+            "return_dict": False,
+        }
 
 
 class LTX2SparseProcessor(LTXSparseProcessor):

@@ -8,13 +8,17 @@ from typing import Any
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse_pipelines.base import Adapter, Attend, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.base import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor, text_mask
 
 TRAIN_TIMESTEPS = 1000  # Mochi's timesteps are 0 for pure noise and this for none
 
 
 class MochiAdapter(Adapter):
     """The one attention (`attn1`) of each block, over video and text together."""
+
+    family = "Mochi"
+    tasks = "text to video"
+    layout = "text after the video, padding masked in each sample"
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks
@@ -33,6 +37,24 @@ class MochiAdapter(Adapter):
         """The timestep turned round, so that it falls within a run as in other families."""
         del transformer
         return TRAIN_TIMESTEPS - float(torch.as_tensor(call["timestep"]).min())
+
+    def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        small = {"num_attention_heads": 2, "num_layers": 2, "time_embed_dim": 16}
+        return small | {"text_embed_dim": 16, "pooled_projection_dim": 16}
+
+    def example(
+        self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
+    ) -> dict[str, Any]:
+        config: Any = transformer.config
+        frames, height, width = view
+        size = frames, config.patch_size * height, config.patch_size * width
+        return {
+            "hidden_states": noise(batch, config.in_channels, *size),
+            "timestep": torch.full((batch,), 500.0),
+            "encoder_hidden_states": noise(batch, TEXT_TOKENS, config.text_embed_dim),
+            "encoder_attention_mask": text_mask(batch),
+            "return_dict": False,
+        }
 
 
 class MochiSparseProcessor(WrappedProcessor):

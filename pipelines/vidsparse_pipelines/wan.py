@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse_pipelines.base import Adapter, Attend, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.base import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor
+
+IMAGE_TOKENS, LAST_TOKENS_ARE_TEXT = 5, 512
 
 
 class WanAdapter(Adapter):
     """Self-attention (`attn1`) of each block; cross-attention to text and image stays as it is."""
+
+    family = "Wan 2.1, 2.2"
+    tasks = "text, image, first and last frame to video; both experts"
+    layout = "video only; text and image by cross-attention"
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         return {f"blocks.{i}.attn1": block.attn1 for i, block in enumerate(transformer.blocks)}  # type: ignore[arg-type]
@@ -24,6 +31,34 @@ class WanAdapter(Adapter):
 
     def processor(self, original: Any, layer: SparseLayer) -> WanSparseProcessor:
         return WanSparseProcessor(original, layer)
+
+    def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        small = {"num_attention_heads": 2, "num_layers": 2, "text_dim": 16, "freq_dim": 32, "ffn_dim": 64}
+        if config["image_dim"] is not None:
+            small |= {"image_dim": 16, "added_kv_proj_dim": 2 * config["attention_head_dim"]}
+        if config["pos_embed_seq_len"] is not None:  # first and last frame: two images in a row
+            small["pos_embed_seq_len"] = 2 * IMAGE_TOKENS
+        return small
+
+    def example(
+        self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
+    ) -> dict[str, Any]:
+        config: Any = transformer.config
+        size = (side * patch for side, patch in zip(view, config.patch_size, strict=True))
+        call = {
+            "hidden_states": noise(batch, config.in_channels, *size),
+            "timestep": torch.full((batch,), 500.0),
+            "encoder_hidden_states": noise(batch, TEXT_TOKENS, config.text_dim),
+            "return_dict": False,
+        }
+        if config.in_channels == 48:  # Wan 2.2 5B: a timestep for each token, since the first frame may be an image
+            call["timestep"] = torch.full((batch, math.prod(view)), 500.0)
+            call["timestep"][:, : view[1] * view[2]] = 0.0
+        if config.image_dim is not None:
+            images = batch if config.pos_embed_seq_len is None else 2 * batch
+            call["encoder_hidden_states_image"] = noise(images, IMAGE_TOKENS, config.image_dim)
+            call["encoder_hidden_states"] = noise(batch, LAST_TOKENS_ARE_TEXT, config.text_dim)
+        return call
 
 
 class WanSparseProcessor(WrappedProcessor):

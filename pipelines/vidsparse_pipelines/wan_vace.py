@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from vidsparse_pipelines.base import Noise
 from vidsparse_pipelines.wan import WanAdapter
 
 
@@ -16,7 +18,21 @@ class WanVACEAdapter(WanAdapter):
     is not told how many there are.
     """
 
+    family = "Wan-VACE"
+    tasks = "editing, control, reference to video"
+    layout = "video only, in control blocks too; text by cross-attention"
+
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.vace_blocks
         control = {f"vace_blocks.{i}.attn1": block.attn1 for i, block in enumerate(blocks)}
         return control | super().self_attentions(transformer)
+
+    def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return super().tiny(config) | {"vace_layers": [0, 1]}
+
+    def example(
+        self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
+    ) -> dict[str, Any]:
+        call = super().example(transformer, view, batch, noise)
+        config: Any = transformer.config
+        return call | {"control_hidden_states": noise(batch, config.vace_in_channels, *call["hidden_states"].shape[2:])}
