@@ -1,13 +1,11 @@
 """CogVideoX, ConsisID, Mochi and Allegro made sparse, on tiny random transformers.
 
-The oracle is diffusers' own processors, whose `scaled_dot_product_attention` is given the block map, expanded to
-tokens, as its mask wherever a sequence attends to itself.
+The oracle is diffusers' own processors, with the block map expanded to tokens as the mask of their attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +20,7 @@ from diffusers import (
 )
 
 from vidsparse import Dense, Pattern, Radial, SlidingTile, StepSchedule, VideoGrid, sparsify
+from vidsparse.doctor import masked
 
 KEEPS_ALL = SlidingTile(window=(99, 99, 99))
 SPARSE = Radial(density=0.3, tile=(1, 4, 4))
@@ -80,6 +79,11 @@ class Family:
                 transformer.fuse_qkv_projections()
         return transformer
 
+    def grid(self, view: tuple[int, int, int]) -> VideoGrid:
+        if self.model is AllegroTransformer3DModel:
+            return VideoGrid(*view)
+        return VideoGrid(*view, suffix=TEXT) if self.model is MochiTransformer3DModel else VideoGrid(*view, prefix=TEXT)
+
     def call(self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, **changes: Any) -> Any:
         """One forward pass with random inputs, the same for the same sizes."""
         grid, generator = VideoGrid(*view), torch.Generator().manual_seed(2)
@@ -133,24 +137,6 @@ each_batch = pytest.mark.parametrize("batch", [1, 2], ids=["batch1", "batch2"])
 each_impl = pytest.mark.parametrize("impl", ["cpu", "reference"])
 
 
-@contextmanager
-def masked(family: Family, pattern: Pattern, view: tuple[int, int, int]) -> Iterator[None]:
-    """The oracle: a sequence that attends to itself does so under the expanded block map."""
-    plain, video = torch.nn.functional.scaled_dot_product_attention, VideoGrid(*view).video_tokens
-
-    def with_mask(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
-        if query.shape[-2] == key.shape[-2]:
-            extra = query.shape[-2] - video
-            grid = VideoGrid(*view, suffix=extra) if family is MOCHI else VideoGrid(*view, prefix=extra)
-            assert options.get("attn_mask") is None
-            options["attn_mask"] = pattern.plan(grid).token_mask()
-        return plain(query, key, value, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", with_mask)
-        yield
-
-
 def gradients(family: Family, transformer: Any, view: tuple[int, int, int], batch: int) -> dict[str, torch.Tensor]:
     transformer.zero_grad()
     family.call(transformer, view, batch).square().mean().backward()
@@ -200,12 +186,11 @@ def test_a_sparse_model_is_the_model_under_the_expanded_mask(
     family: Family, pattern: Pattern, view: tuple[int, int, int], batch: int
 ) -> None:
     transformer = family.build()
-    with masked(family, pattern, view):
+    with masked(transformer, pattern, family.grid(view)):
         expected = family.call(transformer, view, batch)
     with sparsify(transformer, pattern) as run:
         torch.testing.assert_close(family.call(transformer, view, batch), expected, rtol=1e-4, atol=1e-5)
-    text = 0 if family.model is AllegroTransformer3DModel else TEXT
-    assert {c.tokens for c in run.report().sparse} == {VideoGrid(*view).tokens + text}
+    assert {c.tokens for c in run.report().sparse} == {family.grid(view).tokens}
     if pattern.plan(VideoGrid(*view)).density < 1:
         untouched = family.call(transformer, view, batch)
         assert (untouched - expected).abs().max() > 1e-4, "the mask changes nothing, so this test shows nothing"
@@ -215,7 +200,7 @@ def test_a_sparse_model_is_the_model_under_the_expanded_mask(
 @each_family
 def test_gradients_are_those_under_the_expanded_mask(family: Family, impl: str) -> None:
     transformer, view = family.build(), GRIDS["5x7x11"]
-    with masked(family, SPARSE, view):
+    with masked(transformer, SPARSE, family.grid(view)):
         expected = gradients(family, transformer, view, 2)
     with sparsify(transformer, SPARSE, impl=impl):
         assert_same_gradients(gradients(family, transformer, view, 2), expected)
@@ -229,7 +214,7 @@ def test_gradients_are_those_under_the_expanded_mask(family: Family, impl: str) 
 @each_family
 def test_a_sparse_model_in_bfloat16(family: Family, impl: str) -> None:
     transformer, view = family.build(), GRIDS["5x7x11"]
-    with masked(family, SPARSE, view):
+    with masked(transformer, SPARSE, family.grid(view)):
         exact = family.call(transformer, view, 2)
         plain = family.call(transformer.to(torch.bfloat16), view, 2)
     with sparsify(transformer, SPARSE, impl=impl):
@@ -257,7 +242,7 @@ def test_two_sizes_in_a_row(family: Family) -> None:
     with sparsify(transformer, SPARSE):
         found = [family.call(transformer, view, 1) for view in GRIDS.values()]
     for view, out in zip(GRIDS.values(), found, strict=True):
-        with masked(family, SPARSE, view):
+        with masked(transformer, SPARSE, family.grid(view)):
             torch.testing.assert_close(out, family.call(transformer, view, 1), rtol=1e-4, atol=1e-5)
 
 
@@ -268,7 +253,7 @@ def test_two_sizes_in_a_row(family: Family) -> None:
 def test_cogvideox_takes_a_latent_size_that_patches_do_not_divide() -> None:
     family, view = FAMILIES["cogvideox-5b"], (3, 5, 4)
     transformer, latents = family.build(), torch.randn(1, 3, 4, 11, 9)
-    with masked(family, SPARSE, view):
+    with masked(transformer, SPARSE, family.grid(view)):
         expected = family.call(transformer, view, 1, hidden_states=latents)
     with sparsify(transformer, SPARSE):
         found = family.call(transformer, view, 1, hidden_states=latents)
@@ -322,7 +307,7 @@ MASKS = {
 def test_mochi_with_text_of_different_lengths(mask: torch.Tensor) -> None:
     transformer, view = MOCHI.build(), GRIDS["5x7x11"]
     for pattern in (KEEPS_ALL, SPARSE):
-        with masked(MOCHI, pattern, view):
+        with masked(transformer, pattern, MOCHI.grid(view)):
             expected = MOCHI.call(transformer, view, 2, encoder_attention_mask=mask)
         for impl in ("cpu", "reference"):
             with sparsify(transformer, pattern, impl=impl, strict=True):

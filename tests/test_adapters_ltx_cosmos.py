@@ -5,10 +5,8 @@ The oracle is diffusers' own processor, with the block map expanded to tokens as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import diffusers
@@ -16,6 +14,7 @@ import pytest
 import torch
 
 from vidsparse import Dense, Pattern, Radial, SlidingTile, StepSchedule, VideoGrid, attn_processors, sparsify
+from vidsparse.doctor import masked
 from vidsparse_pipelines import adapter_for
 
 SPARSE = Radial(density=0.3, tile=(1, 4, 4))
@@ -140,35 +139,6 @@ every_family = pytest.mark.parametrize("name", FAMILIES)
 
 def attentions(transformer: Any) -> dict[str, torch.nn.Module]:
     return adapter_for(transformer).self_attentions(transformer)
-
-
-@contextmanager
-def masked(transformer: Any, pattern: Pattern, grid: VideoGrid) -> Iterator[None]:
-    """The oracle: while a video self-attention runs, PyTorch's attention gets the expanded block map as its mask."""
-    mask, inside = pattern.plan(grid).token_mask(), [False]
-    plain = torch.nn.functional.scaled_dot_product_attention
-
-    def with_mask(**arguments: Any) -> torch.Tensor:
-        if inside[0]:
-            assert arguments["attn_mask"] is None
-            arguments["attn_mask"] = mask
-        return plain(**arguments)
-
-    def enter(*_: Any) -> None:
-        inside[0] = True
-
-    def leave(*_: Any) -> None:
-        inside[0] = False
-
-    modules = attentions(transformer).values()
-    hooks = [(m.register_forward_pre_hook(enter), m.register_forward_hook(leave)) for m in modules]
-    torch.nn.functional.scaled_dot_product_attention = with_mask  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.nn.functional.scaled_dot_product_attention = plain
-        for hook in chain.from_iterable(hooks):
-            hook.remove()
 
 
 def gradients(family: Family, transformer: Any, **changes: Any) -> dict[str, torch.Tensor]:

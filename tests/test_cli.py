@@ -14,6 +14,7 @@ from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
+import peft
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline
@@ -21,21 +22,27 @@ from PIL import Image
 
 import vidsparse as library
 from vidsparse import (
+    Dense,
     ExactBlocks,
+    Gridded,
     GriddedHeads,
     HeadModes,
+    LoraRecipe,
     MixtureOfBlocks,
     Pattern,
+    PooledComplement,
     Radial,
     RadialRaster,
     Reuse,
+    SlidingTile,
     SpatialTemporal,
     StepSchedule,
     TopBlocks,
 )
 from vidsparse.cli import app, sampling
 from vidsparse.cli.files import replacing
-from vidsparse.cli.patterns import PATTERNS, build_pattern
+from vidsparse.cli.patterns import PATTERNS, build_pattern, change_pattern, name_of
+from vidsparse.cli.request import Request
 from vidsparse.cli.video import side_by_side, to_pixels, write_video
 from vidsparse.shapes import model as shapes
 
@@ -167,6 +174,106 @@ def test_compare_prints_json_and_nothing_else(vidsparse: Any, small: list[str]) 
     assert os.listdir() == ["both.mp4"]
 
 
+RECIPE = LoraRecipe(
+    pattern=StepSchedule(Radial(density=0.4, sink=False), dense_steps=1, dense_layers=(0,)),
+    correction=PooledComplement(),
+    frames=5,
+    trained_frames=33,
+    positions="riflex",
+)
+
+
+@pytest.fixture(scope="session")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a LoRA for shapes that changes its videos."""
+    folder, transformer = tmp_path_factory.mktemp("lora"), shapes.build_transformer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["to_v"], init_lora_weights=False))
+    library.save_lora(folder, transformer, RECIPE)
+    return folder
+
+
+@needs_weights
+def test_generate_does_what_a_lora_was_trained_with(vidsparse: Any, lora: Path) -> None:
+    done = vidsparse("generate", PROMPT, "--lora", lora, "--steps", 2, "-o", "a.mp4", "--report", "a.json")
+    assert done.code == 0, done.err
+    assert f"{lora}: trained on 5 frames (the model on 33)" in re.sub(r"\s+", " ", done.out)
+    report = json.loads(Path("a.json").read_text())
+    assert report["attention"]["pattern"] == f"{RECIPE.pattern!r} with {RECIPE.correction!r}"
+    assert (report["request"]["lora"], report["lora"]["frames"]) == (str(lora), 5)
+    # Two branches of two steps of six layers; the first step and the first layer are dense.
+    assert (report["attention"]["sparse_calls"], report["attention"]["dense_calls"]) == (10, 14)
+    assert imageio.imread("a.mp4", plugin="FFMPEG").shape[0] == 5
+
+
+@needs_weights
+def test_compare_runs_both_with_the_lora(vidsparse: Any, lora: Path) -> None:
+    size = ["--frames", 9, "--height", 32, "--width", 32, "--steps", 2]
+    files = ["--dense-output", "dense.mp4", "--json", "c.json"]
+    done = vidsparse("compare", PROMPT, "--lora", lora, *size, *files, "-o", "both.mp4", "--dense-steps", 0)
+    assert done.code == 0, done.err
+    result, text = json.loads(Path("c.json").read_text()), re.sub(r"\s+", " ", done.out)
+    assert result["frames"] == 9, "what is given goes before what the LoRA was trained with"
+    assert result["sparse"]["sparse_calls"] == 20 and result["psnr"] is not None
+    assert result["lora"]["name"] == str(lora) and "dense and radial, density" in text and "both with LoRA" in text
+    for name, more in (("with.mp4", ["--lora", lora, "--correction", "none"]), ("without.mp4", [])):
+        assert vidsparse("generate", PROMPT, *size, "--pattern", "dense", *more, "-o", name).code == 0
+    dense, same, other = (imageio.imread(f"{name}.mp4", plugin="FFMPEG") for name in ("dense", "with", "without"))
+    assert np.array_equal(dense, same) and not np.array_equal(dense, other)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, RECIPE.pattern),
+        ({"density": 0.5}, StepSchedule(Radial(density=0.5, sink=False), 1, dense_layers=(0,))),
+        ({"settings": ["sink=True"]}, StepSchedule(Radial(density=0.4), 1, dense_layers=(0,))),
+        ({"dense_steps": 8}, StepSchedule(Radial(density=0.4, sink=False), 8, dense_layers=(0,))),
+        ({"dense_steps": 0, "dense_layers": ""}, Radial(density=0.4, sink=False)),
+        ({"dense_last_steps": 2}, StepSchedule(Radial(density=0.4, sink=False), 1, 2, (0,))),
+        ({"pattern": "radial"}, StepSchedule(Radial(density=0.3), 1, dense_layers=(0,))),
+        ({"pattern": "sliding-tile"}, StepSchedule(SlidingTile(), 1, dense_layers=(0,))),
+        ({"pattern": "dense"}, Dense()),
+    ],
+    ids=str,
+)
+def test_what_is_given_changes_what_the_lora_was_trained_with(
+    lora: Path, given: dict[str, Any], expected: Pattern
+) -> None:
+    request = Request(PROMPT, lora=str(lora), **given)
+    assert request.build_pattern() == expected
+    assert request.build_correction() == RECIPE.correction
+    assert Request(PROMPT, lora=str(lora), correction="none").build_correction() is None
+
+
+def test_without_a_lora_the_defaults_are_those_of_the_help() -> None:
+    request = Request(PROMPT)
+    assert request.build_pattern() == StepSchedule(Radial(density=0.3), dense_steps=4)
+    assert request.build_correction() is None and request.recipe == LoraRecipe()
+
+
+def test_a_lora_of_a_pattern_without_a_schedule_runs_without_one(tmp_path: Path) -> None:
+    (transformer := shapes.build_transformer(num_layers=1)).add_adapter(peft.LoraConfig(target_modules=["to_q"]))
+    library.save_lora(tmp_path, transformer, LoraRecipe(pattern=Reuse(TopBlocks(density=0.2))))
+    assert Request(PROMPT, lora=str(tmp_path)).build_pattern() == Reuse(TopBlocks(density=0.2))
+    assert Request(PROMPT, lora=str(tmp_path), density=0.1).build_pattern() == Reuse(TopBlocks(density=0.1))
+
+
+def test_patterns_are_changed_as_they_are_built() -> None:
+    assert change_pattern(SlidingTile(), settings=["window=3,8,8"]) == SlidingTile(window=(3, 8, 8))
+    heads = GriddedHeads((Gridded(),))
+    assert (name_of(heads), name_of(StepSchedule(Radial(0.1), 4))) == ("GriddedHeads", "radial")
+    for pattern, density, settings, says in (
+        (heads, 0.2, [], "pattern 'GriddedHeads' takes no --density; --set takes heads"),
+        (Radial(decay=1.0), 0.2, [], r"give one of density=0\.2 and decay=1\.0"),
+        (Radial(0.2), None, ["window=3"], "pattern 'radial' has no window"),
+        (Radial(0.2), None, ["density=much"], "pattern 'radial' with {'density': 'much'}"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            change_pattern(pattern, density, settings)
+
+
 @pytest.mark.parametrize("pattern", ["dense", "radial", "radial-raster", "sliding-tile"])
 def test_inspect_shows_and_draws_every_pattern(vidsparse: Any, pattern: str) -> None:
     size = ["--frames", 17, "--height", 240, "--width", 400]
@@ -244,6 +351,8 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "unknown correction": (["--correction", "glasses"], "choose one of none, pooled-complement"),
     "no table": (["--pattern", "head-modes"], "no file FILE.json"),
     "dense layers": (["--dense-layers", "first"], "must be whole numbers with commas"),
+    "unknown LoRA": (["--lora", "shapes-short"], "it is no file or folder here, nor a Hub id such as owner/name"),
+    "folder without a LoRA": (["--lora", "."], "holds no LoRA: there is no file of safetensors"),
     "unknown model": (["--model", "shape"], "model 'shape' is unknown"),
     "folder without a model": (["--model", "."], "has no model_index.json"),
     "missing folder": (["-o", "missing/a.mp4"], "the folder missing does not exist"),
@@ -289,13 +398,18 @@ def test_bad_prompts_and_reports(
         (["--impl", "magic"], "impl='magic' is unknown"),
         (["--height", "40"], "divisible by 16"),
         (["--model", "nobody/nothing"], "cannot load model 'nobody/nothing'"),
+        (["--lora", "nobody/nothing"], "no LoRA 'nobody/nothing': it is no folder here, and the Hub says"),
     ],
-    ids=["impl", "height", "hub id"],
+    ids=["impl", "height", "hub id", "LoRA"],
 )
 def test_errors_of_the_libraries_are_one_line(
     vidsparse: Any, small: list[str], arguments: list[str], says: str
 ) -> None:
     refused(vidsparse("generate", PROMPT, *small, *arguments), says)
+
+
+def test_a_lora_of_another_model_is_refused(vidsparse: Any, small: list[str], lora: Path) -> None:
+    refused(vidsparse("generate", PROMPT, *small, "--lora", lora), "was made for another model: it changes blocks.")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vidsparse.block_map import BlockMap, HeadGroup, head_groups
     from vidsparse.corrections import Correction, GatedCoarse, PooledComplement, Rectified, Reshaped, SparseCall
     from vidsparse.grid import VideoGrid
+    from vidsparse.lora import LoraRecipe, load_lora, save_lora
     from vidsparse.patterns import (
         ContentPattern,
         Context,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         TopBlocks,
         VideoSparse,
     )
+    from vidsparse.positions import extend_positions
     from vidsparse.report import Report
     from vidsparse.run import Run, attn_processors, sparsify
     from vidsparse_pipelines import register_adapter
@@ -47,6 +49,7 @@ __all__ = [
     "GriddedHeads",
     "HeadGroup",
     "HeadModes",
+    "LoraRecipe",
     "MixtureOfBlocks",
     "Pattern",
     "PooledComplement",
@@ -66,10 +69,13 @@ __all__ = [
     "VideoGrid",
     "VideoSparse",
     "attn_processors",
+    "extend_positions",
     "head_groups",
     "load_gates",
+    "load_lora",
     "merge",
     "register_adapter",
+    "save_lora",
     "sparse_attention",
     "sparsify",
 ]
@@ -79,6 +85,7 @@ _MODULES = {
     "vidsparse.block_map": ("BlockMap", "HeadGroup", "head_groups"),
     "vidsparse.corrections": ("Correction", "GatedCoarse", "PooledComplement", "Rectified", "Reshaped", "SparseCall"),
     "vidsparse.grid": ("VideoGrid",),
+    "vidsparse.lora": ("LoraRecipe", "load_lora", "save_lora"),
     "vidsparse.patterns": (
         "ContentPattern",
         "Context",
@@ -99,6 +106,7 @@ _MODULES = {
         "TopBlocks",
         "VideoSparse",
     ),
+    "vidsparse.positions": ("extend_positions",),
     "vidsparse.report": ("Report",),
     "vidsparse.run": ("Run", "attn_processors", "sparsify"),
     "vidsparse_pipelines": ("register_adapter",),

@@ -61,15 +61,29 @@ def adapter_for(transformer: torch.nn.Module) -> Adapter:
     Raises:
         NotImplementedError: no adapter serves it; lists those that there are.
     """
-    for cls in type(transformer).__mro__:
-        if cls.__name__ in _REGISTERED:
-            return _REGISTERED[cls.__name__]()
-        if cls.__name__ in ADAPTERS:
-            module, name = ADAPTERS[cls.__name__]
-            adapter: Adapter = getattr(import_module(module), name)()
-            return adapter
-    served = ", ".join(sorted({*ADAPTERS, *_REGISTERED}))
+    return adapter_of(type(transformer))
+
+
+def adapter_of(transformer_class: type) -> Adapter:
+    """The adapter of a class of transformers, as `adapter_for`."""
+    for cls in transformer_class.__mro__:
+        if cls.__name__ in served():
+            return adapter_named(cls.__name__)
     raise NotImplementedError(
-        f"no adapter for {type(transformer).__name__}; vidsparse serves {served}; "
+        f"no adapter for {transformer_class.__name__}; vidsparse serves {', '.join(served())}; "
         "vidsparse.register_adapter adds others"
     )
+
+
+def adapter_named(transformer: str) -> Adapter:
+    """The adapter of the class of transformers with this name, one of `served()`."""
+    if transformer in _REGISTERED:
+        return _REGISTERED[transformer]()
+    module, name = ADAPTERS[transformer]
+    adapter: Adapter = getattr(import_module(module), name)()
+    return adapter
+
+
+def served() -> list[str]:
+    """The names of all transformer classes that have an adapter."""
+    return sorted({*ADAPTERS, *_REGISTERED})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse_pipelines.base import Adapter, Attend, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.base import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor
 from vidsparse_pipelines.cosmos import rotate_halves
 
 
@@ -17,6 +18,10 @@ class Cosmos3Adapter(Adapter):
 
     All but the video is exact. Condition frames are frames of the video.
     """
+
+    family = "Cosmos 3"
+    tasks = "text, image and video to video with sound and action, control"
+    layout = "text and control before the video, sound and action after it"
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         layers: Any = transformer.layers
@@ -44,6 +49,41 @@ class Cosmos3Adapter(Adapter):
 
     def processor(self, original: Any, layer: SparseLayer) -> Cosmos3SparseProcessor:
         return Cosmos3SparseProcessor(original, layer)
+
+    def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        shared = config["num_attention_heads"] > config["num_key_value_heads"]  # keys that heads share
+        heads = {"num_attention_heads": 4 if shared else 2, "num_key_value_heads": 2, "num_hidden_layers": 2}
+        return heads | {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 20}
+
+    def example(
+        self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
+    ) -> dict[str, Any]:
+        if batch > 1:
+            raise NotImplementedError("Cosmos 3 packs one sample into a call")
+        config: Any = transformer.config
+        frames, height, width = view
+        size = frames, config.latent_patch_size * height, config.latent_patch_size * width
+        # What is generated: its name, its latents, and how many tokens it has along each axis.
+        parts = [("vision", noise(1, config.latent_channel, *size), view)]
+        if config.sound_gen:
+            parts.append(("sound", noise(config.sound_dim, 4), (4, 1, 1)))
+        if config.action_gen:
+            parts.append(("action", noise(3, config.action_dim), (3, 1, 1)))
+        text = torch.arange(TEXT_TOKENS)
+        call: dict[str, Any] = {"input_ids": text, "text_indexes": text, "und_len": len(text), "return_dict": False}
+        positions = [text.expand(3, -1)]
+        for name, latents, sides in parts:
+            start = sum(x.shape[1] for x in positions)
+            positions.append(start + torch.cartesian_prod(*(torch.arange(side) for side in sides)).T)
+            indices = torch.arange(start, start + math.prod(sides))
+            call |= {f"{name}_tokens": [latents], f"{name}_token_shapes": [sides]}
+            call |= {f"{name}_sequence_indexes": indices, f"{name}_mse_loss_indexes": indices}
+            call |= {f"{name}_timesteps": torch.full((len(indices),), 500.0)}
+            call |= {f"{name}_noisy_frame_indexes": [torch.arange(sides[0])]}
+        if config.action_gen:
+            call["action_domain_ids"] = [torch.tensor([1])]
+        joined = torch.cat(positions, dim=1)
+        return call | {"position_ids": joined, "sequence_length": joined.shape[1]}
 
 
 class Cosmos3SparseProcessor(WrappedProcessor):

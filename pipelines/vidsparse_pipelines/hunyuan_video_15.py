@@ -42,10 +42,11 @@ class HunyuanVideo15Adapter(HunyuanVideoAdapter):
         patches = config.patch_size_t, config.patch_size, config.patch_size
         size = (side * patch for side, patch in zip(view, patches, strict=True))
         glyphs, image = 4, noise(batch, 3, config.image_embed_dim)
+        timestep = torch.full((batch,), 500.0).to(image)  # this model computes its embedding in the dtype of these
         return {
             "hidden_states": noise(batch, config.in_channels, *size),
-            "timestep": torch.full((batch,), 500.0),
-            "timestep_r": torch.full((batch,), 400.0) if config.use_meanflow else None,
+            "timestep": timestep,
+            "timestep_r": timestep - 100 if config.get("use_meanflow") else None,
             "encoder_hidden_states": noise(batch, TEXT_TOKENS, config.text_embed_dim),
             "encoder_attention_mask": text_mask(batch).long(),
             "encoder_hidden_states_2": noise(batch, glyphs, config.text_embed_2_dim),

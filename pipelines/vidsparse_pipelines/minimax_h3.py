@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,13 +10,17 @@ from typing import Any
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse_pipelines.base import Adapter, Attend, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.base import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor
 from vidsparse_pipelines.cosmos import rotate_halves
 from vidsparse_pipelines.ltx import grid_of_coords
 
 
 class MiniMaxH3Adapter(Adapter):
     """The one attention of each block, over all tokens. Text, key frames, references and sound are prefix: exact."""
+
+    family = "MiniMax-H3"
+    tasks = "text, key frames and references to video with sound"
+    layout = "text, conditions and sound before the video"
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks
@@ -42,6 +47,34 @@ class MiniMaxH3Adapter(Adapter):
 
     def processor(self, original: Any, layer: SparseLayer) -> MiniMaxH3SparseProcessor:
         return MiniMaxH3SparseProcessor(original, layer)
+
+    def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        small = {"num_attention_heads": 2, "num_layers": 2, "num_refiner_layers": 1, "hidden_size": 64, "ffn_dim": 64}
+        return small | {"text_dim": 16, "freq_dim": 32, "time_embed_hidden_dim": 16, "time_embed_dim": 16}
+
+    def example(
+        self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
+    ) -> dict[str, Any]:
+        """Text, sound and the video, each with its timestep."""
+        config: Any = transformer.config
+        counts = [TEXT_TOKENS, 4, math.prod(view)]
+        text, sound, video = torch.arange(sum(counts)).split(counts)
+        positions = torch.zeros(sum(counts), 3)
+        positions[:, 0] = torch.arange(sum(counts)).clamp(max=TEXT_TOKENS)
+        positions[video] += torch.cartesian_prod(*(torch.arange(side) for side in view))
+        return {
+            "hidden_states": noise(batch, len(video), config.in_channels * math.prod(config.patch_size)),
+            "audio_hidden_states": noise(batch, len(sound), config.audio_in_channels),
+            "encoder_hidden_states": noise(batch, len(text), config.text_dim),
+            "timestep": torch.tensor([0.3, 0.6]),
+            "timestep_indices": torch.tensor([0, 1, 0]).repeat_interleave(torch.tensor(counts)),
+            "token_tags": torch.tensor([1, 2, 0]).repeat_interleave(torch.tensor(counts)),
+            "position_ids": positions,
+            "video_indices": video,
+            "audio_indices": sound,
+            "text_indices": text,
+            "return_dict": False,
+        }
 
 
 class MiniMaxH3SparseProcessor(WrappedProcessor):

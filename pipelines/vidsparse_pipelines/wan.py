@@ -45,7 +45,7 @@ class WanAdapter(Adapter):
     ) -> dict[str, Any]:
         config: Any = transformer.config
         size = (side * patch for side, patch in zip(view, config.patch_size, strict=True))
-        call = {
+        call: dict[str, Any] = {
             "hidden_states": noise(batch, config.in_channels, *size),
             "timestep": torch.full((batch,), 500.0),
             "encoder_hidden_states": noise(batch, TEXT_TOKENS, config.text_dim),

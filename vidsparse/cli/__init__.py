@@ -1,4 +1,4 @@
-"""The command line: `vidsparse generate`, `compare`, `inspect`, `patterns` and `bench`, one file each."""
+"""The command line: `vidsparse generate`, `compare`, `inspect`, `patterns`, `bench`, `doctor` and `finetune`, one file each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vidsparse.cli import bench, compare, generate, inspect, patterns
+from vidsparse.cli import bench, compare, doctor, finetune, generate, inspect, patterns
 from vidsparse.cli.request import takes_request
 
 # Libraries read these when they are imported, which is later: their bars and notes would break up ours.
@@ -52,9 +52,11 @@ def vidsparse(
 
 app.command("generate")(takes_request(generate.generate))
 app.command("compare")(takes_request(compare.compare))
+app.command("finetune")(takes_request(finetune.finetune))
 app.command("inspect")(inspect.inspect)
 app.command("patterns")(patterns.patterns)
 app.command("bench")(bench.bench)
+app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:
@@ -62,4 +64,5 @@ def main() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # float32 norms under autocast
     app(prog_name="vidsparse")

@@ -11,6 +11,7 @@ from typer import Option
 
 from vidsparse.cli import sampling
 from vidsparse.cli.files import check_distinct, check_output, write_json
+from vidsparse.cli.patterns import name_of
 from vidsparse.cli.request import Request
 from vidsparse.cli.video import default_scale, side_by_side, to_pixels, write_strip, write_video
 
@@ -52,7 +53,7 @@ def compare(
     dense, sparse = _sample_both(pipe, pattern, request, arguments)
 
     result = _result(dense, sparse, request, scene)
-    name = f"{request.pattern}, density {sparse.report.density:.2f}"
+    name = f"{name_of(pattern)}, density {sparse.report.density:.2f}"
     fps, scale = request.fps or (12 if scene else 16), request.scale or default_scale(dense.frames)
     pixels = to_pixels(dense.frames, scale), to_pixels(sparse.frames, scale)
     write_video(output, side_by_side(*pixels, ("dense", name)), fps)
@@ -66,7 +67,7 @@ def compare(
         return
     if json_output is not None:
         write_json(json_output, result)
-    _print(result, name)
+    _print(result, name, request)
     written = [str(path) for path in (output, dense_output, sparse_output, strip, json_output) if path is not None]
     print("wrote", ", ".join(written))
 
@@ -97,7 +98,7 @@ def _sample_both(
     sampling.sample(pipe, bare, request, first | {"output_type": "latent"}, "warming up")
     return (
         sampling.sample(pipe, dense, request, arguments, "dense"),
-        sampling.sample(pipe, pattern, request, arguments, request.pattern),
+        sampling.sample(pipe, pattern, request, arguments, name_of(pattern)),
     )
 
 
@@ -113,6 +114,7 @@ def _result(dense: sampling.Sample, sparse: sampling.Sample, request: Request, s
     return {
         "prompt": request.prompt,
         "model": request.model,
+        "lora": {"name": request.lora, **request.recipe.to_data()} if request.lora else None,
         "seed": request.seed,
         **dict(zip(("frames", "height", "width"), dense.frames.shape, strict=False)),
         "dense": sides["dense"],
@@ -124,12 +126,13 @@ def _result(dense: sampling.Sample, sparse: sampling.Sample, request: Request, s
     }
 
 
-def _print(result: dict[str, Any], name: str) -> None:
+def _print(result: dict[str, Any], name: str, request: Request) -> None:
     from rich.console import Console
     from rich.table import Table
 
     dense, sparse = result["dense"], result["sparse"]
-    table = Table("", "dense", "sparse", "ratio", title=f"dense and {name}", caption=WARM_UP)
+    caption = WARM_UP if request.lora is None else f"{WARM_UP}; both with LoRA {request.lora}, {request.recipe.summary}"
+    table = Table("", "dense", "sparse", "ratio", title=f"dense and {name}", caption=caption)
     for column in table.columns[1:]:
         column.justify = "right"
     for clock, text in CLOCKS.items():

@@ -10,6 +10,7 @@ from typer import Option
 
 from vidsparse.cli import sampling
 from vidsparse.cli.files import check_distinct, check_output, write_json
+from vidsparse.cli.patterns import name_of
 from vidsparse.cli.request import Request
 from vidsparse.cli.video import default_scale, to_pixels, write_video
 
@@ -28,7 +29,7 @@ def generate(
     request.build_correction()
     pipe = sampling.load_pipeline(request)
     arguments = sampling.call_arguments(pipe, request, scene)
-    sample = sampling.sample(pipe, pattern, request, arguments, request.pattern)
+    sample = sampling.sample(pipe, pattern, request, arguments, name_of(pattern))
 
     scale = request.scale or default_scale(sample.frames)
     write_video(output, to_pixels(sample.frames, scale), request.fps or (12 if scene else 16))
@@ -41,13 +42,19 @@ def generate(
         }
         write_json(
             report,
-            {"request": asdict(request), "seconds": seconds, "judge": score, "attention": sample.report.to_dict()},
+            {
+                "request": asdict(request),
+                "lora": request.recipe.to_data() if request.lora else None,
+                "seconds": seconds,
+                "judge": score,
+                "attention": sample.report.to_dict(),
+            },
         )
-    _print(sample, score, scale)
+    _print(sample, request, score, scale)
     print(f"wrote {output}" + (f" and {report}" if report else ""))
 
 
-def _print(sample: sampling.Sample, score: dict[str, float] | None, scale: int) -> None:
+def _print(sample: sampling.Sample, request: Request, score: dict[str, float] | None, scale: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -61,6 +68,7 @@ def _print(sample: sampling.Sample, score: dict[str, float] | None, scale: int) 
             f"{sample.seconds:.1f} in all, {sample.denoising_seconds:.1f} of them denoising, "
             f"{report.seconds:.1f} in attention layers",
         ),
+        *([("LoRA", f"{request.lora}: {request.recipe.summary}")] if request.lora else []),
         ("pattern", report.pattern),
         ("attention calls", f"{report.sparse_calls} of {report.sparse_calls + report.dense_calls} sparse"),
     ]

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from vidsparse import Correction, Pattern
@@ -64,15 +64,7 @@ def build_pattern(name: str, density: float | None = None, settings: list[str] |
 
     entry = PATTERNS[name]
     cls: Any = getattr(vidsparse, entry.cls)
-    given = dict(_read(setting) for setting in settings or [])
-    known = [f.name for f in fields(cls)]
-    if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"pattern {name!r} has no {', '.join(unknown)}; --set takes {', '.join(known) or 'nothing'}")
-    if density is not None:
-        if entry.density is None:
-            raise ValueError(f"pattern {name!r} takes no --density; --set takes {', '.join(known) or 'nothing'}")
-        if name != "reuse":
-            given[entry.density] = density
+    given = _given(name, cls, density, settings)
     chosen = given if set(given) & set(entry.instead) else {**entry.settings, **given}
     try:
         if name == "head-modes":
@@ -86,6 +78,46 @@ def build_pattern(name: str, density: float | None = None, settings: list[str] |
     except FileNotFoundError as error:
         raise ValueError(f"no file {error.filename}: --set table=FILE.json names a table of head modes") from None
     return pattern
+
+
+def change_pattern(pattern: Pattern, density: float | None = None, settings: list[str] | None = None) -> Pattern:
+    """A pattern with another density and other settings, which `build_pattern` reads in the same way.
+
+    Raises:
+        ValueError: see `build_pattern`.
+    """
+    name, changed = name_of(pattern), cast("Any", pattern)
+    given = _given(name, type(pattern), density, settings)
+    if name == "reuse" and density is not None:
+        given["pattern"] = change_pattern(changed.pattern, density)
+    try:
+        return cast("Pattern", replace(changed, **given))
+    except TypeError as error:
+        raise ValueError(f"pattern {name!r} with {given}: {error}") from None
+
+
+def name_of(pattern: Pattern) -> str:
+    """What a pattern, in whatever schedule, is called on the command line; its class where it has no name there."""
+    import vidsparse
+
+    bare = pattern.pattern if isinstance(pattern, vidsparse.StepSchedule) else pattern
+    cls = type(bare).__name__
+    return next((name for name, entry in PATTERNS.items() if entry.cls == cls), cls)
+
+
+def _given(name: str, cls: Any, density: float | None, settings: list[str] | None) -> dict[str, Any]:
+    """The fields of a pattern that are given by --density and --set."""
+    given = dict(_read(setting) for setting in settings or [])
+    known = [f.name for f in fields(cls)]
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"pattern {name!r} has no {', '.join(unknown)}; --set takes {', '.join(known) or 'nothing'}")
+    if density is not None:
+        own = PATTERNS[name].density if name in PATTERNS else None
+        if own is None:
+            raise ValueError(f"pattern {name!r} takes no --density; --set takes {', '.join(known) or 'nothing'}")
+        if name != "reuse":
+            given[own] = density
+    return given
 
 
 def build_correction(name: str) -> Correction | None:

@@ -5,39 +5,59 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from typer import Argument, Option
 
-from vidsparse.cli.patterns import CORRECTIONS, DENSITY_HELP, SET_HELP, build_correction, build_pattern
+from vidsparse.cli.patterns import (
+    CORRECTIONS,
+    DENSITY_HELP,
+    SET_HELP,
+    build_correction,
+    build_pattern,
+    change_pattern,
+)
 
 if TYPE_CHECKING:
-    from vidsparse import Correction, Pattern
+    from vidsparse import Correction, LoraRecipe, Pattern
     from vidsparse.shapes.scene import Scene
 
 ATTENTION, VIDEO, MACHINE = "Attention", "Video", "Machine"
 OWN = "that of the model"
+PATTERN, DENSE_STEPS = "radial", 4
+LORA_HELP = "'shapes-long', a folder or a Hub id. Its pattern, schedule and frames are used where none are given."
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, a model, a pattern and how to sample. None: as the model's pipeline has it."""
+    """A prompt, a model, a pattern and how to sample. None: as the LoRA was trained, or as the pipeline has it."""
 
     prompt: Annotated[str, Argument(help="What the video shows.", show_default=False)]
     model: Annotated[str, Option(help="'shapes', the folder of a diffusers pipeline, or a Hub id.")] = "shapes"
 
-    pattern: Annotated[str, Option(help="See `vidsparse patterns`.", rich_help_panel=ATTENTION)] = "radial"
+    lora: Annotated[str | None, Option(help=LORA_HELP, rich_help_panel=ATTENTION, show_default="none")] = None
+    pattern: Annotated[
+        str | None, Option(help="See `vidsparse patterns`.", rich_help_panel=ATTENTION, show_default=PATTERN)
+    ] = None
     density: Annotated[
         float | None, Option(help=DENSITY_HELP, rich_help_panel=ATTENTION, show_default="of the pattern")
     ] = None
     settings: Annotated[list[str] | None, Option("--set", help=SET_HELP, rich_help_panel=ATTENTION)] = None
-    correction: Annotated[str, Option(help=f"{', '.join(CORRECTIONS)}.", rich_help_panel=ATTENTION)] = "none"
-    dense_steps: Annotated[int, Option(min=0, help="Dense steps at the start.", rich_help_panel=ATTENTION)] = 4
-    dense_last_steps: Annotated[int, Option(min=0, help="Dense steps at the end.", rich_help_panel=ATTENTION)] = 0
+    correction: Annotated[
+        str | None, Option(help=f"{', '.join(CORRECTIONS)}.", rich_help_panel=ATTENTION, show_default="none")
+    ] = None
+    dense_steps: Annotated[
+        int | None,
+        Option(min=0, help="Dense steps at the start.", rich_help_panel=ATTENTION, show_default=str(DENSE_STEPS)),
+    ] = None
+    dense_last_steps: Annotated[
+        int | None, Option(min=0, help="Dense steps at the end.", rich_help_panel=ATTENTION, show_default="0")
+    ] = None
     dense_layers: Annotated[
-        str, Option(help="Layers that stay dense, such as 0,1 or -1.", rich_help_panel=ATTENTION, show_default="none")
-    ] = ""
+        str | None,
+        Option(help="Layers that stay dense, such as 0,1 or -1.", rich_help_panel=ATTENTION, show_default="none"),
+    ] = None
     impl: Annotated[str, Option(help="auto, cpu, flex, reference or triton.", rich_help_panel=ATTENTION)] = "auto"
 
     frames: Annotated[int | None, Option(min=1, rich_help_panel=VIDEO, show_default=OWN)] = None
@@ -73,6 +93,18 @@ class Request:
         False
     )
 
+    @functools.cached_property
+    def recipe(self) -> LoraRecipe:
+        """What the LoRA was trained with; nothing where there is none.
+
+        Raises:
+            OSError: no such LoRA.
+            ValueError: its file is no LoRA, or of a later vidsparse.
+        """
+        from vidsparse.lora import LoraRecipe, read_recipe
+
+        return LoraRecipe() if self.lora is None else read_recipe(self.lora)
+
     def read_prompt(self) -> Scene | None:
         """The scene that a prompt for `shapes` describes; None for other models.
 
@@ -88,18 +120,26 @@ class Request:
         return None
 
     def build_pattern(self) -> Pattern:
-        """The pattern, in its schedule.
+        """The pattern, in its schedule: those of the LoRA, changed by what is given.
 
         Raises:
             ValueError: an unknown pattern, or an option that it does not take or whose value is wrong.
         """
-        pattern = build_pattern(self.pattern, self.density, self.settings)
-        layers = _integers("--dense-layers", self.dense_layers)
-        if self.pattern == "dense" or not (self.dense_steps or self.dense_last_steps or layers):
-            return pattern
-        from vidsparse import StepSchedule
+        from vidsparse import Dense, StepSchedule
 
-        return StepSchedule(pattern, self.dense_steps, self.dense_last_steps, layers)
+        trained = self.recipe.pattern
+        schedule = StepSchedule(trained or Dense(), dense_steps=0 if trained else DENSE_STEPS)
+        if isinstance(trained, StepSchedule):
+            schedule = trained
+        if trained is None or self.pattern is not None:
+            pattern = build_pattern(self.pattern or PATTERN, self.density, self.settings)
+        else:
+            pattern = change_pattern(schedule.pattern, self.density, self.settings)
+        layers = None if self.dense_layers is None else integers("--dense-layers", self.dense_layers)
+        asked = {"dense_steps": self.dense_steps, "dense_last_steps": self.dense_last_steps, "dense_layers": layers}
+        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        schedule = replace(schedule, pattern=pattern, **given)
+        return pattern if isinstance(pattern, Dense) or schedule == StepSchedule(pattern) else schedule
 
     def build_correction(self) -> Correction | None:
         """What is added back for dropped tiles.
@@ -107,10 +147,15 @@ class Request:
         Raises:
             ValueError: an unknown correction.
         """
-        return build_correction(self.correction)
+        return self.recipe.correction if self.correction is None else build_correction(self.correction)
 
 
-def _integers(option: str, text: str) -> tuple[int, ...]:
+def integers(option: str, text: str) -> tuple[int, ...]:
+    """The whole numbers of an option, such as "0,1".
+
+    Raises:
+        ValueError: something else; names the option.
+    """
     try:
         return tuple(int(number) for number in text.split(",") if number.strip())
     except ValueError:
@@ -118,8 +163,10 @@ def _integers(option: str, text: str) -> tuple[int, ...]:
 
 
 def takes_request(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as typer shall see it: with the fields of `Request`, an option each, in place of `request`."""
-    hints = get_type_hints(Request, include_extras=True)
+    """The command as typer shall see it: with an option for each field of its first argument in place of that."""
+    first, *others = inspect.signature(command, eval_str=True).parameters.values()
+    cls: Any = first.annotation
+    hints = get_type_hints(cls, include_extras=True)
     empty = inspect.Parameter.empty
     asked = [
         inspect.Parameter(
@@ -128,16 +175,14 @@ def takes_request(command: Callable[..., None]) -> Callable[..., None]:
             default=empty if field.default is MISSING else field.default,
             annotation=hints[field.name],
         )
-        for field in fields(Request)
+        for field in fields(cls)
     ]
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
 
     @functools.wraps(command)
     def run(**options: Any) -> None:
-        request = Request(**{field.name: options.pop(field.name) for field in fields(Request)})
-        command(request, **options)
+        command(cls(**{field.name: options.pop(field.name) for field in fields(cls)}), **options)
 
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [*asked, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
+        [*asked, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in others)]
     )
     return run

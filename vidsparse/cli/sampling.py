@@ -34,10 +34,10 @@ class Sample:
 
 
 def load_pipeline(request: Request) -> Any:
-    """The diffusers pipeline of a request, on its device.
+    """The diffusers pipeline of a request, with its LoRA, on its device.
 
     Raises:
-        ValueError: no such model, device or dtype, before anything is loaded.
+        ValueError: no such model, device or dtype, before anything is loaded; a LoRA of another model.
         OSError: the model's files are missing or cannot be read.
     """
     local = Path(request.model).is_dir()
@@ -60,6 +60,10 @@ def load_pipeline(request: Request) -> Any:
     dtype = getattr(torch, name)
     with live_console().status(f"loading {request.model}"):
         pipe = _load(request.model, dtype)
+        if request.lora is not None:
+            from vidsparse import load_lora
+
+            load_lora(pipe, request.lora)
         pipe.set_progress_bar_config(disable=True)
         if request.offload:
             pipe.enable_model_cpu_offload(device=device)
@@ -94,16 +98,17 @@ def _device(name: str | None) -> str:
 
 
 def call_arguments(pipe: Any, request: Request, scene: Scene | None) -> dict[str, Any]:
-    """The keyword arguments for `pipe(...)`: what was asked for, else what the model was made for.
+    """The keyword arguments for `pipe(...)`: what was asked for, else what LoRA and model were made for.
 
     Raises:
         ValueError: something was asked for that the pipeline does not take.
     """
     accepted = inspect.signature(pipe.__call__).parameters
+    frames = request.recipe.frames if request.frames is None else request.frames
     asked = {
         "height": request.height,
         "width": request.width,
-        "num_frames": request.frames,
+        "num_frames": frames,
         "num_inference_steps": request.steps,
         "guidance_scale": request.guidance,
     }
@@ -116,8 +121,8 @@ def call_arguments(pipe: Any, request: Request, scene: Scene | None) -> dict[str
     unknown = [name for name in arguments if name not in accepted]
     if unknown:
         raise ValueError(f"{type(pipe).__name__} takes no {', '.join(unknown)}")
-    if request.frames is not None:
-        arguments["num_frames"] = fit_frames(request.frames, getattr(pipe, "vae_scale_factor_temporal", 1))
+    if frames is not None:
+        arguments["num_frames"] = fit_frames(frames, getattr(pipe, "vae_scale_factor_temporal", 1))
     # A tokenizer with room for few words: padding the text further would only cost time.
     longest = getattr(getattr(pipe, "tokenizer", None), "model_max_length", sys.maxsize)
     if "max_sequence_length" in accepted and longest < accepted["max_sequence_length"].default:

@@ -1,0 +1,40 @@
+"""Train a LoRA for videos four times as long as those that `shapes` was trained on, with radial attention.
+
+    python examples/finetune_lora.py --out runs/shapes-long --steps 400
+    torchrun --nproc-per-node 8 examples/finetune_lora.py --out runs/shapes-long --steps 400
+
+`vidsparse finetune` is this with all the options, for folders of videos and for Wan.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vidsparse import Radial, StepSchedule
+from vidsparse.finetune import Bucket, Settings, drawn_clips, finetune
+from vidsparse.shapes.model import load_pipeline
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/shapes-long"))
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--frames", type=int, default=129)
+    parser.add_argument("--videos", type=int, default=512)
+    arguments = parser.parse_args()
+
+    settings = Settings(
+        pattern=StepSchedule(Radial(density=0.2), dense_steps=4),
+        trained_frames=33,
+        rank=16,
+        learning_rate=5e-4,
+        steps=arguments.steps,
+        batch=2,
+    )
+    clips = drawn_clips(arguments.videos, Bucket(arguments.frames, height=64, width=64))
+    finetune(load_pipeline(), clips, settings, arguments.out, base="shapes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""The LoRA training end to end, on a tiny random Wan pipeline and drawn videos."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import UniPCMultistepScheduler, WanPipeline
+from safetensors.torch import load_file
+
+from vidsparse import Dense, Radial, StepSchedule, load_lora
+from vidsparse.cli import app
+from vidsparse.finetune import Bucket, Settings, drawn_clips, finetune
+from vidsparse.lora import read_recipe
+from vidsparse.shapes import model
+
+BUCKET = Bucket(9, 16, 16)  # 3x4x4 tokens
+PATTERN = StepSchedule(Radial(density=0.5, tile=(1, 2, 2)), dense_steps=3, dense_layers=(0,))
+SMALL: dict[str, Any] = dict(rank=4, steps=4, learning_rate=3e-3, warmup=2, precision="no", log_every=2, save_every=2)
+SMALL |= dict(caption_dropout=0.0, gradient_checkpointing=False, inference_steps=20)
+
+
+@pytest.fixture(autouse=True)
+def accelerate_forgets() -> Iterator[None]:
+    """Its settings are of the whole process, and each test has others."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def pipeline(**changes: Any) -> WanPipeline:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return WanPipeline(
+            tokenizer=model.build_tokenizer(),
+            text_encoder=model.build_text_encoder().eval(),
+            vae=model.build_vae().eval(),
+            transformer=model.build_transformer(num_layers=2, num_attention_heads=1, **changes).eval(),
+            scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def train(folder: Path, cache: Path, pipe: Any = None, videos: int = 4, **changes: Any) -> dict[str, torch.Tensor]:
+    """Train, and read the weights that were written."""
+    settings = Settings(**{"pattern": PATTERN, **SMALL, **changes})
+    sampling = dict(height=16, width=16, num_frames=9, num_inference_steps=2, max_sequence_length=model.MAX_WORDS)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    finetune(
+        pipeline() if pipe is None else pipe,
+        drawn_clips(videos, BUCKET),
+        settings,
+        folder,
+        base="tiny",
+        sampling=sampling,
+        cache=cache,
+        cpu=True,
+        say=lambda text: None,
+    )
+    return load_file(folder / "pytorch_lora_weights.safetensors")
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_the_loss_falls_and_the_log_says_what_ran(tmp_path: Path, cache: Path) -> None:
+    weights = train(tmp_path, cache, steps=60, batch=4, log_every=20, gradient_checkpointing=True)
+    log = lines(tmp_path)
+    assert [line["step"] for line in log] == [20, 40, 60]
+    assert log[-1]["loss"] < 0.9 * log[0]["loss"]
+    assert all(0.0 < line["flops_saved"] < 0.5 and 0 < line["density"] < 1 for line in log)
+    assert len(weights) == 2 * 2 * 8  # A and B of q, k, v, out in the two attentions of two layers
+    assert all(weight.abs().max() > 0 for weight in weights.values())
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_resumed_training_is_the_unbroken_one_to_the_bit(tmp_path: Path, cache: Path) -> None:
+    for ema in (None, 0.9):
+        whole = train(tmp_path / f"whole-{ema}", cache, steps=6, ema=ema)
+        train(tmp_path / f"parts-{ema}", cache, steps=4, ema=ema)
+        assert_same(train(tmp_path / f"parts-{ema}", cache, steps=6, ema=ema), whole)
+        assert [line["loss"] for line in lines(tmp_path / f"whole-{ema}")] == [
+            line["loss"] for line in lines(tmp_path / f"parts-{ema}")
+        ]
+
+
+def test_the_running_average_is_what_is_saved(tmp_path: Path, cache: Path) -> None:
+    plain, averaged = (train(tmp_path / str(ema), cache, ema=ema) for ema in (None, 0.5))
+    assert any(not torch.equal(plain[name], averaged[name]) for name in plain)
+    # Both trained the same weights: the checkpoints agree.
+    states = [torch.load(tmp_path / str(ema) / "checkpoints/step-0000004.pt")["weights"] for ema in (None, 0.5)]
+    assert_same(*states)
+
+
+def test_gradients_through_sparse_attention_are_those_of_the_reference(tmp_path: Path, cache: Path) -> None:
+    """One step with the fast implementation and one with the reference move the LoRA alike."""
+    from vidsparse import layer
+
+    found = train(tmp_path / "auto", cache, steps=2)
+    with pytest.MonkeyPatch.context() as patch:
+        plain = layer.sparse_attention
+        patch.setattr(layer, "sparse_attention", lambda *a, **k: plain(*a, **{**k, "impl": "reference"}))
+        expected = train(tmp_path / "reference", cache, steps=2)
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-5)
+
+
+def test_the_pipeline_is_left_with_the_lora_and_without_sparse_attention(tmp_path: Path, cache: Path) -> None:
+    pipe = pipeline()
+    before = dict(pipe.transformer.attn_processors)
+    train(tmp_path, cache, pipe)
+    assert all(pipe.transformer.attn_processors[name] is processor for name, processor in before.items())
+    assert pipe.get_active_adapters() == ["default"]
+
+
+def test_the_lora_restores_its_recipe(tmp_path: Path, cache: Path) -> None:
+    train(tmp_path, cache, trained_frames=5, positions="riflex")
+    recipe = load_lora(pipeline(), tmp_path)
+    assert (recipe.pattern, recipe.frames, recipe.trained_frames) == (PATTERN, 9, 5)
+    assert (recipe.positions, recipe.base, recipe.transformer) == ("riflex", "tiny", "transformer")
+
+
+def test_sample_videos_show_what_was_asked_for(tmp_path: Path, cache: Path) -> None:
+    prompts = ("a red circle moving left on a blue background", "a green square staying still on a black background")
+    plain = train(tmp_path / "plain", cache)
+    sampled = train(tmp_path / "sampled", cache, sample_every=2, sample_prompts=prompts)
+    videos = sorted(path.name for path in (tmp_path / "sampled/samples").iterdir())
+    assert videos == [f"step-{step:07d}-{i}.mp4" for step in (2, 4) for i in range(2)]
+    assert_same(sampled, plain)  # sampling leaves no trace in the training
+
+
+def test_dense_and_sparse_trainings_differ(tmp_path: Path, cache: Path) -> None:
+    dense = train(tmp_path / "dense", cache, pattern=Dense())
+    sparse = train(tmp_path / "sparse", cache, pattern=Radial(density=0.3, tile=(1, 2, 2)))
+    assert any(not torch.equal(dense[name], sparse[name]) for name in dense)
+    assert lines(tmp_path / "dense")[-1]["flops_saved"] == 0.0
+
+
+# Processes
+
+WORKER = textwrap.dedent(
+    """
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, sys.argv[1])
+    import test_finetune as t
+    from vidsparse.finetune import Settings, drawn_clips, finetune
+
+    folder, cache, batch = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+    settings = Settings(**{"pattern": t.PATTERN, **t.SMALL, "batch": batch, "steps": int(sys.argv[5]), "save_every": 1})
+    finetune(t.pipeline(), drawn_clips(4, t.BUCKET), settings, folder, base="tiny", cache=cache, cpu=True)
+    """
+)
+
+
+def start(launcher: list[str], tmp_path: Path, cache: Path, batch: int, steps: int) -> subprocess.Popen[str]:
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER)
+    arguments = [str(Path(__file__).parent), str(tmp_path / "out"), str(cache), str(batch), str(steps)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen([*launcher, str(worker), *arguments], env=environment, text=True, stderr=subprocess.PIPE)
+
+
+def test_two_processes_compute_what_one_does_with_twice_the_batch(tmp_path: Path, cache: Path) -> None:
+    # accelerate's own launcher starts one process on a CPU; what it sets for several is what torchrun sets.
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = start(launcher, tmp_path, cache, batch=1, steps=3)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    one = train(tmp_path / "one", cache, batch=2, steps=3)
+    two = load_file(tmp_path / "out/pytorch_lora_weights.safetensors")
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-6)
+    losses = [[line["loss"] for line in lines(tmp_path / folder)] for folder in ("out", "one")]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+
+
+def test_a_killed_training_goes_on(tmp_path: Path, cache: Path) -> None:
+    process = start([sys.executable], tmp_path, cache, batch=1, steps=100_000)
+    checkpoints = tmp_path / "out/checkpoints"
+    try:
+        while process.poll() is None and not list(checkpoints.glob("step-*.pt")):
+            pass
+    finally:
+        process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, errors
+    (checkpoints / ".step-0999999.pt.1").write_bytes(b"half a checkpoint")
+    reached = max(int(path.stem[5:]) for path in checkpoints.glob("step-*.pt"))
+    settings = dict(batch=1, steps=reached + 3, save_every=1)
+    assert_same(train(tmp_path / "out", cache, **settings), train(tmp_path / "whole", cache, **settings))
+    assert not list(checkpoints.glob(".step-*"))
+
+
+# Bad input
+
+
+def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, cache: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"targets to_z: no such layers; there are .*to_q"):
+        train(out, cache, targets=("to_z",))
+    with pytest.raises(ValueError, match=r"transformer='transformer_2': the pipeline has none"):
+        train(out, cache, transformer="transformer_2")
+    with pytest.raises(ValueError, match="has no sparse step among 20"):
+        train(out, cache, pattern=StepSchedule(Radial(density=0.5), dense_steps=20))
+    assert not out.exists()
+
+
+def test_checkpoints_of_another_training_are_refused(tmp_path: Path, cache: Path) -> None:
+    train(tmp_path, cache)
+    written = (tmp_path / "pytorch_lora_weights.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"of another training \(rank was 4, is 8\); go on with its settings"):
+        train(tmp_path, cache, rank=8)
+    wider = pipeline(ffn_dim=384)
+    with pytest.raises(ValueError, match=r"of another training \(model was "):
+        train(tmp_path, cache, wider)
+    assert (tmp_path / "pytorch_lora_weights.safetensors").read_bytes() == written
+
+
+def test_frames_that_the_vae_does_not_take(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(ValueError, match=r"10 frames do not fit the VAE's stride of 4 in time; use 9 or 13"):
+        finetune(pipeline(), drawn_clips(2, Bucket(10, 16, 16)), Settings(PATTERN), tmp_path, base="tiny", cpu=True)
+
+
+def test_another_pipeline_is_not_trained(tmp_path: Path) -> None:
+    with pytest.raises(NotImplementedError, match="object is not trained here: finetune knows WanPipeline"):
+        finetune(object(), [], Settings(PATTERN), tmp_path, base="none")
+
+
+# The command line
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs `vidsparse finetune` in an empty folder: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[Any, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            app(["finetune", *map(str, arguments)], prog_name="vidsparse")
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def test_a_lora_from_the_command_line(command: Any, tmp_path: Path, cache: Path) -> None:
+    asked = ["--out", "run", "--frames", 9, "--size", "16x16", "--videos", 2, "--rank", 2, "--cache", cache, "--cpu"]
+    asked += ["--density", 0.5, "--set", "tile=(1,2,2)", "--dense-steps", 1, "--precision", "no", "--log-every", 1]
+    code, out, errors = command(*asked, "--steps", 1)
+    assert code == 0, errors
+    assert out.splitlines()[-1] == "wrote the LoRA to run; vidsparse generate --lora run uses it"
+    recipe = read_recipe(tmp_path / "run")
+    assert (recipe.frames, recipe.trained_frames, recipe.base) == (9, 33, "shapes")
+    assert recipe.pattern == StepSchedule(Radial(density=0.5, tile=(1, 2, 2)), dense_steps=1)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    code, _, errors = command(*asked, "--steps", 2)
+    assert code == 0 and "going on from step 1" in errors
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rank", 0], "rank=0 must be 1 or more"),
+        (["--size", "large"], "--size 'large' must be WIDTHxHEIGHT in pixels, such as 832x480"),
+        (["--frames", 10, "--size", "16x16"], "10 frames do not fit the VAE's stride of 4 in time; use 9 or 13"),
+        (["--targets", "to_z"], "targets to_z: no such layers; there are"),
+        (["--data", "nowhere"], "no folder nowhere; give one with videos and their captions"),
+        (["--pattern", "spiral"], "pattern 'spiral' is unknown"),
+        (["--positions", "ntk"], "positions='ntk' is unknown; choose one of plain, riflex"),
+        (["--model", "nowhere"], "model 'nowhere' is unknown"),
+    ],
+)
+def test_bad_options_are_one_line(command: Any, tmp_path: Path, arguments: list[object], message: str) -> None:
+    code, out, errors = command("--out", "run", "--videos", 1, "--cpu", *arguments)
+    assert (code, out) == (1, "")
+    said = errors.splitlines()[-1]  # before it, the bars of the libraries that load the model
+    assert said.startswith("error: ") and message in said and "Traceback" not in errors
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("*.safetensors"))

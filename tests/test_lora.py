@@ -1,0 +1,412 @@
+"""LoRAs: what diffusers alone reads of their files, what vidsparse restores, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AllegroTransformer3DModel, UniPCMultistepScheduler, WanPipeline
+from peft import LoraConfig
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import vidsparse.lora
+from vidsparse import LoraRecipe, PooledComplement, Radial, StepSchedule, extend_positions, load_lora, save_lora
+from vidsparse.lora import read_recipe
+from vidsparse.lora_source import FILE, KNOWN, find_lora
+from vidsparse.shapes import model as shapes
+
+needs_weights = pytest.mark.skipif(
+    not (shapes.FOLDER / "model_index.json").is_file(), reason="the shapes weights are not there"
+)
+RECIPE = LoraRecipe(
+    pattern=StepSchedule(Radial(density=0.2, tile=(1, 8, 8)), dense_steps=1, dense_layers=(0,)),
+    correction=PooledComplement(),
+    frames=129,
+    trained_frames=33,
+    positions="riflex",
+    base="shapes",
+)
+HERE = version("vidsparse")
+TARGETS = ["to_q", "to_v", "to_out.0"]
+
+
+def pipeline(**changes: Any) -> Any:
+    """A random pipeline of `shapes`' kind, with two blocks."""
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    return WanPipeline(
+        tokenizer=shapes.build_tokenizer(),
+        text_encoder=shapes.build_text_encoder(),
+        transformer=shapes.build_transformer(**{"num_layers": 2} | changes),
+        vae=shapes.build_vae(),
+        scheduler=scheduler,
+    )
+
+
+def add_lora(transformer: torch.nn.Module, adapter_name: str = "default", seed: int = 0) -> None:
+    """A LoRA that changes something, with an alpha that is not its rank."""
+    config = LoraConfig(r=2, lora_alpha=6, target_modules=TARGETS, init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformer.add_adapter(config, adapter_name=adapter_name)  # type: ignore[operator]
+
+
+@torch.no_grad()
+def call(transformer: torch.nn.Module, frames: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(1, shapes.LATENT_CHANNELS, frames, 4, 4, generator=generator)
+    text = torch.randn(1, 5, shapes.TEXT_WIDTH, generator=generator)
+    output: torch.Tensor = transformer.eval()(hidden, torch.tensor([500.0]), text, return_dict=False)[0]
+    return output
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    """A pipeline with a LoRA."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe = pipeline()
+        add_lora(pipe.transformer)
+    return pipe
+
+
+@pytest.fixture
+def folder(trained: Any, tmp_path: Path) -> Path:
+    """Where its LoRA is."""
+    save_lora(tmp_path / "lora", trained, RECIPE)
+    return tmp_path / "lora"
+
+
+def untrained(trained: Any) -> Any:
+    """The pipeline before its LoRA."""
+    pipe = pipeline()
+    layers = {name.replace(".base_layer", ""): w for name, w in trained.transformer.state_dict().items()}
+    pipe.transformer.load_state_dict({name: w for name, w in layers.items() if "lora" not in name})
+    return pipe
+
+
+def test_the_recipe_and_the_weights_come_back(trained: Any, folder: Path) -> None:
+    pipe = untrained(trained)
+    without = call(pipe.transformer)
+    assert load_lora(pipe, folder) == replace(RECIPE, version=HERE) == read_recipe(folder)
+    extend_positions(pipe.transformer, 9, 9)  # those of `trained`
+    expected = call(trained.transformer)
+    assert (expected - without).abs().max() > 1e-3, "the LoRA changes nothing, so this test shows nothing"
+    torch.testing.assert_close(call(pipe.transformer), expected)
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(call(pipe.transformer), without)
+
+
+def test_a_transformer_alone_can_be_saved(trained: Any, folder: Path, tmp_path: Path) -> None:
+    file = save_lora(tmp_path / "alone", trained.transformer, RECIPE)
+    assert file == tmp_path / "alone" / FILE and read_recipe(file) == read_recipe(folder)
+    found, expected = load_file(file), load_file(folder / FILE)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_the_file_is_that_of_diffusers_with_one_more_key(trained: Any, folder: Path, tmp_path: Path) -> None:
+    from diffusers.training_utils import _collate_lora_metadata
+    from peft import get_peft_model_state_dict
+
+    layers = get_peft_model_state_dict(trained.transformer)
+    WanPipeline.save_lora_weights(
+        tmp_path / "theirs", layers, **_collate_lora_metadata({"transformer": trained.transformer})
+    )
+    ours, theirs = load_file(folder / FILE), load_file(tmp_path / "theirs" / FILE)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    with safe_open(folder / FILE, "pt") as file, safe_open(tmp_path / "theirs" / FILE, "pt") as other:
+        found, expected = file.metadata(), other.metadata()
+    recipe = json.loads(found.pop("vidsparse"))
+    assert recipe["frames"] == 129 and recipe["pattern"]["pattern"]["density"] == 0.2 and recipe["version"] == HERE
+    key = "lora_adapter_metadata"
+    # Sets are lists in any order.
+    config, wanted = (
+        {name: sorted(v) if isinstance(v, list) else v for name, v in json.loads(data.pop(key)).items()}
+        for data in (found, expected)
+    )
+    assert config == wanted and config["transformer.lora_alpha"] == 6 and found == expected
+
+
+@needs_weights
+def test_diffusers_alone_loads_it_in_a_fresh_process(tmp_path: Path) -> None:
+    pipe = shapes.load_pipeline()
+    without = call(pipe.transformer)
+    add_lora(pipe.transformer)
+    save_lora(tmp_path, pipe, replace(RECIPE, positions="plain"))
+    torch.save(call(pipe.transformer), tmp_path / "expected.pt")
+    code = f"""
+        import sys
+        import torch
+        from diffusers import WanPipeline
+
+        pipe = WanPipeline.from_pretrained({str(shapes.FOLDER)!r}, local_files_only=True)
+        pipe.load_lora_weights({str(tmp_path)!r}, weight_name={FILE!r})
+        generator = torch.Generator().manual_seed(1)
+        hidden, text = torch.randn(1, 8, 3, 4, 4, generator=generator), torch.randn(1, 5, 64, generator=generator)
+        with torch.no_grad():
+            found = pipe.transformer(hidden, torch.tensor([500.0]), text, return_dict=False)[0]
+        torch.testing.assert_close(found, torch.load({str(tmp_path / "expected.pt")!r}))
+        assert not any(name.startswith("vidsparse") for name in sys.modules)
+    """
+    run_alone(code)
+    assert (torch.load(tmp_path / "expected.pt") - without).abs().max() > 1e-3
+
+
+def run_alone(code: str, returncode: int = 0) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd="/", timeout=120
+    )
+    assert done.returncode == returncode, done.stderr
+
+
+def test_positions_are_those_of_the_training(trained: Any, folder: Path) -> None:
+    pipe = untrained(trained)
+    load_lora(pipe, folder)
+    expected = pipeline()
+    extend_positions(expected.transformer, frames=33, trained_frames=9, kind="riflex")
+    assert torch.equal(pipe.transformer.rope.freqs_cos, expected.transformer.rope.freqs_cos)
+    assert not torch.equal(pipe.transformer.rope.freqs_cos, trained.transformer.rope.freqs_cos)
+
+
+def test_two_loras_under_names(trained: Any, folder: Path, tmp_path: Path) -> None:
+    pipe = untrained(trained)
+    load_lora(pipe, folder, adapter_name="long")
+    add_lora(pipe.transformer, "other", seed=1)
+    save_lora(tmp_path / "other", pipe, LoraRecipe(), adapter_name="other")
+    found = load_file(tmp_path / "other" / FILE)
+    assert not any(torch.equal(weight, found[name]) for name, weight in load_file(folder / FILE).items())
+    assert load_lora(pipe, tmp_path / "other", adapter_name="third") == LoraRecipe(version=HERE)
+    assert set(pipe.transformer.peft_config) == {"long", "other", "third"}
+
+
+def test_the_second_expert_has_its_own(trained: Any, tmp_path: Path) -> None:
+    pipe = pipeline()
+    pipe.register_modules(transformer_2=shapes.build_transformer(num_layers=2))
+    add_lora(pipe.transformer_2)
+    recipe = LoraRecipe(transformer="transformer_2", version=HERE)
+    save_lora(tmp_path, pipe, recipe)
+    expected = call(pipe.transformer_2)
+    pipe.transformer_2.delete_adapters("default")
+    assert load_lora(pipe, tmp_path) == recipe
+    torch.testing.assert_close(call(pipe.transformer_2), expected)
+    assert not getattr(pipe.transformer, "peft_config", {})
+    with pytest.raises(TypeError, match="for 'transformer_2', which WanPipeline has not"):
+        load_lora(pipeline(), tmp_path)
+
+
+def test_a_file_without_a_recipe_loads(trained: Any, folder: Path, tmp_path: Path) -> None:
+    save_file(load_file(folder / FILE), tmp_path / "other.safetensors")
+    pipe = untrained(trained)
+    before = pipe.transformer.rope.freqs_cos
+    assert load_lora(pipe, tmp_path / "other.safetensors") == LoraRecipe()
+    assert pipe.transformer.rope.freqs_cos is before
+    assert "does not say" in LoraRecipe().summary
+
+
+def test_killed_while_it_saves(trained: Any, folder: Path) -> None:
+    before = (folder / FILE).read_bytes()
+    code = f"""
+        import os, signal, torch
+        import vidsparse.lora
+        from peft import LoraConfig
+        from vidsparse.shapes.model import build_transformer
+
+        def half(weights, path, metadata):
+            path.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        transformer = build_transformer(num_layers=2)
+        transformer.add_adapter(LoraConfig(r=2, target_modules={TARGETS}))
+        vidsparse.lora.save_file = half
+        vidsparse.save_lora({str(folder)!r}, transformer, vidsparse.LoraRecipe())
+    """
+    run_alone(code, returncode=-signal.SIGKILL)
+    assert (folder / FILE).read_bytes() == before and len(os.listdir(folder)) == 2
+    assert load_lora(untrained(trained), folder) == replace(RECIPE, version=HERE), "what is left over is not in the way"
+    save_lora(folder, trained, RECIPE)
+    assert os.listdir(folder) == [FILE]
+
+
+def test_a_failed_save_leaves_the_earlier_file(trained: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (folder / FILE).read_bytes()
+
+    def full(weights: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(vidsparse.lora, "save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        save_lora(folder, trained, RECIPE)
+    assert os.listdir(folder) == [FILE] and (folder / FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_layers": 1}, r"another model: it changes blocks\.1\.attn\S+, which this WanTransformer3DModel has not"),
+        ({"num_attention_heads": 2}, r"another model: its \S+\.lora_[AB]\.weight has a side of 192, expected 128"),
+    ],
+    ids=["fewer blocks", "narrower"],
+)
+def test_a_lora_of_another_model(folder: Path, changes: dict[str, int], says: str) -> None:
+    pipe = pipeline(**changes)
+    before = pipe.transformer.rope.freqs_cos
+    with pytest.raises(ValueError, match=says):
+        load_lora(pipe, folder)
+    assert not getattr(pipe.transformer, "peft_config", {}) and pipe.transformer.rope.freqs_cos is before
+
+
+def test_a_lora_of_a_unet(folder: Path, tmp_path: Path) -> None:
+    weights = {name.replace("transformer.", "unet."): weight for name, weight in load_file(folder / FILE).items()}
+    save_file(weights, tmp_path / FILE)
+    with pytest.raises(ValueError, match=r"another model than WanTransformer3DModel: it changes unet\.blocks\.0"):
+        load_lora(pipeline(), tmp_path)
+
+
+@dataclass(frozen=True)
+class Mine(Radial):
+    """A pattern of one's own."""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "adapter", "error", "says"),
+    [
+        (LoraRecipe(pattern=Mine(0.2)), "default", TypeError, "Mine is not a pattern or correction of vidsparse"),
+        (RECIPE, "long", ValueError, "has no LoRA named 'long'; it has default; transformer.add_adapter"),
+        (
+            replace(RECIPE, transformer="transformer_2"),
+            "default",
+            TypeError,
+            "'transformer_2', which WanPipeline has not",
+        ),
+    ],
+    ids=["own pattern", "adapter", "transformer"],
+)
+def test_what_cannot_be_saved(
+    trained: Any, tmp_path: Path, recipe: LoraRecipe, adapter: str, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        save_lora(tmp_path / "new", trained, recipe, adapter)
+    assert not (tmp_path / "new").exists()
+
+
+def test_no_lora_to_save(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="WanTransformer3DModel has no LoRA named 'default'; it has none"):
+        save_lora(tmp_path, pipeline(), RECIPE)
+    with pytest.raises(TypeError, match="which str has not"):
+        save_lora(tmp_path, "shapes", RECIPE)
+
+
+def test_places_without_a_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipeline()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.safetensors").write_text("no weights")
+    save_file({"blocks.0.to_q.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    monkeypatch.setitem(KNOWN, "shapes-long", tmp_path / "missing")
+    cases: list[tuple[str | Path, type[Exception], str]] = [
+        (tmp_path / "none", FileNotFoundError, "it is no file or folder here, nor a Hub id .* names are shapes-long"),
+        ("nobody/nothing", OSError, "no LoRA 'nobody/nothing': it is no folder here, and the Hub says"),
+        ("nobody/nothing/lora.safetensors", OSError, "the Hub says"),
+        (tmp_path / "empty", ValueError, "holds no LoRA: there is no file of safetensors"),
+        (tmp_path, ValueError, "2 files of safetensors, model.safetensors, text.safetensors: name the file"),
+        (tmp_path / "text.safetensors", ValueError, "is no file of safetensors"),
+        (__file__, ValueError, "must be a file of safetensors, and its name end so"),
+        (tmp_path / "model.safetensors", ValueError, r"is no LoRA: its weights are called blocks\.0\.to_q\.weight"),
+        ("shapes-long", FileNotFoundError, "'shapes-long' ships with vidsparse, but .*missing is missing: reinstall"),
+    ]
+    for source, error, says in cases:
+        with pytest.raises(error, match=says):
+            load_lora(pipe, source)
+    assert not getattr(pipe.transformer, "peft_config", {})
+
+
+def test_known_names_and_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KNOWN, "shapes-long", folder)
+    (folder / "other.safetensors").write_text("")
+    assert find_lora("shapes-long") == find_lora(str(folder)) == find_lora(folder / FILE) == folder / FILE
+
+
+def test_a_lora_on_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(repository: str, name: str) -> str:
+        asked.append((repository, name))
+        return str(folder / FILE)
+
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda repository: ["README.md", "b.safetensors"])
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert read_recipe("some-one/long.er").frames == read_recipe("some-one/long.er/lora/c.safetensors").frames == 129
+    assert asked == [("some-one/long.er", "b.safetensors"), ("some-one/long.er", "lora/c.safetensors")]
+
+
+def test_a_pipeline_that_loads_no_lora(folder: Path) -> None:
+    with pytest.raises(TypeError, match="AllegroTransformer3DModel loads no LoRA"):
+        load_lora(object.__new__(AllegroTransformer3DModel), folder)
+
+
+def test_peft_is_missing(trained: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipeline()
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match=r"need peft, .* pip install peft"):
+        load_lora(pipe, folder)
+    with pytest.raises(ImportError, match="need peft"):
+        save_lora(folder, trained, RECIPE)
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        (
+            '{"pattern": {"class": "Spiral"}, "version": "9.0"}',
+            r"vidsparse 9\.0, and .* class 'Spiral' .*; update vidsp",
+        ),
+        ('{"frames": 65, "turns": 3, "version": "9.0"}', r"vidsparse 9\.0, .* a recipe has no turns; its fields are"),
+        ('{"frames": "many"}', "of an unknown version, .* frames='many' must be a whole number"),
+        ('{"pattern": {"class": "Rectified"}}', "must be a pattern or None"),
+        ("[1]", r"got \[1\], expected an object with the fields of LoraRecipe"),
+        ("{", "cannot read its recipe: Expecting property name"),
+    ],
+    ids=["pattern", "field", "value", "kind", "list", "no JSON"],
+)
+def test_a_recipe_that_cannot_be_read(folder: Path, tmp_path: Path, header: str, says: str) -> None:
+    save_file(load_file(folder / FILE), tmp_path / FILE, {"vidsparse": header})
+    with pytest.raises(ValueError, match=says):
+        load_lora(pipe := pipeline(), tmp_path)
+    with pytest.raises(ValueError, match=r"or load the weights alone with pipe\.load_lora_weights"):
+        read_recipe(tmp_path)
+    assert not getattr(pipe.transformer, "peft_config", {})
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "says"),
+    [
+        ({"pattern": "radial"}, TypeError, "pattern='radial' must be a pattern or None"),
+        ({"correction": Radial(0.2)}, TypeError, "must be a correction or None"),
+        ({"frames": 0}, ValueError, "frames=0 must be a whole number of at least 1"),
+        ({"transformer": "vae"}, ValueError, "transformer='vae' must be 'transformer' or 'transformer_2'"),
+        ({"positions": "ntk"}, ValueError, "must be one of plain, riflex, or None"),
+        ({"positions": "plain", "frames": 65}, ValueError, "depend on frames and trained_frames; give both"),
+    ],
+    ids=["pattern", "correction", "frames", "transformer", "positions", "half"],
+)
+def test_a_recipe_is_checked(fields: dict[str, Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        LoraRecipe(**fields)
+
+
+def test_the_summary_says_what_is_known() -> None:
+    assert RECIPE.summary == (
+        "trained on 129 frames (the model on 33), with StepSchedule(pattern=Radial(density=0.2, tile=(1, 8, 8)), "
+        "dense_steps=1, dense_layers=(0,)), and PooledComplement(), riflex positions"
+    )
+    assert LoraRecipe(frames=65, version="9.0").summary == "trained on 65 frames"

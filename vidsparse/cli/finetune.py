@@ -1,0 +1,225 @@
+"""`vidsparse finetune`: a LoRA for longer videos, trained with sparse attention."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Option
+
+from vidsparse.cli import sampling
+from vidsparse.cli.files import check_output
+from vidsparse.cli.messages import live_console, note
+from vidsparse.cli.patterns import CORRECTIONS, DENSITY_HELP, SET_HELP, build_correction, build_pattern
+from vidsparse.cli.request import DENSE_STEPS, PATTERN, Request, integers
+
+if TYPE_CHECKING:
+    from vidsparse import Pattern
+    from vidsparse.finetune import Clip
+
+ATTENTION, DATA, LEARNING, OUTPUT = "Attention", "Data", "Learning", "Output"
+# What the model that ships was trained on, and what its LoRA is for.
+SHAPES_FRAMES, SHAPES_LONGER, SHAPES_SIZE, SHAPES_FPS = 33, 129, "64x64", 12
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """What is trained, on what, how. Names that `vidsparse.finetune.Settings` has too go there as they are."""
+
+    out: Annotated[Path, Option("--out", "-o", help="Folder of the LoRA, its checkpoints, log and samples.")]
+    model: Annotated[str, Option(help="'shapes', the folder of a Wan pipeline, or a Hub id.")] = "shapes"
+
+    data: Annotated[str, Option(help="'shapes' draws videos; else a folder of videos.", rich_help_panel=DATA)] = (
+        "shapes"
+    )
+    videos: Annotated[int, Option(min=1, help="How many to draw.", rich_help_panel=DATA)] = 512
+    frames: Annotated[
+        list[int] | None,
+        Option(help="Of a video; again for more lengths.", rich_help_panel=DATA, show_default="129 of shapes"),
+    ] = None
+    size: Annotated[
+        list[str] | None,
+        Option(help="WIDTHxHEIGHT in pixels; again for more.", rich_help_panel=DATA, show_default="of the model"),
+    ] = None
+    fps: Annotated[
+        float | None, Option(help="Resample videos to it.", rich_help_panel=DATA, show_default="as they are")
+    ] = None
+    cache: Annotated[
+        Path | None, Option(help="Folder of encoded videos.", rich_help_panel=DATA, show_default="OUT/cache")
+    ] = None
+
+    pattern: Annotated[str, Option(help="See `vidsparse patterns`.", rich_help_panel=ATTENTION)] = PATTERN
+    density: Annotated[
+        float | None, Option(help=DENSITY_HELP, rich_help_panel=ATTENTION, show_default="of the pattern")
+    ] = None
+    settings: Annotated[list[str] | None, Option("--set", help=SET_HELP, rich_help_panel=ATTENTION)] = None
+    correction: Annotated[str, Option(help=f"{', '.join(CORRECTIONS)}.", rich_help_panel=ATTENTION)] = "none"
+    dense_steps: Annotated[
+        int, Option(min=0, help="Dense steps at the start of a generation.", rich_help_panel=ATTENTION)
+    ] = DENSE_STEPS
+    dense_last_steps: Annotated[int, Option(min=0, help="And at its end.", rich_help_panel=ATTENTION)] = 0
+    dense_layers: Annotated[
+        str, Option(help="Layers that stay dense, such as 0,1.", rich_help_panel=ATTENTION, show_default="none")
+    ] = ""
+    inference_steps: Annotated[
+        int, Option(help="Steps of a generation, of which those are.", rich_help_panel=ATTENTION)
+    ] = 30
+    positions: Annotated[str, Option(help="In longer videos: plain or riflex.", rich_help_panel=ATTENTION)] = "plain"
+    trained_frames: Annotated[
+        int | None,
+        Option(min=1, help="Frames that the model knows.", rich_help_panel=ATTENTION, show_default="of the model"),
+    ] = None
+
+    steps: Annotated[int, Option(rich_help_panel=LEARNING)] = 1000
+    batch: Annotated[int, Option(help="Videos of a step, in each process.", rich_help_panel=LEARNING)] = 1
+    learning_rate: Annotated[float, Option("--lr", help="Learning rate.", rich_help_panel=LEARNING)] = 1e-4
+    warmup: Annotated[int, Option(help="Steps in which it rises.", rich_help_panel=LEARNING)] = 20
+    rank: Annotated[int, Option(help="Of the LoRA.", rich_help_panel=LEARNING)] = 128
+    alpha: Annotated[float | None, Option(rich_help_panel=LEARNING, show_default="the rank")] = None
+    targets: Annotated[str, Option(help="Layers that it changes.", rich_help_panel=LEARNING)] = (
+        "to_q,to_k,to_v,to_out.0"
+    )
+    transformer: Annotated[str, Option(help="Or transformer_2, of low noise.", rich_help_panel=LEARNING)] = (
+        "transformer"
+    )
+    ema: Annotated[float | None, Option(help="Save a running average of this decay.", rich_help_panel=LEARNING)] = None
+    caption_dropout: Annotated[float, Option(help="Part without caption.", rich_help_panel=LEARNING)] = 0.1
+    precision: Annotated[str, Option(help="bf16, fp16 or no.", rich_help_panel=LEARNING)] = "bf16"
+    gradient_checkpointing: Annotated[
+        bool, Option(help="Less memory, a third more time.", rich_help_panel=LEARNING)
+    ] = True
+    seed: Annotated[int, Option(help="Of start, order and noise.", rich_help_panel=LEARNING)] = 0
+    cpu: Annotated[bool, Option("--cpu", help="Also where there is a GPU.", rich_help_panel=LEARNING)] = False
+
+    log_every: Annotated[int, Option(rich_help_panel=OUTPUT)] = 10
+    save_every: Annotated[int, Option(rich_help_panel=OUTPUT)] = 100
+    sample_every: Annotated[int, Option(help="0: no sample videos.", rich_help_panel=OUTPUT)] = 0
+    sample_prompts: Annotated[
+        list[str] | None, Option("--sample-prompt", help="Again for more videos.", rich_help_panel=OUTPUT)
+    ] = None
+
+    def build_pattern(self) -> Pattern:
+        """The pattern, in its schedule."""
+        pattern = build_pattern(self.pattern, self.density, self.settings)
+        layers = integers("--dense-layers", self.dense_layers)
+        if self.pattern == "dense" or not (self.dense_steps or self.dense_last_steps or layers):
+            return pattern
+        from vidsparse import StepSchedule
+
+        return StepSchedule(pattern, self.dense_steps, self.dense_last_steps, layers)
+
+
+def finetune(request: Finetuning) -> None:
+    """Train a LoRA for longer videos with sparse attention. The same command goes on where it was stopped."""
+    from vidsparse.finetune import Settings, finetune
+
+    given = {f.name: getattr(request, f.name) for f in fields(request)}
+    shapes = request.model == "shapes"
+    settings = Settings(
+        **{f.name: given[f.name] for f in fields(Settings) if f.name in given}
+        | {
+            "pattern": request.build_pattern(),
+            "correction": build_correction(request.correction),
+            "targets": tuple(name.strip() for name in request.targets.split(",") if name.strip()),
+            "sample_prompts": tuple(request.sample_prompts or ()),
+            "trained_frames": request.trained_frames or (SHAPES_FRAMES if shapes else None),
+        }
+    )
+    sizes = [_height_and_width(text) for text in request.size or ([SHAPES_SIZE] if shapes else [])]
+    if request.data != "shapes" and not Path(request.data).is_dir():
+        raise FileNotFoundError(f"no folder {request.data}; give one with videos and their captions, or 'shapes'")
+    out = request.out.absolute()
+    check_output(next(folder for folder in (out, *out.parents) if folder.exists()) / "log.jsonl")
+    main = os.environ.get("RANK", "0") == "0"
+    pipe = sampling.load_pipeline(Request(prompt="", model=request.model, device="cpu", dtype=_dtype(request, shapes)))
+    pipe.vae.float()  # in less precision its latents may not be finite
+    own = inspect.signature(pipe.__call__).parameters
+    frames = request.frames or ([SHAPES_LONGER] if shapes else [own["num_frames"].default])
+    sizes = sizes or [(own["height"].default, own["width"].default)]
+    with _bars(main) as progress:
+        clips = _clips(request, sizes, frames, lambda done, total: progress("looking at videos", done, total, None))
+        longest = max(clips, key=lambda clip: (clip.bucket.frames, clip.bucket.height)).bucket
+        sampled = {"num_frames": longest.frames, "height": longest.height, "width": longest.width}
+        if shapes:
+            from vidsparse.shapes.model import SAMPLING
+
+            sampled = {**SAMPLING, **sampled}
+        folder = finetune(
+            pipe,
+            clips,
+            settings,
+            request.out,
+            base=request.model,
+            sampling=sampled | {"num_inference_steps": request.inference_steps},
+            fps=SHAPES_FPS if shapes else 16,
+            cache=request.cache,
+            cpu=request.cpu,
+            say=note,
+            progress=progress,
+        )
+    if main:
+        print(f"wrote the LoRA to {folder}; vidsparse generate --lora {folder} uses it")
+
+
+def _clips(
+    request: Finetuning, sizes: list[tuple[int, int]], frames: list[int], progress: Callable[[int, int], None]
+) -> list[Clip]:
+    """The videos to learn from; says which were left out."""
+    from vidsparse.finetune import Bucket, drawn_clips, folder_clips
+
+    if request.data == "shapes":
+        buckets = [Bucket(count, *size) for count in frames for size in sizes]
+        each = -(-request.videos // len(buckets))
+        return [clip for i, bucket in enumerate(buckets) for clip in drawn_clips(each, bucket, request.seed + i)]
+    cache = request.cache or request.out / "cache"
+    clips, skipped = folder_clips(Path(request.data), sizes, frames, request.fps, cache=cache, progress=progress)
+    for video in skipped:
+        note(f"{video.path} is left out: {video.reason}")
+    return clips
+
+
+def _height_and_width(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if found is None:
+        raise ValueError(f"--size {text!r} must be WIDTHxHEIGHT in pixels, such as 832x480")
+    return int(found[2]), int(found[1])
+
+
+def _dtype(request: Finetuning, shapes: bool) -> str:
+    """In which the base model rests: small models lose nothing in float32."""
+    import torch
+
+    on_gpu = torch.cuda.is_available() and not request.cpu
+    return "bfloat16" if on_gpu and not shapes and request.precision != "no" else "float32"
+
+
+@contextmanager
+def _bars(main: bool) -> Iterator[Callable[[str, int, int, float | None], None]]:
+    """A progress bar for each task; only one process draws."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeElapsedColumn())
+    tasks: dict[str, Any] = {}
+    with Progress(
+        TextColumn("{task.description}"), *columns, TimeRemainingColumn(), console=live_console(), disable=not main
+    ) as progress:
+
+        def show(task: str, done: int, total: int, loss: float | None) -> None:
+            if task not in tasks:
+                tasks[task] = progress.add_task(task, total=total, loss="")
+            progress.update(tasks[task], completed=done, total=total, loss="" if loss is None else f"loss {loss:.4f}")
+
+        yield show

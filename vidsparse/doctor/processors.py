@@ -1,0 +1,64 @@
+"""Checks of the processors that `sparsify` puts in, for steps that stay dense and after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
+
+from vidsparse.doctor.agree import Failed, NotApplicable, same
+from vidsparse.doctor.twin import Twin
+from vidsparse.doctor.under_mask import SPARSE
+from vidsparse.patterns import Dense
+from vidsparse.run import sparsify
+
+
+def dense_is_the_model(twin: Twin) -> str:
+    """A dense step gives what the model gives, bit for bit."""
+    model = twin.build()
+    expected = twin.outputs(model)
+    with sparsify(model, Dense(), strict=True) as run:
+        same(twin.outputs(model), expected)
+    return f"bit for bit, {len(run.report().calls)} layers"
+
+
+def restore_puts_back_the_very_objects(twin: Twin) -> str:
+    """After `restore`, the processors are the objects that stood there, and no hook is left."""
+    model = twin.build()
+    expected, before = twin.outputs(model), _processors(model)
+    with sparsify(model, SPARSE):
+        twin.outputs(model)
+    for name, processor in _processors(model).items():
+        if processor is not before[name]:
+            raise Failed(f"{name} has {processor}, but had {before[name]}")
+    if hooks := len(model._forward_pre_hooks) + len(model._forward_hooks):
+        raise Failed(f"{hooks} hooks are left")
+    same(twin.outputs(model), expected)
+    return f"{len(before)} processors"
+
+
+def _processors(model: Any) -> dict[str, Any]:
+    return {name: module.processor for name, module in model.named_modules() if hasattr(module, "processor")}
+
+
+def backend_reaches_dense_steps(twin: Twin) -> str:
+    """The attention backend that a user sets, before or after `sparsify`, is that of dense steps."""
+    model, backend = twin.build(), AttentionBackendName._NATIVE_MATH
+    attentions: Any = twin.adapter.self_attentions(model).values()
+    originals = [attention.processor for attention in attentions]
+    if not all(hasattr(original, "_attention_backend") for original in originals):
+        raise NotApplicable(f"diffusers gives {type(originals[0]).__name__} no attention backend")
+    with attention_backend("native"):  # restores what set_attention_backend sets for all models
+        expected = twin.outputs(_with_backend(twin.build(), backend))
+        with sparsify(model, Dense(), strict=True):
+            same(twin.outputs(_with_backend(model, backend)), expected)
+        if not all(original._attention_backend == backend for original in originals):
+            raise Failed(f"{backend.value} was set after sparsify and did not reach the model's own processors")
+        with sparsify(model, Dense(), strict=True):
+            same(twin.outputs(model), expected)
+    return "bit for bit"
+
+
+def _with_backend(model: Any, backend: AttentionBackendName) -> Any:
+    model.set_attention_backend(backend.value)
+    return model

@@ -1,0 +1,28 @@
+"""What a model is, in a few letters: what its encodings are filed under."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+SAMPLE = 64  # values of each weight: another training changes them all
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """Hash of a model's configuration and of a sample of each weight: names, dtypes, shapes and values."""
+    found = hashlib.sha256(json.dumps(_config(module.config), sort_keys=True, default=str).encode())
+    for name, weight in module.state_dict().items():
+        flat = weight.detach().reshape(-1)
+        found.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        found.update(flat[:: flat.numel() // SAMPLE + 1].cpu().double().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _config(config: Any) -> dict[str, Any]:
+    """A configuration without where the model was loaded from and which version wrote it."""
+    settings: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
+    return {k: v for k, v in settings.items() if not k.startswith("_") and k != "transformers_version"}

@@ -1,0 +1,91 @@
+"""A whole training: encode the clips, let the encoders rest, train the LoRA, leave the pipeline usable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vidsparse.finetune.cache import encode
+from vidsparse.finetune.clips import Clip
+from vidsparse.finetune.settings import Settings
+from vidsparse.finetune.train import Training, accelerator_for, check_pipeline
+
+
+def finetune(
+    pipe: Any,
+    clips: Sequence[Clip],
+    settings: Settings,
+    folder: str | Path,
+    *,
+    base: str,
+    sampling: Mapping[str, Any] | None = None,
+    fps: int = 16,
+    cache: str | Path | None = None,
+    cpu: bool = False,
+    say: Callable[[str], None] = print,
+    progress: Callable[[str, int, int, float | None], None] = lambda task, done, total, loss: None,
+) -> Path:
+    """Train a LoRA with sparse attention, and write it with what it was trained with.
+
+        clips = drawn_clips(512, Bucket(129, 64, 64))
+        settings = Settings(StepSchedule(Radial(density=0.2), dense_steps=4), trained_frames=33, rank=16, steps=400)
+        finetune(load_pipeline(), clips, settings, "runs/long", base="shapes")
+
+    With checkpoints in the folder it goes on from the last, to the very weights of a run without a break. Under
+    `accelerate launch` each process calls it, and each step has the videos of all processes.
+
+    Args:
+        pipe: a `WanPipeline`, its weights in the dtype that they shall rest in; moved to the device of the training.
+        clips: from `folder_clips` or `drawn_clips`.
+        settings: all that decides the result.
+        folder: gets the LoRA, `checkpoints`, `samples`, `log.jsonl` and TensorBoard's files.
+        base: name of the base model, for the LoRA's file.
+        sampling: arguments of `pipe(...)` for sample videos. fps: of these.
+        cache: folder of latents and embeddings; by default `folder/cache`.
+        cpu: train on the CPU also where there is a GPU.
+        say: is told in a line each what a person should know; in the main process alone.
+        progress: called with a task ("encoding" or "training"), how much is done and of how much, and the loss.
+
+    Returns:
+        The folder, for `vidsparse.load_lora` and `pipe.load_lora_weights`.
+
+    Raises:
+        NotImplementedError: a pipeline or a scheduler whose training is not known.
+        ValueError: targets, sizes or checkpoints that do not fit the model or the settings; no clip that can be read.
+        OSError: the disk is full; what was written before is whole.
+    """
+    folder = Path(folder)
+    check_pipeline(pipe, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = accelerator_for(settings, folder, cpu)
+    if not accelerator.is_main_process:
+        say = _nothing
+    for encoder in (pipe.vae, pipe.text_encoder):
+        encoder.to(accelerator.device)
+    examples, skipped = encode(
+        pipe,
+        clips,
+        Path(cache) if cache else folder / "cache",
+        progress=lambda done, total: progress("encoding", done, total, None),
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        wait=accelerator.wait_for_everyone,
+    )
+    for video in skipped:
+        say(f"{video.path} is left out: {video.reason}")
+    if skipped:
+        say(f"{len(skipped)} of {len(clips)} videos are left out")
+    left_out = {video.path for video in skipped}
+    frames = max(clip.bucket.frames for clip in clips if clip.path is None or clip.path not in left_out)
+    training = Training(pipe, examples, settings, frames, folder, accelerator, base, sampling or {}, fps, say)
+    for encoder in (pipe.vae, pipe.text_encoder):
+        encoder.to("cpu")
+    try:
+        return training.train(lambda step, loss: progress("training", step, settings.steps, loss))
+    finally:
+        training.close()
+
+
+def _nothing(text: str) -> None:
+    """Only the main process speaks."""

@@ -1,0 +1,71 @@
+"""Noise levels of the training: drawn as the model's scheduler spaces them, and what a step schedule means in them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from vidsparse.patterns import Context, Pattern, StepSchedule
+
+
+def shift_of(scheduler: Any) -> float:
+    """The shift of a flow-matching scheduler: its noise levels are shift * u / (1 + (shift - 1) * u) of uniform u.
+
+    Raises:
+        NotImplementedError: a scheduler of another kind, or one whose shift depends on the size of the video.
+    """
+    config = scheduler.config
+    flow = config.get("prediction_type", "flow_prediction") == "flow_prediction"
+    if not flow or config.get("use_dynamic_shifting", False):
+        raise NotImplementedError(
+            f"{type(scheduler).__name__} is not trained here: its noise levels are not those of flow matching with a "
+            "constant shift"
+        )
+    return float(config.get("flow_shift", config.get("shift", 1.0)))
+
+
+def draw_levels(uniform: torch.Tensor, shift: float, bounds: tuple[float, float] = (0.0, 1.0)) -> torch.Tensor:
+    """Noise levels in (low, high) of numbers that are uniform in (0, 1), spaced by a scheduler's shift."""
+    low, high = (level / (shift - (shift - 1) * level) for level in bounds)
+    uniform = low + (high - low) * uniform
+    return shift * uniform / (1 + (shift - 1) * uniform)
+
+
+def by_noise(pattern: Pattern, scheduler: Any, steps: int) -> Pattern:
+    """The pattern with its ranges of steps written as ranges of noise: a training draws levels and has no steps.
+
+    Args:
+        scheduler: of the pipeline, asked for the noise levels of a generation.
+        steps: of that generation.
+
+    Raises:
+        ValueError: a schedule under which no step of the generation is sparse.
+    """
+    if not isinstance(pattern, StepSchedule):
+        return pattern
+    inner = by_noise(pattern.pattern, scheduler, steps)
+    if not (pattern.dense_steps or pattern.dense_last_steps or pattern.steps):
+        return replace(pattern, pattern=inner)
+    levels = _levels(scheduler, steps)
+    alone = replace(pattern, dense_layers=(), sigmas=None)
+    sparse = [i for i in range(steps) if not alone.is_dense(Context(step=i, steps=steps))]
+    if not sparse:
+        raise ValueError(f"{pattern} has no sparse step among {steps}")
+    # A level between a dense and a sparse step belongs to the nearer one.
+    high = 1.0 if sparse[0] == 0 else (levels[sparse[0] - 1] + levels[sparse[0]]) / 2
+    low = 0.0 if sparse[-1] == steps - 1 else (levels[sparse[-1]] + levels[sparse[-1] + 1]) / 2
+    if pattern.sigmas is not None:
+        low, high = max(low, pattern.sigmas[0]), min(high, pattern.sigmas[1])
+    return StepSchedule(inner, dense_layers=pattern.dense_layers, sigmas=(low, high))
+
+
+def _levels(scheduler: Any, steps: int) -> Sequence[float]:
+    """The noise levels of a generation, falling from 1."""
+    own = copy.deepcopy(scheduler)
+    own.set_timesteps(steps)
+    levels: list[float] = (own.timesteps.double() / own.config.num_train_timesteps).tolist()
+    return levels

@@ -1,0 +1,84 @@
+"""The flow-matching loss of one step, from random numbers that belong to the step and the video alone.
+
+However a step's videos are divided over processes and passes, each meets the same noise: runs can be resumed to the
+bit, and two processes compute what one does with twice the batch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vidsparse.finetune.noise import draw_levels
+
+if TYPE_CHECKING:
+    from vidsparse.finetune.cache import Encoded
+
+
+@dataclass(frozen=True)
+class Example:
+    """One video as the transformer meets it in training.
+
+    Attributes:
+        latents, noise: float32 [1, channels, latent frames, height, width].
+        text: [1, words, width].
+        level: of the noise, float32 [1]; 1 is noise alone.
+    """
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    text: torch.Tensor
+    level: torch.Tensor
+
+    def to(self, device: torch.device) -> Example:
+        return Example(*(x.to(device) for x in (self.latents, self.noise, self.text, self.level)))
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws the videos of a training. Each is a pass of its own, since its noise decides whether attention is sparse.
+
+    Attributes:
+        examples: encoded videos and captions.
+        seed: of all that is drawn.
+        batch: videos of a step in each process. rank, world: this process, and how many there are.
+        shift, bounds: of the noise levels, see `draw_levels`.
+        caption_dropout: part of the videos that get the empty caption.
+    """
+
+    examples: Encoded
+    seed: int
+    batch: int
+    rank: int
+    world: int
+    shift: float
+    bounds: tuple[float, float]
+    caption_dropout: float
+
+    def draw(self, step: int, part: int) -> Example:
+        """The video of this process for one pass (`part`) of a step."""
+        total, number = self.world * self.batch, len(self.examples)
+        rng = random.Random(f"{self.seed}-{step}")
+        # No video twice in a step, as long as there are enough.
+        chosen = rng.sample(range(number), total) if total <= number else rng.choices(range(number), k=total)
+        place = part * self.world + self.rank
+        index, seeds = chosen[place], [rng.getrandbits(63) for _ in chosen]
+        generator = torch.Generator().manual_seed(seeds[place])
+        latents = self.examples.latents(index)
+        noise = torch.randn(latents.shape, generator=generator)
+        # One draw a stratum: the levels of a step cover the range evenly.
+        uniform = (torch.rand(1, generator=generator) + place) / total
+        dropped = float(torch.rand(1, generator=generator)) < self.caption_dropout
+        text = self.examples.empty_text if dropped else self.examples.text(index)
+        return Example(latents[None], noise[None], text[None], draw_levels(uniform, self.shift, self.bounds))
+
+
+def flow_loss(transformer: Callable[..., Any], example: Example) -> torch.Tensor:
+    """Mean squared error of the predicted flow, noise minus latents, at the example's noise level."""
+    noisy = torch.lerp(example.latents, example.noise, example.level)
+    flow = transformer(noisy, 1000 * example.level, example.text, return_dict=False)[0]
+    return torch.nn.functional.mse_loss(flow.float(), example.noise - example.latents)

@@ -1,0 +1,307 @@
+"""The training loop of a LoRA with sparse attention: accelerate for devices and processes, peft for the LoRA."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vidsparse.finetune.checkpoint import load_checkpoint, save_checkpoint
+from vidsparse.finetune.fingerprint import fingerprint
+from vidsparse.finetune.noise import by_noise, shift_of
+from vidsparse.finetune.objective import Sampler, flow_loss
+from vidsparse.finetune.samples import read_prompts, write_samples
+from vidsparse.finetune.settings import Settings
+from vidsparse.lora import LoraRecipe, save_lora
+from vidsparse.positions import extend_positions
+from vidsparse.run import sparsify
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from vidsparse.finetune.cache import Encoded
+
+# What may change when a training goes on.
+FREE = ("steps", "log_every", "save_every", "keep", "sample_every", "sample_prompts")
+
+
+class Training:
+    """One training in one process: the LoRA in its transformer, optimizer, running average, checkpoints and log.
+
+    Args:
+        pipe: passed by `check_pipeline`. Its transformer gets the LoRA, and is sparsified until `close`.
+        examples: what it learns from.
+        settings: how.
+        frames: of the longest video (not latent): what the LoRA is for.
+        folder: gets `log.jsonl`, `checkpoints`, `samples` and in the end the LoRA. With a checkpoint in it, the
+            training goes on from there, and computes what it would have without a break.
+        accelerator: from `accelerator_for(settings)`.
+        base: name of the base model, for the LoRA's file.
+        sampling: arguments of `pipe(...)` for sample videos. fps: of these.
+        say: is told, in a line each, what a person should know.
+
+    Raises:
+        ValueError: a checkpoint of other settings or of another model.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        examples: Encoded,
+        settings: Settings,
+        frames: int,
+        folder: Path,
+        accelerator: Accelerator,
+        base: str,
+        sampling: Mapping[str, Any],
+        fps: int = 16,
+        say: Callable[[str], None] = print,
+    ):
+        self.pipe, self.settings, self.folder, self.accelerator = pipe, settings, folder, accelerator
+        self.sampling, self.fps, self.say, self.step, self.seconds = sampling, fps, say, 0, 0.0
+        self.module: Any = getattr(pipe, settings.transformer)
+        trained_frames = settings.trained_frames or frames
+        self.recipe = LoraRecipe(
+            pattern=settings.pattern,
+            correction=settings.correction,
+            frames=frames,
+            trained_frames=trained_frames,
+            positions=settings.positions,
+            transformer=settings.transformer,
+            base=base,
+        )
+        self.sampler = Sampler(
+            examples,
+            seed=settings.seed,
+            batch=settings.batch,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            shift=shift_of(pipe.scheduler),
+            bounds=_bounds(pipe, settings.transformer),
+            caption_dropout=settings.caption_dropout,
+        )
+        pattern = by_noise(settings.pattern, pipe.scheduler, settings.inference_steps)
+        self.prompts = read_prompts(pipe, settings.sample_prompts, sampling) if settings.sample_every else ()
+        self.identity = {"model": fingerprint(self.module), "frames": str(frames), **_comparable(settings)}
+        self._add_lora()
+        latent = [(count - 1) // pipe.vae_scale_factor_temporal + 1 for count in (frames, trained_frames)]
+        self.positions = extend_positions(self.module, latent[0], latent[1], settings.positions)
+        self.run = sparsify(self.module, pattern, correction=settings.correction)
+        self._prepare()
+
+    def _add_lora(self) -> None:
+        from diffusers.training_utils import cast_training_params
+        from peft import LoraConfig
+
+        settings = self.settings
+        self.module.requires_grad_(False)
+        torch.manual_seed(settings.seed)
+        alpha = settings.rank if settings.alpha is None else settings.alpha
+        lora: Any = dict(r=settings.rank, lora_alpha=alpha, target_modules=list(settings.targets))
+        self.module.add_adapter(LoraConfig(**lora))
+        cast_training_params([self.module], dtype=torch.float32)
+        if settings.gradient_checkpointing:
+            self.module.enable_gradient_checkpointing()
+        self.module.train()
+        self.weights = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def _prepare(self) -> None:
+        """Optimizer and running average, as they were at the last checkpoint; then the model for its device."""
+        from diffusers.training_utils import EMAModel
+
+        settings, weights = self.settings, list(self.weights.values())
+        optimizer = torch.optim.AdamW(
+            weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
+        )
+        self.average = None if settings.ema is None else EMAModel(weights, decay=settings.ema)
+        state, broken = load_checkpoint(self.folder / "checkpoints")
+        for path in broken:
+            self.say(f"{path} cannot be read and is passed over")
+        if state is not None:
+            _check_same(state["identity"], self.identity, self.folder)
+            for name, weight in self.weights.items():
+                weight.data.copy_(state["weights"][name])
+            optimizer.load_state_dict(state["optimizer"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.step, self.seconds = state["step"], state["seconds"]
+            self.say(f"going on from step {self.step}")
+        self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
+        if self.average is not None:
+            self.average.to(self.accelerator.device)
+
+    def train(self, progress: Callable[[int, float], None] = lambda step, loss: None) -> Path:
+        """Train up to `settings.steps` and write the LoRA.
+
+        Args:
+            progress: called after each step with the number of steps made and the loss of this one.
+
+        Returns:
+            The folder of the LoRA, for `pipe.load_lora_weights` and `vidsparse.load_lora`.
+        """
+        settings, losses = self.settings, list[float]()
+        started = time.perf_counter() - self.seconds
+        while self.step < settings.steps:
+            losses.append(self._learn())
+            self.step += 1
+            self.seconds = time.perf_counter() - started
+            progress(self.step, losses[-1])
+            last = self.step == settings.steps
+            if last or self.step % settings.log_every == 0:
+                self._log(losses)
+                losses = []
+            if last or self.step % settings.save_every == 0:
+                self._save()
+            if settings.sample_every and (last or self.step % settings.sample_every == 0):
+                self._sample()
+        with self._averaged():
+            if self.accelerator.is_main_process:
+                save_lora(self.folder, self.pipe, self.recipe)
+        self.accelerator.wait_for_everyone()
+        return self.folder
+
+    def close(self) -> None:
+        """Take sparse attention and changed positions out of the transformer; the LoRA stays in it."""
+        self.run.restore()
+        self.positions.restore()
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        self.accelerator.end_training()
+
+    def _learn(self) -> float:
+        """One step of the optimizer. Returns the loss, over all videos of all processes."""
+        settings, accelerator, losses = self.settings, self.accelerator, []
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * min(1.0, (self.step + 1) / max(1, settings.warmup))
+        for part in range(settings.batch):
+            example = self.sampler.draw(self.step, part).to(accelerator.device)
+            with accelerator.accumulate(self.model):
+                loss = flow_loss(self.model, example)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(self.weights.values(), settings.clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            losses.append(loss.detach())
+        if self.average is not None:
+            self.average.step(self.weights.values())
+        return float(accelerator.gather(torch.stack(losses)).mean())
+
+    def _log(self, losses: list[float]) -> None:
+        """A JSON line, and what a tracker shows: means since the last one."""
+        report = self.run.report()
+        self.run.reset()
+        line = {
+            "step": self.step,
+            "loss": sum(losses) / len(losses),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "seconds": round(self.seconds, 2),
+            "density": report.density,
+            "flops_saved": report.flops_saved,
+        }
+        self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=self.step)
+        if self.accelerator.is_main_process:
+            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            state = {
+                "identity": self.identity,
+                "seconds": self.seconds,
+                "weights": {name: weight.detach().cpu() for name, weight in self.weights.items()},
+                "optimizer": self.optimizer.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+            }
+            save_checkpoint(self.folder / "checkpoints", self.step, state, self.settings.keep)
+
+    def _sample(self) -> None:
+        with self._averaged():
+            if self.accelerator.is_main_process:
+                folder, seed = self.folder / "samples", self.settings.seed
+                write_samples(self.pipe, self.prompts, folder, self.step, self.sampling, self.fps, seed)
+        self.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Within it the LoRA has the running average of its weights, if one is kept."""
+        if self.average is None:
+            yield
+            return
+        weights = list(self.weights.values())
+        self.average.store(weights)
+        self.average.copy_to(weights)
+        try:
+            yield
+        finally:
+            self.average.restore(weights)
+
+
+def accelerator_for(settings: Settings, folder: Path, cpu: bool = False) -> Accelerator:
+    """The accelerator of a training; it writes TensorBoard's files to `folder` where tensorboard is installed."""
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs, is_tensorboard_available
+
+    tracked = is_tensorboard_available()
+    accelerator = Accelerator(
+        mixed_precision=settings.precision,
+        gradient_accumulation_steps=settings.batch,
+        cpu=cpu,
+        log_with="tensorboard" if tracked else None,
+        project_dir=folder,
+        # While one process still encodes, the others wait.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+    )
+    if tracked:
+        accelerator.init_trackers("tensorboard")
+    return accelerator
+
+
+def check_pipeline(pipe: Any, settings: Settings) -> None:
+    """Refuse what cannot be trained, before anything is computed.
+
+    Raises:
+        NotImplementedError: not a text-to-video pipeline of Wan's kind, or a scheduler of another kind.
+        ValueError: no such transformer, targets that it has not, or a schedule without a sparse step.
+    """
+    from diffusers import WanPipeline
+
+    known = isinstance(pipe, WanPipeline)
+    if not known or pipe.config.get("expand_timesteps", False):
+        raise NotImplementedError(
+            f"{type(pipe).__name__} is not trained here: finetune knows WanPipeline, text to video with one timestep"
+        )
+    transformer = getattr(pipe, settings.transformer, None)
+    if not isinstance(transformer, torch.nn.Module):
+        raise ValueError(f"transformer={settings.transformer!r}: the pipeline has none; use 'transformer'")
+    settings.check_targets(transformer)
+    shift_of(pipe.scheduler)
+    by_noise(settings.pattern, pipe.scheduler, settings.inference_steps)
+
+
+def _bounds(pipe: Any, transformer: str) -> tuple[float, float]:
+    """The noise levels that a transformer sees: all, or one side of the boundary between two experts."""
+    boundary = pipe.config.get("boundary_ratio")
+    if boundary is None:
+        return 0.0, 1.0
+    return (boundary, 1.0) if transformer == "transformer" else (0.0, boundary)
+
+
+def _comparable(settings: Settings) -> dict[str, str]:
+    """What decides the result, as text that a checkpoint can hold."""
+    return {f.name: repr(getattr(settings, f.name)) for f in fields(settings) if f.name not in FREE}
+
+
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    changed = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
+    if changed:
+        raise ValueError(
+            f"the checkpoints in {folder} are of another training ({'; '.join(changed)}); "
+            "go on with its settings, or choose another folder"
+        )

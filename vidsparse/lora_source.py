@@ -1,0 +1,60 @@
+"""Where a LoRA is: a name that vidsparse knows, a file, a folder, or the Hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+KNOWN = {"shapes-long": Path(__file__).parent / "shapes/loras/long"}
+FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
+
+
+def find_lora(source: str | Path) -> Path:
+    """The file of a LoRA, from the Hub if it is not here.
+
+    Args:
+        source: a known name, a file, a folder, or a Hub id, also with a file: owner/name/file.safetensors.
+
+    Raises:
+        OSError: no such name, file, folder or Hub id.
+        ValueError: a place without a file of safetensors, or with several none of which has diffusers' name.
+    """
+    if str(source) in KNOWN:
+        folder = KNOWN[str(source)]
+        if not folder.is_dir():
+            raise FileNotFoundError(f"the LoRA {source!r} ships with vidsparse, but {folder} is missing: reinstall it")
+        return folder / _choose((path.name for path in folder.iterdir()), source)
+    path = Path(source)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise ValueError(f"{path} must be a file of safetensors, and its name end so")
+        return path
+    if path.is_dir():
+        return path / _choose((inside.name for inside in path.iterdir()), source)
+    found = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)(?:/(.+\.safetensors))?", str(source))
+    if found is None:
+        raise FileNotFoundError(
+            f"no LoRA {str(source)!r}: it is no file or folder here, nor a Hub id such as owner/name; known names are "
+            f"{', '.join(KNOWN)}"
+        )
+    return _download(found[1], found[2])
+
+
+def _choose(names: Iterable[str], source: str | Path) -> str:
+    weights = sorted(name for name in names if name.endswith(".safetensors"))
+    if FILE in weights or len(weights) == 1:
+        return FILE if FILE in weights else weights[0]
+    if not weights:
+        raise ValueError(f"{source} holds no LoRA: there is no file of safetensors, such as {FILE}")
+    some = f"{', '.join(weights[:4])}{', ...' if len(weights) > 4 else ''}"
+    raise ValueError(f"{source} holds {len(weights)} files of safetensors, {some}: name the file")
+
+
+def _download(repository: str, name: str | None) -> Path:
+    from huggingface_hub import hf_hub_download, list_repo_files
+
+    try:
+        return Path(hf_hub_download(repository, name or _choose(list_repo_files(repository), repository)))
+    except OSError as error:
+        raise OSError(f"no LoRA {repository!r}: it is no folder here, and the Hub says: {error}") from error

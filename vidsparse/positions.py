@@ -1,0 +1,94 @@
+"""Rotary positions in time for videos that are longer than those a model was trained with."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+KINDS = ("plain", "riflex")
+
+
+class ExtendedPositions:
+    """Changed tables of a transformer's rotary positions; what `extend_positions` returns."""
+
+    def __init__(self, rope: Any, tables: dict[str, torch.Tensor]):
+        self._rope, self._before = rope, {name: getattr(rope, name) for name in tables}
+        for name, table in tables.items():
+            setattr(rope, name, table.to(self._before[name]))
+
+    def restore(self) -> None:
+        """Put back the tables that stood there. Safe to call twice."""
+        for name, table in self._before.items():
+            setattr(self._rope, name, table.to(getattr(self._rope, name)))
+        self._before.clear()
+
+
+def extend_positions(
+    transformer: torch.nn.Module, frames: int, trained_frames: int, kind: str = "plain"
+) -> ExtendedPositions:
+    """Let a transformer tell apart more frames than it was trained with.
+
+    plain   positions go on as they are
+    riflex  the time frequency that governs when a video repeats is lowered, so that `frames` are at most 0.9 of its
+            period; a period that is long enough stays
+
+    Both start from the transformer's own positions, whatever was called before: `kind="plain"` undoes "riflex". A model
+    that was fine-tuned with "riflex" needs the `frames` of its training, also for shorter videos.
+
+    Paper: Zhao et al., RIFLEx, arXiv 2502.15894. Code: thu-ml/RIFLEx at 2bff7fe, `riflex_utils.py`. Differences: the
+    paper looks at videos for the frame at which they begin to repeat, and takes the frequency whose period is nearest.
+    Here that frame is twice the trained length, and nearest is meant as a ratio: this gives the published index for
+    HunyuanVideo (4) and CogVideoX (2), and the one in use for Wan 2.1 (6, of 51 frames). The frequency is lowered for
+    more `frames` than 0.9 of its period, there for more than all of it.
+
+    Args:
+        transformer: changed in place; call this before offloading.
+        frames: latent frames of the longer videos.
+        trained_frames: latent frames that the model was trained with.
+        kind: "plain" or "riflex".
+
+    Returns:
+        What has `restore()`.
+
+    Raises:
+        ValueError: another kind, or fewer than one frame.
+        NotImplementedError: "riflex" for a model without Wan's table of positions. "plain" changes nothing there: such
+            models compute their positions anew for each video.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is unknown; choose one of {', '.join(KINDS)}")
+    if min(frames, trained_frames) < 1:
+        raise ValueError(f"frames={frames} and trained_frames={trained_frames} must be at least 1 latent frame")
+    rope: Any = getattr(transformer, "rope", None)
+    if not all(hasattr(rope, name) for name in ("freqs_cos", "freqs_sin", "attention_head_dim", "max_seq_len")):
+        if kind == "plain":
+            return ExtendedPositions(rope, {})
+        raise NotImplementedError(
+            f"kind={kind!r} changes the table of rotary positions that Wan transformers have, and "
+            f"{type(transformer).__name__} has none; use kind='plain'"
+        )
+    frames, trained_frames = (max(1, count // rope.patch_size[0]) for count in (frames, trained_frames))
+    fresh = type(rope)(rope.attention_head_dim, rope.patch_size, max(rope.max_seq_len, frames))
+    cos, sin = fresh.freqs_cos, fresh.freqs_sin
+    if kind == "riflex":
+        _lower(cos, sin, rope.attention_head_dim - 4 * (rope.attention_head_dim // 6), frames, trained_frames)
+    return ExtendedPositions(rope, {"freqs_cos": cos, "freqs_sin": sin})
+
+
+def intrinsic_index(frequencies: torch.Tensor, trained_frames: int) -> int:
+    """Which time frequency, in radians a frame, governs when videos of a model repeat."""
+    periods = 2 * math.pi / frequencies
+    return int((periods / (2 * trained_frames)).log().abs().argmin())
+
+
+def _lower(cos: torch.Tensor, sin: torch.Tensor, columns: int, frames: int, trained_frames: int) -> None:
+    """Lower the intrinsic frequency in tables [positions, head_dim] whose first columns are time, two a frequency."""
+    # What stands at position 1 is the frequency itself: at most one radian.
+    frequencies = torch.atan2(sin[1, :columns:2], cos[1, :columns:2]).double()
+    index, lowered = intrinsic_index(frequencies, trained_frames), 0.9 * 2 * math.pi / frames
+    if lowered < frequencies[index]:
+        angles = torch.arange(len(cos), dtype=torch.float64, device=cos.device)[:, None] * lowered
+        cos[:, 2 * index : 2 * index + 2] = angles.cos()
+        sin[:, 2 * index : 2 * index + 2] = angles.sin()
