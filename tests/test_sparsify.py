@@ -309,6 +309,27 @@ def test_lora_that_was_added_before() -> None:
 
 
 @torch.no_grad()
+@torch.no_grad()
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_compiled_transformer_computes_the_same_and_is_counted(when: str) -> None:
+    """Any warning is an error here, as Dynamo's where it meets what it should not look into."""
+    transformer, timesteps = tiny(), (900.0, 500.0, 100.0)
+    schedule = StepSchedule(SPARSE, dense_steps=1)
+    with sparsify(transformer, schedule) as run:
+        expected, report = [call(transformer, timestep=t) for t in timesteps], run.report()
+    if when == "before":
+        compiled = torch.compile(transformer, backend="eager")
+    with sparsify(transformer, schedule) as run:
+        if when == "after":
+            compiled = torch.compile(transformer, backend="eager")
+        found = [call(compiled, timestep=t) for t in timesteps]
+    assert all(map(torch.equal, found, expected))
+    assert [(c.step, c.reason, c.density) for c in run.report().calls] == [
+        (c.step, c.reason, c.density) for c in report.calls
+    ]
+    torch.compiler.reset()
+
+
 def test_positional_arguments_reach_the_grid() -> None:
     transformer = tiny()
     expected = call(transformer)

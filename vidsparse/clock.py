@@ -45,6 +45,7 @@ class Clock:
         hook = transformer.register_forward_pre_hook(read, with_kwargs=True)
         self.remove = hook.remove
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def read(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> None:
         grid, self.irregular = None, None
         try:

@@ -60,6 +60,8 @@ class Layer:
             )
         return self.clock.grid
 
+    # What it decides is Python, which no graph holds; the projections within are compiled.
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
     def run(
         self,
         dense: Callable[[], Output],
@@ -91,6 +93,7 @@ class Layer:
             reason = "the pattern asks for it"
         done: list[_Done] = []
 
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
         def attend(
             query: torch.Tensor,
             key: torch.Tensor,
@@ -154,6 +157,7 @@ class Layer:
         out = correction.correct(SparseCall(*tensors, out, lse, group.block_map, here, exact, extra_valid, gate))
         return _Done(group._replace(block_map=ran[-1]), choice, out)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _call(self, out: tuple[torch.Tensor, ...], done: list[_Done], reason: str | None) -> LayerCall:
         tokens, (batch, _, width) = sum(part.shape[1] for part in out), out[0].shape
         # Two products of tokens x tokens x width (heads times head_dim), a multiplication and an addition each.
@@ -226,6 +230,7 @@ def _kept_bytes(memory: Mapping[Any, Any]) -> int:
     return sum(_kept_bytes(x) if isinstance(x, Mapping) else getattr(x, "nbytes", 0) for x in memory.values())
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _moment(device: torch.device) -> float | torch.cuda.Event:
     """Now, on the time line of a device: a CUDA device runs behind the program that feeds it."""
     if device.type != "cuda":

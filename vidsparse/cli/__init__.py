@@ -1,4 +1,4 @@
-"""The command line: `vidsparse generate`, `compare`, `inspect`, `patterns`, `bench`, `doctor` and `finetune`, one file each."""
+"""The command line, one file for each command."""
 
 from __future__ import annotations
 

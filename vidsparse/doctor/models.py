@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 from diffusers.configuration_utils import ConfigMixin
 
+import vidsparse_pipelines
 from vidsparse_pipelines import served
 
 FILE = "config.json"
@@ -72,7 +73,8 @@ def class_named(name: str) -> type[Any]:
     cls = getattr(diffusers, name, None)
     if isinstance(cls, type):
         return cls
-    advice = "a newer one has it" if name in served() else "vidsparse.doctor.diagnose takes classes from elsewhere"
+    ours = name in vidsparse_pipelines.ADAPTERS
+    advice = "a newer one has it" if ours else "vidsparse.doctor.diagnose takes classes from elsewhere"
     raise ValueError(f"diffusers {diffusers.__version__} has no {name}; {advice}")
 
 
