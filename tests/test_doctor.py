@@ -414,12 +414,23 @@ def test_all_families_are_one_table(vidsparse: Any, monkeypatch: pytest.MonkeyPa
         (["AutoencoderKLWan"], "no adapter for AutoencoderKLWan; vidsparse serves AllegroTransformer3DModel; "),
         (["."], "the folder . has no transformer: neither transformer/config.json nor config.json"),
         (["foreign"], f"diffusers {diffusers.__version__} has no Foreign; vidsparse.doctor.diagnose takes classes"),
+        (["nameless"], "config.json of nameless names no class of diffusers"),
         (["nobody/nothing"], "cannot read the settings of model 'nobody/nothing'"),
         (["WanTransformer3DModel", "--json", "missing/a.json"], "the folder missing does not exist"),
         (["WanTransformer3DModel", "--support", "README.md"], "--support writes a table of all classes; leave out"),
         (["--support", "README.md"], "README.md has no place for the table; put <!-- support -->"),
     ],
-    ids=["unknown", "no adapter", "no transformer", "foreign", "hub", "json", "support of one", "no markers"],
+    ids=[
+        "unknown",
+        "no adapter",
+        "no transformer",
+        "foreign",
+        "nameless",
+        "hub",
+        "json",
+        "support of one",
+        "no markers",
+    ],
 )
 def test_bad_input_is_one_line(
     vidsparse: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
@@ -427,6 +438,7 @@ def test_bad_input_is_one_line(
     name = "AllegroTransformer3DModel"
     monkeypatch.setattr(vidsparse_pipelines, "ADAPTERS", {name: ADAPTERS[name]})
     write_settings(Path("foreign/config.json"), _class_name="Foreign")
+    write_settings(Path("nameless/config.json"), model_type="umt5")
     Path("README.md").write_text("no markers")
     before = sorted(os.listdir())
     code, _, err = vidsparse(*arguments)

@@ -36,6 +36,10 @@ def transformers_of(model: str) -> dict[str, Transformer]:
         return {model: (class_named(model), {})}
     path = Path(model)
     found = _in_folder(path) if path.is_dir() else _on_hub(model)
+    if any("_class_name" not in settings for settings in found.values()):
+        raise ValueError(
+            f"{FILE} of {model} names no class of diffusers; give the folder of a transformer or a pipeline"
+        )
     return {name: (class_named(settings["_class_name"]), settings) for name, settings in found.items()}
 
 
