@@ -328,7 +328,7 @@ RECIPES = {
     "latents": Recipe(encode_latents, 8192),
     "patch4": Recipe(train_transformer, 716, batch=32, decay=0.0),
     "patch2": Recipe(train_transformer, 6700, lr=2e-3, decay=0.25),
-    "patch1": Recipe(train_transformer, 2450, lr=2e-3, batch=8, decay=0.6),
+    "patch1": Recipe(train_transformer, 4150, lr=2e-3, batch=8, decay=0.6),
     "export": Recipe(export),
     "unpack": Recipe(unpack),
 }

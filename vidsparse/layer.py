@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -92,32 +93,35 @@ class Layer:
         if reason is None and settings.pattern.is_dense(context):
             reason = "the pattern asks for it"
         done: list[_Done] = []
-
-        @torch.compiler.disable  # type: ignore[untyped-decorator]
-        def attend(
-            query: torch.Tensor,
-            key: torch.Tensor,
-            value: torch.Tensor,
-            extra_valid: torch.Tensor | None = None,
-            gate: torch.Tensor | None = None,
-        ) -> torch.Tensor:
-            here, kind = replace(context, heads=query.shape[2], value=value), query.device.type
-            # As for PyTorch's own attention: norms give float32 under autocast, attention has the lower precision.
-            low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-            with torch.autocast(kind, enabled=False):  # the scores that maps are chosen by keep their precision
-                groups = head_groups(settings.pattern.select(query, key, self.grid, here), here.heads)
-                query, key, value = (x.to(low) for x in (query, key, value))
-                gate = None if gate is None else gate.to(low)
-                done.extend(self._attend(group, query, key, value, extra_valid, gate, here) for group in groups)
-            return done[0].out if len(done) == 1 else _interleave(done)
-
         started = _moment(self.clock.device)
-        out = dense() if reason is not None else sparse(attend)
+        out = dense() if reason is not None else sparse(partial(self._attend, context, done))
         call = self._call((out,) if isinstance(out, torch.Tensor) else out, done, reason)
         self.record(Pending(call, _densities(done), started, _moment(self.clock.device)))
         return out
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _attend(
+        self,
+        context: Context,
+        done: list[_Done],
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        extra_valid: torch.Tensor | None = None,
+        gate: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attention under the pattern's map, or maps; `done` gets what ran."""
+        here, kind = replace(context, heads=query.shape[2], value=value), query.device.type
+        # As for PyTorch's own attention: norms give float32 under autocast, attention has the lower precision.
+        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+        with torch.autocast(kind, enabled=False):  # the scores that maps are chosen by keep their precision
+            groups = head_groups(self.settings.pattern.select(query, key, self.grid, here), here.heads)
+            query, key, value = (x.to(low) for x in (query, key, value))
+            gate = None if gate is None else gate.to(low)
+            done.extend(self._attend_group(group, query, key, value, extra_valid, gate, here) for group in groups)
+        return done[0].out if len(done) == 1 else _interleave(done)
+
+    def _attend_group(
         self,
         group: HeadGroup,
         query: torch.Tensor,

@@ -211,16 +211,12 @@ class _BlockSparse(torch.autograd.Function):
         out = torch.zeros_like(query, memory_format=torch.contiguous_format)
         lse = torch.full((*query.shape[:3], 1), float("-inf"), dtype=wide)
 
-        def pieces() -> Iterator[tuple[_Row, Boxes, Boxes, _Query, float]]:
-            # A head's keys are copied when its turn comes: those of all heads would be a third copy of the inputs.
-            for b, plan in enumerate(plans):
-                for h in range(query.shape[2]):
-                    keys, values = plan.boxes(key[b, :, h], wide), plan.boxes(value[b, :, h], value.dtype)
-                    head = _Query(query[b, :, h], out[b, :, h], lse[b, :, h] if with_lse else None)
-                    for row in plan.rows_of(h):
-                        yield row, keys, values, head, scale
-
-        divide(_forward_pieces, pieces())
+        # One head after the other: copies of all heads' keys and values would be a third of the inputs more.
+        for b, plan in enumerate(plans):
+            for h in range(query.shape[2]):
+                keys, values = plan.boxes(key[b, :, h], wide), plan.boxes(value[b, :, h], value.dtype)
+                head = _Query(query[b, :, h], out[b, :, h], lse[b, :, h] if with_lse else None)
+                divide(_forward_pieces, [(row, keys, values, head, scale) for row in plan.rows_of(h)])
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plans, ctx.scale = plans, scale  # type: ignore[attr-defined]
         return out, lse.squeeze(-1).transpose(1, 2)
