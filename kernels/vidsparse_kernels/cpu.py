@@ -19,6 +19,7 @@ from vidsparse_kernels.tiles import TileLayout, tile_tokens
 
 ROWS = 128  # most queries of one product
 KEYS = 8192  # most keys of one product: scores of 4 MiB
+PIECES = 256  # products to divide over the threads at a time: of few, the last ones keep threads waiting
 SHARES = 4  # into which the gradients of a head's keys are divided; a constant, so that threads do not change sums
 
 Boxes = tuple[torch.Tensor, ...]
@@ -38,10 +39,9 @@ class _Plan(NamedTuple):
     sizes: list[int]  # tokens of each box
     rows: list[list[_Row]]  # of each head, or of all heads alike
 
-    def boxes(self, x: torch.Tensor, dtype: torch.dtype) -> Boxes:
-        """Copy one head's [tokens, head_dim] into boxes [size, head_dim]."""
-        boxes: Boxes = x.index_select(0, self.order).to(dtype).split(self.sizes)
-        return boxes
+    def boxes(self, x: torch.Tensor, dtype: torch.dtype) -> list[Boxes]:
+        """Copy [tokens, H, head_dim] into boxes [size, head_dim] of each head."""
+        return [of_head.split(self.sizes) for of_head in x.transpose(0, 1).index_select(1, self.order).to(dtype)]
 
     def rows_of(self, head: int) -> list[_Row]:
         return self.rows[head % len(self.rows)]
@@ -211,12 +211,17 @@ class _BlockSparse(torch.autograd.Function):
         out = torch.zeros_like(query, memory_format=torch.contiguous_format)
         lse = torch.full((*query.shape[:3], 1), float("-inf"), dtype=wide)
 
-        # One head after the other: copies of all heads' keys and values would be a third of the inputs more.
+        # A few heads at a time: copies of the keys and values of all would be two thirds of the inputs.
         for b, plan in enumerate(plans):
-            for h in range(query.shape[2]):
-                keys, values = plan.boxes(key[b, :, h], wide), plan.boxes(value[b, :, h], value.dtype)
-                head = _Query(query[b, :, h], out[b, :, h], lse[b, :, h] if with_lse else None)
-                divide(_forward_pieces, [(row, keys, values, head, scale) for row in plan.rows_of(h)])
+            together = math.ceil(PIECES / max(1, len(plan.rows[0])))
+            for first in range(0, query.shape[2], together):
+                some = slice(first, first + together)
+                boxes = zip(plan.boxes(key[b, :, some], wide), plan.boxes(value[b, :, some], value.dtype), strict=True)
+                pieces = []
+                for h, (keys, values) in enumerate(boxes, first):
+                    head = _Query(query[b, :, h], out[b, :, h], lse[b, :, h] if with_lse else None)
+                    pieces += [(row, keys, values, head, scale) for row in plan.rows_of(h)]
+                divide(_forward_pieces, pieces)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plans, ctx.scale = plans, scale  # type: ignore[attr-defined]
         return out, lse.squeeze(-1).transpose(1, 2)
@@ -233,8 +238,8 @@ class _BlockSparse(torch.autograd.Function):
         # The softmax's own gradient and that of the lse fold into one number a row.
         shift = (grad_out.to(wide) * out.to(wide)).sum(dim=-1, keepdim=True) - grad_lse.transpose(1, 2)[..., None]
         for b, plan in enumerate(plans):
-            for h in range(query.shape[2]):
-                keys, values = plan.boxes(key[b, :, h], wide), plan.boxes(value[b, :, h], wide)
+            heads = enumerate(zip(plan.boxes(key[b], wide), plan.boxes(value[b], wide), strict=True))
+            for h, (keys, values) in heads:
                 head = _Gradients(*(x[b, :, h] for x in (query, grad_out, lse, shift, grad_query)))
                 sums = [torch.zeros(SHARES, len(plan.order), query.shape[3], dtype=wide) for _ in range(2)]
 
