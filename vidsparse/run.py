@@ -112,8 +112,9 @@ class Run:
                 raise ValueError(
                     f"{name} is already sparsified; restore the earlier run, or set the processors of before"
                 )
-        # The scheduler is looked up at each call, since users exchange it.
-        clock = Clock(transformer, adapter, lambda: getattr(self._pipeline(), "scheduler", None))
+        pipeline = self._pipeline
+        # The scheduler is looked up at each call, since users exchange it; the clock must not hold the run.
+        clock = Clock(transformer, adapter, lambda: getattr(pipeline(), "scheduler", None))
         self._clocks.append(clock)
         self._transformers[name] = weakref.ref(transformer)
         return {
