@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -179,14 +180,31 @@ def start(launcher: list[str], tmp_path: Path, cache: Path, batch: int, steps: i
     worker.write_text(WORKER)
     arguments = [str(Path(__file__).parent), str(tmp_path / "out"), str(cache), str(batch), str(steps)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     return subprocess.Popen([*launcher, str(worker), *arguments], env=environment, text=True, stderr=subprocess.PIPE)
 
 
+def has_loopback() -> bool:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        try:
+            socket.create_connection(listener.getsockname(), timeout=5).close()
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.skipif(not has_loopback(), reason="processes cannot talk to each other: 127.0.0.1 cannot be reached")
 def test_two_processes_compute_what_one_does_with_twice_the_batch(tmp_path: Path, cache: Path) -> None:
     # accelerate's own launcher starts one process on a CPU; what it sets for several is what torchrun sets.
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    process = start(launcher, tmp_path, cache, batch=1, steps=3)
-    _, errors = process.communicate(timeout=300)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    # By number, not by name: a machine without a network may not be able to look up its own.
+    process = start([*torchrun, "--local-addr=127.0.0.1"], tmp_path, cache, batch=1, steps=3)
+    try:
+        _, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert process.returncode == 0, errors
     one = train(tmp_path / "one", cache, batch=2, steps=3)
     two = load_file(tmp_path / "out/pytorch_lora_weights.safetensors")
