@@ -1,13 +1,13 @@
-"""What the judge says of the `shapes` model on its 64 held-out prompts, dense or with a pattern.
+"""What the judge says of the `shapes` model on its 64 held-out prompts: dense, with a pattern, or with a LoRA.
 
 python benchmarks/shapes_judge.py
-python benchmarks/shapes_judge.py --density 0.2 --dense-steps 4 --frames 129 --prompts 16
+python benchmarks/shapes_judge.py --pattern radial --density 0.2 --dense-steps 4 --prompts 16
+python benchmarks/shapes_judge.py --lora shapes-long --frames 129 --prompts 16  # with the pattern of its training
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import time
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import vidsparse
+from vidsparse.cli.patterns import build_pattern
 from vidsparse.shapes import judge, model
 from vidsparse.shapes.scene import held_out_scenes
 
@@ -23,8 +24,11 @@ RESULTS = Path(__file__).parent / "results"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--density", type=float, help="radial attention at this density; dense without")
-    parser.add_argument("--dense-steps", type=int, default=4)
+    parser.add_argument("--pattern", default="dense", help="a name of `vidsparse patterns`")
+    parser.add_argument("--density", type=float)
+    parser.add_argument("--set", action="append", help="a field of the pattern, such as threshold=0.2")
+    parser.add_argument("--dense-steps", type=int, default=4, help="of a sparse pattern")
+    parser.add_argument("--lora", help="a name, folder or file; its pattern and schedule replace those above")
     parser.add_argument("--frames", type=int, default=33)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance", type=float, default=model.SAMPLING["guidance_scale"])
@@ -38,14 +42,19 @@ def main() -> None:
 
     pipe = model.load_pipeline(getattr(torch, arguments.dtype), arguments.model)
     pipe.set_progress_bar_config(disable=True)
-    pattern: vidsparse.Pattern = vidsparse.Dense()
-    if arguments.density is not None:
-        pattern = vidsparse.StepSchedule(vidsparse.Radial(density=arguments.density), dense_steps=arguments.dense_steps)
+    pattern = build_pattern(arguments.pattern, arguments.density, arguments.set)
+    if arguments.pattern != "dense":
+        pattern = vidsparse.StepSchedule(pattern, dense_steps=arguments.dense_steps)
+    correction = None
+    if arguments.lora:
+        recipe = vidsparse.load_lora(pipe, arguments.lora)
+        pattern, correction = recipe.pattern or pattern, recipe.correction
     scenes = held_out_scenes()[:: max(1, 64 // arguments.prompts)][: arguments.prompts]
-    scores, strips, started = [], [], time.perf_counter()
-    with vidsparse.sparsify(pipe, pattern) if arguments.density else contextlib.nullcontext():
+    scores, strips, seconds = [], [], 0.0
+    with vidsparse.sparsify(pipe, pattern, correction=correction) as run:
         for first in range(0, len(scenes), arguments.batch):
             group = scenes[first : first + arguments.batch]
+            started = time.perf_counter()
             videos = pipe(
                 [s.caption for s in group],
                 height=64,
@@ -57,25 +66,31 @@ def main() -> None:
                 generator=[torch.Generator().manual_seed(first + i) for i in range(len(group))],
                 output_type="pt",
             ).frames
+            seconds += time.perf_counter() - started
             for scene, video in zip(group, videos, strict=True):
                 video = video.float().transpose(0, 1) * 2 - 1
                 scores.append({"prompt": scene.caption} | judge.score(video, scene).__dict__)
                 strips.append(video[:, torch.linspace(0, video.shape[1] - 1, 9).long()].transpose(1, 2).flatten(2))
+            report = run.report()
+            run.reset()
             print(f"{len(scores)} of {len(scenes)}: {means(scores)}", flush=True)
     result = {
         "pattern": repr(pattern),
+        "lora": arguments.lora,
         "frames": arguments.frames,
         "steps": arguments.steps,
         "guidance": arguments.guidance,
         "dtype": arguments.dtype,
         "torch": torch.__version__,
         "prompts": len(scores),
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds_per_video": round(seconds / len(scores), 2),
+        "density": round(report.density, 4),
+        "flops_saved": round(report.flops_saved, 4),
         "mean": means(scores),
         "scores": scores,
     }
-    name = "dense" if arguments.density is None else f"radial_{arguments.density}"
-    path = arguments.out or RESULTS / f"shapes_judge_{name}_{arguments.frames}.json"
+    name = "_".join(str(x) for x in (arguments.pattern, arguments.density, arguments.frames) if x is not None)
+    path = arguments.out or RESULTS / f"shapes_judge_{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.strip:
         import imageio.v3 as imageio
