@@ -40,10 +40,10 @@ from vidsparse import (
     TopBlocks,
 )
 from vidsparse.cli import app, sampling
-from vidsparse.cli.files import replacing
 from vidsparse.cli.patterns import PATTERNS, build_pattern, change_pattern, name_of
 from vidsparse.cli.request import Request
 from vidsparse.cli.video import side_by_side, to_pixels, write_video
+from vidsparse.replacing import replacing
 from vidsparse.shapes import model as shapes
 
 ROOT = Path(__file__).parents[1]

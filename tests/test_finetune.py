@@ -224,7 +224,7 @@ def test_a_killed_training_goes_on(tmp_path: Path, cache: Path) -> None:
         process.send_signal(signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, errors
-    (checkpoints / ".step-0999999.pt.1").write_bytes(b"half a checkpoint")
+    (checkpoints / ".step-0999999-0a.pt").write_bytes(b"half a checkpoint")
     reached = max(int(path.stem[5:]) for path in checkpoints.glob("step-*.pt"))
     settings = dict(batch=1, steps=reached + 3, save_every=1)
     assert_same(train(tmp_path / "out", cache, **settings), train(tmp_path / "whole", cache, **settings))

@@ -242,6 +242,6 @@ def test_a_save_that_fails_leaves_the_earlier_one(tmp_path: Path, monkeypatch: p
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    (tmp_path / ".step-0000009.pt.123").write_bytes(b"half of it")
+    (tmp_path / ".step-0000009-0a.pt").write_bytes(b"half of it")
     assert checkpoint.load_checkpoint(tmp_path) == (None, [])
     assert list(tmp_path.iterdir()) == []

@@ -35,6 +35,7 @@ LIBRARY = (
     "vidsparse.finetune",
     "vidsparse.lora",
     "vidsparse.positions",
+    "vidsparse.replacing",
 )
 ARROWS: dict[str, tuple[str, ...]] = {
     "examples": (*LIBRARY, "diffusers", "torch", "transformers", *PICTURES),
@@ -63,6 +64,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "vidsparse.lora",
         "vidsparse.patterns",
         "vidsparse.positions",
+        "vidsparse.replacing",
         "vidsparse.run",
         "vidsparse.shapes",
     ),
@@ -77,6 +79,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse.lora_source": ("huggingface_hub",),
     "vidsparse.recipe": ("vidsparse.corrections", "vidsparse.patterns", "vidsparse.positions", "vidsparse.written"),
+    "vidsparse.replacing": (),
     "vidsparse.written": ("vidsparse.corrections", "vidsparse.patterns"),
     "vidsparse.positions": ("torch",),
     "vidsparse.doctor": (
@@ -133,7 +136,13 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.attention": ("torch", "vidsparse.block_map", "vidsparse_kernels"),
     "vidsparse.profile": ("torch", "triton", "vidsparse.attention", "vidsparse.block_map", "vidsparse_kernels"),
     "vidsparse.report": ("torch", "vidsparse.block_map", "vidsparse.grid"),
-    "vidsparse.patterns": ("torch", "vidsparse.block_map", "vidsparse.grid", "vidsparse_kernels"),
+    "vidsparse.patterns": (
+        "torch",
+        "vidsparse.block_map",
+        "vidsparse.grid",
+        "vidsparse.replacing",
+        "vidsparse_kernels",
+    ),
     "vidsparse.block_map": ("torch", "vidsparse.grid", "vidsparse_kernels"),
     "vidsparse.grid": (),
     "vidsparse.shapes": (

@@ -45,6 +45,10 @@ class Clock:
         hook = transformer.register_forward_pre_hook(read, with_kwargs=True)
         self.remove = hook.remove
 
+    def expect_another_video(self) -> None:
+        """Take the next call for the first of a video, whatever its noise."""
+        self.timestep = float("-inf")
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def read(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> None:
         grid, self.irregular = None, None

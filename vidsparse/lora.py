@@ -66,6 +66,7 @@ def save_lora(folder: str | Path, pipe_or_transformer: Any, recipe: LoraRecipe, 
     }
 
     def write(weights: dict[str, torch.Tensor], path: str) -> None:
+        # Not named as weights are: diffusers takes any file of that kind that it finds in a folder.
         temporary = Path(f"{path}.tmp")
         try:
             save_file(weights, temporary, header)

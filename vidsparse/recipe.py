@@ -19,6 +19,7 @@ class LoraRecipe:
         pattern, correction: attention of the training, which is that of the generation it is for.
         frames: of the videos (not latent) that it was trained for.
         trained_frames: of the videos (not latent) that the base model was trained with.
+        inference_steps: denoising steps of that generation.
         positions: "plain" or "riflex", see `extend_positions`.
         transformer: which transformer of the pipeline it changes; Wan 2.2 has a `transformer_2`.
         base: id of the base model.
@@ -29,6 +30,7 @@ class LoraRecipe:
     correction: Correction | None = None
     frames: int | None = None
     trained_frames: int | None = None
+    inference_steps: int | None = None
     positions: str | None = None
     transformer: str = "transformer"
     base: str | None = None
@@ -39,7 +41,7 @@ class LoraRecipe:
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 raise TypeError(f"{name}={value!r} must be a {name} or None")
-        for name in ("frames", "trained_frames"):
+        for name in ("frames", "trained_frames", "inference_steps"):
             count = getattr(self, name)
             if count is not None and (not isinstance(count, int) or count < 1):
                 raise ValueError(f"{name}={count!r} must be a whole number of at least 1, or None")

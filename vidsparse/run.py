@@ -46,6 +46,15 @@ class Run:
         self._pending.clear()
         self._calls.clear()
 
+    def expect_another_video(self) -> None:
+        """Forget what patterns and corrections keep from step to step: the next call shows another video.
+
+        A generation needs it not, since its noise rises where a video begins. A training does, whose noise may fall
+        from one video to the next.
+        """
+        for clock in self._clocks:
+            clock.expect_another_video()
+
     def _record(self, call: Pending) -> None:
         self._pending.append(call)
         if len(self._pending) >= PENDING_CALLS:

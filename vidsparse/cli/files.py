@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
+
+from vidsparse.replacing import replacing
 
 
 def check_output(path: Path | None, suffix: str | None = None) -> None:
@@ -39,17 +38,6 @@ def check_distinct(*paths: Path | None) -> None:
     twice = {path for path in named if named.count(path) > 1}
     if twice:
         raise ValueError(f"two outputs would both be {twice.pop()}; name them apart")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that takes the name `path` when all went well, and else goes away."""
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from vidsparse.finetune import Clip
 
 ATTENTION, DATA, LEARNING, OUTPUT = "Attention", "Data", "Learning", "Output"
-# What the model that ships was trained on, and what its LoRA is for.
-SHAPES_FRAMES, SHAPES_LONGER, SHAPES_SIZE, SHAPES_FPS = 33, 129, "64x64", 12
+SHAPES_LONGER, SHAPES_FPS = 129, 12
+OF_MODEL = "of the model"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Finetuning:
     ] = None
     size: Annotated[
         list[str] | None,
-        Option(help="WIDTHxHEIGHT in pixels; again for more.", rich_help_panel=DATA, show_default="of the model"),
+        Option(help="WIDTHxHEIGHT in pixels; again for more.", rich_help_panel=DATA, show_default=OF_MODEL),
     ] = None
     fps: Annotated[
         float | None, Option(help="Resample videos to it.", rich_help_panel=DATA, show_default="as they are")
@@ -68,12 +68,15 @@ class Finetuning:
         str, Option(help="Layers that stay dense, such as 0,1.", rich_help_panel=ATTENTION, show_default="none")
     ] = ""
     inference_steps: Annotated[
-        int, Option(help="Steps of a generation, of which those are.", rich_help_panel=ATTENTION)
-    ] = 30
+        int | None,
+        Option(
+            min=1, help="Steps of a generation, of which those are.", rich_help_panel=ATTENTION, show_default=OF_MODEL
+        ),
+    ] = None
     positions: Annotated[str, Option(help="In longer videos: plain or riflex.", rich_help_panel=ATTENTION)] = "plain"
     trained_frames: Annotated[
         int | None,
-        Option(min=1, help="Frames that the model knows.", rich_help_panel=ATTENTION, show_default="of the model"),
+        Option(min=1, help="Frames that the model knows.", rich_help_panel=ATTENTION, show_default=OF_MODEL),
     ] = None
 
     steps: Annotated[int, Option(rich_help_panel=LEARNING)] = 1000
@@ -121,6 +124,7 @@ def finetune(request: Finetuning) -> None:
 
     given = {f.name: getattr(request, f.name) for f in fields(request)}
     shapes = request.model == "shapes"
+    own = _of_model(shapes)
     settings = Settings(
         **{f.name: given[f.name] for f in fields(Settings) if f.name in given}
         | {
@@ -128,10 +132,12 @@ def finetune(request: Finetuning) -> None:
             "correction": build_correction(request.correction),
             "targets": tuple(name.strip() for name in request.targets.split(",") if name.strip()),
             "sample_prompts": tuple(request.sample_prompts or ()),
-            "trained_frames": request.trained_frames or (SHAPES_FRAMES if shapes else None),
+            "inference_steps": request.inference_steps or own["num_inference_steps"],
+            "trained_frames": request.trained_frames or own["num_frames"],
         }
     )
-    sizes = [_height_and_width(text) for text in request.size or ([SHAPES_SIZE] if shapes else [])]
+    sizes = [_height_and_width(text) for text in request.size or []] or [(own["height"], own["width"])]
+    frames = request.frames or [SHAPES_LONGER if shapes else own["num_frames"]]
     if request.data != "shapes" and not Path(request.data).is_dir():
         raise FileNotFoundError(f"no folder {request.data}; give one with videos and their captions, or 'shapes'")
     out = request.out.absolute()
@@ -139,24 +145,17 @@ def finetune(request: Finetuning) -> None:
     main = os.environ.get("RANK", "0") == "0"
     pipe = sampling.load_pipeline(Request(prompt="", model=request.model, device="cpu", dtype=_dtype(request, shapes)))
     pipe.vae.float()  # in less precision its latents may not be finite
-    own = inspect.signature(pipe.__call__).parameters
-    frames = request.frames or ([SHAPES_LONGER] if shapes else [own["num_frames"].default])
-    sizes = sizes or [(own["height"].default, own["width"].default)]
     with _bars(main) as progress:
         clips = _clips(request, sizes, frames, lambda done, total: progress("looking at videos", done, total, None))
         longest = max(clips, key=lambda clip: (clip.bucket.frames, clip.bucket.height)).bucket
         sampled = {"num_frames": longest.frames, "height": longest.height, "width": longest.width}
-        if shapes:
-            from vidsparse.shapes.model import SAMPLING
-
-            sampled = {**SAMPLING, **sampled}
         folder = finetune(
             pipe,
             clips,
             settings,
             request.out,
             base=request.model,
-            sampling=sampled | {"num_inference_steps": request.inference_steps},
+            sampling={**(own if shapes else {}), **sampled, "num_inference_steps": settings.inference_steps},
             fps=SHAPES_FPS if shapes else 16,
             cache=request.cache,
             cpu=request.cpu,
@@ -165,6 +164,17 @@ def finetune(request: Finetuning) -> None:
         )
     if main:
         print(f"wrote the LoRA to {folder}; vidsparse generate --lora {folder} uses it")
+
+
+def _of_model(shapes: bool) -> dict[str, Any]:
+    """What a model makes where nothing is asked for, by the names of its pipeline's arguments."""
+    if shapes:
+        from vidsparse.shapes.model import SAMPLING
+
+        return SAMPLING
+    from diffusers import WanPipeline
+
+    return {name: own.default for name, own in inspect.signature(WanPipeline.__call__).parameters.items()}
 
 
 def _clips(

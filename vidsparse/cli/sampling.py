@@ -104,12 +104,12 @@ def call_arguments(pipe: Any, request: Request, scene: Scene | None) -> dict[str
         ValueError: something was asked for that the pipeline does not take.
     """
     accepted = inspect.signature(pipe.__call__).parameters
-    frames = request.recipe.frames if request.frames is None else request.frames
-    asked = {
+    recipe = request.recipe
+    asked: dict[str, Any] = {
         "height": request.height,
         "width": request.width,
-        "num_frames": frames,
-        "num_inference_steps": request.steps,
+        "num_frames": recipe.frames if request.frames is None else request.frames,
+        "num_inference_steps": recipe.inference_steps if request.steps is None else request.steps,
         "guidance_scale": request.guidance,
     }
     given = {name: value for name, value in asked.items() if value is not None}
@@ -121,8 +121,8 @@ def call_arguments(pipe: Any, request: Request, scene: Scene | None) -> dict[str
     unknown = [name for name in arguments if name not in accepted]
     if unknown:
         raise ValueError(f"{type(pipe).__name__} takes no {', '.join(unknown)}")
-    if frames is not None:
-        arguments["num_frames"] = fit_frames(frames, getattr(pipe, "vae_scale_factor_temporal", 1))
+    if "num_frames" in given:
+        arguments["num_frames"] = fit_frames(given["num_frames"], getattr(pipe, "vae_scale_factor_temporal", 1))
     # A tokenizer with room for few words: padding the text further would only cost time.
     longest = getattr(getattr(pipe, "tokenizer", None), "model_max_length", sys.maxsize)
     if "max_sequence_length" in accepted and longest < accepted["max_sequence_length"].default:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,16 @@ class Encoded:
     """Examples as a transformer learns from them, read from disk one by one.
 
     Attributes:
-        groups: indices whose latents have the same shape.
-        captions: of the examples.
+        captions: of the examples. words: to which their embeddings are padded.
+        fingerprint: hash of what they are: two that are equal give a training the same numbers.
         empty_text: embedding of the empty caption, [words, width], for training without one.
     """
 
     def __init__(self, captions: list[str], latents: list[Path], texts: dict[str, Path], words: int):
-        self.captions, self._latents, self._texts, self._words = captions, latents, texts, words
-        by_shape: dict[Any, list[int]] = {}
-        for index, path in enumerate(latents):
-            by_shape.setdefault(stored.shape(path), []).append(index)
-        self.groups = list(by_shape.values())
+        self.captions, self.words, self._latents, self._texts = captions, words, latents, texts
+        # The names of the files are hashes of what decides their content.
+        names = [(path.name, texts[caption].name) for path, caption in zip(latents, captions, strict=True)]
+        self.fingerprint = hashlib.sha256(repr(names).encode()).hexdigest()
         self.empty_text = self._embedding("")
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class Encoded:
 
     def _embedding(self, caption: str) -> torch.Tensor:
         said = stored.read(self._texts[caption])
-        return pad(said, (0, 0, 0, self._words - len(said)))
+        return pad(said, (0, 0, 0, self.words - len(said)))
 
 
 def encode(

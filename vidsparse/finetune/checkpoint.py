@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from vidsparse.replacing import replacing
+
 NAME = "step-{:07d}.pt"
 
 
@@ -22,20 +24,19 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME.format(step)
-    temporary = folder / f".{path.name}.{os.getpid()}"
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save(dict(state, step=step), file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where the disk is full
         raise OSError(
             f"cannot write checkpoint {path}: {error}; the earlier ones are whole: the same command goes on from them"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    for old in _paths(folder)[:-keep]:
+    # What is later than this step could not be read, and was passed over.
+    paths = _paths(folder)
+    later = paths[paths.index(path) + 1 :]
+    for old in [*later, *paths[: max(0, len(paths) - len(later) - keep)]]:
         old.unlink()
 
 
@@ -44,7 +45,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
 
     What a killed process has left half-written has another name, and is removed.
     """
-    for leftover in folder.glob(".step-*.pt.*"):
+    for leftover in folder.glob(".step-*.pt"):
         leftover.unlink(missing_ok=True)
     broken: list[Path] = []
     for path in reversed(_paths(folder)):

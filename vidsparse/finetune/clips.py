@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 @dataclass(frozen=True)
 class Bucket:
-    """A size in pixels that clips are trained at; clips of one bucket go into one batch."""
+    """A size in pixels that clips are trained at."""
 
     frames: int
     height: int

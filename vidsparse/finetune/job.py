@@ -8,6 +8,7 @@ from typing import Any
 
 from vidsparse.finetune.cache import encode
 from vidsparse.finetune.clips import Clip
+from vidsparse.finetune.samples import read_prompts
 from vidsparse.finetune.settings import Settings
 from vidsparse.finetune.train import Training, accelerator_for, check_pipeline
 
@@ -52,7 +53,9 @@ def finetune(
 
     Raises:
         NotImplementedError: a pipeline or a scheduler whose training is not known.
-        ValueError: targets, sizes or checkpoints that do not fit the model or the settings; no clip that can be read.
+        ImportError: peft is missing.
+        ValueError: targets, sizes or checkpoints that do not fit the model or the settings; no clip that can be read; a
+            precision that the device has not, or other than accelerate's in this process: one process, one precision.
         OSError: the disk is full; what was written before is whole.
     """
     folder = Path(folder)
@@ -78,9 +81,11 @@ def finetune(
         say(f"{len(skipped)} of {len(clips)} videos are left out")
     left_out = {video.path for video in skipped}
     frames = max(clip.bucket.frames for clip in clips if clip.path is None or clip.path not in left_out)
-    training = Training(pipe, examples, settings, frames, folder, accelerator, base, sampling or {}, fps, say)
+    prompts = read_prompts(pipe, settings.sample_prompts, examples.words) if settings.sample_every else ()
     for encoder in (pipe.vae, pipe.text_encoder):
         encoder.to("cpu")
+    sampling = sampling or {}
+    training = Training(pipe, examples, settings, frames, folder, accelerator, base, prompts, sampling, fps, say)
     try:
         return training.train(lambda step, loss: progress("training", step, settings.steps, loss))
     finally:

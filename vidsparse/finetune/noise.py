@@ -35,6 +35,22 @@ def draw_levels(uniform: torch.Tensor, shift: float, bounds: tuple[float, float]
     return shift * uniform / (1 + (shift - 1) * uniform)
 
 
+def uniform_of(level: float, shift: float, bounds: tuple[float, float] = (0.0, 1.0)) -> float:
+    """The uniform number that `draw_levels` makes a level of; 0 or 1 for a level out of bounds."""
+    low, high, own = (x / (shift - (shift - 1) * x) for x in (*bounds, level))
+    return min(1.0, max(0.0, (own - low) / (high - low)))
+
+
+def sparse_levels(pattern: Pattern) -> tuple[float, float]:
+    """The noise levels (low, high] at which a pattern, as `by_noise` gives it, is sparse in some layer."""
+    low, high = 0.0, 1.0
+    while isinstance(pattern, StepSchedule):
+        if pattern.sigmas is not None:
+            low, high = max(low, pattern.sigmas[0]), min(high, pattern.sigmas[1])
+        pattern = pattern.pattern
+    return low, high
+
+
 def by_noise(pattern: Pattern, scheduler: Any, steps: int) -> Pattern:
     """The pattern with its ranges of steps written as ranges of noise: a training draws levels and has no steps.
 
@@ -43,9 +59,15 @@ def by_noise(pattern: Pattern, scheduler: Any, steps: int) -> Pattern:
         steps: of that generation.
 
     Raises:
-        ValueError: a schedule under which no step of the generation is sparse.
+        ValueError: a schedule under which no step of the generation is sparse, or one within another pattern.
     """
     if not isinstance(pattern, StepSchedule):
+        within = [name for name, value in vars(pattern).items() if isinstance(value, StepSchedule)]
+        if within:
+            name = type(pattern).__name__
+            raise ValueError(
+                f"{name}({within[0]}=StepSchedule(...)): put the schedule around: StepSchedule({name}(...))"
+            )
         return pattern
     inner = by_noise(pattern.pattern, scheduler, steps)
     if not (pattern.dense_steps or pattern.dense_last_steps or pattern.steps):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vidsparse.finetune.noise import draw_levels
+from vidsparse.finetune.noise import draw_levels, uniform_of
 
 if TYPE_CHECKING:
     from vidsparse.finetune.cache import Encoded
@@ -48,6 +48,8 @@ class Sampler:
         batch: videos of a step in each process. rank, world: this process, and how many there are.
         shift, bounds: of the noise levels, see `draw_levels`.
         caption_dropout: part of the videos that get the empty caption.
+        sparse: noise levels (low, high] at which attention is sparse. All levels of a step are in it or all are not, so
+            that no process waits for one whose attention is dense.
     """
 
     examples: Encoded
@@ -58,6 +60,7 @@ class Sampler:
     shift: float
     bounds: tuple[float, float]
     caption_dropout: float
+    sparse: tuple[float, float] = (0.0, 1.0)
 
     def draw(self, step: int, part: int) -> Example:
         """The video of this process for one pass (`part`) of a step."""
@@ -66,19 +69,30 @@ class Sampler:
         # No video twice in a step, as long as there are enough.
         chosen = rng.sample(range(number), total) if total <= number else rng.choices(range(number), k=total)
         place = part * self.world + self.rank
-        index, seeds = chosen[place], [rng.getrandbits(63) for _ in chosen]
+        index, seeds, side = chosen[place], [rng.getrandbits(63) for _ in chosen], rng.random()
         generator = torch.Generator().manual_seed(seeds[place])
         latents = self.examples.latents(index)
         noise = torch.randn(latents.shape, generator=generator)
-        # One draw a stratum: the levels of a step cover the range evenly.
-        uniform = (torch.rand(1, generator=generator) + place) / total
+        # One draw a stratum: the levels of a step cover their range evenly.
+        uniform = self._to_side(side, (torch.rand(1, generator=generator) + place) / total)
         dropped = float(torch.rand(1, generator=generator)) < self.caption_dropout
         text = self.examples.empty_text if dropped else self.examples.text(index)
         return Example(latents[None], noise[None], text[None], draw_levels(uniform, self.shift, self.bounds))
 
+    def _to_side(self, side: float, uniform: torch.Tensor) -> torch.Tensor:
+        """Map numbers of (0, 1) to those whose levels are sparse or to the others, each as often as it is large."""
+        low, high = (uniform_of(level, self.shift, self.bounds) for level in self.sparse)
+        if side < high - low:
+            return low + (high - low) * uniform
+        uniform = (1 - high + low) * uniform
+        return uniform + (high - low) * (uniform > low)
 
-def flow_loss(transformer: Callable[..., Any], example: Example) -> torch.Tensor:
-    """Mean squared error of the predicted flow, noise minus latents, at the example's noise level."""
-    noisy = torch.lerp(example.latents, example.noise, example.level)
-    flow = transformer(noisy, 1000 * example.level, example.text, return_dict=False)[0]
+
+def flow_loss(transformer: Callable[..., Any], example: Example, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Mean squared error of the predicted flow, noise minus latents, at the example's noise level.
+
+    `dtype` is that of the transformer's inputs.
+    """
+    noisy = torch.lerp(example.latents, example.noise, example.level).to(dtype)
+    flow = transformer(noisy, 1000 * example.level, example.text.to(dtype), return_dict=False)[0]
     return torch.nn.functional.mse_loss(flow.float(), example.noise - example.latents)

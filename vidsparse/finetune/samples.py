@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from vidsparse.replacing import replacing
 
 
 class Prompt(NamedTuple):
@@ -19,43 +20,51 @@ class Prompt(NamedTuple):
 
 
 @torch.no_grad()
-def read_prompts(pipe: Any, texts: tuple[str, ...], sampling: Mapping[str, Any]) -> tuple[Prompt, ...]:
-    """Embed prompts, where the text encoder is now."""
-    words = {k: v for k, v in sampling.items() if k == "max_sequence_length"}
-    return tuple(Prompt(text, *pipe.encode_prompt(text, device=pipe.text_encoder.device, **words)) for text in texts)
+def read_prompts(pipe: Any, texts: tuple[str, ...], words: int) -> tuple[Prompt, ...]:
+    """Embed prompts, where the text encoder is now, padded to `words` as the captions of the training are."""
+    asked = dict(device=pipe.text_encoder.device, max_sequence_length=words)
+    return tuple(Prompt(text, *pipe.encode_prompt(text, **asked)) for text in texts)
 
 
 @torch.no_grad()
 def write_samples(
-    pipe: Any, prompts: tuple[Prompt, ...], folder: Path, step: int, sampling: Mapping[str, Any], fps: int, seed: int
+    pipe: Any,
+    prompts: tuple[Prompt, ...],
+    folder: Path,
+    step: int,
+    sampling: Mapping[str, Any],
+    fps: int,
+    seed: int,
+    device: torch.device,
 ) -> list[Path]:
-    """Write one mp4 for each prompt, `step-STEP-NUMBER.mp4`, with the transformer as it is."""
+    """Write one mp4 for each prompt, `step-STEP-NUMBER.mp4`, with the transformer as it is.
+
+    VAE and transformers, both experts where there are two, compute on `device`, and go back to where they were.
+    """
     from diffusers.utils.export_utils import export_to_video
 
     folder.mkdir(parents=True, exist_ok=True)
-    transformer, text_encoder, written = pipe.transformer, pipe.text_encoder, []
-    home, training = pipe.vae.device, transformer.training
+    models = [m for m in (pipe.vae, pipe.transformer, getattr(pipe, "transformer_2", None)) if m is not None]
+    before = [(model, model.device, model.training) for model in models]
+    text_encoder, entry, written = pipe.text_encoder, pipe.config["text_encoder"], []
     # Without its text encoder, which has done its work, the pipeline finds all its models on one device.
     pipe.text_encoder = None
-    pipe.vae.to(transformer.device)
-    transformer.eval()
     try:
+        for model in models:
+            model.to(device).eval()
         for number, prompt in enumerate(prompts):
-            embeds = (x.to(transformer.device) for x in (prompt.embeds, prompt.negative_embeds))
+            embeds = (x.to(device) for x in (prompt.embeds, prompt.negative_embeds))
             generator = torch.Generator().manual_seed(seed + number)
             frames = pipe(**_embedded(*embeds), generator=generator, output_type="np", **sampling).frames[0]
             path = folder / f"step-{step:07d}-{number}.mp4"
-            temporary = path.with_name(f".{path.stem}-{os.getpid()}.mp4")
-            try:
+            with replacing(path) as temporary:
                 export_to_video(list(frames), str(temporary), fps=fps)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
             written.append(path)
     finally:
         pipe.text_encoder = text_encoder
-        pipe.vae.to(home)
-        transformer.train(training)
+        pipe.register_to_config(text_encoder=entry)  # without it, the pipeline could not be saved any more
+        for model, home, training in before:
+            model.to(home).train(training)
     return written
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vidsparse.corrections import Correction
+from vidsparse.corrections import Correction, Reshaped
 from vidsparse.patterns import Pattern
 from vidsparse.positions import KINDS
 
@@ -33,7 +33,7 @@ class Settings:
         positions: "plain" or "riflex", how rotary positions go on beyond the frames that the model was trained with.
         trained_frames: frames of the video (not latent) that the base model was trained with; None: no more than here.
         inference_steps: denoising steps of the generation, by which the steps of a `StepSchedule` become noise levels.
-        precision: "bf16" or "fp16" computes in that, "no" in the dtype of the weights. The LoRA itself is float32.
+        precision: "bf16" or "fp16" (on a GPU) computes in that, "no" in the dtype of the weights. The LoRA is float32.
         gradient_checkpointing: compute activations again in the backward, in exchange for their memory.
         seed: of the LoRA's start, the order of the videos, the noise and its levels.
         log_every, save_every, sample_every: steps from one to the next; 0 never samples. keep: checkpoints that stay.
@@ -83,6 +83,10 @@ class Settings:
             raise ValueError(f"precision={self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
         if self.positions not in KINDS:
             raise ValueError(f"positions={self.positions!r} is unknown; choose one of {', '.join(KINDS)}")
+        if self.positions == "riflex" and self.trained_frames is None:
+            raise ValueError("positions='riflex' needs trained_frames, the length that the base model knows")
+        if isinstance(self.correction, Reshaped):
+            raise ValueError(f"correction={self.correction!r} adds what it saw a step before; a training has no steps")
         if self.sample_every and not self.sample_prompts:
             raise ValueError(f"sample_every={self.sample_every} needs sample_prompts")
         if not isinstance(self.pattern, Pattern):

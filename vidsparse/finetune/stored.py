@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
-NAME = "tensor"
+from vidsparse.replacing import replacing
+
+NAME, SUFFIX = "tensor", ".safetensors"
 STALE = 3600  # seconds: no process that lives writes one file for so long
 
 
@@ -21,18 +21,15 @@ def write(path: Path, tensor: torch.Tensor) -> None:
     Raises:
         OSError: the disk is full, or the folder cannot be written; other files stay as they are.
     """
-    temporary = path.with_name(f".{path.stem}-{uuid4().hex}.tmp")
     try:
-        # Bytes first: safetensors' own writer does not say OSError where the disk is full.
-        temporary.write_bytes(save({NAME: tensor.cpu().contiguous()}))
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            # Bytes first: safetensors' own writer does not say OSError where the disk is full.
+            temporary.write_bytes(save({NAME: tensor.cpu().contiguous()}))
     except OSError as error:
         reason = error.strerror or error
         raise OSError(
             f"cannot write {path}: {reason}; what was written before is kept, and not computed again"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read(path: Path) -> torch.Tensor:
@@ -52,7 +49,7 @@ def shape(path: Path) -> tuple[int, ...] | None:
 
 def sweep(folder: Path) -> None:
     """Remove what processes that were killed have left half-written; a younger file may still have its process."""
-    for leftover in folder.glob(".*.tmp"):
+    for leftover in folder.glob(f".*{SUFFIX}"):
         try:
             if time.time() - leftover.stat().st_mtime > STALE:
                 leftover.unlink()

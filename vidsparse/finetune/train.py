@@ -15,12 +15,13 @@ import torch
 
 from vidsparse.finetune.checkpoint import load_checkpoint, save_checkpoint
 from vidsparse.finetune.fingerprint import fingerprint
-from vidsparse.finetune.noise import by_noise, shift_of
+from vidsparse.finetune.noise import by_noise, shift_of, sparse_levels
 from vidsparse.finetune.objective import Sampler, flow_loss
-from vidsparse.finetune.samples import read_prompts, write_samples
+from vidsparse.finetune.samples import Prompt, write_samples
 from vidsparse.finetune.settings import Settings
 from vidsparse.lora import LoraRecipe, save_lora
 from vidsparse.positions import extend_positions
+from vidsparse.replacing import replacing
 from vidsparse.run import sparsify
 
 if TYPE_CHECKING:
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
 
     from vidsparse.finetune.cache import Encoded
 
+LOG = "log.jsonl"
+WRAPPED = ("forward", "_original_forward")  # what accelerate sets on a model that computes in less precision
 # What may change when a training goes on.
-FREE = ("steps", "log_every", "save_every", "keep", "sample_every", "sample_prompts")
+FREE = ("steps", "batch", "log_every", "save_every", "keep", "sample_every", "sample_prompts")
 
 
 class Training:
@@ -44,7 +47,7 @@ class Training:
             training goes on from there, and computes what it would have without a break.
         accelerator: from `accelerator_for(settings)`.
         base: name of the base model, for the LoRA's file.
-        sampling: arguments of `pipe(...)` for sample videos. fps: of these.
+        prompts: what sample videos show. sampling: arguments of `pipe(...)` for them. fps: of these.
         say: is told, in a line each, what a person should know.
 
     Raises:
@@ -60,12 +63,14 @@ class Training:
         folder: Path,
         accelerator: Accelerator,
         base: str,
+        prompts: tuple[Prompt, ...],
         sampling: Mapping[str, Any],
         fps: int = 16,
         say: Callable[[str], None] = print,
     ):
         self.pipe, self.settings, self.folder, self.accelerator = pipe, settings, folder, accelerator
-        self.sampling, self.fps, self.say, self.step, self.seconds = sampling, fps, say, 0, 0.0
+        self.prompts, self.sampling, self.fps, self.say = prompts, sampling, fps, say
+        self.step, self.seconds, self.losses = 0, 0.0, list[float]()
         self.module: Any = getattr(pipe, settings.transformer)
         trained_frames = settings.trained_frames or frames
         self.recipe = LoraRecipe(
@@ -73,10 +78,12 @@ class Training:
             correction=settings.correction,
             frames=frames,
             trained_frames=trained_frames,
+            inference_steps=settings.inference_steps,
             positions=settings.positions,
             transformer=settings.transformer,
             base=base,
         )
+        pattern = by_noise(settings.pattern, pipe.scheduler, settings.inference_steps)
         self.sampler = Sampler(
             examples,
             seed=settings.seed,
@@ -86,15 +93,26 @@ class Training:
             shift=shift_of(pipe.scheduler),
             bounds=_bounds(pipe, settings.transformer),
             caption_dropout=settings.caption_dropout,
+            sparse=sparse_levels(pattern),
         )
-        pattern = by_noise(settings.pattern, pipe.scheduler, settings.inference_steps)
-        self.prompts = read_prompts(pipe, settings.sample_prompts, sampling) if settings.sample_every else ()
-        self.identity = {"model": fingerprint(self.module), "frames": str(frames), **_comparable(settings)}
+        identity = {"model": fingerprint(self.module), "shift": str(self.sampler.shift), "data": examples.fingerprint}
+        identity |= {"videos of a step": str(settings.batch * accelerator.num_processes)}
+        self.identity = {**identity, "frames": str(frames), **_comparable(settings)}
+        state = self._last_checkpoint()
         self._add_lora()
         latent = [(count - 1) // pipe.vae_scale_factor_temporal + 1 for count in (frames, trained_frames)]
         self.positions = extend_positions(self.module, latent[0], latent[1], settings.positions)
         self.run = sparsify(self.module, pattern, correction=settings.correction)
-        self._prepare()
+        self._prepare(state)
+
+    def _last_checkpoint(self) -> dict[str, Any] | None:
+        """What the last checkpoint holds. Raises `ValueError` where it is of another training."""
+        state, broken = load_checkpoint(self.folder / "checkpoints")
+        for path in broken:
+            self.say(f"{path} cannot be read and is passed over")
+        if state is not None:
+            _check_same(state["identity"], self.identity, self.folder)
+        return state
 
     def _add_lora(self) -> None:
         from diffusers.training_utils import cast_training_params
@@ -112,7 +130,7 @@ class Training:
         self.module.train()
         self.weights = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
-    def _prepare(self) -> None:
+    def _prepare(self, state: dict[str, Any] | None) -> None:
         """Optimizer and running average, as they were at the last checkpoint; then the model for its device."""
         from diffusers.training_utils import EMAModel
 
@@ -121,19 +139,18 @@ class Training:
             weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
         )
         self.average = None if settings.ema is None else EMAModel(weights, decay=settings.ema)
-        state, broken = load_checkpoint(self.folder / "checkpoints")
-        for path in broken:
-            self.say(f"{path} cannot be read and is passed over")
         if state is not None:
-            _check_same(state["identity"], self.identity, self.folder)
             for name, weight in self.weights.items():
                 weight.data.copy_(state["weights"][name])
             optimizer.load_state_dict(state["optimizer"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
-            self.step, self.seconds = state["step"], state["seconds"]
+            self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
             self.say(f"going on from step {self.step}")
+        self.forward = {name: self.module.__dict__[name] for name in WRAPPED if name in self.module.__dict__}
         self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
+        if state is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.to(self.accelerator.device)
 
@@ -146,17 +163,18 @@ class Training:
         Returns:
             The folder of the LoRA, for `pipe.load_lora_weights` and `vidsparse.load_lora`.
         """
-        settings, losses = self.settings, list[float]()
-        started = time.perf_counter() - self.seconds
+        settings = self.settings
+        if self.accelerator.is_main_process:
+            _forget_after(self.step, self.folder / LOG)
         while self.step < settings.steps:
-            losses.append(self._learn())
+            started = time.perf_counter()
+            self.losses.append(self._learn())
+            self.seconds += time.perf_counter() - started
             self.step += 1
-            self.seconds = time.perf_counter() - started
-            progress(self.step, losses[-1])
+            progress(self.step, self.losses[-1])
             last = self.step == settings.steps
             if last or self.step % settings.log_every == 0:
-                self._log(losses)
-                losses = []
+                self._log()
             if last or self.step % settings.save_every == 0:
                 self._save()
             if settings.sample_every and (last or self.step % settings.sample_every == 0):
@@ -171,18 +189,22 @@ class Training:
         """Take sparse attention and changed positions out of the transformer; the LoRA stays in it."""
         self.run.restore()
         self.positions.restore()
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        for name in WRAPPED:
+            self.module.__dict__.pop(name, None)
+        self.module.__dict__.update(self.forward)
         self.accelerator.end_training()
 
     def _learn(self) -> float:
         """One step of the optimizer. Returns the loss, over all videos of all processes."""
         settings, accelerator, losses = self.settings, self.accelerator, []
+        dtype = self.module.dtype if settings.precision == "no" else torch.float32
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * min(1.0, (self.step + 1) / max(1, settings.warmup))
         for part in range(settings.batch):
             example = self.sampler.draw(self.step, part).to(accelerator.device)
+            self.run.expect_another_video()
             with accelerator.accumulate(self.model):
-                loss = flow_loss(self.model, example)
+                loss = flow_loss(self.model, example, dtype)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(self.weights.values(), settings.clip)
@@ -193,21 +215,25 @@ class Training:
             self.average.step(self.weights.values())
         return float(accelerator.gather(torch.stack(losses)).mean())
 
-    def _log(self, losses: list[float]) -> None:
-        """A JSON line, and what a tracker shows: means since the last one."""
+    def _log(self) -> None:
+        """A JSON line, and what a tracker shows: means since the last one, over all processes."""
         report = self.run.report()
         self.run.reset()
+        attention = torch.tensor([report.density, report.flops_saved], device=self.accelerator.device)
+        # Each process computes videos of the same sizes on average, so that their means count alike.
+        density, flops_saved = self.accelerator.gather(attention).view(-1, 2).mean(dim=0).tolist()
         line = {
             "step": self.step,
-            "loss": sum(losses) / len(losses),
+            "loss": sum(self.losses) / len(self.losses),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "seconds": round(self.seconds, 2),
-            "density": report.density,
-            "flops_saved": report.flops_saved,
+            "density": density,
+            "flops_saved": flops_saved,
         }
+        self.losses = []
         self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=self.step)
         if self.accelerator.is_main_process:
-            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            with (self.folder / LOG).open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
 
     def _save(self) -> None:
@@ -215,17 +241,28 @@ class Training:
             state = {
                 "identity": self.identity,
                 "seconds": self.seconds,
+                "losses": self.losses,
                 "weights": {name: weight.detach().cpu() for name, weight in self.weights.items()},
                 "optimizer": self.optimizer.state_dict(),
                 "average": None if self.average is None else self.average.state_dict(),
+                "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             }
             save_checkpoint(self.folder / "checkpoints", self.step, state, self.settings.keep)
 
     def _sample(self) -> None:
         with self._averaged():
             if self.accelerator.is_main_process:
-                folder, seed = self.folder / "samples", self.settings.seed
-                write_samples(self.pipe, self.prompts, folder, self.step, self.sampling, self.fps, seed)
+                write_samples(
+                    self.pipe,
+                    self.prompts,
+                    self.folder / "samples",
+                    self.step,
+                    self.sampling,
+                    self.fps,
+                    self.settings.seed,
+                    self.accelerator.device,
+                )
+                self.run.reset()
         self.accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
@@ -244,11 +281,17 @@ class Training:
 
 
 def accelerator_for(settings: Settings, folder: Path, cpu: bool = False) -> Accelerator:
-    """The accelerator of a training; it writes TensorBoard's files to `folder` where tensorboard is installed."""
+    """The accelerator of a training; it writes TensorBoard's files to `folder` where tensorboard is installed.
+
+    Raises:
+        ValueError: fp16 without a GPU, or a process in which accelerate computes in another precision already.
+    """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs, is_tensorboard_available
 
     tracked = is_tensorboard_available()
+    if settings.precision == "fp16" and (cpu or not torch.cuda.is_available()):
+        raise ValueError("precision='fp16' needs a GPU; use 'bf16' on a CPU")
     accelerator = Accelerator(
         mixed_precision=settings.precision,
         gradient_accumulation_steps=settings.batch,
@@ -268,8 +311,10 @@ def check_pipeline(pipe: Any, settings: Settings) -> None:
 
     Raises:
         NotImplementedError: not a text-to-video pipeline of Wan's kind, or a scheduler of another kind.
-        ValueError: no such transformer, targets that it has not, or a schedule without a sparse step.
+        ValueError: no such transformer, one with a LoRA, targets that it has not, or a schedule without a sparse step.
+        ImportError: peft is missing.
     """
+    import peft  # noqa: F401
     from diffusers import WanPipeline
 
     known = isinstance(pipe, WanPipeline)
@@ -280,9 +325,27 @@ def check_pipeline(pipe: Any, settings: Settings) -> None:
     transformer = getattr(pipe, settings.transformer, None)
     if not isinstance(transformer, torch.nn.Module):
         raise ValueError(f"transformer={settings.transformer!r}: the pipeline has none; use 'transformer'")
+    if getattr(transformer, "peft_config", None):
+        raise ValueError("the transformer has a LoRA already; pipe.unload_lora_weights() takes it out")
     settings.check_targets(transformer)
     shift_of(pipe.scheduler)
     by_noise(settings.pattern, pipe.scheduler, settings.inference_steps)
+
+
+def _forget_after(step: int, log: Path) -> None:
+    """Remove lines of steps that are computed again."""
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
+    kept = [line for line in lines if _step_of(line) <= step]
+    if kept != lines:
+        with replacing(log) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return float("inf")  # half a line, of a process that was killed
 
 
 def _bounds(pipe: Any, transformer: str) -> tuple[float, float]:

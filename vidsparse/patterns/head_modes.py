@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from vidsparse.block_map import BlockMap, HeadGroup
 from vidsparse.grid import Tile, VideoGrid, check_tile
 from vidsparse.patterns.base import Context, Pattern
 from vidsparse.patterns.gridded import cheapest_tile, tile_gaps
+from vidsparse.replacing import replacing
 
 Mode = Literal["full", "skip-zero", "skip-mean", "diagonal", "temporal", "stripe"]
 Table = tuple[tuple[tuple[str, ...], ...], ...]
@@ -101,9 +101,8 @@ class HeadModes(Pattern):
 
     def to_json(self, path: str | Path) -> None:
         """Write all fields. The file appears whole or not at all."""
-        temporary = Path(f"{path}.tmp")
-        temporary.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(Path(path)) as temporary:
+            temporary.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
 
     @property
     def layers(self) -> int:
