@@ -56,6 +56,7 @@ def main() -> None:
         "mixture": vidsparse.MixtureOfBlocks.trained(arguments.density),
     }
     patterns = {name: pattern for name, pattern in patterns.items() if name in (arguments.only or patterns)}
+    torch.set_float32_matmul_precision("medium")  # as the training does, for all alike
     transformer = build(arguments)
     example = random_example(transformer, arguments)
     seconds: dict[str, list[float]] = {name: [] for name in patterns}

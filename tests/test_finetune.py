@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from diffusers import UniPCMultistepScheduler, WanPipeline
 from safetensors.torch import load_file
 
-from vidsparse import Dense, Radial, StepSchedule, load_lora
+from vidsparse import Dense, Radial, Reuse, StepSchedule, TopBlocks, load_lora
 from vidsparse.cli import app
 from vidsparse.finetune import Bucket, Settings, drawn_clips, finetune
 from vidsparse.lora import read_recipe
@@ -105,6 +105,22 @@ def test_a_resumed_training_is_the_unbroken_one_to_the_bit(tmp_path: Path, cache
         ]
 
 
+def test_the_log_goes_on_from_the_checkpoint(tmp_path: Path, cache: Path) -> None:
+    whole = train(tmp_path / "whole", cache, steps=8, save_every=3)
+    train(tmp_path / "parts", cache, steps=5, save_every=3)
+    (tmp_path / "parts/checkpoints/step-0000005.pt").unlink()  # as if it had been killed before
+    with (tmp_path / "parts/log.jsonl").open("a") as log:
+        log.write('{"step": 6, "lo')
+    assert_same(train(tmp_path / "parts", cache, steps=8, save_every=3), whole)
+    found, expected = ([(x["step"], x["loss"]) for x in lines(tmp_path / name)] for name in ("parts", "whole"))
+    assert found == expected and [step for step, _ in found] == [2, 4, 6, 8]
+
+
+def test_nothing_is_kept_from_one_video_to_the_next(tmp_path: Path, cache: Path) -> None:
+    blocks = TopBlocks(density=0.5, tile=(1, 2, 2))
+    assert_same(train(tmp_path / "kept", cache, pattern=Reuse(blocks)), train(tmp_path / "anew", cache, pattern=blocks))
+
+
 def test_the_running_average_is_what_is_saved(tmp_path: Path, cache: Path) -> None:
     plain, averaged = (train(tmp_path / str(ema), cache, ema=ema) for ema in (None, 0.5))
     assert any(not torch.equal(plain[name], averaged[name]) for name in plain)
@@ -132,6 +148,24 @@ def test_the_pipeline_is_left_with_the_lora_and_without_sparse_attention(tmp_pat
     train(tmp_path, cache, pipe)
     assert all(pipe.transformer.attn_processors[name] is processor for name, processor in before.items())
     assert pipe.get_active_adapters() == ["default"]
+    with pytest.raises(ValueError, match=r"has a LoRA already; pipe\.unload_lora_weights"):
+        train(tmp_path / "again", cache, pipe)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_weights_of_half_precision(tmp_path: Path, cache: Path, precision: str) -> None:
+    pipe = pipeline()
+    pipe.transformer.to(torch.bfloat16)
+    weights = train(tmp_path, cache, pipe, precision=precision, learning_rate=0.1)
+    assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in weights.values())
+    latents, text = torch.randn(1, 8, 3, 4, 4).bfloat16(), torch.randn(1, 5, 64).bfloat16()
+    with torch.no_grad():
+        without, whole = (
+            pipe.transformer(latents, torch.tensor([500.0]), text, attention_kwargs={"scale": scale})[0]
+            for scale in (0.0, 1.0)
+        )
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.equal(without, whole)  # nothing of accelerate is left that hides diffusers' scale
 
 
 def test_the_lora_restores_its_recipe(tmp_path: Path, cache: Path) -> None:
@@ -139,15 +173,32 @@ def test_the_lora_restores_its_recipe(tmp_path: Path, cache: Path) -> None:
     recipe = load_lora(pipeline(), tmp_path)
     assert (recipe.pattern, recipe.frames, recipe.trained_frames) == (PATTERN, 9, 5)
     assert (recipe.positions, recipe.base, recipe.transformer) == ("riflex", "tiny", "transformer")
+    assert recipe.inference_steps == 20
 
 
 def test_sample_videos_show_what_was_asked_for(tmp_path: Path, cache: Path) -> None:
     prompts = ("a red circle moving left on a blue background", "a green square staying still on a black background")
     plain = train(tmp_path / "plain", cache)
-    sampled = train(tmp_path / "sampled", cache, sample_every=2, sample_prompts=prompts)
+    sampled = train(tmp_path / "sampled", cache, pipe := pipeline(), sample_every=2, sample_prompts=prompts)
     videos = sorted(path.name for path in (tmp_path / "sampled/samples").iterdir())
     assert videos == [f"step-{step:07d}-{i}.mp4" for step in (2, 4) for i in range(2)]
-    assert_same(sampled, plain)  # sampling leaves no trace in the training
+    # Sampling leaves no trace, in the training, its log or the pipeline.
+    assert_same(sampled, plain)
+    found, expected = ([dict(x, seconds=0) for x in lines(tmp_path / name)] for name in ("sampled", "plain"))
+    assert found == expected
+    assert pipe.config["text_encoder"] == pipeline().config["text_encoder"] and pipe.text_encoder is not None
+
+
+def test_the_expert_of_low_noise(tmp_path: Path, cache: Path) -> None:
+    pipe = pipeline()
+    pipe.register_modules(transformer_2=pipeline().transformer.eval())
+    pipe.register_to_config(boundary_ratio=0.9)
+    sampled = dict(sample_every=4, sample_prompts=("a red circle moving left on a blue background",))
+    weights = train(tmp_path, cache, pipe, transformer="transformer_2", **sampled)
+    assert all(weight.abs().max() > 0 for weight in weights.values())
+    assert pipe.transformer_2.training and not pipe.transformer.training and not pipe.vae.training
+    assert not hasattr(pipe.transformer, "peft_config") and read_recipe(tmp_path).transformer == "transformer_2"
+    assert list((tmp_path / "samples").glob("*.mp4"))
 
 
 def test_dense_and_sparse_trainings_differ(tmp_path: Path, cache: Path) -> None:
@@ -240,6 +291,8 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, cache: 
         train(out, cache, targets=("to_z",))
     with pytest.raises(ValueError, match=r"transformer='transformer_2': the pipeline has none"):
         train(out, cache, transformer="transformer_2")
+    with pytest.raises(ValueError, match="precision='fp16' needs a GPU"):
+        train(out, cache, precision="fp16")
     with pytest.raises(ValueError, match="has no sparse step among 20"):
         train(out, cache, pattern=StepSchedule(Radial(density=0.5), dense_steps=20))
     assert not out.exists()
@@ -249,7 +302,10 @@ def test_checkpoints_of_another_training_are_refused(tmp_path: Path, cache: Path
     train(tmp_path, cache)
     written = (tmp_path / "pytorch_lora_weights.safetensors").read_bytes()
     with pytest.raises(ValueError, match=r"of another training \(rank was 4, is 8\); go on with its settings"):
-        train(tmp_path, cache, rank=8)
+        train(tmp_path, cache, pipe := pipeline(), rank=8)
+    assert not hasattr(pipe.transformer, "peft_config") and "Sparse" not in str(pipe.transformer.attn_processors)
+    with pytest.raises(ValueError, match=r"of another training \(data was "):
+        train(tmp_path, cache, videos=3)
     wider = pipeline(ffn_dim=384)
     with pytest.raises(ValueError, match=r"of another training \(model was "):
         train(tmp_path, cache, wider)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-from vidsparse import Context, Radial, StepSchedule
+from vidsparse import Context, Radial, Reshaped, Reuse, StepSchedule
 from vidsparse.finetune import checkpoint
-from vidsparse.finetune.noise import by_noise, draw_levels, shift_of
+from vidsparse.finetune.noise import by_noise, draw_levels, shift_of, sparse_levels
 from vidsparse.finetune.objective import Example, Sampler, flow_loss
 from vidsparse.finetune.settings import Settings
 
@@ -39,6 +40,8 @@ def unipc(shift: float = 3.0) -> UniPCMultistepScheduler:
         ({"targets": ()}, r"targets is empty"),
         ({"precision": "int8"}, r"precision='int8' is unknown; choose one of no, bf16, fp16"),
         ({"positions": "ntk"}, r"positions='ntk' is unknown; choose one of plain, riflex"),
+        ({"positions": "riflex"}, r"positions='riflex' needs trained_frames"),
+        ({"correction": Reshaped()}, r"Reshaped\(.*adds what it saw a step before; a training has no steps"),
         ({"sample_every": 5}, r"sample_every=5 needs sample_prompts"),
     ],
 )
@@ -122,6 +125,8 @@ def test_other_patterns_and_the_scheduler_stay_as_they_are() -> None:
     assert by_noise(SPARSE, scheduler, 20) is SPARSE
     by_noise(StepSchedule(SPARSE, dense_steps=4), scheduler, 20)
     assert scheduler.num_inference_steps is None
+    with pytest.raises(ValueError, match=r"Reuse\(pattern=StepSchedule\(\.\.\.\)\): put the schedule around"):
+        by_noise(Reuse(StepSchedule(SPARSE, dense_steps=4)), scheduler, 20)
     with pytest.raises(ValueError, match="has no sparse step among 4"):
         by_noise(StepSchedule(SPARSE, dense_steps=4), scheduler, 4)
 
@@ -184,6 +189,32 @@ def test_a_step_has_no_video_twice_and_levels_that_cover_the_range() -> None:
     assert len([sampler(batch=9).draw(0, part) for part in range(9)]) == 9  # more than there are
 
 
+def test_a_step_is_dense_or_sparse_in_all_processes() -> None:
+    """Sparse from 0.2 to 0.9 of the noise: with the shift undone, from 1/13 to 3/4."""
+    drawn, dense = [], 0
+    for step in range(600):
+        levels = torch.cat([sampler(batch=4, sparse=(0.2, 0.9)).draw(step, part).level for part in range(4)])
+        here = ((levels > 0.2) & (levels <= 0.9)).tolist()
+        assert len(set(here)) == 1
+        dense += not here[0]
+        drawn.append(levels / (3 - 2 * levels))
+    uniform = torch.cat(drawn).sort().values
+    share = 1 - (3 / 4 - 1 / 13)
+    assert abs(dense / 600 - share) < 4 * math.sqrt(share * (1 - share) / 600)
+    # All levels together are spread as without sides; 600 independent steps bound the distance.
+    assert (uniform - torch.linspace(0, 1, len(uniform))).abs().max() < 2 / math.sqrt(600)
+
+
+def test_the_sparse_levels_of_a_schedule() -> None:
+    assert sparse_levels(SPARSE) == (0.0, 1.0)
+    low, high = sparse_levels(by_noise(StepSchedule(SPARSE, dense_steps=4, dense_last_steps=2), unipc(), 20))
+    scheduler = unipc()
+    scheduler.set_timesteps(20)
+    levels = [t / 1000 for t in scheduler.timesteps.tolist()]
+    assert [low < level <= high for level in levels] == [False] * 4 + [True] * 14 + [False] * 2
+    assert sparse_levels(StepSchedule(StepSchedule(SPARSE, sigmas=(0.1, 0.8)), sigmas=(0.3, 0.9))) == (0.3, 0.8)
+
+
 def test_some_captions_are_dropped() -> None:
     drawn = sampler(caption_dropout=0.5)
     dropped = [bool((drawn.draw(step, 0).text == -1).all()) for step in range(200)]
@@ -239,6 +270,17 @@ def test_a_save_that_fails_leaves_the_earlier_one(tmp_path: Path, monkeypatch: p
         checkpoint.save_checkpoint(tmp_path, 2, {"a": torch.ones(1)}, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000001.pt"]
     assert checkpoint.load_checkpoint(tmp_path)[0] is not None
+
+
+def test_what_cannot_be_read_takes_no_place_of_what_can(tmp_path: Path) -> None:
+    for step, keep in ((1, 1), (3, 1)):
+        checkpoint.save_checkpoint(tmp_path, step, {"a": torch.ones(1)}, keep=keep)
+        (tmp_path / "step-0000002.pt").write_bytes(b"half of it")
+        (tmp_path / "step-0000009.pt").write_bytes(b"half of it")
+        found, _ = checkpoint.load_checkpoint(tmp_path)
+        assert found is not None and found["step"] == step
+    checkpoint.save_checkpoint(tmp_path, 4, {"a": torch.ones(1)}, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000004.pt"]
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:

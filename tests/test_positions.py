@@ -85,6 +85,18 @@ def test_riflex_lowers_one_frequency(frames: int, trained_frames: int, lowered: 
     assert_positions(transformer.rope, expected(max(16, frames), lowered))
 
 
+def test_yarn_lowers_what_turns_too_little() -> None:
+    """In 13 of 52 frames the frequencies turn 2.1, 0.21, 0.02 and 0.002 times; in 9 of 36 the first 1.43 times."""
+    slower = {j: THETA ** (-2 * j / TIME) / 4 for j in range(1, 4)}
+    extend_positions(transformer := tiny(), frames=52, trained_frames=13, kind="yarn")
+    assert_positions(transformer.rope, expected(52, slower))
+    kept = (9 / (2 * math.pi) - 0.5) / 1.5
+    extend_positions(transformer, frames=36, trained_frames=9, kind="yarn")
+    assert_positions(transformer.rope, expected(36, {0: kept + (1 - kept) / 4, **slower}))
+    extend_positions(transformer, frames=9, trained_frames=13, kind="yarn")  # not longer
+    assert_positions(transformer.rope, expected(16))
+
+
 @pytest.mark.parametrize(
     ("dim", "theta", "trained_frames", "published"),
     [(16, 256.0, 33, 4), (16, 10000.0, 13, 2), (44, 10000.0, 21, 6)],
@@ -113,8 +125,9 @@ def test_restore_puts_back_the_very_tables() -> None:
     assert not transformer.state_dict().keys() & {"rope.freqs_cos", "rope.freqs_sin"}, "positions are no weights"
 
 
-def test_plain_undoes_riflex() -> None:
-    extend_positions(transformer := tiny(), 80, 13, "riflex")
+@pytest.mark.parametrize("kind", ["riflex", "yarn"])
+def test_plain_undoes_the_others(kind: str) -> None:
+    extend_positions(transformer := tiny(), 80, 13, kind)
     extend_positions(transformer, 13, 13)
     assert_positions(transformer.rope, expected(16))
 

@@ -29,7 +29,7 @@ def save_lora(folder: str | Path, pipe_or_transformer: Any, recipe: LoraRecipe, 
     """Write a transformer's LoRA as diffusers does, with its recipe in the file's header.
 
     `pipe.load_lora_weights(folder)` of diffusers reads it without vidsparse; what it does not restore is attention and
-    "riflex" positions, which `load_lora` does. The file appears whole or not at all; an earlier one stays until then.
+    changed positions, which `load_lora` does. The file appears whole or not at all; an earlier one stays until then.
 
     Args:
         folder: made if it is missing. Each expert of Wan 2.2 needs one of its own.

@@ -20,7 +20,7 @@ class LoraRecipe:
         frames: of the videos (not latent) that it was trained for.
         trained_frames: of the videos (not latent) that the base model was trained with.
         inference_steps: denoising steps of that generation.
-        positions: "plain" or "riflex", see `extend_positions`.
+        positions: "plain", "riflex" or "yarn", see `extend_positions`.
         transformer: which transformer of the pipeline it changes; Wan 2.2 has a `transformer_2`.
         base: id of the base model.
         version: of vidsparse; `save_lora` writes it.

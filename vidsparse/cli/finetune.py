@@ -73,7 +73,9 @@ class Finetuning:
             min=1, help="Steps of a generation, of which those are.", rich_help_panel=ATTENTION, show_default=OF_MODEL
         ),
     ] = None
-    positions: Annotated[str, Option(help="In longer videos: plain or riflex.", rich_help_panel=ATTENTION)] = "plain"
+    positions: Annotated[str, Option(help="In longer videos: plain, riflex or yarn.", rich_help_panel=ATTENTION)] = (
+        "plain"
+    )
     trained_frames: Annotated[
         int | None,
         Option(min=1, help="Frames that the model knows.", rich_help_panel=ATTENTION, show_default=OF_MODEL),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,7 +50,9 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
     for path in reversed(_paths(folder)):
         try:
             return torch.load(path, weights_only=True, map_location="cpu"), broken
-        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+        except OSError:
+            raise
+        except Exception:  # bytes that are damaged are read as anything
             broken.append(path)
     return None, broken
 

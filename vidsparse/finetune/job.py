@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vidsparse.finetune.cache import encode
 from vidsparse.finetune.clips import Clip
 from vidsparse.finetune.samples import read_prompts
@@ -60,6 +62,9 @@ def finetune(
     """
     folder = Path(folder)
     check_pipeline(pipe, settings)
+    cpu = cpu or not torch.accelerator.is_available()  # accelerate joins processes on a CPU only where it is told
+    if settings.precision == "fp16" and cpu:
+        raise ValueError("precision='fp16' needs a GPU; use 'bf16' on a CPU")
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = accelerator_for(settings, folder, cpu)
     if not accelerator.is_main_process:

@@ -30,7 +30,8 @@ class Settings:
         weight_decay, clip: of AdamW; the largest norm of the gradient.
         caption_dropout: part of the videos that train without their caption, for classifier-free guidance.
         ema: decay of the running average of the weights that is saved, or None to save the weights themselves.
-        positions: "plain" or "riflex", how rotary positions go on beyond the frames that the model was trained with.
+        positions: "plain", "riflex" or "yarn", how rotary positions go on beyond the frames that the model was
+            trained with.
         trained_frames: frames of the video (not latent) that the base model was trained with; None: no more than here.
         inference_steps: denoising steps of the generation, by which the steps of a `StepSchedule` become noise levels.
         precision: "bf16" or "fp16" (on a GPU) computes in that, "no" in the dtype of the weights. The LoRA is float32.
@@ -83,8 +84,8 @@ class Settings:
             raise ValueError(f"precision={self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
         if self.positions not in KINDS:
             raise ValueError(f"positions={self.positions!r} is unknown; choose one of {', '.join(KINDS)}")
-        if self.positions == "riflex" and self.trained_frames is None:
-            raise ValueError("positions='riflex' needs trained_frames, the length that the base model knows")
+        if self.positions != "plain" and self.trained_frames is None:
+            raise ValueError(f"positions={self.positions!r} needs trained_frames, the length that the base model knows")
         if isinstance(self.correction, Reshaped):
             raise ValueError(f"correction={self.correction!r} adds what it saw a step before; a training has no steps")
         if self.sample_every and not self.sample_prompts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vidsparse.finetune import log
 from vidsparse.finetune.checkpoint import load_checkpoint, save_checkpoint
 from vidsparse.finetune.fingerprint import fingerprint
 from vidsparse.finetune.noise import by_noise, shift_of, sparse_levels
@@ -21,7 +21,6 @@ from vidsparse.finetune.samples import Prompt, write_samples
 from vidsparse.finetune.settings import Settings
 from vidsparse.lora import LoraRecipe, save_lora
 from vidsparse.positions import extend_positions
-from vidsparse.replacing import replacing
 from vidsparse.run import sparsify
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
     from vidsparse.finetune.cache import Encoded
 
-LOG = "log.jsonl"
 WRAPPED = ("forward", "_original_forward")  # what accelerate sets on a model that computes in less precision
 # What may change when a training goes on.
 FREE = ("steps", "batch", "log_every", "save_every", "keep", "sample_every", "sample_prompts")
@@ -163,9 +161,18 @@ class Training:
         Returns:
             The folder of the LoRA, for `pipe.load_lora_weights` and `vidsparse.load_lora`.
         """
-        settings = self.settings
         if self.accelerator.is_main_process:
-            _forget_after(self.step, self.folder / LOG)
+            log.forget_after(self.folder, self.step)
+        with self._products_in_bf16():
+            self._train(progress)
+        with self._averaged():
+            if self.accelerator.is_main_process:
+                save_lora(self.folder, self.pipe, self.recipe)
+        self.accelerator.wait_for_everyone()
+        return self.folder
+
+    def _train(self, progress: Callable[[int, float], None]) -> None:
+        settings = self.settings
         while self.step < settings.steps:
             started = time.perf_counter()
             self.losses.append(self._learn())
@@ -179,11 +186,6 @@ class Training:
                 self._save()
             if settings.sample_every and (last or self.step % settings.sample_every == 0):
                 self._sample()
-        with self._averaged():
-            if self.accelerator.is_main_process:
-                save_lora(self.folder, self.pipe, self.recipe)
-        self.accelerator.wait_for_everyone()
-        return self.folder
 
     def close(self) -> None:
         """Take sparse attention and changed positions out of the transformer; the LoRA stays in it."""
@@ -233,8 +235,7 @@ class Training:
         self.losses = []
         self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=self.step)
         if self.accelerator.is_main_process:
-            with (self.folder / LOG).open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
+            log.append(self.folder, line)
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
@@ -266,6 +267,20 @@ class Training:
         self.accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
+    def _products_in_bf16(self) -> Iterator[None]:
+        """Within it a CPU computes also products of float32 with its bfloat16 units, if that is the precision.
+
+        Under autocast these are the scores of sparse attention, whose factors come from bfloat16 and lose nothing.
+        """
+        before = torch.get_float32_matmul_precision()
+        if self.settings.precision == "bf16" and self.accelerator.device.type == "cpu":
+            torch.set_float32_matmul_precision("medium")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
         """Within it the LoRA has the running average of its weights, if one is kept."""
         if self.average is None:
@@ -280,18 +295,16 @@ class Training:
             self.average.restore(weights)
 
 
-def accelerator_for(settings: Settings, folder: Path, cpu: bool = False) -> Accelerator:
+def accelerator_for(settings: Settings, folder: Path, cpu: bool) -> Accelerator:
     """The accelerator of a training; it writes TensorBoard's files to `folder` where tensorboard is installed.
 
     Raises:
-        ValueError: fp16 without a GPU, or a process in which accelerate computes in another precision already.
+        ValueError: accelerate computes in another precision already in this process.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs, is_tensorboard_available
 
     tracked = is_tensorboard_available()
-    if settings.precision == "fp16" and (cpu or not torch.cuda.is_available()):
-        raise ValueError("precision='fp16' needs a GPU; use 'bf16' on a CPU")
     accelerator = Accelerator(
         mixed_precision=settings.precision,
         gradient_accumulation_steps=settings.batch,
@@ -330,22 +343,6 @@ def check_pipeline(pipe: Any, settings: Settings) -> None:
     settings.check_targets(transformer)
     shift_of(pipe.scheduler)
     by_noise(settings.pattern, pipe.scheduler, settings.inference_steps)
-
-
-def _forget_after(step: int, log: Path) -> None:
-    """Remove lines of steps that are computed again."""
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
-    kept = [line for line in lines if _step_of(line) <= step]
-    if kept != lines:
-        with replacing(log) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except ValueError:
-        return float("inf")  # half a line, of a process that was killed
 
 
 def _bounds(pipe: Any, transformer: str) -> tuple[float, float]:
