@@ -306,6 +306,10 @@ def test_checkpoints_of_another_training_are_refused(tmp_path: Path, cache: Path
     assert not hasattr(pipe.transformer, "peft_config") and "Sparse" not in str(pipe.transformer.attn_processors)
     with pytest.raises(ValueError, match=r"of another training \(data was "):
         train(tmp_path, cache, videos=3)
+    falling = tmp_path / "falling"
+    train(falling, cache, decay=0.5)
+    with pytest.raises(ValueError, match=r"of another training \(steps was 4, is 8\)"):
+        train(falling, cache, decay=0.5, steps=8)
     wider = pipeline(ffn_dim=384)
     with pytest.raises(ValueError, match=r"of another training \(model was "):
         train(tmp_path, cache, wider)

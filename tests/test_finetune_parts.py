@@ -42,12 +42,19 @@ def unipc(shift: float = 3.0) -> UniPCMultistepScheduler:
         ({"positions": "ntk"}, r"positions='ntk' is unknown; choose one of plain, riflex"),
         ({"positions": "riflex"}, r"positions='riflex' needs trained_frames"),
         ({"correction": Reshaped()}, r"Reshaped\(.*adds what it saw a step before; a training has no steps"),
+        ({"decay": 1.5}, r"decay=1\.5 must be in \[0, 1\]"),
         ({"sample_every": 5}, r"sample_every=5 needs sample_prompts"),
     ],
 )
 def test_bad_settings(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Settings(SPARSE, **changes)
+
+
+def test_the_rate_rises_stays_and_falls() -> None:
+    settings = Settings(SPARSE, steps=10, warmup=2, decay=0.4, learning_rate=1.0)
+    assert [settings.rate(step) for step in range(10)] == [0.5, *[1.0] * 6, 0.75, 0.5, 0.25]
+    assert Settings(SPARSE, steps=10, warmup=0, learning_rate=1.0).rate(9) == 1.0
 
 
 def test_a_pattern_must_be_one() -> None:

@@ -85,6 +85,9 @@ class Finetuning:
     batch: Annotated[int, Option(help="Videos of a step, in each process.", rich_help_panel=LEARNING)] = 1
     learning_rate: Annotated[float, Option("--lr", help="Learning rate.", rich_help_panel=LEARNING)] = 1e-4
     warmup: Annotated[int, Option(help="Steps in which it rises.", rich_help_panel=LEARNING)] = 20
+    decay: Annotated[
+        float, Option(help="Part of the steps, at the end, in which it falls to 0.", rich_help_panel=LEARNING)
+    ] = 0.0
     rank: Annotated[int, Option(help="Of the LoRA.", rich_help_panel=LEARNING)] = 128
     alpha: Annotated[float | None, Option(rich_help_panel=LEARNING, show_default="the rank")] = None
     targets: Annotated[str, Option(help="Layers that it changes.", rich_help_panel=LEARNING)] = (

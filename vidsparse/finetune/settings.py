@@ -26,7 +26,8 @@ class Settings:
         transformer: "transformer", or "transformer_2" for the expert of low noise.
         steps: optimizer steps in all.
         batch: videos of a step in each process. Each is a pass of its own, of any size: one fills a GPU.
-        learning_rate, warmup: peak of AdamW's rate, reached after so many steps and then constant.
+        learning_rate, warmup, decay: peak of AdamW's rate, reached after so many steps, and the part of all, at the
+            end, in which it falls to 0. With a decay, a training that goes on cannot be of another length.
         weight_decay, clip: of AdamW; the largest norm of the gradient.
         caption_dropout: part of the videos that train without their caption, for classifier-free guidance.
         ema: decay of the running average of the weights that is saved, or None to save the weights themselves.
@@ -51,6 +52,7 @@ class Settings:
     batch: int = 1
     learning_rate: float = 1e-4
     warmup: int = 20
+    decay: float = 0.0
     weight_decay: float = 0.0
     clip: float = 1.0
     caption_dropout: float = 0.1
@@ -78,6 +80,8 @@ class Settings:
         for name in ("caption_dropout", *(["ema"] if self.ema is not None else [])):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay={self.decay} must be in [0, 1], a part of the steps")
         if not self.targets:
             raise ValueError("targets is empty; name layers such as to_q")
         if self.precision not in PRECISIONS:
@@ -92,6 +96,11 @@ class Settings:
             raise ValueError(f"sample_every={self.sample_every} needs sample_prompts")
         if not isinstance(self.pattern, Pattern):
             raise TypeError(f"pattern={self.pattern!r} must be a pattern, such as vidsparse.Radial(density=0.2)")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, from 0."""
+        falling = (self.steps - step) / (self.decay * self.steps) if self.decay else 1.0
+        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup), falling)
 
     def check_targets(self, transformer: torch.nn.Module) -> None:
         """Refuse targets that name no linear layer of a transformer.

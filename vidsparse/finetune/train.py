@@ -201,7 +201,7 @@ class Training:
         settings, accelerator, losses = self.settings, self.accelerator, []
         dtype = self.module.dtype if settings.precision == "no" else torch.float32
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * min(1.0, (self.step + 1) / max(1, settings.warmup))
+            group["lr"] = settings.rate(self.step)
         for part in range(settings.batch):
             example = self.sampler.draw(self.step, part).to(accelerator.device)
             self.run.expect_another_video()
@@ -355,7 +355,8 @@ def _bounds(pipe: Any, transformer: str) -> tuple[float, float]:
 
 def _comparable(settings: Settings) -> dict[str, str]:
     """What decides the result, as text that a checkpoint can hold."""
-    return {f.name: repr(getattr(settings, f.name)) for f in fields(settings) if f.name not in FREE}
+    free = [name for name in FREE if name != "steps" or not settings.decay]
+    return {f.name: repr(getattr(settings, f.name)) for f in fields(settings) if f.name not in free}
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
