@@ -89,7 +89,8 @@ def main() -> None:
         "mean": means(scores),
         "scores": scores,
     }
-    name = "_".join(str(x) for x in (arguments.pattern, arguments.density, arguments.frames) if x is not None)
+    shown = Path(arguments.lora).name if arguments.lora else arguments.pattern
+    name = "_".join(str(x) for x in (shown, arguments.density, arguments.frames) if x is not None)
     path = arguments.out or RESULTS / f"shapes_judge_{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.strip:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AllegroTransformer3DModel, UniPCMultistepScheduler, WanPipeline
+from huggingface_hub.errors import EntryNotFoundError
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -341,12 +342,19 @@ def test_a_lora_on_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     def download(repository: str, name: str) -> str:
         asked.append((repository, name))
+        if name == FILE and repository == "some-one/long.er":
+            raise Missing(f"{name} is not there")
         return str(folder / FILE)
+
+    class Missing(EntryNotFoundError, OSError):
+        """As the Hub says it; its own class wants the whole response."""
 
     monkeypatch.setattr("huggingface_hub.list_repo_files", lambda repository: ["README.md", "b.safetensors"])
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert read_recipe("some-one/long.er").frames == read_recipe("some-one/long.er/lora/c.safetensors").frames == 129
-    assert asked == [("some-one/long.er", "b.safetensors"), ("some-one/long.er", "lora/c.safetensors")]
+    assert read_recipe("some-one/usual").frames == 129
+    files = [("long.er", FILE), ("long.er", "b.safetensors"), ("long.er", "lora/c.safetensors"), ("usual", FILE)]
+    assert asked == [(f"some-one/{name}", file) for name, file in files]
 
 
 def test_a_pipeline_that_loads_no_lora(folder: Path) -> None:

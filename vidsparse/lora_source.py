@@ -53,8 +53,13 @@ def _choose(names: Iterable[str], source: str | Path) -> str:
 
 def _download(repository: str, name: str | None) -> Path:
     from huggingface_hub import hf_hub_download, list_repo_files
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(repository, name or _choose(list_repo_files(repository), repository)))
+        # The usual name first: what was downloaded before is found without a network.
+        return Path(hf_hub_download(repository, name or FILE))
     except OSError as error:
-        raise OSError(f"no LoRA {repository!r}: it is no folder here, and the Hub says: {error}") from error
+        other = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
+        if name is not None or not other:
+            raise OSError(f"no LoRA {repository!r}: it is no folder here, and the Hub says: {error}") from error
+    return Path(hf_hub_download(repository, _choose(list_repo_files(repository), repository)))
