@@ -179,6 +179,7 @@ RECIPE = LoraRecipe(
     correction=PooledComplement(),
     frames=5,
     trained_frames=33,
+    inference_steps=2,
     positions="riflex",
 )
 
@@ -196,7 +197,7 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @needs_weights
 def test_generate_does_what_a_lora_was_trained_with(vidsparse: Any, lora: Path) -> None:
-    done = vidsparse("generate", PROMPT, "--lora", lora, "--steps", 2, "-o", "a.mp4", "--report", "a.json")
+    done = vidsparse("generate", PROMPT, "--lora", lora, "-o", "a.mp4", "--report", "a.json")
     assert done.code == 0, done.err
     assert f"{lora}: trained on 5 frames (the model on 33)" in re.sub(r"\s+", " ", done.out)
     report = json.loads(Path("a.json").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -22,10 +23,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import vidsparse.lora
-from vidsparse import LoraRecipe, PooledComplement, Radial, StepSchedule, extend_positions, load_lora, save_lora
+from vidsparse import (
+    LoraRecipe,
+    PooledComplement,
+    Radial,
+    StepSchedule,
+    extend_positions,
+    load_lora,
+    save_lora,
+    sparsify,
+)
+from vidsparse.finetune.encoders import WanEncoders
+from vidsparse.finetune.objective import Example, flow_loss
 from vidsparse.lora import read_recipe
 from vidsparse.lora_source import FILE, KNOWN, find_lora
 from vidsparse.shapes import model as shapes
+from vidsparse.shapes.render import render, training_example
 
 needs_weights = pytest.mark.skipif(
     not (shapes.FOLDER / "model_index.json").is_file(), reason="the shapes weights are not there"
@@ -329,6 +342,31 @@ def test_places_without_a_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(error, match=says):
             load_lora(pipe, source)
     assert not getattr(pipe.transformer, "peft_config", {})
+
+
+@needs_weights
+def test_the_lora_that_ships() -> None:
+    """It is small, says how it was trained, and makes the drawn video's noise easier to tell from the video."""
+    assert find_lora("shapes-long").stat().st_size <= 5_000_000
+    recipe = read_recipe("shapes-long")
+    assert (recipe.frames, recipe.trained_frames, recipe.positions) == (129, 33, "yarn")
+    assert (recipe.base, recipe.inference_steps) == ("shapes", 30)
+    assert recipe.pattern == StepSchedule(Radial(density=0.2), dense_steps=2)
+    pipe = shapes.load_pipeline(torch.float32)
+    scene, paths = training_example(random.Random("not in the training"), 129)
+    video = render(scene, paths, 129, 64, 64)
+    with torch.no_grad():
+        latents = WanEncoders(pipe).encode_video(video)[None]
+        text = WanEncoders(pipe).encode_text(scene.caption)[None]
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+        example = Example(latents, noise, text, torch.tensor([0.7]))
+        losses = []
+        for lora in (None, "shapes-long"):
+            if lora is not None:
+                load_lora(pipe, lora)
+            with sparsify(pipe.transformer, recipe.pattern.pattern):
+                losses.append(float(flow_loss(pipe.transformer, example)))
+    assert losses[1] < 0.5 * losses[0]
 
 
 def test_known_names_and_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
