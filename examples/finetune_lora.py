@@ -1,7 +1,7 @@
 """Train a LoRA for videos four times as long as those that `shapes` was trained on, with radial attention.
 
-    python examples/finetune_lora.py --out runs/shapes-long --steps 400
-    torchrun --nproc-per-node 8 examples/finetune_lora.py --out runs/shapes-long --steps 400
+    python examples/finetune_lora.py --out runs/shapes-long --steps 500
+    torchrun --nproc-per-node 8 examples/finetune_lora.py --out runs/shapes-long --steps 500
 
 `vidsparse finetune` is this with all the options, for folders of videos and for Wan.
 """
@@ -19,16 +19,19 @@ from vidsparse.shapes.model import load_pipeline
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/shapes-long"))
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--frames", type=int, default=129)
     parser.add_argument("--videos", type=int, default=512)
     arguments = parser.parse_args()
 
     settings = Settings(
-        pattern=StepSchedule(Radial(density=0.2), dense_steps=4),
+        pattern=StepSchedule(Radial(density=0.2), dense_steps=2),
+        positions="yarn",
         trained_frames=33,
-        rank=16,
-        learning_rate=5e-4,
+        rank=64,
+        learning_rate=2e-3,
+        decay=0.6,
+        ema=0.98,
         steps=arguments.steps,
         batch=2,
     )
