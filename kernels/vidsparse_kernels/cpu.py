@@ -174,8 +174,7 @@ def _backward(
         grad_q += torch.mm(scores, scratch.cast("low key", k, low))
         for boxes, part in zip(sums, (torch.mm(scores.T, q), torch.mm(weights.T, g)), strict=True):
             targets = [boxes[i] for i in chunk]
-            # Cast at once: adding across dtypes would make a copy of each box.
-            torch._foreach_add_(targets, scratch.cast("wide part", part, wide).split([len(x) for x in targets]))
+            torch._foreach_add_(targets, part.split([len(x) for x in targets]))
     head.grad_query.index_copy_(0, row.queries, (grad_q * scale).to(low))
 
 
