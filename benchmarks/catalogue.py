@@ -4,7 +4,7 @@ All patterns see the same prompts and seeds, with the same dense steps; the dens
 `results/catalogue.json` for each length and pattern is written as soon as it is known, and kept by later runs.
 
 python benchmarks/catalogue.py --frames 33 --prompts 4
-python benchmarks/catalogue.py --frames 129 --prompts 1
+python benchmarks/catalogue.py --frames 129 --prompts 1 --lora shapes-long
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from subject import add_model_options, load_model
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 import vidsparse
 from vidsparse import Pattern, VideoGrid
+from vidsparse.cli.patterns import CORRECTIONS, build_correction
 from vidsparse.shapes import judge, model
 from vidsparse.shapes.scene import Scene, held_out_scenes
 
@@ -105,21 +107,21 @@ def compare(videos: list[torch.Tensor], dense: list[torch.Tensor], scenes: list[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=33)
+    add_model_options(parser, dtype="bfloat16")
     parser.add_argument("--density", type=float, default=0.2)
+    parser.add_argument("--correction", choices=list(CORRECTIONS), default="none")
     parser.add_argument("--dense-steps", type=int, default=4)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance", type=float, default=model.SAMPLING["guidance_scale"])
     parser.add_argument("--prompts", type=int, default=4, help="how many of the 64 held-out ones, evenly spaced")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--only", nargs="+", help="names of patterns; all by default")
     parser.add_argument("--out", type=Path, default=RESULTS / "catalogue.json")
     arguments = parser.parse_args()
 
-    pipe = model.load_pipeline(getattr(torch, arguments.dtype))
-    pipe.set_progress_bar_config(disable=True)
+    pipe, _ = load_model(arguments)
+    correction = build_correction(arguments.correction)
     scenes = held_out_scenes()[:: max(1, 64 // arguments.prompts)][: arguments.prompts]
-    settings = {key: value for key, value in vars(arguments).items() if key not in ("only", "out")}
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("only", "out", "model")}
     grid = VideoGrid((arguments.frames - 1) // 4 + 1, 16, 16)
     rows = json.loads(arguments.out.read_text()) if arguments.out.is_file() else []
 
@@ -137,12 +139,14 @@ def main() -> None:
     for name, pattern in catalogue(grid, arguments.density).items():
         if arguments.only and name not in arguments.only:
             continue
-        with vidsparse.sparsify(pipe, vidsparse.StepSchedule(pattern, dense_steps=arguments.dense_steps)) as run:
+        schedule = vidsparse.StepSchedule(pattern, dense_steps=arguments.dense_steps)
+        with vidsparse.sparsify(pipe, schedule, correction=correction) as run:
             videos, seconds = generate(pipe, scenes, arguments)
             report = run.report()
         found = {"pattern": repr(pattern), "density": round(report.density, 4)}
         found |= {"token_density": round(report.token_density, 4), "flops_saved": round(report.flops_saved, 4)}
-        record(name, found | {"seconds": round(seconds, 2)} | compare(videos, dense, scenes))
+        title = name if correction is None else f"{name} + {type(correction).__name__}"
+        record(title, found | {"seconds": round(seconds, 2)} | compare(videos, dense, scenes))
 
 
 if __name__ == "__main__":

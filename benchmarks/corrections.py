@@ -46,22 +46,20 @@ from vidsparse import (
     head_groups,
     sparse_attention,
 )
-from vidsparse.grid import Tile
 
 RESULTS = Path(__file__).parent / "results"
-# From the tile of a map, which the size of a box follows.
-CORRECTIONS: dict[str, Callable[[Tile], Correction | None]] = {
-    "none": lambda tile: None,
-    "PooledComplement()": lambda tile: PooledComplement(),
-    "PooledComplement(gate=False)": lambda tile: PooledComplement(gate=False),
-    "PooledComplement(variance=True)": lambda tile: PooledComplement(variance=True),
-    "PooledComplement(box of 16)": lambda tile: PooledComplement(box=small_box(tile)),
-    "PooledComplement(gate=False, box of 16)": lambda tile: PooledComplement(gate=False, box=small_box(tile)),
-    "Rectified()": lambda tile: Rectified(),
-    "Reshaped('none')": lambda tile: Reshaped("none"),
-    "Reshaped('tile')": lambda tile: Reshaped("tile"),
-    "Reshaped('full')": lambda tile: Reshaped("full"),
-    "Reshaped('full', drift=0)": lambda tile: Reshaped("full", drift=0.0),
+CORRECTIONS: dict[str, Correction | None] = {
+    "none": None,
+    "PooledComplement()": PooledComplement(),
+    "PooledComplement(gate=False)": PooledComplement(gate=False),
+    "PooledComplement(variance=True)": PooledComplement(variance=True),
+    "PooledComplement(box=16)": PooledComplement(box=16),
+    "PooledComplement(gate=False, box=16)": PooledComplement(gate=False, box=16),
+    "Rectified()": Rectified(),
+    "Reshaped('none')": Reshaped("none"),
+    "Reshaped('tile')": Reshaped("tile"),
+    "Reshaped('full')": Reshaped("full"),
+    "Reshaped('full', drift=0)": Reshaped("full", drift=0.0),
 }
 
 
@@ -136,19 +134,11 @@ def contenders(grid: VideoGrid, densities: list[float]) -> dict[str, list[Patter
     return found
 
 
-def small_box(tile: Tile) -> Tile:
-    """The tile halved along its longest sides down to 16 tokens."""
-    while math.prod(tile) > 16 and any(side % 2 == 0 for side in tile):
-        longest = max((side, axis) for axis, side in enumerate(tile) if side % 2 == 0)[1]
-        tile = tuple(side // 2 if axis == longest else side for axis, side in enumerate(tile))
-    return tile
-
-
 def extra_cost(correction: Correction | None, block_map: BlockMap) -> float:
     """Products that the correction computes, as a share of dense attention's two of tokens x tokens."""
     grid = block_map.grid
     if isinstance(correction, PooledComplement):
-        share = math.prod(grid.tiles(correction.box or block_map.key_tile)) / grid.tokens
+        share = math.prod(grid.tiles(correction.box_in(block_map.key_tile))) / grid.tokens
         return share * (1 + 0.5 * correction.gate + 0.5 * correction.variance)
     if isinstance(correction, Reshaped):
         return (1 - block_map.density) / correction.refresh_every
@@ -168,12 +158,12 @@ def outputs(
         for query, key, value in (moment.before, moment.now)
     )
     found = {}
-    for name, make in CORRECTIONS.items():
+    for name, correction in CORRECTIONS.items():
         total, density, cost = torch.zeros_like(dense), 0.0, 0.0
         remembers = name.startswith("Reshaped")
         for group in held if remembers else fresh:
             block_map, picked = group.block_map, list(group.heads)
-            correction, here = make(block_map.key_tile), replace(context, heads=len(picked), memory={})
+            here = replace(context, heads=len(picked), memory={})
             for step, tensors in ((0, moment.before), (lag, moment.now))[0 if remembers else 1 :]:
                 qkv = [x[:, :, picked] for x in tensors]
                 out, lse = sparse_attention(*qkv, block_map, return_lse=True)

@@ -2,7 +2,8 @@
 
 python benchmarks/shapes_judge.py
 python benchmarks/shapes_judge.py --pattern radial --density 0.2 --dense-steps 4 --prompts 16
-python benchmarks/shapes_judge.py --lora shapes-long --frames 129 --prompts 16  # with the pattern of its training
+python benchmarks/shapes_judge.py --frames 129 --positions yarn --prompts 16    # a length that the model has not seen
+python benchmarks/shapes_judge.py --frames 129 --lora shapes-long --prompts 16  # with the pattern of its training
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import time
 from pathlib import Path
 
 import torch
+from subject import add_attention_options, add_model_options, build_attention, load_model, name_of
 
 import vidsparse
-from vidsparse.cli.patterns import build_pattern
 from vidsparse.shapes import judge, model
 from vidsparse.shapes.scene import held_out_scenes
 
@@ -24,31 +25,18 @@ RESULTS = Path(__file__).parent / "results"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pattern", default="dense", help="a name of `vidsparse patterns`")
-    parser.add_argument("--density", type=float)
-    parser.add_argument("--set", action="append", help="a field of the pattern, such as threshold=0.2")
-    parser.add_argument("--dense-steps", type=int, default=4, help="of a sparse pattern")
-    parser.add_argument("--lora", help="a name, folder or file; its pattern and schedule replace those above")
-    parser.add_argument("--frames", type=int, default=33)
+    add_model_options(parser)
+    add_attention_options(parser)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance", type=float, default=model.SAMPLING["guidance_scale"])
     parser.add_argument("--prompts", type=int, default=64, help="how many of the 64, evenly spaced")
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--model", type=Path, default=model.FOLDER)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/shapes_judge_....json)")
     parser.add_argument("--strip", type=Path, help="also write a PNG with nine frames of the first 16 videos")
     arguments = parser.parse_args()
 
-    pipe = model.load_pipeline(getattr(torch, arguments.dtype), arguments.model)
-    pipe.set_progress_bar_config(disable=True)
-    pattern = build_pattern(arguments.pattern, arguments.density, arguments.set)
-    if arguments.pattern != "dense":
-        pattern = vidsparse.StepSchedule(pattern, dense_steps=arguments.dense_steps)
-    correction = None
-    if arguments.lora:
-        recipe = vidsparse.load_lora(pipe, arguments.lora)
-        pattern, correction = recipe.pattern or pattern, recipe.correction
+    pipe, recipe = load_model(arguments)
+    pattern, correction = build_attention(arguments, recipe)
     scenes = held_out_scenes()[:: max(1, 64 // arguments.prompts)][: arguments.prompts]
     scores, strips, seconds = [], [], 0.0
     with vidsparse.sparsify(pipe, pattern, correction=correction) as run:
@@ -77,6 +65,8 @@ def main() -> None:
     result = {
         "pattern": repr(pattern),
         "lora": arguments.lora,
+        "positions": arguments.positions,
+        "correction": None if correction is None else repr(correction),
         "frames": arguments.frames,
         "steps": arguments.steps,
         "guidance": arguments.guidance,
@@ -89,9 +79,7 @@ def main() -> None:
         "mean": means(scores),
         "scores": scores,
     }
-    shown = Path(arguments.lora).name if arguments.lora else arguments.pattern
-    name = "_".join(str(x) for x in (shown, arguments.density, arguments.frames) if x is not None)
-    path = arguments.out or RESULTS / f"shapes_judge_{name}.json"
+    path = arguments.out or RESULTS / f"shapes_judge_{name_of(arguments)}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.strip:
         import imageio.v3 as imageio

@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import vidsparse.corrections.pooled_complement
 from vidsparse import BlockMap, Context, Correction, Dense, Radial, SparseCall, VideoGrid, sparse_attention
 from vidsparse.corrections import PooledComplement, Rectified, Reshaped
+from vidsparse.grid import Tile
 from vidsparse_kernels.tiles import tile_of_token, tile_tokens
 
 TEXT = VideoGrid(3, 5, 7, prefix=3, suffix=6)
@@ -29,6 +30,7 @@ CORRECTIONS = (
     PooledComplement(),
     PooledComplement(gate=False),
     PooledComplement(box=(1, 1, 2)),
+    PooledComplement(box=4),
     PooledComplement(variance=True),
     Rectified(),
     Reshaped("none"),
@@ -181,8 +183,24 @@ def test_box_must_divide_the_tile() -> None:
     case = CASES["ragged"]
     with pytest.raises(ValueError, match="must divide the pattern's key tile"):
         PooledComplement(box=(2, 3, 4)).correct(call(case, *case.tensors()))
-    with pytest.raises(ValueError, match="box"):
-        PooledComplement(box=(0, 1, 1))
+    for box in ((0, 1, 1), 0):
+        with pytest.raises(ValueError, match="box"):
+            PooledComplement(box=box)
+
+
+@pytest.mark.parametrize(
+    ("tile", "tokens", "box"),
+    [
+        ((4, 4, 8), 16, (4, 2, 2)),
+        ((2, 8, 8), 16, (2, 4, 2)),
+        ((1, 4, 16), 64, (1, 4, 16)),
+        ((1, 4, 16), 16, (1, 4, 4)),
+        ((3, 6, 5), 20, (3, 3, 5)),
+        ((1, 8, 8), 1, (1, 1, 1)),
+    ],
+)
+def test_boxes_of_so_many_tokens(tile: Tile, tokens: int, box: Tile) -> None:
+    assert PooledComplement(box=tokens).box_in(tile) == box
 
 
 @every_case

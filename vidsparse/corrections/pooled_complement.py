@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,19 +38,33 @@ class PooledComplement(Correction):
 
     Attributes:
         gate: apply only the share of the change that the kept tiles vouch for.
-        box: (frames, height, width) of the boxes whose means are taken, dividing the tile; by default the tile. The
-            products cost 1 / (tokens of a box) of dense attention's, and half as much again with the gate.
+        box: (frames, height, width) of the boxes whose means are taken, dividing the tile, or how many tokens they
+            have: the tile is halved along its longest sides until it has no more. By default the tile. The products
+            cost 1 / (tokens of a box) of dense attention's, and half as much again with the gate.
         variance: add half the variance of a tile's logits, from the variance of its keys along each channel: the
             second term of the log of the mean exponential, whose first the mean key gives.
     """
 
     gate: bool = True
-    box: Tile | None = None
+    box: Tile | int | None = None
     variance: bool = False
 
     def __post_init__(self) -> None:
-        if self.box is not None:
+        if isinstance(self.box, int):
+            if self.box < 1:
+                raise ValueError(f"box={self.box} must have at least 1 token")
+        elif self.box is not None:
             check_tile(self.box, "box")
+
+    def box_in(self, tile: Tile) -> Tile:
+        """The sides of the boxes in a tile. Raises `ValueError` where the box does not divide it."""
+        if self.box is None:
+            return tile
+        if isinstance(self.box, int):
+            return _halved(tile, self.box)
+        if any(side % part for side, part in zip(tile, self.box, strict=True)):
+            raise ValueError(f"box={self.box} must divide the pattern's key tile {tile} along every axis")
+        return self.box
 
     def correct(self, call: SparseCall) -> torch.Tensor:
         grid, out = call.block_map.grid, call.out
@@ -80,9 +95,7 @@ class PooledComplement(Correction):
 
     def _columns(self, call: SparseCall) -> _Columns:
         block_map, key, value = call.block_map, call.key, call.value
-        grid, tile = block_map.grid, self.box or block_map.key_tile
-        if any(side % part for side, part in zip(block_map.key_tile, tile, strict=True)):
-            raise ValueError(f"box={tile} must divide the pattern's key tile {block_map.key_tile} along every axis")
+        grid, tile = block_map.grid, self.box_in(block_map.key_tile)
         owner = tile_of_token(grid.view, tile)
         sizes = torch.bincount(owner)
         parent = torch.empty_like(sizes)
@@ -121,6 +134,17 @@ class _Columns(NamedTuple):
         scaled = query.transpose(1, 2).float() * query.shape[-1] ** -0.5
         logits: torch.Tensor = scaled @ self.keys.mT + self.bias
         return logits if self.spread is None else logits + 0.5 * scaled**2 @ self.spread.mT
+
+
+def _halved(tile: Tile, tokens: int) -> Tile:
+    """The tile, its longest even side halved until it has no more than so many tokens."""
+    sides = list(tile)
+    while math.prod(sides) > tokens:
+        even = [axis for axis, side in enumerate(sides) if side % 2 == 0]
+        if not even:
+            break
+        sides[max(even, key=lambda axis: (sides[axis], axis))] //= 2
+    return (sides[0], sides[1], sides[2])
 
 
 def differentiable_means(x: torch.Tensor, view: Triple, tile: Triple, prefix: int) -> torch.Tensor:
