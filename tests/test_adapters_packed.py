@@ -332,6 +332,17 @@ def test_tokens_around_the_video_are_exact(case: Case, batch: int) -> None:
     assert (video[0] - video[1]).abs().max() > 1e-3
 
 
+@torch.no_grad()
+@EACH
+def test_flops_are_those_of_the_heads_which_are_wider_than_the_model(case: Case) -> None:
+    transformer, grid = case.build(), case.grid()
+    with sparsify(transformer, StepSchedule(SPARSE, dense_layers=(0,))) as run:
+        call(case, transformer)
+    width = case.config["num_attention_heads"] * case.config.get("attention_head_dim", case.config.get("head_dim"))
+    assert width != case.config["hidden_size"]
+    assert {c.dense_flops for c in run.report().calls} == {4 * grid.tokens**2 * width}
+
+
 @EACH
 def test_gradients_are_those_under_the_expanded_mask(case: Case) -> None:
     transformer = case.build()

@@ -47,9 +47,11 @@ class Layer:
         name: str,
         index: int,
         layers: int,
+        width: int | None = None,
     ):
         self.settings, self.record, self.clock = settings, record, clock
         self.transformer, self.index, self.layers = name, index, layers
+        self.width = width  # heads times head_dim; None: that of the output
         self.video, self.memories = 0, defaultdict[int, dict[Any, Any]](dict)
 
     @property
@@ -164,8 +166,8 @@ class Layer:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _call(self, out: tuple[torch.Tensor, ...], done: list[_Done], reason: str | None) -> LayerCall:
         tokens, (batch, _, width) = sum(part.shape[1] for part in out), out[0].shape
-        # Two products of tokens x tokens x width (heads times head_dim), a multiplication and an addition each.
-        dense_flops = 4.0 * batch * tokens**2 * width
+        # Two products of tokens x tokens x width, a multiplication and an addition each.
+        dense_flops = 4.0 * batch * tokens**2 * (self.width or width)
         return LayerCall(
             transformer=self.transformer,
             layer=self.index,

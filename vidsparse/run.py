@@ -126,16 +126,12 @@ class Run:
         clock = Clock(transformer, adapter, lambda: getattr(pipeline(), "scheduler", None))
         self._clocks.append(clock)
         self._transformers[name] = weakref.ref(transformer)
-        return {
-            key: _Replaced(
-                module,
-                module.processor,
-                adapter.processor(
-                    module.processor, Layer(self.settings, self._record, clock, name, index, len(attentions))
-                ),
-            )
-            for index, (key, module) in enumerate(attentions.items())
-        }
+        replaced = {}
+        for index, (key, module) in enumerate(attentions.items()):
+            width = adapter.width(module)
+            layer = Layer(self.settings, self._record, clock, name, index, len(attentions), width)
+            replaced[key] = _Replaced(module, module.processor, adapter.processor(module.processor, layer))
+        return replaced
 
 
 def sparsify(

@@ -73,6 +73,11 @@ class Adapter(ABC):
         del transformer
         return float(torch.as_tensor(call["timestep"]).max())
 
+    def width(self, attention: torch.nn.Module) -> int | None:
+        """Heads times head_dim of one of the `self_attentions`; None where it is the width of what comes out."""
+        width: int | None = getattr(attention, "inner_dim", None)
+        return width
+
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What to change in a configuration, so that a twin remains: a small model with the same layout.
 
