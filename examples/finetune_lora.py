@@ -1,7 +1,7 @@
 """Train a LoRA for videos four times as long as those that `shapes` was trained on, with radial attention.
 
-    python examples/finetune_lora.py --out runs/shapes-long --steps 500
-    torchrun --nproc-per-node 8 examples/finetune_lora.py --out runs/shapes-long --steps 500
+    python examples/finetune_lora.py --out runs/shapes-long
+    torchrun --nproc-per-node 8 examples/finetune_lora.py --out runs/shapes-long
 
 `vidsparse finetune` is this with all the options, for folders of videos and for Wan.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vidsparse import Radial, StepSchedule
+from vidsparse import Radial
 from vidsparse.finetune import Bucket, Settings, drawn_clips, finetune
 from vidsparse.shapes.model import load_pipeline
 
@@ -19,13 +19,13 @@ from vidsparse.shapes.model import load_pipeline
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/shapes-long"))
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--frames", type=int, default=129)
-    parser.add_argument("--videos", type=int, default=512)
+    parser.add_argument("--videos", type=int, default=2048)
     arguments = parser.parse_args()
 
     settings = Settings(
-        pattern=StepSchedule(Radial(density=0.2), dense_steps=2),
+        pattern=Radial(density=0.2),
         positions="yarn",
         trained_frames=33,
         rank=64,

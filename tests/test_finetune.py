@@ -105,6 +105,19 @@ def test_a_resumed_training_is_the_unbroken_one_to_the_bit(tmp_path: Path, cache
         ]
 
 
+def test_a_training_begins_with_a_lora(tmp_path: Path, cache: Path) -> None:
+    before = train(tmp_path / "before", cache)
+    start, still = str(tmp_path / "before"), {"steps": 1, "learning_rate": 1e-30}
+    assert_same(train(tmp_path / "same", cache, start=start, **still), before)
+    # With twice the alpha half the weights add the same.
+    halved = train(tmp_path / "halved", cache, start=start, alpha=2 * SMALL["rank"], **still)
+    assert_same(halved, {name: weight / 2 if "lora_B" in name else weight for name, weight in before.items()})
+    further = train(tmp_path / "further", cache, start=start)
+    assert all(not torch.equal(further[name], before[name]) for name in before)
+    with pytest.raises(ValueError, match=r"of another training \(start was \w+, is None\)"):
+        train(tmp_path / "further", cache)
+
+
 def test_the_log_goes_on_from_the_checkpoint(tmp_path: Path, cache: Path) -> None:
     whole = train(tmp_path / "whole", cache, steps=8, save_every=3)
     train(tmp_path / "parts", cache, steps=5, save_every=3)
@@ -295,6 +308,10 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, cache: 
         train(out, cache, precision="fp16")
     with pytest.raises(ValueError, match="has no sparse step among 20"):
         train(out, cache, pattern=StepSchedule(Radial(density=0.5), dense_steps=20))
+    with pytest.raises(FileNotFoundError, match="no LoRA 'nowhere'"):
+        train(out, cache, start="nowhere")
+    with pytest.raises(ValueError, match=r"start='shapes-long' does not fit: .*in a training of rank 4 and"):
+        train(out, cache, start="shapes-long")
     assert not out.exists()
 
 

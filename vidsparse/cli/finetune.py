@@ -93,6 +93,9 @@ class Finetuning:
     targets: Annotated[str, Option(help="Layers that it changes.", rich_help_panel=LEARNING)] = (
         "to_q,to_k,to_v,to_out.0"
     )
+    start: Annotated[
+        str | None, Option(help="A LoRA to begin with.", rich_help_panel=LEARNING, show_default="none")
+    ] = None
     transformer: Annotated[str, Option(help="Or transformer_2, of low noise.", rich_help_panel=LEARNING)] = (
         "transformer"
     )

@@ -23,6 +23,7 @@ class Settings:
         correction: what is added back for dropped tiles, or None.
         rank, alpha: of the LoRA; alpha None is the rank, so that its output has a factor of 1.
         targets: ends of the names of the layers that it changes.
+        start: a LoRA of this rank and these targets to begin with, as `load_lora` finds it; None for one that adds 0.
         transformer: "transformer", or "transformer_2" for the expert of low noise.
         steps: optimizer steps in all.
         batch: videos of a step in each process. Each is a pass of its own, of any size: one fills a GPU.
@@ -47,6 +48,7 @@ class Settings:
     rank: int = 128
     alpha: float | None = None
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    start: str | None = None
     transformer: str = "transformer"
     steps: int = 1000
     batch: int = 1

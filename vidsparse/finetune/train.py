@@ -19,6 +19,7 @@ from vidsparse.finetune.noise import by_noise, shift_of, sparse_levels
 from vidsparse.finetune.objective import Sampler, flow_loss
 from vidsparse.finetune.samples import Prompt, write_samples
 from vidsparse.finetune.settings import Settings
+from vidsparse.finetune.start import start_hash, start_weights
 from vidsparse.lora import LoraRecipe, save_lora
 from vidsparse.positions import extend_positions
 from vidsparse.run import sparsify
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 WRAPPED = ("forward", "_original_forward")  # what accelerate sets on a model that computes in less precision
 # What may change when a training goes on.
-FREE = ("steps", "batch", "log_every", "save_every", "keep", "sample_every", "sample_prompts")
+FREE = ("start", "steps", "batch", "log_every", "save_every", "keep", "sample_every", "sample_prompts")
 
 
 class Training:
@@ -95,6 +96,7 @@ class Training:
         )
         identity = {"model": fingerprint(self.module), "shift": str(self.sampler.shift), "data": examples.fingerprint}
         identity |= {"videos of a step": str(settings.batch * accelerator.num_processes)}
+        identity |= {} if settings.start is None else {"start": start_hash(settings.start)}
         self.identity = {**identity, "frames": str(frames), **_comparable(settings)}
         state = self._last_checkpoint()
         self._add_lora()
@@ -114,14 +116,17 @@ class Training:
 
     def _add_lora(self) -> None:
         from diffusers.training_utils import cast_training_params
-        from peft import LoraConfig
+        from peft import LoraConfig, set_peft_model_state_dict
 
         settings = self.settings
         self.module.requires_grad_(False)
         torch.manual_seed(settings.seed)
         alpha = settings.rank if settings.alpha is None else settings.alpha
         lora: Any = dict(r=settings.rank, lora_alpha=alpha, target_modules=list(settings.targets))
+        start = None if settings.start is None else start_weights(self.pipe, settings, settings.start)
         self.module.add_adapter(LoraConfig(**lora))
+        if start is not None:
+            set_peft_model_state_dict(self.module, start)
         cast_training_params([self.module], dtype=torch.float32)
         if settings.gradient_checkpointing:
             self.module.enable_gradient_checkpointing()
@@ -324,7 +329,9 @@ def check_pipeline(pipe: Any, settings: Settings) -> None:
 
     Raises:
         NotImplementedError: not a text-to-video pipeline of Wan's kind, or a scheduler of another kind.
-        ValueError: no such transformer, one with a LoRA, targets that it has not, or a schedule without a sparse step.
+        ValueError: no such transformer, one with a LoRA, targets that it has not, a LoRA to begin with that is of
+            another shape, or a schedule without a sparse step.
+        OSError: no LoRA to begin with.
         ImportError: peft is missing.
     """
     import peft  # noqa: F401
@@ -341,6 +348,8 @@ def check_pipeline(pipe: Any, settings: Settings) -> None:
     if getattr(transformer, "peft_config", None):
         raise ValueError("the transformer has a LoRA already; pipe.unload_lora_weights() takes it out")
     settings.check_targets(transformer)
+    if settings.start is not None:
+        start_weights(pipe, settings, settings.start)
     shift_of(pipe.scheduler)
     by_noise(settings.pattern, pipe.scheduler, settings.inference_steps)
 
@@ -360,7 +369,8 @@ def _comparable(settings: Settings) -> dict[str, str]:
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    changed = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
+    names = dict.fromkeys((*now, *before))
+    changed = [f"{n} was {before.get(n)}, is {now.get(n)}" for n in names if before.get(n) != now.get(n)]
     if changed:
         raise ValueError(
             f"the checkpoints in {folder} are of another training ({'; '.join(changed)}); "

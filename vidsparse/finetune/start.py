@@ -1,0 +1,52 @@
+"""A training that begins with a LoRA which is there: its weights, for the layers and the rank of the settings."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+
+from vidsparse.finetune.settings import Settings
+from vidsparse.lora_source import find_lora
+
+
+def start_weights(pipe: Any, settings: Settings, start: str) -> dict[str, torch.Tensor]:
+    """The weights of a LoRA by their names in the transformer, in the scale of `settings.alpha`.
+
+    Raises:
+        OSError: no such LoRA.
+        ValueError: it changes other layers, or has another rank.
+    """
+    file = find_lora(start)
+    place = {"weight_name": file.name, "use_safetensors": True, "return_lora_metadata": True}
+    stored, header = pipe.lora_state_dict(str(file.parent), **place)
+    weights = {name.removeprefix("transformer."): weight.float() for name, weight in stored.items()}
+    expected = _shapes(getattr(pipe, settings.transformer), settings)
+    found = {name: tuple(weight.shape) for name, weight in weights.items()}
+    other = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+    if other:
+        name = other[0]
+        raise ValueError(
+            f"start={start!r} does not fit: its {name} is {found.get(name, 'missing')}, in a training of "
+            f"rank {settings.rank} and targets {', '.join(settings.targets)} it is {expected.get(name, 'missing')}"
+        )
+    # What the LoRA adds is alpha / rank times the product of its weights, which shall stay what it was.
+    alpha = settings.rank if settings.alpha is None else settings.alpha
+    before = (header or {}).get("transformer.lora_alpha", settings.rank)
+    return {name: weight * (before / alpha) if "lora_B" in name else weight for name, weight in weights.items()}
+
+
+def start_hash(start: str) -> str:
+    """What a LoRA is, in a few letters."""
+    return hashlib.sha256(find_lora(start).read_bytes()).hexdigest()
+
+
+def _shapes(transformer: torch.nn.Module, settings: Settings) -> dict[str, tuple[int, ...]]:
+    """The shapes of a LoRA's weights, by name."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, layer in transformer.named_modules():
+        if isinstance(layer, torch.nn.Linear) and any(name == t or name.endswith(f".{t}") for t in settings.targets):
+            shapes[f"{name}.lora_A.weight"] = (settings.rank, layer.in_features)
+            shapes[f"{name}.lora_B.weight"] = (layer.out_features, settings.rank)
+    return shapes
