@@ -62,6 +62,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "torch",
         "vidsparse.corrections",
         "vidsparse.lora",
+        "vidsparse.lora_source",
         "vidsparse.patterns",
         "vidsparse.positions",
         "vidsparse.replacing",
