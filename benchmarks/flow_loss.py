@@ -1,6 +1,6 @@
 """The flow-matching loss of the `shapes` model on videos that no training saw, by level of noise.
 
-It tells in a minute what the judge tells in ten, and where in the generation something is missing. Attention is dense
+It takes a minute where the judge takes ten, and tells where in the generation something is missing. Attention is dense
 and sparse at the levels at which a generation of `--steps` would be.
 
 python benchmarks/flow_loss.py --frames 129 --positions yarn --pattern radial --density 0.2 --dense-steps 0
