@@ -15,9 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
 from diffusers import UniPCMultistepScheduler, WanPipeline
 from safetensors.torch import load_file
+from torch.distributed.run import get_args_parser as torchrun_parser
+from typer.main import get_command
 
 from vidsparse import Dense, Radial, Reuse, StepSchedule, TopBlocks, load_lora
 from vidsparse.cli import app
@@ -225,13 +228,22 @@ def test_dense_and_sparse_trainings_differ(tmp_path: Path, cache: Path) -> None:
 
 WORKER = textwrap.dedent(
     """
-    import sys
+    import gc, sys
     from pathlib import Path
+
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
 
     sys.path.insert(0, sys.argv[1])
     import test_finetune as t
     from vidsparse.finetune import Settings, drawn_clips, finetune
 
+    def destroy_without_ddp(group=None, destroy=torch.distributed.destroy_process_group):
+        # One that outlives its process group may hang for ever, or may not.
+        assert not any(type(thing) is DistributedDataParallel for thing in gc.get_objects())
+        destroy(group)
+
+    torch.distributed.destroy_process_group = destroy_without_ddp
     folder, cache, batch = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
     settings = Settings(**{"pattern": t.PATTERN, **t.SMALL, "batch": batch, "steps": int(sys.argv[5]), "save_every": 1})
     finetune(t.pipeline(), drawn_clips(4, t.BUCKET), settings, folder, base="tiny", cache=cache, cpu=True)
@@ -372,6 +384,15 @@ def test_a_lora_from_the_command_line(command: Any, tmp_path: Path, cache: Path)
     code, _, errors = command(*asked, "--steps", 2)
     assert code == 0 and "going on from step 1" in errors
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2]
+
+
+def test_launchers_leave_each_option_to_the_command() -> None:
+    params = get_command(app).commands["finetune"].params  # type: ignore[attr-defined]
+    options = [name for param in params for name in (*param.opts, *param.secondary_opts)]
+    for parser in (torchrun_parser(), launch_command_parser()):
+        # They take a beginning that several of their own options share for an error, wherever it stands.
+        parsed = parser.parse_args(["--no-python", "vidsparse", "finetune", *options])
+        assert parsed.training_script_args == ["finetune", *options]
 
 
 @pytest.mark.parametrize(

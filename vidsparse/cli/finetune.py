@@ -93,8 +93,9 @@ class Finetuning:
     targets: Annotated[str, Option(help="Layers that it changes.", rich_help_panel=LEARNING)] = (
         "to_q,to_k,to_v,to_out.0"
     )
+    # Not --start: torchrun would take it for the beginning of an option of its own.
     start: Annotated[
-        str | None, Option(help="A LoRA to begin with.", rich_help_panel=LEARNING, show_default="none")
+        str | None, Option("--start-from", help="A LoRA to begin with.", rich_help_panel=LEARNING, show_default="none")
     ] = None
     transformer: Annotated[str, Option(help="Or transformer_2, of low noise.", rich_help_panel=LEARNING)] = (
         "transformer"

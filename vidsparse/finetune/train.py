@@ -199,6 +199,9 @@ class Training:
         for name in WRAPPED:
             self.module.__dict__.pop(name, None)
         self.module.__dict__.update(self.forward)
+        # DDP goes first: freed last, it waits for gloo's threads with the GIL held, and they wait for the GIL.
+        del self.model
+        self.accelerator.free_memory()
         self.accelerator.end_training()
 
     def _learn(self) -> float:
