@@ -304,7 +304,11 @@ def test_reshaped_cache_bytes() -> None:
     assert 61e9 < 2 * 40 * Reshaped("full").cache_bytes(wan, (2, 8, 8), 40, 128) < 64e9
 
 
-@pytest.mark.parametrize("fields", [{"residual": "half"}, {"drift": -0.1}, {"refresh_every": 0}], ids=repr)
+@pytest.mark.parametrize(
+    "fields",
+    [{"residual": "half"}, {"drift": -0.1}, {"drift": float("nan")}, {"refresh_every": 0}, {"refresh_every": 1.5}],
+    ids=repr,
+)
 def test_reshaped_refuses(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
         Reshaped(**fields)  # type: ignore[arg-type]

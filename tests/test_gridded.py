@@ -182,7 +182,9 @@ def test_attention_is_the_same_in_all_implementations(name: str) -> None:
         ({"phases": ((0, 0, 0),), "local_frames": 0}, "leaves tokens off these lines nothing"),
         ({"phases": ((1, 0, 0),)}, r"phases=\(\(1, 0, 0\),\) must be .* below the stride \(1, height, width\)"),
         ({"phases": ((0, 8, 0),), "stride": (1, 8, 8)}, r"below the stride \(1, 8, 8\)"),
-        ({"phases": ((0, 0),)}, "must be triples"),
+        ({"phases": ((0, 0),)}, "must be whole triples"),
+        ({"phases": [(0, 0, 0)]}, "must be whole triples"),
+        ({"phases": ((0, 0.5, 0),)}, "must be whole triples"),
     ],
     ids=str,
 )
@@ -198,5 +200,5 @@ def test_heads_must_be_settings(heads: Any) -> None:
 
 
 def test_a_layer_of_another_number_of_heads() -> None:
-    with pytest.raises(ValueError, match="settings for 1 heads, but layer 2 has 4"):
+    with pytest.raises(ValueError, match="settings for 1 heads, but a layer has 4"):
         GriddedHeads((Gridded(),)).plan(GRIDS["7x1x1"], Context(layer=2, heads=4))

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_sparsify import SIZES, call, tiny, tokens_of
+from diffusers import FlowMatchEulerDiscreteScheduler
+from test_sparsify import SIZES, Pipeline, call, tiny, tokens_of
 
 from vidsparse import (
     BlockMap,
@@ -17,7 +18,9 @@ from vidsparse import (
     Dense,
     HeadGroup,
     Pattern,
+    PooledComplement,
     Radial,
+    Rectified,
     Reshaped,
     Reuse,
     SlidingTile,
@@ -27,6 +30,7 @@ from vidsparse import (
     attn_processors,
     sparsify,
 )
+from vidsparse.layer import _mean
 
 GRID = tokens_of(SIZES["5x7x11"])
 FLAT, LONG = Radial(density=0.3, tile=(1, 4, 4)), SlidingTile(window=(4, 2, 2), tile=(4, 2, 2))
@@ -110,6 +114,72 @@ def test_memory_belongs_to_a_layer_and_branch_and_ends_with_the_video() -> None:
     stores = {id(c.memory): (c.layer, c.branch) for c, _, _ in pattern.seen[:4]}
     assert len(stores) == 4
     assert all(c.value is not None and c.heads == 2 for c, _, _ in pattern.seen)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("steps", "start"), [(3, 4), (1, 0)], ids=["less-noise", "same-noise"])
+def test_a_video_after_one_that_was_broken_off_begins_anew(steps: int, start: int) -> None:
+    transformer, pattern, scheduler = tiny(), Recording(), FlowMatchEulerDiscreteScheduler()
+    pipe = Pipeline(transformer=transformer, scheduler=scheduler)
+    with sparsify(pipe, pattern):
+        for made, first in ((steps, 0), (1, start)):
+            scheduler.set_timesteps(10)
+            for timestep in scheduler.timesteps[first : first + made]:
+                call(transformer, timestep=float(timestep))
+    held = [(c.step, held) for c, _, held in pattern.seen if c.layer == 0]
+    assert held == [(n, n) for n in range(steps)] + [(start, 0)]
+
+
+@torch.no_grad()
+def test_nothing_is_kept_after_the_last_step() -> None:
+    transformer, scheduler = tiny(), FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(3)
+    pipe = Pipeline(transformer=transformer, scheduler=scheduler)
+    with sparsify(pipe, FLAT, correction=Reshaped()) as run:
+        kept = []
+        for timestep in scheduler.timesteps:
+            call(transformer, timestep=float(timestep))
+            kept.append([len(block.attn1.processor.layer.memories) for block in transformer.blocks])
+    assert kept == [[1, 1], [1, 1], [0, 0]]
+    assert all(layer_call.kept_bytes > 0 for layer_call in run.report().calls)
+
+
+@torch.no_grad()
+def test_a_correction_forgets_groups_of_heads_that_are_no_more() -> None:
+    @dataclass(frozen=True)
+    class Regrouping(Pattern):
+        def plan(self, grid: VideoGrid, context: Context | None = None) -> tuple[HeadGroup, ...]:
+            first = (0,) if context is None or context.step % 2 else (0, 1)
+            rest = tuple({0, 1, 2} - set(first))
+            return HeadGroup(first, FLAT.plan(grid)), HeadGroup(rest, LONG.plan(grid))  # type: ignore[arg-type]
+
+    transformer = tiny(num_attention_heads=3)
+    with sparsify(transformer, Regrouping(), correction=Reshaped(refresh_every=9)) as run:
+        for timestep in (900.0, 800.0, 700.0, 600.0):
+            call(transformer, timestep=timestep)
+    kept = [layer_call.kept_bytes for layer_call in run.report().calls]
+    assert len(set(kept)) == 1 and kept[0] > 0
+
+
+@pytest.mark.parametrize("correction", [None, PooledComplement(), Rectified()], ids=repr)
+def test_training_after_inference_mode(correction: Correction | None) -> None:
+    # Sizes that no other test has, so that all that is kept for them comes from inference mode.
+    sizes, transformer = (3, 10, 20 + len(repr(correction)) // 4 * 2), tiny()
+    with sparsify(transformer, TopBlocks(density=0.3, tile=(1, 2, 4)), correction=correction):
+        with torch.inference_mode():
+            call(transformer, sizes)
+        call(transformer, sizes).sum().backward()
+
+
+def test_hidden_text_is_not_in_the_mean_of_all_values() -> None:
+    grid = VideoGrid(2, 2, 2, prefix=1, suffix=2)
+    value = torch.randn(2, grid.tokens, 3, 4, dtype=torch.float64)
+    layout = Dense(tile=(1, 2, 2)).plan(grid).layout
+    hidden = layout.hidden_tokens(torch.tensor([1, 3]))
+    assert hidden is not None and hidden.nonzero().tolist() == [[0, 9], [0, 10]]
+    expected = torch.stack([value[0, :9].mean(dim=0), value[1].mean(dim=0)])[:, None]
+    torch.testing.assert_close(_mean(value, hidden), expected)
+    torch.testing.assert_close(_mean(value, None), value.mean(dim=1, keepdim=True))
 
 
 def test_the_report_counts_what_is_kept() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,18 @@ import pytest
 import torch
 from test_sparsify import Pipeline, call, tiny
 
-from vidsparse import BlockMap, Context, Dense, HeadGroup, Pattern, Radial, StepSchedule, VideoGrid, sparsify
+from vidsparse import (
+    BlockMap,
+    Context,
+    Dense,
+    HeadGroup,
+    Pattern,
+    Radial,
+    SpatialTemporal,
+    StepSchedule,
+    VideoGrid,
+    sparsify,
+)
 from vidsparse.block_map import Plan
 from vidsparse.patterns.exact_blocks import ExactBlocks, pooled_attention
 from vidsparse.patterns.reuse import KeptMap, Reuse, sampled_recall
@@ -223,6 +235,13 @@ def test_another_call_chooses_anew(other: dict[str, Any]) -> None:
 # The recall
 
 
+@pytest.mark.parametrize("pattern", [Radial(density=0.3, tile=TILE), SpatialTemporal()], ids=repr)
+def test_recall_of_maps_that_stand_on_another_device(pattern: Pattern) -> None:
+    grid = GRIDS["8x8x8"]
+    query, key = (x.to("meta") for x in content(grid))
+    assert sampled_recall(query, key, pattern.plan(grid, Context(heads=3))).device.type == "meta"
+
+
 @every_grid
 def test_sampled_recall_is_the_attention_to_kept_tiles_at_the_sampled_tokens(grid: VideoGrid) -> None:
     query, key = content(grid)
@@ -257,7 +276,22 @@ def test_maps_are_kept_as_int16_and_only_as_wide_as_the_longest_row() -> None:
     assert isinstance(entry, KeptMap) and entry.step == 0 and entry.call[:3] == (2, 3, grid)
     assert entry.packed.counts.dtype == entry.packed.indices.dtype == torch.int16
     assert entry.packed.indices.shape == (2, 3, 32, 3)
-    assert entry.nbytes == Reuse.memory_bytes(memory) == 2 * (2 * 3 * 32) * (1 + 3)
+    assert entry.nbytes == 2 * (2 * 3 * 32) * (1 + 3)
+
+
+def test_maps_that_somebody_holds_are_given_again() -> None:
+    memory: dict[Any, Any] = {}
+    grid, reuse = GRIDS["8x8x8"], Reuse(TopBlocks(top_k=3, tile=TILE))
+    first = reuse.select(*content(grid), grid, Context(memory=memory))
+    assert isinstance(first, BlockMap)
+    assert reuse.select(*content(grid), grid, Context(memory=memory, step=1)) is first
+    expected, seen = first.to_dense(), weakref.ref(first)
+    del first
+    assert seen() is None  # the memory holds the packed map alone
+    second = reuse.select(*content(grid), grid, Context(memory=memory, step=2))
+    assert isinstance(second, BlockMap)
+    assert reuse.select(*content(grid), grid, Context(memory=memory, step=3)) is second
+    assert torch.equal(second.to_dense(), expected) and second.indices.dtype == torch.int32
 
 
 @pytest.mark.parametrize(("tiles", "dtype"), [(32767, torch.int16), (32768, torch.int32)], ids=str)
@@ -350,7 +384,7 @@ def test_the_published_numbers_of_dense_steps(steps: int, skip: float, dense: in
     ("make", "error", "message"),
     [
         (lambda: Reuse(0.2), TypeError, r"pattern=0\.2 must be a pattern, such as TopBlocks"),  # type: ignore[arg-type]
-        (lambda: Reuse(TOP, refresh_every=0), ValueError, r"refresh_every=0 must be at least 1 step"),
+        (lambda: Reuse(TOP, refresh_every=0), ValueError, r"refresh_every=0 must be a whole number of at least 1 step"),
         (lambda: Reuse(TOP, min_recall=0.0), ValueError, r"min_recall=0\.0 must be in \(0, 1\]"),
         (lambda: Reuse(TOP, min_recall=1.1), ValueError, r"min_recall=1\.1 must be in"),
         (lambda: Reuse.published(steps=0), ValueError, r"steps=0 must be at least 1"),

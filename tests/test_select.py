@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import sys
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from vidsparse import BlockMap, VideoGrid
 from vidsparse_kernels import pooling, select
+from vidsparse_kernels.available import triton_lacks
 from vidsparse_kernels.select import Rule, select_tiles
 from vidsparse_kernels.tiles import tile_tokens
 
@@ -182,6 +184,27 @@ def test_they_keep_pytorchs_rules() -> None:
     scores = torch.randn(1, 2, 3, 9, device=DEVICE)
     torch.library.opcheck(torch.ops.vidsparse.select_tiles.default, (scores, None, "top_k", 3.0, 3))
     assert pooling_kernel and select_kernel  # their import registers the operators
+
+
+def test_a_gpu_without_triton_computes_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vidsparse_kernels.launch", None)
+    assert not pooling._has_kernel(torch.device("cuda"), 64, (1, 8, 8))
+    assert "needs Triton, which is not here" in str(triton_lacks(torch.device("cuda")))
+
+
+@needs_triton
+def test_what_the_kernel_does_not_take_is_computed_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooling, "triton_lacks", lambda device: None)
+    calls = [(64, (1, 8, 8)), (72, (1, 8, 8)), (64, (1, 3, 5))]
+    assert [pooling._has_kernel(torch.device("cuda"), *call) for call in calls] == [True, False, False]
+    assert not pooling._has_kernel(torch.device("cpu"), *calls[0])
+
+
+@every_rule
+def test_the_torch_code_stays_on_its_device(rule: Rule) -> None:
+    means = pooling.tile_means(torch.empty(1, 180, 2, 72, device="meta"), (3, 6, 10), (1, 3, 5))
+    counts, indices = select_tiles(means @ means.mT, rule)
+    assert means.device.type == counts.device.type == indices.device.type == "meta"
 
 
 # Bad input

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -76,6 +77,26 @@ def test_classes_are_those_of_the_smaller_error_under_the_masks(name: str) -> No
     temporal = errors["t"].sum(dim=(0, 1, 3)) < errors["s"].sum(dim=(0, 1, 3))
     assert found["t"].heads == tuple(temporal.nonzero().flatten().tolist())
     assert sorted(found["s"].heads + found["t"].heads) == list(range(heads))
+
+
+def test_text_that_is_not_real_decides_nothing() -> None:
+    grid, heads = GRIDS["17x9x12+7"], 12
+    query, key, value = (3 * torch.randn(2, grid.tokens, heads, 8) for _ in range(3))
+    context = Context(heads=heads, value=value, extra_valid=torch.tensor([3, 0]))
+    pattern = SpatialTemporal(density=0.3, rows=7)
+
+    def heads_of_each() -> list[tuple[int, ...]]:
+        plan = pattern.select(query, key, grid, context)
+        assert isinstance(plan, tuple)
+        return [group.heads for group in plan]
+
+    before = heads_of_each()
+    for x in (key, value):
+        x[0, -4:] += 20 * torch.randn(4, heads, 8)
+        x[1, -7:] += 20 * torch.randn(7, heads, 8)
+    assert heads_of_each() == before
+    context = replace(context, extra_valid=None)
+    assert heads_of_each() != before
 
 
 def test_without_values_it_says_what_it_needs() -> None:
@@ -153,6 +174,7 @@ def test_plan_is_what_zeros_get(grid: VideoGrid, heads: int) -> None:
         ({"density": 0.0}, r"density=0\.0 must be in \(0, 1\]"),
         ({"density": None, "frames": -1, "radius": 8}, "frames=-1 and radius=8 must be at least 0"),
         ({"density": None, "frames": 1, "radius": -0.5}, r"frames=1 and radius=-0\.5 must be at least 0"),
+        ({"density": None, "frames": 1, "radius": float("nan")}, "frames=1 and radius=nan must be at least 0"),
         ({"rows": 0}, "rows=0 must be at least 1"),
     ],
     ids=str,

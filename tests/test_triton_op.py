@@ -287,7 +287,7 @@ def test_a_kernel_that_is_wrong_is_found_out(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_auto_says_why_it_is_not_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     query, block_map = torch.empty(1, 185, 2, 48, device="meta"), CASE.block_map()
-    monkeypatch.setattr(vidsparse.attention, "_triton_lacks", lambda device: None)
+    monkeypatch.setattr(vidsparse.attention, "triton_lacks", lambda device: None)
     monkeypatch.setattr(block_sparse, "unsupported_device", lambda device: None)
     monkeypatch.setattr(trial, "_try", lambda *_: None)
     choice = vidsparse.attention.choose_impl("auto", query, block_map)

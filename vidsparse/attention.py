@@ -9,6 +9,7 @@ import torch
 
 from vidsparse.block_map import BlockMap
 from vidsparse_kernels import cpu, reference
+from vidsparse_kernels.available import triton_lacks
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -34,7 +35,7 @@ def check_impl(impl: str, device: torch.device) -> None:
         raise ValueError(f"impl={impl!r} is unknown; choose one of {', '.join(get_args(Impl))}")
     if impl == "cpu" and device.type != "cpu":
         raise ValueError(f"impl='cpu' needs tensors on the CPU, these are on {device}; use impl='auto'")
-    if impl == "triton" and (reason := _triton_lacks(device)):
+    if impl == "triton" and (reason := triton_lacks(device)):
         raise NotImplementedError(f"impl='triton' {reason}; use impl='auto'")
 
 
@@ -51,21 +52,13 @@ def choose_impl(impl: str, query: torch.Tensor, block_map: BlockMap) -> Choice:
         return Choice(impl)
     if query.device.type == "cpu":
         return Choice("cpu")
-    reason = _triton_lacks(query.device)
+    reason = triton_lacks(query.device)
     if reason is None:
         from vidsparse_kernels import block_sparse, trial
 
         reason = block_sparse.unsupported(query, block_map.query_tile, block_map.key_tile)
         reason = reason or trial.found_wrong(query, block_map.layout)
     return Choice("triton") if reason is None else Choice("flex", f"impl 'triton' {reason}")
-
-
-def _triton_lacks(device: torch.device) -> str | None:
-    try:
-        from vidsparse_kernels.launch import unsupported_device
-    except ImportError as error:
-        return f"needs Triton, which is not here ({error})"
-    return unsupported_device(device)
 
 
 @overload
@@ -166,11 +159,13 @@ def _flex(
 
 # Patterns answer with the same map object for the same grid, so a layer finds its map moved and its mask made.
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # for a later training too
 def _map_on(block_map: BlockMap, device: torch.device) -> BlockMap:
     return block_map.to(device)
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def _flex_mask(block_map: BlockMap, device: torch.device) -> BlockMask:
     return block_map.to(device).to_flex()
 

@@ -43,6 +43,7 @@ class BlockMap:
     indices: torch.Tensor
 
     @classmethod
+    @torch.inference_mode(False)  # patterns keep their maps, for a later training too
     def from_dense(
         cls, kept: torch.Tensor, grid: VideoGrid, query_tile: Tile, key_tile: Tile | None = None
     ) -> BlockMap:

@@ -30,6 +30,7 @@ class Clock:
         self.irregular: str | None = None
         self.timestep, self.step, self.steps = float("inf"), 0, 0
         self.branch, self.video, self.index = 0, 0, None
+        self.timesteps: Any = None  # the scheduler's own object
         self.device = torch.device("cpu")
         self._signature = inspect.signature(type(transformer).forward)
         # The hook must not keep the clock alive: with `attn_processors`, it goes when its processors go.
@@ -58,14 +59,16 @@ class Clock:
             self.irregular = str(error)
         timestep = self.adapter.timestep(transformer, call)
         scheduler = self.scheduler()
+        timesteps = getattr(scheduler, "timesteps", ())
         # Transformers get timesteps in the dtype of their weights, and some families count the other way round.
         dtype = torch.as_tensor(call.get("timestep", 0.0)).dtype
-        timesteps = torch.as_tensor(getattr(scheduler, "timesteps", ())).to(dtype).tolist()
-        schedule = [self.adapter.timestep(transformer, {"timestep": t}) for t in timesteps]
+        rounded = torch.as_tensor(timesteps).to(dtype).tolist()
+        schedule = [self.adapter.timestep(transformer, {"timestep": t}) for t in rounded]
         index = getattr(scheduler, "step_index", None)  # how many steps it has made; None before the first
         # Noise only falls within a run: a rise, or another video, is the start of the next one. Text has any length.
+        # A run that was broken off may be followed by one with less noise; but that has set timesteps of its own.
         view, before = (None if it is None else it.view for it in (grid, self.grid))
-        if view != before or timestep > self.timestep:
+        if view != before or timestep > self.timestep or timesteps is not self.timesteps:
             self.step, self.branch, self.video = 0, 0, self.video + 1
         elif timestep < self.timestep or index != self.index:
             self.step, self.branch = self.step + 1, 0
@@ -77,5 +80,5 @@ class Clock:
         elif schedule and (self.step == 0 if index is None else index < len(schedule)):
             # Rounded to the dtype of the weights, timesteps may be unknown to the scheduler, or known twice.
             self.step, self.steps = index or 0, len(schedule)
-        self.grid, self.timestep, self.index = grid, timestep, index
+        self.grid, self.timestep, self.index, self.timesteps = grid, timestep, index, timesteps
         self.device = next(x.device for x in call.values() if isinstance(x, torch.Tensor))

@@ -99,6 +99,8 @@ class Layer:
         out = dense() if reason is not None else sparse(partial(self._attend, context, done))
         call = self._call((out,) if isinstance(out, torch.Tensor) else out, done, reason)
         self.record(Pending(call, _densities(done), started, _moment(self.clock.device)))
+        if self.clock.step + 1 == self.clock.steps:
+            del self.memories[self.clock.branch]  # the VAE comes next, and needs the room
         return out
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -113,11 +115,16 @@ class Layer:
         gate: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attention under the pattern's map, or maps; `done` gets what ran."""
-        here, kind = replace(context, heads=query.shape[2], value=value), query.device.type
+        here = replace(context, heads=query.shape[2], value=value, extra_valid=extra_valid)
+        kind = query.device.type
         # As for PyTorch's own attention: norms give float32 under autocast, attention has the lower precision.
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
         with torch.autocast(kind, enabled=False):  # the scores that maps are chosen by keep their precision
             groups = head_groups(self.settings.pattern.select(query, key, self.grid, here), here.heads)
+            # What a correction remembers of groups of heads that are no more would never be asked for again.
+            remembered = context.memory.get("correction", {})
+            for gone in remembered.keys() - {group.heads for group in groups}:
+                del remembered[gone]
             query, key, value = (x.to(low) for x in (query, key, value))
             gate = None if gate is None else gate.to(low)
             done.extend(self._attend_group(group, query, key, value, extra_valid, gate, here) for group in groups)
@@ -155,10 +162,10 @@ class Layer:
         out, lse = sparse_attention(*tensors, group.block_map, **options, return_lse=True)
         if group.empty == "mean":
             alone = lse.isneginf().transpose(1, 2)[..., None]
-            out = torch.where(alone, value.mean(dim=1, keepdim=True), out)
+            out = torch.where(alone, _mean(value, group.block_map.layout.hidden_tokens(extra_valid)), out)
         if correction is None:
             return _Done(group, choice, out)
-        memory = context.memory.setdefault(("correction", group.heads), {})
+        memory = context.memory.setdefault("correction", {}).setdefault(group.heads, {})
         here = replace(context, heads=len(group.heads), memory=memory)
         out = correction.correct(SparseCall(*tensors, out, lse, group.block_map, here, exact, extra_valid, gate))
         return _Done(group._replace(block_map=ran[-1]), choice, out)
@@ -220,6 +227,14 @@ def _densities(done: list[_Done]) -> torch.Tensor | None:
         return None
     total = torch.stack([len(part.group.heads) * part.group.block_map.densities for part in done]).sum(dim=0)
     return total / sum(len(part.group.heads) for part in done)
+
+
+def _mean(value: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
+    """The mean of the tokens that are not hidden: [batch, 1, heads, head_dim]."""
+    if hidden is None:
+        return value.mean(dim=1, keepdim=True)
+    hidden = hidden[:, :, None, None].to(value.device)
+    return value.masked_fill(hidden, 0).mean(dim=1, keepdim=True) / (~hidden).to(value).mean(dim=1, keepdim=True)
 
 
 def _interleave(done: list[_Done]) -> torch.Tensor:

@@ -116,6 +116,8 @@ class Run:
         adapter = adapter_for(transformer)
         check_impl(self.settings.impl, next(transformer.parameters()).device)
         attentions = adapter.self_attentions(transformer)
+        for heads in {adapter.heads(module) for module in attentions.values()}:
+            self.settings.pattern.check_model(len(attentions), heads)
         for module in attentions.values():
             if isinstance(getattr(module.processor, "layer", None), Layer):
                 raise ValueError(

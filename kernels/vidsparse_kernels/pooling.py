@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from vidsparse_kernels.available import triton_lacks
 from vidsparse_kernels.tiles import Triple, tile_counts, tile_of_token
 
 
@@ -15,12 +16,12 @@ def tile_means(x: torch.Tensor, view: Triple, tile: Triple, prefix: int = 0) -> 
     Args:
         x: [B, tokens, H, head_dim], queries or keys, any strides. No gradient flows.
         view: (frames, height, width) of the video, which begins after `prefix` tokens.
-        tile: sides (frames, height, width); on a GPU powers of two.
+        tile: sides (frames, height, width); powers of two are fastest on a GPU.
 
     Returns:
         float32 [B, H, tiles, head_dim], tiles in raster order.
     """
-    if x.device.type == "cuda":
+    if _has_kernel(x.device, x.shape[-1], tile):
         from vidsparse_kernels import pooling_kernel
 
         return pooling_kernel.tile_means(x.detach(), view, tile, prefix)
@@ -29,7 +30,7 @@ def tile_means(x: torch.Tensor, view: Triple, tile: Triple, prefix: int = 0) -> 
     batch, _, heads, head_dim = x.shape
     tiles = math.prod(tile_counts(view, tile))
     sums = torch.zeros(batch, tiles, heads, head_dim, device=x.device).index_add_(1, owner, video)
-    sizes = torch.bincount(owner, minlength=tiles)
+    sizes = torch.bincount(tile_of_token(view, tile), minlength=tiles).to(x.device)
     return (sums / sizes[:, None, None]).transpose(1, 2).contiguous()
 
 
@@ -48,3 +49,11 @@ def pooled_scores(
     """
     rows, columns = tile_means(query, view, query_tile, prefix), tile_means(key, view, key_tile, prefix)
     return rows @ columns.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def _has_kernel(device: torch.device, head_dim: int, tile: Triple) -> bool:
+    if device.type != "cuda" or triton_lacks(device) is not None:
+        return False
+    from vidsparse_kernels import pooling_kernel
+
+    return pooling_kernel.unsupported(head_dim, tile) is None

@@ -47,16 +47,21 @@ def _(x, view, tile, prefix):
     return x.new_empty((x.shape[0], x.shape[2], tiles, x.shape[3]), dtype=torch.float32)
 
 
+def unsupported(head_dim: int, tile: Triple) -> str | None:
+    """What the kernel takes and this is not; None if it takes it."""
+    if head_dim not in HEADS:
+        return f"head_dim {', '.join(map(str, HEADS))}, not {head_dim}"
+    return f"tiles with power-of-two sides, not {tile}" if any(side & (side - 1) for side in tile) else None
+
+
 def tile_means(x: torch.Tensor, view: Triple, tile: Triple, prefix: int) -> torch.Tensor:
     """See `pooling.tile_means`.
 
     Raises:
         NotImplementedError: a head_dim that the kernels do not have, or a tile whose sides are no powers of two.
     """
-    if x.shape[-1] not in HEADS:
-        raise NotImplementedError(f"tile_means takes head_dim {', '.join(map(str, HEADS))}, not {x.shape[-1]}")
-    if any(side & (side - 1) for side in tile):
-        raise NotImplementedError(f"tile_means takes tiles with power-of-two sides, not {tile}")
+    if (reason := unsupported(x.shape[-1], tile)) is not None:
+        raise NotImplementedError(f"tile_means takes {reason}")
     x = x if x.stride(-1) == 1 else x.contiguous()
     means: torch.Tensor = _tile_means(x, list(view), list(tile), prefix)
     return means

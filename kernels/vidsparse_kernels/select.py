@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from vidsparse_kernels.available import triton_lacks
 from vidsparse_kernels.tiles import Triple
 
 
@@ -92,7 +93,7 @@ def select_tiles(
             f"{tuple(scores.shape)}"
         )
     scores = scores.detach()
-    if scores.device.type == "cuda":
+    if scores.device.type == "cuda" and triton_lacks(scores.device) is None:
         from vidsparse_kernels import select_kernel
 
         return select_kernel.select_tiles(scores, rule, forced)
@@ -124,7 +125,8 @@ def _kept(scores: torch.Tensor, rule: Rule, forced: torch.Tensor) -> torch.Tenso
         kept = kept.scatter(-1, order[..., :1], True)
     elif rule.kind == "top_k":
         number = forced.sum(dim=-1, keepdim=True).clamp(min=int(rule.amount))
-        kept = torch.zeros_like(forced).scatter(-1, order, torch.arange(scores.shape[-1]) < number)
+        first = torch.arange(scores.shape[-1], device=scores.device) < number
+        kept = torch.zeros_like(forced).scatter(-1, order, first)
     else:
         ordered = weights.gather(-1, order)
         before = ordered.cumsum(dim=-1) - ordered

@@ -46,20 +46,23 @@ def divide(work: Callable[[Iterator[Piece]], None], pieces: Iterable[Piece]) -> 
 
     Nothing records gradients. The first exception is raised, after the threads have ended.
     """
-    threads = torch.get_num_threads()
+    threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
+
+    def work_alike(pieces: Iterator[Piece]) -> None:
+        # Both modes belong to a thread.
+        with torch.inference_mode(inference), torch.no_grad():
+            work(pieces)
+
     if threads == 1:
-        with torch.no_grad():
-            return work(iter(pieces))
+        return work_alike(iter(pieces))
     shared = _Shared(pieces)
     with _turn:
         torch.set_num_threads(1)
         try:
-            # Gradient mode belongs to a thread.
             pool = _pool(threads - 1, os.getpid())
-            helpers = [pool.submit(torch.no_grad()(work), shared) for _ in range(threads - 1)]
+            helpers = [pool.submit(work_alike, shared) for _ in range(threads - 1)]
             try:
-                with torch.no_grad():
-                    work(shared)
+                work_alike(shared)
             finally:
                 shared.pieces = iter(())  # after Ctrl-C nothing more is begun
                 errors = [error for future in helpers if (error := future.exception())]

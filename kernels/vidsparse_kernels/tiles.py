@@ -38,6 +38,15 @@ class TileLayout:
         """The first `valid` prefix and suffix tokens (all for None)."""
         return self.extra_tokens if valid is None else self.extra_tokens[:valid]
 
+    def hidden_tokens(self, extra_valid: torch.Tensor | None) -> torch.Tensor | None:
+        """Which tokens are no keys, bool [B, tokens]: of prefix and suffix only the first `extra_valid` [B] are."""
+        if extra_valid is None:
+            return None
+        hidden = torch.zeros(len(extra_valid), self.tokens, dtype=torch.bool, device=extra_valid.device)
+        extra = self.extra_tokens.to(extra_valid.device)
+        hidden[:, extra] = torch.arange(len(extra), device=extra_valid.device) >= extra_valid[:, None]
+        return hidden
+
 
 def tile_counts(view: Triple, tile: Triple) -> Triple:
     """How many tiles stand along each axis; the last may be ragged."""
@@ -46,6 +55,7 @@ def tile_counts(view: Triple, tile: Triple) -> Triple:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept serves a later training too
 def tile_tokens(view: Triple, tile: Triple, offset: int = 0) -> tuple[torch.Tensor, ...]:
     """Positions of each tile's tokens in the sequence: one int64 tensor a tile, ascending within the tile's raster.
 
@@ -60,6 +70,7 @@ def tile_tokens(view: Triple, tile: Triple, offset: int = 0) -> tuple[torch.Tens
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def tile_of_token(view: Triple, tile: Triple) -> torch.Tensor:
     """The tile that holds each video token: int64 [frames * height * width]."""
     owner = torch.empty(math.prod(view), dtype=torch.int64)

@@ -73,6 +73,11 @@ class Adapter(ABC):
         del transformer
         return float(torch.as_tensor(call["timestep"]).max())
 
+    def heads(self, attention: torch.nn.Module) -> int | None:
+        """How many heads one of the `self_attentions` has; None where that is not known."""
+        names = ("heads", "num_heads", "num_attention_heads")
+        return next((int(getattr(attention, name)) for name in names if hasattr(attention, name)), None)
+
     def width(self, attention: torch.nn.Module) -> int | None:
         """Heads times head_dim of one of the `self_attentions`; None where it is the width of what comes out."""
         width: int | None = getattr(attention, "inner_dim", None)

@@ -24,7 +24,9 @@ class Reshaped(Correction):
     rho = exp(lse - lse_dense) of the softmax, and the residual R = dense - rho * out. k steps later the output is
     min(rho + drift * k, 1) * out + R. The first sparse step of a layer and branch refreshes, every `refresh_every`-th
     after it, and any at which the map or the shapes have changed: a pattern that selects by content has to hold its map
-    in between, or every step is dense.
+    and its groups of heads in between, as within `Reuse`, or every step is dense.
+
+    It is for generation: a pass that gradient checkpointing repeats would find what the first one has left.
 
     Paper: Re-ttention, arXiv 2505.22918. Code: cccrrrccc/Re-ttention at bbec1f5. Differences: any unchanging
     pattern instead of a window along the raster order; the residual is of the attention itself, not of what follows its
@@ -51,8 +53,10 @@ class Reshaped(Correction):
     def __post_init__(self) -> None:
         if self.residual not in get_args(Residual):
             raise ValueError(f"residual={self.residual!r} is unknown; choose one of {', '.join(get_args(Residual))}")
-        if self.drift < 0 or self.refresh_every < 1:
-            raise ValueError(f"drift={self.drift} must be at least 0, refresh_every={self.refresh_every} at least 1")
+        if not self.drift >= 0 or not isinstance(self.refresh_every, int) or self.refresh_every < 1:
+            raise ValueError(
+                f"drift={self.drift} must be at least 0, refresh_every={self.refresh_every} a whole number from 1"
+            )
 
     def correct(self, call: SparseCall) -> torch.Tensor:
         cache: _Cache | None = call.context.memory.get("reshaped")

@@ -26,6 +26,7 @@ class Context:
         memory: what a pattern keeps from step to step, for this layer and branch of one run; empty at a video's start.
             The report counts the `nbytes` of its values.
         value: values of the call [batch, tokens, heads, head_dim], for patterns that compare outputs.
+        extra_valid: int [batch], how many prefix and suffix tokens, in sequence order, are real keys; None: all.
     """
 
     layer: int = 0
@@ -38,6 +39,7 @@ class Context:
     branch: int = 0
     memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     value: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    extra_valid: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
 
 class Pattern(ABC):
@@ -55,6 +57,17 @@ class Pattern(ABC):
         """The block map for these queries and keys [batch, tokens, heads, head_dim]; patterns of shapes alone plan."""
         del query, key
         return self.plan(grid, context)
+
+    def check_model(self, layers: int, heads: int | None) -> None:
+        """Refuse a model before it runs.
+
+        Args:
+            layers: its attention layers. heads: of each; None where that is not known.
+
+        Raises:
+            ValueError: the pattern is for a model of another shape.
+        """
+        del layers, heads
 
     def is_dense(self, context: Context) -> bool:
         """Whether this layer and step should run the model's own dense attention instead."""

@@ -67,11 +67,13 @@ class Gridded(Pattern):
             return
         if self.local_frames == 0:
             raise ValueError(f"local_frames=0 with phases={self.phases} leaves tokens off these lines nothing; give 1")
-        for phase in self.phases:
+        phases = self.phases if isinstance(self.phases, tuple) else (self.phases,)
+        for phase in phases:
             limits = self.stride or (1, math.inf, math.inf)
-            if len(phase) != 3 or not all(0 <= p < limit for p, limit in zip(phase, limits, strict=True)):
+            triple = isinstance(phase, tuple) and len(phase) == 3 and all(isinstance(p, int) for p in phase)
+            if not triple or not all(0 <= p < limit for p, limit in zip(phase, limits, strict=True)):
                 raise ValueError(
-                    f"phases={self.phases} must be triples (frame, row, column) from 0 to below the stride "
+                    f"phases={self.phases} must be whole triples (frame, row, column) from 0 to below the stride "
                     f"{self.stride or '(1, height, width)'}, such as ((0, 0, 0),)"
                 )
 
@@ -97,13 +99,16 @@ class GriddedHeads(Pattern):
         if not isinstance(self.heads, tuple) or not self.heads or not all(isinstance(h, Gridded) for h in self.heads):
             raise ValueError(f"heads={self.heads!r} must be a tuple of one Gridded(...) for each head")
 
+    def check_model(self, layers: int, heads: int | None) -> None:
+        if heads not in (None, len(self.heads)):
+            raise ValueError(
+                f"got settings for {len(self.heads)} heads, but a layer has {heads}; give one Gridded(...) for each"
+            )
+
     def plan(self, grid: VideoGrid, context: Context | None = None) -> tuple[HeadGroup, ...]:
         # A context that knows nothing of the model has one head.
-        if context is not None and context.heads not in (1, len(self.heads)):
-            raise ValueError(
-                f"got settings for {len(self.heads)} heads, but layer {context.layer} has {context.heads}; "
-                "give one Gridded(...) for each"
-            )
+        if context is not None and context.heads > 1:
+            self.check_model(context.layers, context.heads)
         groups: dict[Gridded, list[int]] = {}
         for head, setting in enumerate(self.heads):
             groups.setdefault(setting, []).append(head)

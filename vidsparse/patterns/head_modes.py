@@ -96,7 +96,7 @@ class HeadModes(Pattern):
                 given = sorted(found) if isinstance(found, dict) else type(found).__name__
                 raise ValueError(f"got {given}, expected an object with 'table' and any of {', '.join(known[1:])}")
             return cls(**{name: _tuples(value) for name, value in found.items()})
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no table of head modes: {error}") from error
 
     def to_json(self, path: str | Path) -> None:
@@ -112,8 +112,8 @@ class HeadModes(Pattern):
     def heads(self) -> int:
         return len(self.table[0][0])
 
-    def check(self, layers: int, heads: int) -> None:
-        """Raise `ValueError` when the table is for a model of another shape."""
+    def check_model(self, layers: int, heads: int | None) -> None:
+        heads = self.heads if heads is None else heads
         if (layers, heads) != (self.layers, self.heads):
             raise ValueError(
                 f"the table is for {self.layers} layers of {self.heads} heads, "
@@ -138,7 +138,7 @@ class HeadModes(Pattern):
     def _row(self, context: Context) -> tuple[str, ...]:
         """The modes of a layer's heads. A context of one layer or one head does not know how many there are."""
         layers = context.layers if context.layers > 1 else max(self.layers, context.layer + 1)
-        self.check(layers, context.heads if context.heads > 1 else self.heads)
+        self.check_model(layers, context.heads if context.heads > 1 else None)
         return self.table[self.phase(context.sigma)][context.layer]
 
 

@@ -47,7 +47,7 @@ class MixtureOfBlocks(ContentPattern):
         threshold: the share of the scores to keep, in (0, 1]; 1 is dense.
         scope: "query", "head" or "overall".
         routing: "tile" for speed, or "token" for parity: each token is a tile, which only small grids can afford and
-            only the implementations "cpu" and "reference" take.
+            the Triton kernels do not take.
         temporal: frames of a run.
         spatial: (height, width) of a rectangle; by default a fifth of the frame's shorter side by an eighth of the
             longer.
@@ -91,7 +91,10 @@ class MixtureOfBlocks(ContentPattern):
 
     @classmethod
     def training_free(cls, top_k: tuple[int, int, int] = (2, 10, 9), **fields: Any) -> MixtureOfBlocks:
-        """The rule of the paper's results without training: a quarter of the blocks, for each query by itself."""
+        """The rule of the paper's results without training, for each query by itself.
+
+        Of 21 x 45 x 80 tokens it is a quarter of the blocks; of fewer frames more, of more frames less.
+        """
         return cls(top_k=top_k, **{"scope": "query", **fields})
 
     @classmethod

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
 
 import torch
 
@@ -28,8 +28,7 @@ class Reuse(Pattern):
     kept (one of shapes alone gains nothing and costs memory); maps can be chosen anew on the way, as attention in video
     drifts; lists of 16-bit indices are kept, not a bool for each pair. `published` is the paper's composition.
 
-    What is kept stands in the memory as a `KeptMap`, under the pattern itself: `memory[pattern].nbytes` is the size of
-    one map and `Reuse.memory_bytes(memory)` of all maps in a memory.
+    What is kept stands in the memory as a `KeptMap`, under the pattern itself: `memory[pattern].nbytes` is its size.
 
     Attributes:
         pattern: what chooses the map.
@@ -45,8 +44,10 @@ class Reuse(Pattern):
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, Pattern):
             raise TypeError(f"pattern={self.pattern!r} must be a pattern, such as TopBlocks(density=0.2)")
-        if self.refresh_every is not None and self.refresh_every < 1:
-            raise ValueError(f"refresh_every={self.refresh_every} must be at least 1 step, or None for never")
+        if self.refresh_every is not None and (not isinstance(self.refresh_every, int) or self.refresh_every < 1):
+            raise ValueError(
+                f"refresh_every={self.refresh_every} must be a whole number of at least 1 step, or None for never"
+            )
         if self.min_recall is not None and not 0 < self.min_recall <= 1:
             raise ValueError(f"min_recall={self.min_recall} must be in (0, 1], or None for no check")
 
@@ -73,44 +74,60 @@ class Reuse(Pattern):
         call = (query.shape[0], query.shape[2], grid, query.device)
         kept: KeptMap | None = context.memory.get(self)
         if kept is not None and kept.call == call and 0 <= context.step - kept.step < (self.refresh_every or math.inf):
-            plan = kept.plan
+            plan = kept.plan()
             if self.min_recall is None or float(sampled_recall(query, key, plan)) >= self.min_recall:
                 return plan
         plan = self.pattern.select(query, key, grid, context)
-        context.memory[self] = KeptMap(context.step, call, _each_map(plan, _pack))
+        context.memory[self] = KeptMap(context.step, call, plan)
         return plan
+
+    def check_model(self, layers: int, heads: int | None) -> None:
+        self.pattern.check_model(layers, heads)
 
     def is_dense(self, context: Context) -> bool:
         return self.pattern.is_dense(context)
 
-    @staticmethod
-    def memory_bytes(memory: Mapping[Any, Any]) -> int:
-        """Bytes of all maps kept in a `Context.memory`."""
-        return sum(entry.nbytes for entry in memory.values() if isinstance(entry, KeptMap))
 
-
-class KeptMap(NamedTuple):
-    """A map in memory.
+class KeptMap:
+    """A plan in memory, its lists as wide as the longest row and of int16 where the tiles' numbers fit, else int32.
 
     Attributes:
         step: when it was chosen.
         call: batch size, heads, grid and device that it was chosen for.
-        packed: the plan with lists as wide as the longest row, of int16 where the tiles' numbers fit, else int32.
+        packed: the plan as it is kept.
     """
 
-    step: int
-    call: tuple[int, int, VideoGrid, torch.device]
-    packed: Plan
+    def __init__(self, step: int, call: tuple[int, int, VideoGrid, torch.device], plan: Plan):
+        self.step, self.call = step, call
+        self._unpacked = weakref.WeakKeyDictionary[BlockMap, weakref.ref[BlockMap]]()
+        self.packed = _each_map(plan, self._pack)
 
-    @property
     def plan(self) -> Plan:
-        """The plan, of int32 as it was."""
-        return _each_map(self.packed, lambda m: replace(m, counts=m.counts.int(), indices=m.indices.int()))
+        """The plan with lists of int32: the very maps that were answered before, while somebody holds them.
+
+        What is made from a map, such as FlexAttention's mask, is kept for that object.
+        """
+        return _each_map(self.packed, self._unpack)
 
     @property
     def nbytes(self) -> int:
         maps = [group.block_map for group in head_groups(self.packed, self.call[1])]
         return sum(x.nbytes for block_map in maps for x in (block_map.counts, block_map.indices))
+
+    def _pack(self, block_map: BlockMap) -> BlockMap:
+        counts, longest = block_map.counts, max(1, int(block_map.counts.max()))
+        dtype = torch.int16 if block_map.key_tiles <= torch.iinfo(torch.int16).max else torch.int32
+        indices = block_map.indices[..., :longest].to(dtype).contiguous()
+        packed = replace(block_map, counts=counts.to(dtype), indices=indices)
+        self._unpacked[packed] = weakref.ref(block_map)
+        return packed
+
+    def _unpack(self, packed: BlockMap) -> BlockMap:
+        block_map = self._unpacked[packed]()
+        if block_map is None:
+            block_map = replace(packed, counts=packed.counts.int(), indices=packed.indices.int())
+            self._unpacked[packed] = weakref.ref(block_map)
+        return block_map
 
 
 def sampled_recall(query: torch.Tensor, key: torch.Tensor, plan: Plan, samples: int = 64) -> torch.Tensor:
@@ -125,7 +142,7 @@ def sampled_recall(query: torch.Tensor, key: torch.Tensor, plan: Plan, samples: 
     """
     caught = []
     for group in head_groups(plan, query.shape[2]):
-        block_map = group.block_map
+        block_map = group.block_map.to(query.device)
         # Multiples of the golden ratio fill the sequence evenly, and no column of the frame is preferred.
         tokens = (torch.arange(samples, dtype=torch.float64) * 0.6180339887498949).frac() * block_map.grid.video_tokens
         tokens = tokens.long()
@@ -144,9 +161,3 @@ def _each_map(plan: Plan, change: Callable[[BlockMap], BlockMap]) -> Plan:
     if isinstance(plan, BlockMap):
         return change(plan)
     return tuple(group._replace(block_map=change(group.block_map)) for group in plan)
-
-
-def _pack(block_map: BlockMap) -> BlockMap:
-    counts, longest = block_map.counts, max(1, int(block_map.counts.max()))
-    dtype = torch.int16 if block_map.key_tiles <= torch.iinfo(torch.int16).max else torch.int32
-    return replace(block_map, counts=counts.to(dtype), indices=block_map.indices[..., :longest].to(dtype).contiguous())

@@ -51,6 +51,9 @@ class StepSchedule(Pattern):
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
         return self.pattern.select(query, key, grid, context)
 
+    def check_model(self, layers: int, heads: int | None) -> None:
+        self.pattern.check_model(layers, heads)
+
     def is_dense(self, context: Context) -> bool:
         layers = {layer % context.layers for layer in self.dense_layers if -context.layers <= layer < context.layers}
         # While the number of steps is unknown (a bare transformer call) no step is the last.

@@ -58,7 +58,7 @@ class SpatialTemporal(ContentPattern):
             )
         if self.density is not None:
             check_density(self.density)
-        if not min(self.frames or 0, self.radius or 0) >= 0:
+        if not all(width is None or width >= 0 for width in widths):
             raise ValueError(f"frames={self.frames} and radius={self.radius} must be at least 0")
         if self.rows < 1:
             raise ValueError(f"rows={self.rows} must be at least 1: the query rows that tell the heads apart")
@@ -67,7 +67,8 @@ class SpatialTemporal(ContentPattern):
         spatial, temporal = _spatial(self, grid), _temporal(self, grid)
         if context.value is None:
             raise ValueError("SpatialTemporal compares outputs: give the values of the call, Context(value=...)")
-        errors = _errors(query, key, context.value, *_sampled(self, grid, query.device))
+        hidden = spatial.layout.hidden_tokens(context.extra_valid)
+        errors = _errors(query, key, context.value, *_sampled(self, grid, query.device), hidden)
         along_time = (errors[1] < errors[0]).tolist()
         groups = [
             HeadGroup(tuple(head for head, is_temporal in enumerate(along_time) if is_temporal == kind), block_map)
@@ -79,13 +80,20 @@ class SpatialTemporal(ContentPattern):
 
 @torch.no_grad()
 def _errors(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: torch.Tensor, kept: torch.Tensor
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rows: torch.Tensor,
+    kept: torch.Tensor,
+    hidden: torch.Tensor | None,
 ) -> torch.Tensor:
     """Squared error of the output under each mask, summed over rows and batch: float32 [masks, heads]."""
     found = []
     # Head by head: rows x tokens of one head are small, of all heads they would be as large as a hidden state.
     for head in range(query.shape[2]):
         scores = (query[:, rows, head] @ key[:, :, head].mT).float() * query.shape[-1] ** -0.5
+        if hidden is not None:
+            scores = scores.masked_fill(hidden[:, None].to(scores.device), float("-inf"))
         masked = torch.stack([scores, *(scores.masked_fill(~mask, float("-inf")) for mask in kept)])
         dense, *sparse = masked.softmax(dim=-1) @ value[:, :, head].float()
         found.append(torch.stack([(out - dense).square().sum() for out in sparse]))
