@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -28,11 +29,15 @@ class SpaceThenTime(vidsparse.Pattern):
     tile: tuple[int, int, int] = (1, 8, 8)
 
     def plan(self, grid: vidsparse.VideoGrid, context: vidsparse.Context | None = None) -> vidsparse.BlockMap:
-        frames, rows, columns = grid.tiles(self.tile)  # border tiles may be ragged: any grid works
-        number = torch.arange(frames * rows * columns)
-        along_time = context is not None and context.layer % 2 == 1
-        group = number % (rows * columns) if along_time else number // (rows * columns)
-        return vidsparse.BlockMap.from_dense(group[:, None] == group, grid, self.tile)
+        return plan(grid, self.tile, along_time=context is not None and context.layer % 2 == 1)
+
+
+@lru_cache  # layers that ask for the same get the same object, and share what is computed from it
+def plan(grid: vidsparse.VideoGrid, tile: tuple[int, int, int], along_time: bool) -> vidsparse.BlockMap:
+    frames, rows, columns = grid.tiles(tile)  # border tiles may be ragged: any grid works
+    number = torch.arange(frames * rows * columns)
+    group = number % (rows * columns) if along_time else number // (rows * columns)
+    return vidsparse.BlockMap.from_dense(group[:, None] == group, grid, tile)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

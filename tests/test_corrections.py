@@ -233,6 +233,15 @@ def test_rectified_against_loops(case: Case) -> None:
 
 
 @every_case
+def test_rectified_is_exact_when_tokens_are_equal_within_tiles(case: Case) -> None:
+    q, k, v = case.tensors()
+    q = flattened(case, q, case.query_tile)
+    k, v = (flattened(case, x, case.key_tile or case.query_tile) for x in (k, v))
+    now = call(case, q, k, v)
+    torch.testing.assert_close(Rectified().correct(now), dense(q, k, v), **TINY)
+
+
+@every_case
 @pytest.mark.parametrize("residual", ["none", "tile", "full"])
 def test_reshaped_is_dense_at_a_refresh(case: Case, residual: str) -> None:
     q, k, v = case.tensors()

@@ -16,6 +16,8 @@ from vidsparse import (
     Dense,
     ExactBlocks,
     Gridded,
+    GriddedHeads,
+    HeadModes,
     MixtureOfBlocks,
     Pattern,
     PowerOfTwo,
@@ -79,7 +81,12 @@ BY_CONTENT: dict[str, Pattern] = {
     "video-sparse": VideoSparse(density=0.2),
     "video-sparse-full": VideoSparse(density=1.0),
 }
-PATTERNS = BY_SHAPE | BY_CONTENT
+# Groups of heads, whose maps have tiles of their own.
+BY_HEAD: dict[str, Pattern] = {
+    "head-modes": HeadModes(((("full", "diagonal", "temporal", "stripe", "temporal"),),)),
+    "gridded-heads": GriddedHeads((Gridded(), Gridded(phases=((0, 0, 0),)), Gridded())),
+}
+PATTERNS = BY_SHAPE | BY_CONTENT | BY_HEAD
 FULL = [
     "dense",
     "dense-tile2x4x8",
@@ -105,69 +112,79 @@ every_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTER
 every_grid = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 
 
+def maps(pattern: Pattern, grid: VideoGrid) -> list[BlockMap]:
+    """The maps of all groups of heads."""
+    plan = pattern.plan(grid)
+    return [plan] if isinstance(plan, BlockMap) else [group.block_map for group in plan]
+
+
 # Properties of all patterns
 
 
 @every_grid
 @every_pattern
 def test_counts_and_indices_are_well_formed(pattern: Pattern, grid: VideoGrid) -> None:
-    block_map = pattern.plan(grid)
-    rows = math.prod(block_map.grid.tiles(block_map.query_tile))
-    assert block_map.grid.tokens == grid.tokens
-    assert (block_map.grid.prefix, block_map.grid.suffix) == (grid.prefix, grid.suffix)
-    assert block_map.counts.shape == (1, 1, rows)
-    assert block_map.counts.dtype == block_map.indices.dtype == torch.int32
-    assert block_map.counts.min() >= 1, "a query tile sees nothing"
-    assert block_map.counts.max() == block_map.indices.shape[-1] <= block_map.key_tiles
-    for count, row in zip(block_map.counts.flatten().tolist(), block_map.indices.flatten(0, -2).tolist(), strict=True):
-        assert row[0] >= 0 and row[count - 1] < block_map.key_tiles
-        assert all(a < b for a, b in itertools.pairwise(row[:count])), "indices are not ascending"
+    for block_map in maps(pattern, grid):
+        rows = math.prod(block_map.grid.tiles(block_map.query_tile))
+        assert block_map.grid.tokens == grid.tokens
+        assert (block_map.grid.prefix, block_map.grid.suffix) == (grid.prefix, grid.suffix)
+        assert block_map.counts.shape[0] == 1 and block_map.counts.shape[2:] == (rows,)
+        assert block_map.counts.dtype == block_map.indices.dtype == torch.int32
+        assert block_map.counts.min() >= 1, "a query tile sees nothing"
+        assert block_map.counts.max() == block_map.indices.shape[-1] <= block_map.key_tiles
+        for count, row in zip(
+            block_map.counts.flatten().tolist(), block_map.indices.flatten(0, -2).tolist(), strict=True
+        ):
+            assert row[0] >= 0 and row[count - 1] < block_map.key_tiles
+            assert all(a < b for a, b in itertools.pairwise(row[:count])), "indices are not ascending"
 
 
 @every_grid
 @pytest.mark.parametrize("pattern", [p for p in PATTERNS.values() if p != VideoSparse(density=0.2)], ids=repr)
 def test_every_query_tile_sees_itself(pattern: Pattern, grid: VideoGrid) -> None:
-    assert pattern.plan(grid).to_dense().diagonal(dim1=-2, dim2=-1).all()
+    for block_map in maps(pattern, grid):
+        assert block_map.to_dense().diagonal(dim1=-2, dim2=-1).all()
 
 
 @every_grid
 @every_pattern
 def test_density_is_the_share_of_kept_pairs(pattern: Pattern, grid: VideoGrid) -> None:
-    block_map = pattern.plan(grid)
-    assert block_map.density == pytest.approx(block_map.to_dense().double().mean().item())
+    for block_map in maps(pattern, grid):
+        assert block_map.density == pytest.approx(block_map.to_dense().double().mean().item())
 
 
 @every_grid
 @every_pattern
 def test_token_density_is_the_share_of_kept_tokens(pattern: Pattern, grid: VideoGrid) -> None:
-    block_map = pattern.plan(grid)
-    mask = block_map.token_mask()
-    assert mask.shape == (1, 1, grid.tokens, grid.tokens)
-    assert block_map.token_density == pytest.approx(mask.sum().item() / mask.numel())
+    for block_map in maps(pattern, grid):
+        mask = block_map.token_mask()
+        assert mask.shape == (1, block_map.counts.shape[1], grid.tokens, grid.tokens)
+        assert block_map.token_density == pytest.approx(mask.sum().item() / mask.numel())
 
 
 @every_grid
 @every_pattern
 def test_text_sees_and_is_seen_by_everything(pattern: Pattern, grid: VideoGrid) -> None:
-    mask = pattern.plan(grid).token_mask()[0, 0]
-    for text in (slice(0, grid.prefix), slice(grid.tokens - grid.suffix, grid.tokens)):
-        assert mask[text].all() and mask[:, text].all()
+    for block_map in maps(pattern, grid):
+        mask = block_map.token_mask()
+        for text in (slice(0, grid.prefix), slice(grid.tokens - grid.suffix, grid.tokens)):
+            assert mask[:, :, text].all() and mask[..., text].all()
 
 
 @every_grid
 @every_pattern
 def test_dense_and_back_is_the_identity(pattern: Pattern, grid: VideoGrid) -> None:
-    block_map = pattern.plan(grid)
-    again = BlockMap.from_dense(block_map.to_dense(), block_map.grid, block_map.query_tile, block_map.key_tile)
-    assert_same_map(again, block_map)
+    for block_map in maps(pattern, grid):
+        again = BlockMap.from_dense(block_map.to_dense(), block_map.grid, block_map.query_tile, block_map.key_tile)
+        assert_same_map(again, block_map)
 
 
 @every_grid
 @every_pattern
 def test_transposed_twice_is_the_identity(pattern: Pattern, grid: VideoGrid) -> None:
-    block_map = pattern.plan(grid)
-    assert torch.equal(block_map.transpose().to_dense(), block_map.to_dense().mT)
-    assert_same_map(block_map.transpose().transpose(), block_map)
+    for block_map in maps(pattern, grid):
+        assert torch.equal(block_map.transpose().to_dense(), block_map.to_dense().mT)
+        assert_same_map(block_map.transpose().transpose(), block_map)
 
 
 @every_grid

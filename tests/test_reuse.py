@@ -94,8 +94,8 @@ def test_pooled_attention_is_dense_attention_summed_over_keys_and_averaged_over_
 
 @every_grid
 @pytest.mark.parametrize("sink", [0, 1, 3], ids=lambda n: f"sink{n}")
-@pytest.mark.parametrize("ratio", [0.01, 0.3, 0.75])
-def test_each_group_keeps_its_own_best(grid: VideoGrid, sink: int, ratio: float) -> None:
+@pytest.mark.parametrize("ratio", [0.01, 0.3, 0.75, (1.0, 0.5, 0.1)], ids=str)
+def test_each_group_keeps_its_own_best(grid: VideoGrid, sink: int, ratio: Any) -> None:
     query, key = content(grid)
     block_map = ExactBlocks(ratio, sink, TILE).select(query, key, grid, Context())
     attention, kept = pooled_attention(query, key, grid, TILE), block_map.to_dense()
@@ -108,8 +108,8 @@ def test_each_group_keeps_its_own_best(grid: VideoGrid, sink: int, ratio: float)
             [i for i, t in enumerate(times) if not in_sink[i] and t == time],
             [i for i, t in enumerate(times) if not in_sink[i] and t != time],
         ]
-        for members in groups:
-            number = min(len(members), max(1, round(ratio * len(members))))
+        for members, share in zip(groups, ratio if isinstance(ratio, tuple) else (ratio,) * 3, strict=True):
+            number = min(len(members), max(1, round(share * len(members))))
             ranked = attention[:, :, row].clone()
             ranked[..., row] = 2.0
             best = ranked[..., members].topk(number).indices

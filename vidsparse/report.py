@@ -23,7 +23,8 @@ class LayerCall:
         reason: why the calls were dense, None when sparse.
         density: kept / all pairs of video tiles. token_density: kept / all pairs of tokens, text included.
         seconds: of the whole attention layer, projections included, over all calls.
-        flops, dense_flops: of the two matrix products, as run and as dense, over all calls.
+        flops, dense_flops: of attention's two matrix products, as run and as dense, over all calls; what a correction
+            adds to sparse attention is not counted.
         kept_bytes: what pattern and correction keep of the layer for later steps, all branches together.
         calls: how many.
     """

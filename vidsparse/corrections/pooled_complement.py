@@ -137,7 +137,7 @@ class _Columns(NamedTuple):
 
 
 def _halved(tile: Tile, tokens: int) -> Tile:
-    """The tile, its longest even side halved until it has no more than so many tokens."""
+    """The tile, its longest even side halved until it has no more than so many tokens, or no even side."""
     sides = list(tile)
     while math.prod(sides) > tokens:
         even = [axis for axis, side in enumerate(sides) if side % 2 == 0]

@@ -29,22 +29,28 @@ class ExactBlocks(ContentPattern):
     tiles among all. The query's own tile is always kept, within its group's number.
 
     Attributes:
-        ratio: the share of each group to keep.
+        ratio: the share of each group to keep; or three, of the sink, of the tiles in time with it, and of the rest.
         sink: how many first frames are a group of their own, rounded up to whole tiles.
         tile: sides of the tiles; by default the grid's best of 128 tokens.
     """
 
-    ratio: float = 0.3
+    ratio: float | tuple[float, float, float] = 0.3
     sink: int = 1
     tile: Tile | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio={self.ratio} must be in (0, 1]: the share of each group of tiles to keep")
+        if len(self._ratios) != 3 or not all(0 < ratio <= 1 for ratio in self._ratios):
+            raise ValueError(
+                f"ratio={self.ratio} must be in (0, 1]: the share of each group of tiles to keep, or three of them"
+            )
         if self.sink < 0:
             raise ValueError(f"sink={self.sink} must be at least 0: the first frames, which are a group of their own")
         if self.tile is not None:
             check_tile(self.tile)
+
+    @property
+    def _ratios(self) -> tuple[float, ...]:
+        return self.ratio if isinstance(self.ratio, tuple) else (self.ratio,) * 3
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
         """The answer for attention that is the same everywhere, without computing it."""
@@ -60,10 +66,10 @@ class ExactBlocks(ContentPattern):
         own = torch.eye(attention.shape[-1], dtype=torch.bool, device=attention.device)
         ranked = attention.masked_fill(own, math.inf)
         kept = torch.zeros_like(attention, dtype=torch.bool)
-        for members in self._groups(grid, tile):
+        for members, ratio in zip(self._groups(grid, tile), self._ratios, strict=True):
             members = members.to(attention.device)
             size = members.sum(dim=-1, keepdim=True)
-            number = (size.double() * self.ratio).round().clamp(min=1).minimum(size)
+            number = (size.double() * ratio).round().clamp(min=1).minimum(size)
             order = ranked.where(members, -1.0).argsort(dim=-1, descending=True, stable=True)
             kept |= order.argsort(dim=-1) < number
         return BlockMap.from_dense(kept, grid, tile)
