@@ -247,6 +247,21 @@ def test_merge_of_disjoint_maps_is_their_union(impl: str, dtype: torch.dtype) ->
     assert_close(run(merged, tensors, dtype), expected, run(together, tensors, dtype), dtype)
 
 
+def test_second_derivatives_are_refused_and_not_zero() -> None:
+    grid = VideoGrid(2, 4, 4)
+    query, key, value = (torch.randn(1, grid.tokens, 1, 8, requires_grad=True) for _ in range(3))
+    out = sparse_attention(query, key, value, Dense(tile=(1, 4, 4)).plan(grid), impl="cpu")
+    (grad,) = torch.autograd.grad(out.square().sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.square().sum().backward()
+
+
+def test_a_pattern_is_no_map() -> None:
+    x = torch.randn(1, 32, 1, 8)
+    with pytest.raises(TypeError, match=r"a pattern gives one with pattern\.plan\(grid\)"):
+        sparse_attention(x, x, x, Dense())  # type: ignore[arg-type]
+
+
 def test_merge_has_finite_gradients_where_a_row_is_empty() -> None:
     inf = float("inf")
     out, out2 = (torch.randn(1, 4, 1, 3, requires_grad=True) for _ in range(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import os
@@ -40,6 +41,7 @@ from vidsparse import (
     TopBlocks,
 )
 from vidsparse.cli import app, sampling
+from vidsparse.cli.compare import similarity
 from vidsparse.cli.patterns import PATTERNS, build_pattern, change_pattern, name_of
 from vidsparse.cli.request import Request
 from vidsparse.cli.video import side_by_side, to_pixels, write_video
@@ -358,12 +360,57 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "folder without a model": (["--model", "."], "has no model_index.json"),
     "missing folder": (["-o", "missing/a.mp4"], "the folder missing does not exist"),
     "a directory": (["-o", "."], "it is a directory"),
+    "a device": (["-o", "/dev/null"], "it is a device or a pipe"),
+    "sink of neither": (["--set", "sink=maybe"], "--set sink=maybe must be true or false"),
     "other format": (["-o", "a.avi"], "must end in .mp4"),
     "no leave to write": (["-o", "/proc/a.mp4"], "cannot write /proc/a.mp4"),
     "unknown device": (["--device", "abacus"], "device 'abacus' is not available"),
     "unknown dtype": (["--dtype", "int4"], "dtype 'int4' is unknown"),
     "offload from the CPU": (["--device", "cpu", "--offload"], "the device is the CPU"),
 }
+
+
+@pytest.mark.parametrize(("text", "value"), [("false", False), ("False", False), ("no", False), ("1", True)], ids=str)
+def test_a_truth_may_be_written_as_a_word(text: str, value: bool) -> None:
+    assert build_pattern("radial", 0.3, [f"sink={text}"]) == Radial(density=0.3, sink=value)
+
+
+def test_similarity() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.random((3, 16, 20, 3), dtype=np.float32)
+    assert similarity(first, first) == (None, 1.0)
+    second = first.copy()
+    second[1] = second[1] * 0.5
+    psnr, ssim = similarity(first, second)
+    assert psnr == pytest.approx(-10 * np.log10(((first - second) ** 2).mean()), rel=1e-4)
+    alone = [similarity(first[i : i + 1], second[i : i + 1])[1] for i in range(3)]
+    assert ssim == pytest.approx(sum(alone) / 3) and alone[0] == 1.0 > alone[1]
+
+
+def test_a_video_of_nan_is_no_video(vidsparse: Any, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = WanPipeline.__call__
+
+    def broken(*arguments: Any, **settings: Any) -> Any:
+        out = decode(*arguments, **settings)
+        out.frames[0][1] = np.nan
+        return out
+
+    monkeypatch.setattr(WanPipeline, "__call__", functools.wraps(decode)(broken))
+    refused(vidsparse("generate", PROMPT, *small), "holds numbers that are not finite; try another --dtype")
+
+
+def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.json").symlink_to("folder/report.json")
+    with replacing(tmp_path / "link.json") as temporary:
+        temporary.write_text("{}")
+    assert (tmp_path / "link.json").is_symlink() and (tmp_path / "folder/report.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("index", ["{}", '{"_class_name": "NopePipeline"}'], ids=["empty", "unknown"])
+def test_a_model_folder_that_says_nothing(vidsparse: Any, tmp_path: Path, index: str) -> None:
+    (tmp_path / "model_index.json").write_text(index)
+    refused(vidsparse("generate", PROMPT, "--model", tmp_path), "cannot load model")
 
 
 @pytest.mark.parametrize("command", ["generate", "compare"])

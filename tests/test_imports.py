@@ -262,3 +262,8 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "assert not heavy, f'loaded for the help text: {sorted(heavy)}'\n"
     )
     assert "Usage" in output
+
+
+def test_parts_that_are_reached_by_their_name() -> None:
+    code = "import vidsparse; print(vidsparse.patterns.Radial, vidsparse.corrections.Rectified, vidsparse.__version__)"
+    assert "Radial" in subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

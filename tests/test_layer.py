@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +27,7 @@ from vidsparse import (
     Reuse,
     SlidingTile,
     SparseCall,
+    StepSchedule,
     TopBlocks,
     VideoGrid,
     attn_processors,
@@ -169,6 +172,41 @@ def test_training_after_inference_mode(correction: Correction | None) -> None:
         with torch.inference_mode():
             call(transformer, sizes)
         call(transformer, sizes).sum().backward()
+
+
+@torch.no_grad()
+def test_a_copy_of_a_sparsified_transformer_has_a_clock_of_its_own() -> None:
+    transformer = tiny()
+    with sparsify(transformer, StepSchedule(FLAT, dense_steps=1)) as run:
+        copied = copy.deepcopy(transformer)
+        expected = [call(transformer, timestep=t) for t in (900.0, 500.0)]
+        run.reset()
+        assert all(torch.equal(call(copied, timestep=t), x) for t, x in zip((900.0, 500.0), expected, strict=True))
+        call(copied, SIZES["odd-pixels"])
+        assert not run.report().calls
+        with pytest.raises(TypeError, match="cannot be pickled; restore it first"):
+            pickle.dumps(transformer)
+    assert not torch.equal(*expected)
+
+
+@torch.no_grad()
+def test_a_transformer_in_the_wrapper_of_torch_compile() -> None:
+    transformer = tiny()
+    pipe = Pipeline(transformer=torch.compile(transformer, backend="eager"))
+    with sparsify(pipe, FLAT) as run:
+        call(transformer)
+        report = run.report()
+    assert report.flops_saved > 0 and not report.lost
+    with sparsify(bare := Pipeline(transformer=transformer), FLAT) as run:
+        bare.transformer = torch.compile(transformer, backend="eager")
+        assert not run.report().lost
+
+
+def test_a_restored_run_is_not_entered() -> None:
+    run = sparsify(tiny(), FLAT)
+    run.restore()
+    with pytest.raises(ValueError, match="this run was restored; call sparsify again"), run:
+        pass
 
 
 def test_hidden_text_is_not_in_the_mean_of_all_values() -> None:

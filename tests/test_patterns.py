@@ -416,6 +416,9 @@ def test_no_step_is_the_last_while_the_number_of_steps_is_unknown() -> None:
         (SlidingTile, {"stride": (1, 1)}, r"stride=\(1, 1\) must be"),
         (SlidingTile, {"tile": (1, 1, 0)}, r"tile=\(1, 1, 0\) must be"),
         (StepSchedule, {"pattern": SPARSE, "dense_steps": -1}, "dense_steps=-1"),
+        (StepSchedule, {"pattern": SPARSE, "dense_steps": 0.25}, "dense_steps=0.25"),
+        (StepSchedule, {"pattern": SPARSE, "dense_layers": 0}, "dense_layers=0 must be a tuple of indices"),
+        (StepSchedule, {"pattern": SPARSE, "dense_layers": [0]}, r"dense_layers=\[0\] must be a tuple of indices"),
         (StepSchedule, {"pattern": SPARSE, "dense_last_steps": -1}, "dense_last_steps=-1"),
         (StepSchedule, {"pattern": SPARSE, "steps": (5, 2)}, r"steps=\(5, 2\) must be \(low, high\)"),
         (StepSchedule, {"pattern": SPARSE, "sigmas": (1.0, 0.5)}, r"sigmas=\(1\.0, 0\.5\) must be \(low, high\)"),
@@ -425,6 +428,12 @@ def test_no_step_is_the_last_while_the_number_of_steps_is_unknown() -> None:
 def test_bad_arguments(pattern: type[Pattern], arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pattern(**arguments)
+
+
+def test_layers_that_the_model_has_not() -> None:
+    StepSchedule(SPARSE, dense_layers=(-2, 0, 1)).check_model(2, None)
+    with pytest.raises(ValueError, match=r"dense_layers \[2, -3\] are not there: the model has layers 0 to 1"):
+        StepSchedule(SPARSE, dense_layers=(2, 1, -3)).check_model(2, None)
 
 
 def test_a_schedule_needs_a_pattern() -> None:

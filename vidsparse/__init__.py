@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -117,6 +118,10 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 def __getattr__(name: str) -> Any:
     # Names load when they are used, so that the command line answers --help without torch.
+    if name in ("corrections", "patterns"):
+        return import_module(f"vidsparse.{name}")
+    if name == "__version__":
+        return version("vidsparse")
     if name not in _HOME:
         raise AttributeError(f"module 'vidsparse' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOME[name]), name)

@@ -212,6 +212,8 @@ def _check(
                 f"{name} is {x.dtype} {tuple(x.shape)} on {x.device}, but query is {query.dtype} "
                 f"{tuple(query.shape)} on {query.device}: shape, dtype and device must be the same"
             )
+    if not isinstance(block_map, BlockMap):
+        raise TypeError(f"block_map is {block_map!r}; a pattern gives one with pattern.plan(grid)")
     batch, tokens, heads, _ = query.shape
     if tokens != block_map.grid.tokens:
         raise ValueError(

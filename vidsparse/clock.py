@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import weakref
 from collections.abc import Callable, Mapping
@@ -32,19 +33,8 @@ class Clock:
         self.branch, self.video, self.index = 0, 0, None
         self.timesteps: Any = None  # the scheduler's own object
         self.device = torch.device("cpu")
-        self._signature = inspect.signature(type(transformer).forward)
-        # The hook must not keep the clock alive: with `attn_processors`, it goes when its processors go.
-        reference = weakref.ref(self)
-
-        def read(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            clock = reference()
-            if clock is None:
-                hook.remove()
-            else:
-                clock.read(module, clock._signature.bind_partial(module, *args, **kwargs).arguments)
-
-        hook = transformer.register_forward_pre_hook(read, with_kwargs=True)
-        self.remove = hook.remove
+        self.signature = inspect.signature(type(transformer).forward)
+        self.remove = transformer.register_forward_pre_hook(_Hook(self), with_kwargs=True).remove
 
     def expect_another_video(self) -> None:
         """Take the next call for the first of a video, whatever its noise."""
@@ -82,3 +72,23 @@ class Clock:
             self.step, self.steps = index or 0, len(schedule)
         self.grid, self.timestep, self.index, self.timesteps = grid, timestep, index, timesteps
         self.device = next(x.device for x in call.values() if isinstance(x, torch.Tensor))
+
+
+class _Hook:
+    """Drives a clock that it does not keep alive: with `attn_processors`, the clock goes when its processors go."""
+
+    def __init__(self, clock: Clock):
+        self.clock = weakref.ref(clock)
+
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        clock = self.clock()
+        if clock is not None:
+            clock.read(module, clock.signature.bind_partial(module, *args, **kwargs).arguments)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        """A copy of the transformer has processors of its own, and so a clock."""
+        clock = self.clock()
+        return self if clock is None else _Hook(copy.deepcopy(clock, memo))
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a sparsified transformer cannot be pickled; restore it first, and sparsify what was loaded")

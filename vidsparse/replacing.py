@@ -13,8 +13,10 @@ from uuid import uuid4
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder that takes the name `path` when all went well, and else goes away.
 
-    It starts with a dot and keeps the suffix: `.STEM-....SUFFIX`. A process that is killed leaves it.
+    Where `path` is a link, the file that it leads to is replaced. The temporary name starts with a dot and keeps the
+    suffix: `.STEM-....SUFFIX`. A process that is killed leaves it.
     """
+    path = path.resolve()
     temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
     try:
         yield temporary

@@ -88,6 +88,8 @@ class Run:
         self._transformers.clear()
 
     def __enter__(self) -> Run:
+        if not self._replaced:
+            raise ValueError("this run was restored; call sparsify again")
         return self
 
     def __exit__(
@@ -102,7 +104,7 @@ class Run:
         lost = [
             f"pipe.{name} is another model than at sparsify, and runs without it; restore, then sparsify again"
             for name, known in self._transformers.items()
-            if pipeline is not None and getattr(pipeline, name, None) is not known()
+            if pipeline is not None and _bare(getattr(pipeline, name, None)) is not known()
         ]
         if others:
             lost.append(
@@ -191,7 +193,8 @@ def attn_processors(
     The dict holds a processor for every attention of the transformer: sparse ones for video self-attention, the present
     ones elsewhere. Setting `transformer.attn_processors` of before puts everything back. Steps are counted from the
     transformer's own calls, since no scheduler is known here: their number is not, so `dense_last_steps` has no effect.
-    There is no report either; use `sparsify` for these.
+    There is no report either; use `sparsify` with a pipeline for these, and where a pattern or a correction keeps
+    something from step to step: a generation that was broken off is told from the next by the scheduler alone.
     """
     settings = _settings(pattern, correction, impl)
     adapter_for(transformer)
@@ -232,12 +235,17 @@ def _settings(
 
 def _transformers(target: Any) -> dict[str, torch.nn.Module]:
     if isinstance(target, torch.nn.Module):
-        return {"transformer": target}
-    found = {name: getattr(target, name, None) for name in ("transformer", "transformer_2", "transformer_ref")}
+        return {"transformer": _bare(target)}
+    found = {name: _bare(getattr(target, name, None)) for name in ("transformer", "transformer_2", "transformer_ref")}
     modules = {name: module for name, module in found.items() if isinstance(module, torch.nn.Module)}
     if not modules:
         raise TypeError(f"{type(target).__name__} has no transformer; pass a diffusers pipeline or a transformer")
     return modules
+
+
+def _bare(module: Any) -> Any:
+    """The model within what `torch.compile(model)` gives."""
+    return getattr(module, "_orig_mod", module)
 
 
 def _weakly(target: Any) -> Callable[[], Any]:

@@ -227,6 +227,7 @@ class _BlockSparse(torch.autograd.Function):
         return out, lse.squeeze(-1).transpose(1, 2)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad_out: torch.Tensor, grad_lse: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:

@@ -15,18 +15,20 @@ def check_output(path: Path | None, suffix: str | None = None) -> None:
 
     Raises:
         ValueError: another suffix than the format's.
-        OSError: a directory, a missing folder, or one without leave to write.
+        OSError: a directory, a device, a missing folder, or one without leave to write.
     """
     if path is None:
         return
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a directory")
+    if path.exists() and not path.is_file():
+        raise OSError(f"cannot write {path}: it is a device or a pipe, and a file would take its place")
     if suffix is not None and path.suffix.lower() != suffix:
         raise ValueError(f"cannot write {path}: its name must end in {suffix}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
     try:
-        with TemporaryFile(dir=path.parent):
+        with TemporaryFile(dir=path.resolve().parent):
             pass
     except OSError as error:
         raise PermissionError(f"cannot write {path}: {error.strerror} in the folder {path.parent}") from error

@@ -111,6 +111,9 @@ def _given(name: str, cls: Any, density: float | None, settings: list[str] | Non
     known = [f.name for f in fields(cls)]
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"pattern {name!r} has no {', '.join(unknown)}; --set takes {', '.join(known) or 'nothing'}")
+    for f in fields(cls):
+        if f.type == "bool" and f.name in given:
+            given[f.name] = _truth(f.name, given[f.name])
     if density is not None:
         own = PATTERNS[name].density if name in PATTERNS else None
         if own is None:
@@ -118,6 +121,13 @@ def _given(name: str, cls: Any, density: float | None, settings: list[str] | Non
         if name != "reuse":
             given[own] = density
     return given
+
+
+def _truth(name: str, value: Any) -> bool:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if (word := str(value).lower()) not in words:
+        raise ValueError(f"--set {name}={value} must be true or false")
+    return words[word]
 
 
 def build_correction(name: str) -> Correction | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import sys
 import time
@@ -81,7 +82,8 @@ def _load(model: str, dtype: torch.dtype) -> Any:
 
     try:
         return DiffusionPipeline.from_pretrained(model, torch_dtype=dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        # The last two where model_index.json names what this diffusers has not, or nothing.
         raise OSError(f"cannot load model {model!r}: {error}") from error
 
 
@@ -175,6 +177,10 @@ def sample(pipe: Any, pattern: Pattern, request: Request, arguments: dict[str, A
         bar = {"callback_on_step_end": stepped} if "callback_on_step_end" in accepted else {}
         generator = torch.Generator().manual_seed(request.seed)
         frames = pipe(**{"output_type": "np", **arguments}, **bar, generator=generator).frames[0]
+        if not math.isfinite(frames.sum()):
+            raise ValueError(
+                f"the {label} video holds numbers that are not finite; try another --dtype, such as bfloat16 or float32"
+            )
         return Sample(frames, run.report(), time.perf_counter() - started, denoised - started)
 
 

@@ -20,7 +20,8 @@ class StepSchedule(Pattern):
 
     Attributes:
         pattern: what runs in sparse steps.
-        dense_steps, dense_last_steps: how many steps are dense at the start and at the end.
+        dense_steps, dense_last_steps: how many steps of the schedule are dense at its start and at its end; video to
+            video begins within it.
         dense_layers: indices of layers that are always dense; negative ones count from the last.
         steps: sparse only for first <= step < last, or None.
         sigmas: sparse only for low <= noise level <= high, or None. The noise level is 1 at the start and 0 at the end,
@@ -37,10 +38,13 @@ class StepSchedule(Pattern):
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, Pattern):
             raise TypeError(f"pattern={self.pattern!r} must be a pattern, such as Radial(density=0.2)")
-        if min(self.dense_steps, self.dense_last_steps) < 0:
+        counts = self.dense_steps, self.dense_last_steps
+        if not all(isinstance(count, int) for count in counts) or min(counts) < 0:
             raise ValueError(
-                f"dense_steps={self.dense_steps} and dense_last_steps={self.dense_last_steps} must be >= 0"
+                f"dense_steps={self.dense_steps} and dense_last_steps={self.dense_last_steps} must be >= 0 and whole"
             )
+        if not isinstance(self.dense_layers, tuple) or not all(isinstance(n, int) for n in self.dense_layers):
+            raise ValueError(f"dense_layers={self.dense_layers} must be a tuple of indices, such as (0, 1)")
         for name, bounds in (("steps", self.steps), ("sigmas", self.sigmas)):
             if bounds is not None and bounds[0] > bounds[1]:
                 raise ValueError(f"{name}={bounds} must be (low, high)")
@@ -52,6 +56,9 @@ class StepSchedule(Pattern):
         return self.pattern.select(query, key, grid, context)
 
     def check_model(self, layers: int, heads: int | None) -> None:
+        absent = [layer for layer in self.dense_layers if not -layers <= layer < layers]
+        if absent:
+            raise ValueError(f"dense_layers {absent} are not there: the model has layers 0 to {layers - 1}")
         self.pattern.check_model(layers, heads)
 
     def is_dense(self, context: Context) -> bool:
