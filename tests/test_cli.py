@@ -408,9 +408,10 @@ def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("index", ["{}", '{"_class_name": "NopePipeline"}'], ids=["empty", "unknown"])
-def test_a_model_folder_that_says_nothing(vidsparse: Any, tmp_path: Path, index: str) -> None:
-    (tmp_path / "model_index.json").write_text(index)
-    refused(vidsparse("generate", PROMPT, "--model", tmp_path), "cannot load model")
+def test_a_model_folder_that_says_nothing(vidsparse: Any, tmp_path_factory: pytest.TempPathFactory, index: str) -> None:
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "model_index.json").write_text(index)
+    refused(vidsparse("generate", PROMPT, "--model", folder), "cannot load model")
 
 
 @pytest.mark.parametrize("command", ["generate", "compare"])

@@ -35,6 +35,7 @@ class Clock:
         self.device = torch.device("cpu")
         self.signature = inspect.signature(type(transformer).forward)
         self.remove = transformer.register_forward_pre_hook(_Hook(self), with_kwargs=True).remove
+        weakref.finalize(self, self.remove)
 
     def expect_another_video(self) -> None:
         """Take the next call for the first of a video, whatever its noise."""
@@ -75,7 +76,7 @@ class Clock:
 
 
 class _Hook:
-    """Drives a clock that it does not keep alive: with `attn_processors`, the clock goes when its processors go."""
+    """Drives a clock that it does not keep alive: with `attn_processors`, both go when the processors go."""
 
     def __init__(self, clock: Clock):
         self.clock = weakref.ref(clock)
