@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
 from collections.abc import Iterator
@@ -292,6 +293,8 @@ def test_maps_that_somebody_holds_are_given_again() -> None:
     assert isinstance(second, BlockMap)
     assert reuse.select(*content(grid), grid, Context(memory=memory, step=3)) is second
     assert torch.equal(second.to_dense(), expected) and second.indices.dtype == torch.int32
+    copied = copy.deepcopy(memory)[reuse].plan()
+    assert copied is not second and torch.equal(copied.to_dense(), expected)
 
 
 @pytest.mark.parametrize(("tiles", "dtype"), [(32767, torch.int16), (32768, torch.int32)], ids=str)

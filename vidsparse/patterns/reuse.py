@@ -123,7 +123,8 @@ class KeptMap:
         return packed
 
     def _unpack(self, packed: BlockMap) -> BlockMap:
-        block_map = self._unpacked[packed]()
+        reference = self._unpacked.get(packed)  # a copy of this has other maps
+        block_map = None if reference is None else reference()
         if block_map is None:
             block_map = replace(packed, counts=packed.counts.int(), indices=packed.indices.int())
             self._unpacked[packed] = weakref.ref(block_map)
