@@ -8,6 +8,7 @@ flash kernel, which cuts 128 queries into blocks of 32 (benchmarks/NOTES.md).
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
@@ -18,18 +19,26 @@ from vidsparse_kernels.threads import divide
 from vidsparse_kernels.tiles import TileLayout, tile_tokens
 
 ROWS = 128  # most queries of one product
-KEYS = 8192  # most keys of one product: scores of 4 MiB
+KEYS = 3072  # most keys of one product: scores of 1.5 MiB
+VIEWS = 1024  # most views of buffers to keep
 PIECES = 256  # products to divide over the threads at a time: of few, the last ones keep threads waiting
 SHARES = 4  # into which the gradients of a head's keys are divided; a constant, so that threads do not change sums
 
 Boxes = tuple[torch.Tensor, ...]
 
 
+class _Chunk(NamedTuple):
+    """Boxes of one product, and how many keys they hold."""
+
+    boxes: list[int]
+    keys: int
+
+
 class _Row(NamedTuple):
     """A query tile, or some prefix and suffix tokens, and the boxes of its keys, cut into chunks."""
 
     queries: torch.Tensor  # int64 [rows], positions in the sequence
-    chunks: list[list[int]]
+    chunks: list[_Chunk]
 
 
 class _Plan(NamedTuple):
@@ -39,9 +48,10 @@ class _Plan(NamedTuple):
     sizes: list[int]  # tokens of each box
     rows: list[list[_Row]]  # of each head, or of all heads alike
 
-    def boxes(self, x: torch.Tensor, dtype: torch.dtype) -> list[Boxes]:
-        """Copy [tokens, H, head_dim] into boxes [size, head_dim] of each head."""
-        return [of_head.split(self.sizes) for of_head in x.transpose(0, 1).index_select(1, self.order).to(dtype)]
+    def boxes(self, x: torch.Tensor, dtype: torch.dtype, scale: float = 1.0) -> list[Boxes]:
+        """Copy [tokens, H, head_dim] into boxes [size, head_dim] of each head, times `scale`."""
+        copy = x.transpose(0, 1).index_select(1, self.order).to(dtype)
+        return [of_head.split(self.sizes) for of_head in (copy if scale == 1.0 else copy.mul_(scale))]
 
     def rows_of(self, head: int) -> list[_Row]:
         return self.rows[head % len(self.rows)]
@@ -59,12 +69,12 @@ def _plan(counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, valid
         lists.append(list(range(len(boxes))) if len(extra) else [])
         seen = [(tile, _chunks(listed, sizes)) for tile, listed in zip(queries, lists, strict=True)]
         # The longest lists first: buffers need not grow, and what the threads end on is short.
-        seen.sort(key=lambda row: sum(sizes[i] for chunk in row[1] for i in chunk), reverse=True)
+        seen.sort(key=lambda row: sum(chunk.keys for chunk in row[1]), reverse=True)
         rows.append([_Row(part, chunks) for tile, chunks in seen if chunks for part in tile.split(ROWS)])
     return _Plan(torch.cat(boxes), sizes, rows)
 
 
-def _chunks(listed: list[int], sizes: list[int]) -> list[list[int]]:
+def _chunks(listed: list[int], sizes: list[int]) -> list[_Chunk]:
     """Cut a list of boxes into runs of nearly equal length, of about `KEYS` keys at most; none if there are no keys."""
     total = sum(sizes[i] for i in listed)
     number = math.ceil(total / KEYS)
@@ -74,30 +84,53 @@ def _chunks(listed: list[int], sizes: list[int]) -> list[list[int]]:
         if sizes[box]:
             chunks[before * number // total].append(box)
             before += sizes[box]
-    return [chunk for chunk in chunks if chunk]
+    return [_Chunk(chunk, sum(sizes[i] for i in chunk)) for chunk in chunks if chunk]
 
 
-class _Scratch:
-    """Buffers that live through a call: fresh ones for each step would cost more in page faults than in copying."""
+class _Scratch(threading.local):
+    """Buffers of each thread, which live as long as it does: fresh ones would cost more in page faults than in copying.
+
+    They hold one product, some 5 MiB of float32. Views of them are kept too: threads wait for Python's lock after each
+    operation, however small.
+    """
 
     def __init__(self) -> None:
-        self.buffers: dict[str, torch.Tensor] = {}
+        self.buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self.views: dict[tuple[str, tuple[int, ...], torch.dtype], torch.Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An uninitialised tensor of this shape, in memory that an earlier one of the same name had."""
-        size = math.prod(shape)
-        if name not in self.buffers or self.buffers[name].numel() < size:
-            self.buffers[name] = torch.empty(size, dtype=dtype)
-        return self.buffers[name][:size].view(shape)
+        view = self.views.get((name, shape, dtype))
+        return self._view(name, shape, dtype) if view is None else view
 
-    def collect(self, name: str, boxes: Boxes, chunk: list[int]) -> torch.Tensor:
+    def _view(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        size = math.prod(shape)
+        buffer = self.buffers.get((name, dtype))
+        with torch.inference_mode(False):  # or no call outside that mode could write to it
+            if buffer is None or len(buffer) < size:
+                buffer = self.buffers[name, dtype] = torch.empty(size, dtype=dtype)
+                self.views.clear()
+            elif len(self.views) >= VIEWS:
+                self.views.clear()
+            view = self.views[name, shape, dtype] = buffer[:size].view(shape)
+        return view
+
+    def collect(self, name: str, boxes: Boxes, chunk: _Chunk) -> torch.Tensor:
         """The keys or values of a chunk: [keys, head_dim]."""
-        listed = [boxes[i] for i in chunk]
-        return torch.cat(listed, out=self.take(name, (sum(map(len, listed)), listed[0].shape[1]), listed[0].dtype))
+        listed = [boxes[i] for i in chunk.boxes]
+        return torch.cat(listed, out=self.take(name, (chunk.keys, listed[0].shape[1]), listed[0].dtype))
 
     def cast(self, name: str, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`x` in another dtype, itself where it has that dtype."""
         return x if x.dtype == dtype else self.take(name, tuple(x.shape), dtype).copy_(x)
+
+
+_scratch = _Scratch()
+
+
+def _as(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`x.to(dtype)`, which would let go of Python's lock even where there is nothing to do."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 class _Query(NamedTuple):
@@ -108,42 +141,38 @@ class _Query(NamedTuple):
     lse: torch.Tensor | None
 
 
-def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, with_lse: bool, scratch: _Scratch
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of scaled queries over one chunk: out [rows, head_dim] and lse [rows, 1], empty if not asked for."""
-    scores = scratch.take("scores", (len(q), len(k)), q.dtype)
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, with_lse: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of queries over one chunk of scaled keys: out [rows, head_dim] and, where asked for, lse [rows, 1]."""
+    scores = _scratch.take("scores", (len(q), len(k)), q.dtype)
     torch.mm(q, k.T, out=scores)
-    top = scores.amax(dim=1, keepdim=True) if with_lse else scores[:0]
+    top = scores.amax(dim=1, keepdim=True) if with_lse else scores
     torch.softmax(scores, dim=1, out=scores)
     # The largest weight is exp(top - lse), so the lse needs no sum of its own.
-    lse = top - scores.amax(dim=1, keepdim=True).log_() if with_lse else top
-    return torch.mm(scratch.cast("weights", scores, v.dtype), v), lse
+    lse = top - scores.amax(dim=1, keepdim=True).log_() if with_lse else scores
+    return torch.mm(_scratch.cast("weights", scores, v.dtype), v), lse
 
 
-def _forward(row: _Row, keys: Boxes, values: Boxes, head: _Query, scale: float, scratch: _Scratch) -> None:
+def _forward(row: _Row, keys: Boxes, values: Boxes, head: _Query) -> None:
     """Write one row's output, and its lse where that is asked for."""
-    q = head.query.index_select(0, row.queries).to(keys[0].dtype).mul_(scale)
+    q = _as(head.query.index_select(0, row.queries), keys[0].dtype)
     with_lse = head.lse is not None or len(row.chunks) > 1
     parts = (
-        _attend(q, scratch.collect("key", keys, c), scratch.collect("value", values, c), with_lse, scratch)
-        for c in row.chunks
+        _attend(q, _scratch.collect("key", keys, c), _scratch.collect("value", values, c), with_lse) for c in row.chunks
     )
     out, lse = next(parts)
     for part, part_lse in parts:
         joint = torch.logaddexp(lse, part_lse)
         out = out * (lse - joint).exp_() + part * (part_lse - joint).exp_()
         lse = joint
-    head.out.index_copy_(0, row.queries, out.to(head.out.dtype))
+    head.out.index_copy_(0, row.queries, _as(out, head.out.dtype))
     if head.lse is not None:
         head.lse.index_copy_(0, row.queries, lse)
 
 
-def _forward_pieces(pieces: Iterator[tuple[_Row, Boxes, Boxes, _Query, float]]) -> None:
+def _forward_pieces(pieces: Iterator[tuple[_Row, Boxes, Boxes, _Query]]) -> None:
     """What one thread does: rows, as long as there are any."""
-    scratch = _Scratch()
     for piece in pieces:
-        _forward(*piece, scratch)
+        _forward(*piece)
 
 
 class _Gradients(NamedTuple):
@@ -156,24 +185,22 @@ class _Gradients(NamedTuple):
     grad_query: torch.Tensor
 
 
-def _backward(
-    row: _Row, keys: Boxes, values: Boxes, head: _Gradients, sums: tuple[Boxes, Boxes], scale: float, scratch: _Scratch
-) -> None:
+def _backward(row: _Row, keys: Boxes, values: Boxes, head: _Gradients, sums: tuple[Boxes, Boxes], scale: float) -> None:
     """Write one row's query gradient, and add to the boxes of key (short of the scale) and value gradients."""
     wide, low = keys[0].dtype, head.query.dtype
     q, g, lse, shift = (x.index_select(0, row.queries) for x in head[:4])
     wide_q, wide_g = q.to(wide) * scale, g.to(wide)
     grad_q = torch.zeros_like(wide_q)
     for chunk in row.chunks:
-        k, v = scratch.collect("key", keys, chunk), scratch.collect("value", values, chunk)
-        weights, scores = (scratch.take(name, (len(q), len(k)), wide) for name in ("weights", "scores"))
+        k, v = _scratch.collect("key", keys, chunk), _scratch.collect("value", values, chunk)
+        weights, scores = (_scratch.take(name, (len(q), len(k)), wide) for name in ("weights", "scores"))
         torch.mm(wide_q, k.T, out=weights).sub_(lse).exp_()
         torch.mm(wide_g, v.T, out=scores).sub_(shift).mul_(weights)
         # Products of gradients take the dtype of the inputs, as the second product of the forward does.
-        weights, scores = scratch.cast("low weights", weights, low), scratch.cast("low scores", scores, low)
-        grad_q += torch.mm(scores, scratch.cast("low key", k, low))
+        weights, scores = _scratch.cast("low weights", weights, low), _scratch.cast("low scores", scores, low)
+        grad_q += torch.mm(scores, _scratch.cast("low key", k, low))
         for boxes, part in zip(sums, (torch.mm(scores.T, q), torch.mm(weights.T, g)), strict=True):
-            targets = [boxes[i] for i in chunk]
+            targets = [boxes[i] for i in chunk.boxes]
             torch._foreach_add_(targets, part.split([len(x) for x in targets]))
     head.grad_query.index_copy_(0, row.queries, (grad_q * scale).to(low))
 
@@ -189,11 +216,10 @@ def _backward_shares(
     shares: Iterator[int],
 ) -> None:
     """What one thread does: every `SHARES`-th row of a head, into that share of the sums [SHARES, keys, head_dim]."""
-    scratch = _Scratch()
     for share in shares:
         of_key, of_value = (x[share].split(sizes) for x in sums)
         for row in rows[share::SHARES]:
-            _backward(row, keys, values, head, (of_key, of_value), scale, scratch)
+            _backward(row, keys, values, head, (of_key, of_value), scale)
 
 
 class _BlockSparse(torch.autograd.Function):
@@ -216,11 +242,13 @@ class _BlockSparse(torch.autograd.Function):
             together = math.ceil(PIECES / max(1, len(plan.rows[0])))
             for first in range(0, query.shape[2], together):
                 some = slice(first, first + together)
-                boxes = zip(plan.boxes(key[b, :, some], wide), plan.boxes(value[b, :, some], value.dtype), strict=True)
+                boxes = zip(
+                    plan.boxes(key[b, :, some], wide, scale), plan.boxes(value[b, :, some], value.dtype), strict=True
+                )
                 pieces = []
                 for h, (keys, values) in enumerate(boxes, first):
                     head = _Query(query[b, :, h], out[b, :, h], lse[b, :, h] if with_lse else None)
-                    pieces += [(row, keys, values, head, scale) for row in plan.rows_of(h)]
+                    pieces += [(row, keys, values, head) for row in plan.rows_of(h)]
                 divide(_forward_pieces, pieces)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plans, ctx.scale = plans, scale  # type: ignore[attr-defined]
