@@ -1,115 +1,31 @@
-"""The command line: what it writes, and one line and nothing else for what it cannot do."""
+"""The command line: what `generate` and `compare` write, and what is left when they are interrupted."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 import os
-import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
-import peft
 import pytest
-import torch
-from diffusers import UniPCMultistepScheduler, WanPipeline
+from command_line import PROMPT, small_sample, tiny_pipeline, vidsparse_in_a_folder
+from diffusers import WanPipeline
+from needs import needs_weights
 from PIL import Image
 
-import vidsparse as library
-from vidsparse import (
-    Dense,
-    ExactBlocks,
-    Gridded,
-    GriddedHeads,
-    HeadModes,
-    LoraRecipe,
-    MixtureOfBlocks,
-    Pattern,
-    PooledComplement,
-    Radial,
-    RadialRaster,
-    Reuse,
-    SlidingTile,
-    SpatialTemporal,
-    StepSchedule,
-    TopBlocks,
-)
-from vidsparse.cli import app, sampling
+from vidsparse.cli import sampling
 from vidsparse.cli.compare import similarity
-from vidsparse.cli.patterns import PATTERNS, build_pattern, change_pattern, name_of
-from vidsparse.cli.request import Request
 from vidsparse.cli.video import side_by_side, to_pixels, write_video
 from vidsparse.replacing import replacing
-from vidsparse.shapes import model as shapes
 
 ROOT = Path(__file__).parents[1]
-PROMPT = "a red circle moving left on a blue background"
-needs_weights = pytest.mark.skipif(
-    not (shapes.FOLDER / "model_index.json").is_file(), reason="the shapes weights are not there"
-)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def vidsparse(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the command line in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Outcome:
-        with pytest.raises(SystemExit) as stop:
-            app([str(a) for a in arguments], prog_name="vidsparse")
-        code = stop.value.code
-        return Outcome(code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a random two-layer pipeline."""
-    folder = tmp_path_factory.mktemp("model")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-        WanPipeline(
-            tokenizer=shapes.build_tokenizer(),
-            text_encoder=shapes.build_text_encoder(),
-            transformer=shapes.build_transformer(num_layers=2),
-            vae=shapes.build_vae(),
-            scheduler=scheduler,
-        ).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def small(tiny: Path) -> list[str]:
-    """Options for a sample that takes a second."""
-    return [
-        "--model",
-        str(tiny),
-        "--frames",
-        "9",
-        "--height",
-        "32",
-        "--width",
-        "48",
-        "--steps",
-        "2",
-        "--dense-steps",
-        "1",
-    ]
+vidsparse = pytest.fixture(vidsparse_in_a_folder)
+tiny = pytest.fixture(scope="session")(tiny_pipeline)
+small = pytest.fixture(small_sample)
 
 
 def test_generate_writes_a_video_and_a_report(vidsparse: Any, small: list[str]) -> None:
@@ -176,205 +92,6 @@ def test_compare_prints_json_and_nothing_else(vidsparse: Any, small: list[str]) 
     assert os.listdir() == ["both.mp4"]
 
 
-RECIPE = LoraRecipe(
-    pattern=StepSchedule(Radial(density=0.4, sink=False), dense_steps=1, dense_layers=(0,)),
-    correction=PooledComplement(),
-    frames=5,
-    trained_frames=33,
-    inference_steps=2,
-    positions="riflex",
-)
-
-
-@pytest.fixture(scope="session")
-def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a LoRA for shapes that changes its videos."""
-    folder, transformer = tmp_path_factory.mktemp("lora"), shapes.build_transformer()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["to_v"], init_lora_weights=False))
-    library.save_lora(folder, transformer, RECIPE)
-    return folder
-
-
-@needs_weights
-def test_generate_does_what_a_lora_was_trained_with(vidsparse: Any, lora: Path) -> None:
-    done = vidsparse("generate", PROMPT, "--lora", lora, "-o", "a.mp4", "--report", "a.json")
-    assert done.code == 0, done.err
-    assert f"{lora}: trained on 5 frames (the model on 33)" in re.sub(r"\s+", " ", done.out)
-    report = json.loads(Path("a.json").read_text())
-    assert report["attention"]["pattern"] == f"{RECIPE.pattern!r} with {RECIPE.correction!r}"
-    assert (report["request"]["lora"], report["lora"]["frames"]) == (str(lora), 5)
-    # Two branches of two steps of six layers; the first step and the first layer are dense.
-    assert (report["attention"]["sparse_calls"], report["attention"]["dense_calls"]) == (10, 14)
-    assert imageio.imread("a.mp4", plugin="FFMPEG").shape[0] == 5
-
-
-@needs_weights
-def test_compare_runs_both_with_the_lora(vidsparse: Any, lora: Path) -> None:
-    size = ["--frames", 9, "--height", 32, "--width", 32, "--steps", 2]
-    files = ["--dense-output", "dense.mp4", "--json", "c.json"]
-    done = vidsparse("compare", PROMPT, "--lora", lora, *size, *files, "-o", "both.mp4", "--dense-steps", 0)
-    assert done.code == 0, done.err
-    result, text = json.loads(Path("c.json").read_text()), re.sub(r"\s+", " ", done.out)
-    assert result["frames"] == 9, "what is given goes before what the LoRA was trained with"
-    assert result["sparse"]["sparse_calls"] == 20 and result["psnr"] is not None
-    assert result["lora"]["name"] == str(lora) and "dense and radial, density" in text and "both with LoRA" in text
-    for name, more in (("with.mp4", ["--lora", lora, "--correction", "none"]), ("without.mp4", [])):
-        assert vidsparse("generate", PROMPT, *size, "--pattern", "dense", *more, "-o", name).code == 0
-    dense, same, other = (imageio.imread(f"{name}.mp4", plugin="FFMPEG") for name in ("dense", "with", "without"))
-    assert np.array_equal(dense, same) and not np.array_equal(dense, other)
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({}, RECIPE.pattern),
-        ({"density": 0.5}, StepSchedule(Radial(density=0.5, sink=False), 1, dense_layers=(0,))),
-        ({"settings": ["sink=True"]}, StepSchedule(Radial(density=0.4), 1, dense_layers=(0,))),
-        ({"dense_steps": 8}, StepSchedule(Radial(density=0.4, sink=False), 8, dense_layers=(0,))),
-        ({"dense_steps": 0, "dense_layers": ""}, Radial(density=0.4, sink=False)),
-        ({"dense_last_steps": 2}, StepSchedule(Radial(density=0.4, sink=False), 1, 2, (0,))),
-        ({"pattern": "radial"}, StepSchedule(Radial(density=0.3), 1, dense_layers=(0,))),
-        ({"pattern": "sliding-tile"}, StepSchedule(SlidingTile(), 1, dense_layers=(0,))),
-        ({"pattern": "dense"}, Dense()),
-    ],
-    ids=str,
-)
-def test_what_is_given_changes_what_the_lora_was_trained_with(
-    lora: Path, given: dict[str, Any], expected: Pattern
-) -> None:
-    request = Request(PROMPT, lora=str(lora), **given)
-    assert request.build_pattern() == expected
-    assert request.build_correction() == RECIPE.correction
-    assert Request(PROMPT, lora=str(lora), correction="none").build_correction() is None
-
-
-def test_without_a_lora_the_defaults_are_those_of_the_help() -> None:
-    request = Request(PROMPT)
-    assert request.build_pattern() == StepSchedule(Radial(density=0.3), dense_steps=4)
-    assert request.build_correction() is None and request.recipe == LoraRecipe()
-
-
-def test_a_lora_of_a_pattern_without_a_schedule_runs_without_one(tmp_path: Path) -> None:
-    (transformer := shapes.build_transformer(num_layers=1)).add_adapter(peft.LoraConfig(target_modules=["to_q"]))
-    library.save_lora(tmp_path, transformer, LoraRecipe(pattern=Reuse(TopBlocks(density=0.2))))
-    assert Request(PROMPT, lora=str(tmp_path)).build_pattern() == Reuse(TopBlocks(density=0.2))
-    assert Request(PROMPT, lora=str(tmp_path), density=0.1).build_pattern() == Reuse(TopBlocks(density=0.1))
-
-
-def test_patterns_are_changed_as_they_are_built() -> None:
-    assert change_pattern(SlidingTile(), settings=["window=3,8,8"]) == SlidingTile(window=(3, 8, 8))
-    heads = GriddedHeads((Gridded(),))
-    assert (name_of(heads), name_of(StepSchedule(Radial(0.1), 4))) == ("GriddedHeads", "radial")
-    for pattern, density, settings, says in (
-        (heads, 0.2, [], "pattern 'GriddedHeads' takes no --density; --set takes heads"),
-        (Radial(decay=1.0), 0.2, [], r"give one of density=0\.2 and decay=1\.0"),
-        (Radial(0.2), None, ["window=3"], "pattern 'radial' has no window"),
-        (Radial(0.2), None, ["density=much"], "pattern 'radial' with {'density': 'much'}"),
-    ):
-        with pytest.raises(ValueError, match=says):
-            change_pattern(pattern, density, settings)
-
-
-@pytest.mark.parametrize("pattern", ["dense", "radial", "radial-raster", "sliding-tile"])
-def test_inspect_shows_and_draws_every_pattern(vidsparse: Any, pattern: str) -> None:
-    size = ["--frames", 17, "--height", 240, "--width", 400]
-    done = vidsparse("inspect", *size, "--pattern", pattern, "--png", "map.png")
-    assert done.code == 0, done.err
-    assert "5x15x25 (latent frames x height x width), 1,875 tokens" in done.out
-    assert re.search(r"attention FLOPs +72 GFLOP dense", done.out)  # 4 x 1875^2 x 40 x 128
-    assert os.listdir() == ["map.png"]
-    with Image.open("map.png") as picture:
-        colours = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)
-    assert picture.width > 1000 and len(colours) > 50
-
-
-def test_inspect_takes_other_heads_and_notes_odd_sizes(vidsparse: Any) -> None:
-    size = ["--model-family", "shapes", "--frames", 35, "--height", 66, "--width", 64]
-    done = vidsparse("inspect", *size, "--heads", 1, "--head-dim", 250, "--density", 0.5)
-    assert done.code == 0, done.err
-    assert "9x16x16" in done.out and "5.31 GFLOP dense" in done.out
-    assert "using 33" in done.err and "using 64x64" in done.err
-
-
-def test_patterns_lists_every_pattern(vidsparse: Any) -> None:
-    done = vidsparse("patterns")
-    assert done.code == 0, done.err
-    for word in (*PATTERNS, "2506.19852", "density=0.3", "window=9,24,24"):
-        assert word in done.out
-
-
-@pytest.mark.parametrize(
-    ("name", "density", "settings", "expected"),
-    [
-        ("radial", None, [], Radial(density=0.3)),
-        ("radial", 0.2, ["sink=False", "tile=1,8,8"], Radial(density=0.2, sink=False, tile=(1, 8, 8))),
-        ("radial", None, ["decay=1.0"], Radial(decay=1.0)),
-        ("radial-raster", None, ["adjacent=half"], RadialRaster(adjacent="half")),
-        ("reuse", 0.4, ["refresh_every=5"], Reuse(ExactBlocks(ratio=0.4), refresh_every=5)),
-        ("reuse", None, ["pattern=top-blocks"], Reuse(TopBlocks(density=0.3))),
-        ("mixture-of-blocks", None, [], MixtureOfBlocks.training_free()),
-        ("mixture-of-blocks", None, ["threshold=0.25"], MixtureOfBlocks.trained()),
-        ("spatial-temporal", None, ["density=None", "frames=1", "radius=4"], SpatialTemporal(None, 1, 4)),
-        ("top-blocks", None, ["top_p=0.9"], TopBlocks(top_p=0.9)),
-    ],
-)
-def test_a_pattern_is_built_from_words(
-    name: str, density: float | None, settings: list[str], expected: Pattern
-) -> None:
-    assert build_pattern(name, density, settings) == expected
-
-
-def test_every_pattern_has_a_name_and_its_defaults_are_legal(tmp_path: Path) -> None:
-    classes = {getattr(library, entry.cls) for entry in PATTERNS.values()}
-    public = {getattr(library, name) for name in library.__all__}
-    concrete = {p for p in public if isinstance(p, type) and issubclass(p, Pattern) and not inspect.isabstract(p)}
-    assert classes == concrete - {StepSchedule, GriddedHeads}
-    HeadModes(((("full", "temporal"),) * 2,)).to_json(tmp_path / "table.json")
-    for name, entry in PATTERNS.items():
-        settings = [f"table={tmp_path}/table.json"] if name == "head-modes" else []
-        assert type(build_pattern(name, None, settings)) is getattr(library, entry.cls)
-
-
-# Arguments after the prompt -> what the one line says. None of these may load a model.
-REFUSED: dict[str, tuple[list[str], str]] = {
-    "unknown pattern": (["--pattern", "spiral"], "choose one of dense, exact-blocks, gridded"),
-    "density 0": (["--density", "0"], "must be in (0, 1]"),
-    "density over 1": (["--density", "1.5"], "must be in (0, 1]"),
-    "density of a window": (
-        ["--pattern", "sliding-tile", "--density", "0.3"],
-        "takes no --density; --set takes window",
-    ),
-    "window of dense": (["--pattern", "dense", "--set", "window=1,2,3"], "has no window; --set takes tile"),
-    "density and decay": (["--density", "0.3", "--set", "decay=1"], "give one of density=0.3 and decay=1"),
-    "short window": (["--pattern", "sliding-tile", "--set", "window=9,24"], "must be a tuple of three whole numbers"),
-    "a field without a value": (["--set", "sink"], "must be NAME=VALUE, such as window=9,24,24"),
-    "a word for a number": (["--set", "density=much"], "pattern 'radial' with {'density': 'much'}"),
-    "unknown correction": (["--correction", "glasses"], "choose one of none, pooled-complement"),
-    "no table": (["--pattern", "head-modes"], "no file FILE.json"),
-    "dense layers": (["--dense-layers", "first"], "must be whole numbers with commas"),
-    "unknown LoRA": (["--lora", "shapes-short"], "it is no file or folder here, nor a Hub id such as owner/name"),
-    "folder without a LoRA": (["--lora", "."], "holds no LoRA: there is no file of safetensors"),
-    "unknown model": (["--model", "shape"], "model 'shape' is unknown"),
-    "folder without a model": (["--model", "."], "has no model_index.json"),
-    "missing folder": (["-o", "missing/a.mp4"], "the folder missing does not exist"),
-    "a directory": (["-o", "."], "it is a directory"),
-    "a device": (["-o", "/dev/null"], "it is a device or a pipe"),
-    "sink of neither": (["--set", "sink=maybe"], "--set sink=maybe must be true or false"),
-    "other format": (["-o", "a.avi"], "must end in .mp4"),
-    "no leave to write": (["-o", "/proc/a.mp4"], "cannot write /proc/a.mp4"),
-    "unknown device": (["--device", "abacus"], "device 'abacus' is not available"),
-    "unknown dtype": (["--dtype", "int4"], "dtype 'int4' is unknown"),
-    "offload from the CPU": (["--device", "cpu", "--offload"], "the device is the CPU"),
-}
-
-
-@pytest.mark.parametrize(("text", "value"), [("false", False), ("False", False), ("no", False), ("1", True)], ids=str)
-def test_a_truth_may_be_written_as_a_word(text: str, value: bool) -> None:
-    assert build_pattern("radial", 0.3, [f"sink={text}"]) == Radial(density=0.3, sink=value)
-
-
 def test_similarity() -> None:
     rng = np.random.default_rng(0)
     first = rng.random((3, 16, 20, 3), dtype=np.float32)
@@ -387,138 +104,12 @@ def test_similarity() -> None:
     assert ssim == pytest.approx(sum(alone) / 3) and alone[0] == 1.0 > alone[1]
 
 
-def test_a_video_of_nan_is_no_video(vidsparse: Any, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = WanPipeline.__call__
-
-    def broken(*arguments: Any, **settings: Any) -> Any:
-        out = decode(*arguments, **settings)
-        out.frames[0][1] = np.nan
-        return out
-
-    monkeypatch.setattr(WanPipeline, "__call__", functools.wraps(decode)(broken))
-    refused(vidsparse("generate", PROMPT, *small), "holds numbers that are not finite; try another --dtype")
-
-
 def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "link.json").symlink_to("folder/report.json")
     with replacing(tmp_path / "link.json") as temporary:
         temporary.write_text("{}")
     assert (tmp_path / "link.json").is_symlink() and (tmp_path / "folder/report.json").read_text() == "{}"
-
-
-@pytest.mark.parametrize("index", ["{}", '{"_class_name": "NopePipeline"}'], ids=["empty", "unknown"])
-def test_a_model_folder_that_says_nothing(vidsparse: Any, tmp_path_factory: pytest.TempPathFactory, index: str) -> None:
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "model_index.json").write_text(index)
-    refused(vidsparse("generate", PROMPT, "--model", folder), "cannot load model")
-
-
-@pytest.mark.parametrize("command", ["generate", "compare"])
-@pytest.mark.parametrize(("arguments", "says"), REFUSED.values(), ids=REFUSED)
-def test_bad_input_is_refused_in_one_line_before_the_model_is_loaded(
-    vidsparse: Any, monkeypatch: pytest.MonkeyPatch, command: str, arguments: list[str], says: str
-) -> None:
-    monkeypatch.setattr(sampling, "_load", lambda *_: pytest.fail("the model was loaded"))
-    refused(vidsparse(command, PROMPT, *arguments), says)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "arguments", "says"),
-    [
-        ("  ", [], "the prompt is empty"),
-        ("  ", ["--model", "."], "the prompt is empty"),
-        ("a red dog moving left on a blue background", [], "does not know 'dog'"),
-        (PROMPT, ["--report", "missing/r.json"], "the folder missing does not exist"),
-        (PROMPT, ["-o", "a.mp4", "--report", "./a.mp4"], "two outputs would both be"),
-    ],
-    ids=["empty", "empty for another model", "unknown word", "report folder", "one name twice"],
-)
-def test_bad_prompts_and_reports(
-    vidsparse: Any, monkeypatch: pytest.MonkeyPatch, prompt: str, arguments: list[str], says: str
-) -> None:
-    monkeypatch.setattr(sampling, "_load", lambda *_: pytest.fail("the model was loaded"))
-    refused(vidsparse("generate", prompt, *arguments), says)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--impl", "magic"], "impl='magic' is unknown"),
-        (["--height", "40"], "divisible by 16"),
-        (["--model", "nobody/nothing"], "cannot load model 'nobody/nothing'"),
-        (["--lora", "nobody/nothing"], "no LoRA 'nobody/nothing': it is no folder here, and the Hub says"),
-    ],
-    ids=["impl", "height", "hub id", "LoRA"],
-)
-def test_errors_of_the_libraries_are_one_line(
-    vidsparse: Any, small: list[str], arguments: list[str], says: str
-) -> None:
-    refused(vidsparse("generate", PROMPT, *small, *arguments), says)
-
-
-def test_a_lora_of_another_model_is_refused(vidsparse: Any, small: list[str], lora: Path) -> None:
-    refused(vidsparse("generate", PROMPT, *small, "--lora", lora), "was made for another model: it changes blocks.")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--model-family", "cinema"], "choose one of shapes, wan, wan-5b"),
-        (["--height", "8"], "smaller than one token"),
-        (["--png", "missing/map.png"], "the folder missing does not exist"),
-        (["--pattern", "spiral"], "is unknown"),
-    ],
-    ids=["family", "tiny frame", "folder", "pattern"],
-)
-def test_inspect_refuses_bad_input(vidsparse: Any, arguments: list[str], says: str) -> None:
-    refused(vidsparse("inspect", *arguments), says)
-
-
-TINY_GRID = ("--frames", 9, "--height", 128, "--width", 144, "--heads", 1, "--head-dim", 16, "--device", "cpu")
-
-
-def test_bench_times_dense_and_sparse(vidsparse: Any) -> None:
-    done = vidsparse("bench", *TINY_GRID, "--dtype", "float32", "--json")
-    result = json.loads(done.out)
-    assert result["tokens"] == 3 * 8 * 9 and result["impl"] == "cpu" and result["dense"] == "sdpa"
-    assert result["R"] == pytest.approx(result["sparse_seconds"] / result["dense_seconds"] / result["density"])
-    lines = vidsparse("bench", *TINY_GRID, "--impl", "reference", "--density", 0.5).out.splitlines()
-    assert lines[0].startswith("Radial(density=0.5") and "216 tokens, 1 heads of 16, bfloat16 on cpu" in lines[0]
-    assert "impl reference" in lines[2] and "R = " in lines[3]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--tune", "--device", "cpu"], "times launches on a GPU, but the device is cpu"),
-        (["--impl", "magic"], "impl='magic' is unknown"),
-        (["--dtype", "int8"], "choose one of float32, float16, bfloat16"),
-        (["--model-family", "cinema"], "choose one of shapes, wan, wan-5b"),
-        (["--pattern", "spiral"], "is unknown"),
-    ],
-    ids=["tune", "impl", "dtype", "family", "pattern"],
-)
-def test_bench_refuses_bad_input(vidsparse: Any, arguments: list[str], says: str) -> None:
-    refused(vidsparse("bench", *arguments), says)
-
-
-def refused(done: Outcome, says: str) -> None:
-    """Exit code 1, one line that says why, and no file."""
-    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
-    assert done.code == 1 and len(errors) == 1 and says in errors[0], done
-    assert "Traceback" not in done.err and not done.out
-    assert os.listdir() == [], "nothing is left behind"
-
-
-@pytest.mark.parametrize("arguments", [["--frames", "0"], ["--steps", "many"], ["--no-such-option"]], ids=" ".join)
-def test_usage_errors_exit_with_two(vidsparse: Any, arguments: list[str]) -> None:
-    assert vidsparse("generate", PROMPT, *arguments).code == 2
-
-
-def test_traceback_shows_where_an_error_comes_from(vidsparse: Any) -> None:
-    with pytest.raises(ValueError, match="spiral"):
-        app(["--traceback", "inspect", "--pattern", "spiral"])
 
 
 @pytest.mark.parametrize("command", ["generate", "compare"])

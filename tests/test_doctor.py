@@ -1,12 +1,8 @@
-"""The doctor: every family passes every check, and an adapter that is broken fails the right ones."""
+"""The doctor: every family passes every check, and so do the variants of its checkpoints and classes from elsewhere."""
 
 from __future__ import annotations
 
 import functools
-import json
-import os
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +10,17 @@ import diffusers
 import pytest
 import torch
 from test_register_adapter import WIDTH, Foreign, ForeignAdapter
+from twins import class_or_skip, ignores_warnings, twin
 
 import vidsparse_pipelines
 from vidsparse import Radial, VideoGrid
-from vidsparse.cli import app
 from vidsparse.doctor import CHECKS, Result, Twin, diagnose, examine, masked
-from vidsparse.doctor.models import transformers_of
 from vidsparse.doctor.support import around, support_table
 from vidsparse.doctor.twin import defaults
-from vidsparse.run import Run
 from vidsparse_pipelines import ADAPTERS
-from vidsparse_pipelines.base import WrappedProcessor
-from vidsparse_pipelines.cogvideox import CogVideoXAdapter
-from vidsparse_pipelines.hunyuan_video import HunyuanVideoAdapter
-from vidsparse_pipelines.wan import WanAdapter
 
 ROOT = Path(__file__).parents[1]
-# Models warn of what they do on a CPU, and torch says that it is torch which warns, or the line that called it.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = ignores_warnings
 # What checkpoints of a class have besides the defaults.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "wan image": ("WanTransformer3DModel", {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}),
@@ -104,17 +93,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def class_or_skip(name: str) -> Any:
-    if not hasattr(diffusers, name):
-        pytest.skip(f"this diffusers has no {name}")
-    return getattr(diffusers, name)
-
-
-@functools.cache
-def twin(name: str) -> Twin:
-    return Twin(class_or_skip(name))
-
-
 @functools.cache
 def examined(name: str, check: str) -> Result:
     return examine(twin(name), check)
@@ -167,125 +145,6 @@ def test_a_lora_changes_what_a_twin_computes(name: str) -> None:
     assert (found - expected).abs().max() > 1e-2
 
 
-# Broken adapters
-
-
-def without_rotary(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("vidsparse_pipelines.wan.rotate_pairs", lambda x, cos, sin: x)
-
-
-def without_text_mask(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(HunyuanVideoAdapter, "real_keys", lambda self, mask, batch, n: torch.ones(batch, n).bool())
-
-
-def text_on_the_other_side(patch: pytest.MonkeyPatch) -> None:
-    right = CogVideoXAdapter.grid
-
-    def grid(*arguments: Any) -> VideoGrid:
-        found = right(*arguments)
-        return replace(found, prefix=found.suffix, suffix=found.prefix)
-
-    patch.setattr(CogVideoXAdapter, "grid", grid)
-
-
-def rows_for_columns(patch: pytest.MonkeyPatch) -> None:
-    right = WanAdapter.grid
-
-    def grid(*arguments: Any) -> VideoGrid:
-        found = right(*arguments)
-        return replace(found, height=found.width, width=found.height)
-
-    patch.setattr(WanAdapter, "grid", grid)
-
-
-def first_layer_only(patch: pytest.MonkeyPatch) -> None:
-    right = WanAdapter.self_attentions
-    patch.setattr(WanAdapter, "self_attentions", lambda self, t: dict(list(right(self, t).items())[:1]))
-
-
-def weights_instead_of_modules(patch: pytest.MonkeyPatch) -> None:
-    def project(attn: Any, hidden: torch.Tensor) -> Any:
-        query, key, value = (hidden @ x.weight.T + x.bias for x in (attn.to_q, attn.to_k, attn.to_v))
-        return tuple(x.unflatten(-1, (attn.heads, -1)) for x in (attn.norm_q(query), attn.norm_k(key), value))
-
-    patch.setattr("vidsparse_pipelines.wan._project", project)
-
-
-def no_gradient(patch: pytest.MonkeyPatch) -> None:
-    right = vidsparse_pipelines.wan._project
-    patch.setattr("vidsparse_pipelines.wan._project", lambda *x: tuple(y.detach() for y in right(*x)))
-
-
-def backend_kept_for_itself(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(WrappedProcessor, "_attention_backend", None)
-
-
-def processors_left_behind(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Run, "restore", lambda self: None)
-
-
-def dense_steps_of_our_own(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("vidsparse.patterns.Dense.is_dense", lambda self, context: False)
-
-
-SPARSE = {"sparse", "odd grid", "batch", "bfloat16", "backward", "checkpointing", "fused projections", "LoRA"}
-SPARSE |= {"float8 storage", "group offload", "CPU offload"}
-BROKEN: list[tuple[Callable[[pytest.MonkeyPatch], None], str, set[str]]] = [
-    (without_rotary, "WanTransformer3DModel", SPARSE | {"keeps all"}),
-    (without_text_mask, "HunyuanVideoTransformer3DModel", SPARSE | {"keeps all"}),
-    (text_on_the_other_side, "CogVideoXTransformer3DModel", {"grid", "layers"}),
-    (rows_for_columns, "WanTransformer3DModel", {"grid", "layers"}),
-    (first_layer_only, "WanTransformer3DModel", {"layers"}),
-    (
-        weights_instead_of_modules,
-        "WanTransformer3DModel",
-        {"LoRA", "float8 storage", "CPU offload"},
-    ),
-    (no_gradient, "WanTransformer3DModel", {"backward", "checkpointing"}),
-    (backend_kept_for_itself, "WanTransformer3DModel", {"backend"}),
-    (dense_steps_of_our_own, "WanTransformer3DModel", {"dense", "backend"}),
-]
-
-
-@pytest.mark.parametrize(("breaks", "name", "expected"), BROKEN, ids=[breaks.__name__ for breaks, *_ in BROKEN])
-def test_a_broken_adapter_fails_the_right_checks(
-    monkeypatch: pytest.MonkeyPatch, breaks: Callable[[pytest.MonkeyPatch], None], name: str, expected: set[str]
-) -> None:
-    breaks(monkeypatch)
-    results = diagnose(getattr(diffusers, name))
-    assert [result.check for result in results] == list(CHECKS)
-    found = {outcome: {r.check for r in results if r.outcome == outcome} for outcome in ("failed", "not applicable")}
-    assert found["failed"] == expected - found["not applicable"], results
-
-
-def test_restore_that_leaves_processors_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    processors_left_behind(monkeypatch)
-    result = examine(twin("WanTransformer3DModel"), "restore")
-    assert result.outcome == "failed" and "blocks.0.attn1 has" in result.detail
-
-
-def test_an_adapter_that_raises_fails_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WanAdapter, "grid", lambda *_: {}["no such key"])
-    result = examine(twin("WanTransformer3DModel"), "sparse")
-    assert (result.outcome, result.detail) == ("failed", "KeyError: 'no such key'")
-
-
-def test_what_diffusers_cannot_do_alone_is_not_applicable(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise RuntimeError("no float8 here")
-
-    monkeypatch.setattr("diffusers.WanTransformer3DModel.enable_layerwise_casting", refuse)
-    result = examine(twin("WanTransformer3DModel"), "float8 storage")
-    assert result.outcome == "not applicable"
-    assert result.detail == "without vidsparse too: RuntimeError: no float8 here"
-
-
-def test_without_peft_lora_is_not_applicable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    result = examine(twin("WanTransformer3DModel"), "LoRA")
-    assert result.outcome == "not applicable" and "peft" in result.detail
-
-
 # Classes from elsewhere
 
 
@@ -327,124 +186,6 @@ def test_masked_refuses_a_grid_that_no_attention_has() -> None:
         raise KeyboardInterrupt
     assert torch.nn.functional.scaled_dot_product_attention is plain
     assert not any(module._forward_hooks for module in model.modules())
-
-
-# The command line
-
-
-@pytest.fixture
-def vidsparse(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command line in an empty folder, with three checks: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    few = {check: CHECKS[check] for check in ("grid", "dense", "LoRA")}
-    monkeypatch.setattr("vidsparse.doctor.CHECKS", few)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            app(["doctor", *map(str, arguments)], prog_name="vidsparse")
-        code = stop.value.code
-        return (code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return run
-
-
-def write_settings(path: Path, **settings: Any) -> None:
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(settings))
-
-
-@pytest.fixture
-def pipeline(tmp_path: Path) -> Path:
-    """The folder of a pipeline of two experts, without weights."""
-    for name in ("transformer", "transformer_2"):
-        write_settings(tmp_path / "model" / name / "config.json", _class_name="WanTransformer3DModel", num_layers=30)
-    return tmp_path / "model"
-
-
-def test_a_folder_is_diagnosed_without_weights(vidsparse: Any, pipeline: Path) -> None:
-    code, out, err = vidsparse(pipeline, "--json", "found.json")
-    assert code == 0, err
-    assert "transformer: WanTransformer3DModel" in out and "transformer_2: WanTransformer3DModel" in out
-    assert out.count("bit for bit, 2 layers") == 2
-    data = json.loads(Path("found.json").read_text())
-    assert data["versions"] == {"diffusers": diffusers.__version__, "torch": torch.__version__}
-    assert set(data["found"]) == {"transformer", "transformer_2"} and data["not checked"] == {}
-    dense = {"check": "dense", "outcome": "ok", "detail": "bit for bit, 2 layers"}
-    assert data["found"]["transformer"][1] == dense
-
-
-def test_a_folder_of_the_transformer_alone(vidsparse: Any, pipeline: Path) -> None:
-    assert list(transformers_of(str(pipeline / "transformer"))) == ["transformer"]
-    assert transformers_of("WanTransformer3DModel") == {"WanTransformer3DModel": (diffusers.WanTransformer3DModel, {})}
-
-
-def test_a_failure_says_what_should_be_and_exits_with_one(vidsparse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    dense_steps_of_our_own(monkeypatch)
-    code, out, err = vidsparse("WanTransformer3DModel")
-    text = " ".join(out.replace("│", " ").split())
-    assert code == 1 and not err and "✗ failed" in out
-    assert "should be: dense steps give what the model gives itself, bit for bit. output 0 is" in text
-
-
-def test_all_families_are_one_table(vidsparse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = {name: ADAPTERS[name] for name in ("AllegroTransformer3DModel", "WanTransformer3DModel")}
-    future = {"FutureTransformer3DModel": ("vidsparse_pipelines.wan", "WanAdapter")}
-    monkeypatch.setattr(vidsparse_pipelines, "ADAPTERS", few | future)
-    Path("README.md").write_text("before\n<!-- support -->\nold\n<!-- /support -->\nafter\n")
-    code, out, err = vidsparse("--json", "found.json", "--support", "README.md")
-    assert code == 0, err
-    lines = [line.split() for line in out.splitlines()]
-    assert ["Allegro", "✓", "✓", "-"] in lines and ["Wan", "2.1,", "2.2", "✓", "✓", "✓"] in lines
-    assert any(line.startswith("not applicable: Allegro, LoRA: without vidsparse too: ") for line in out.splitlines())
-    reason = f"diffusers {diffusers.__version__} has no FutureTransformer3DModel; a newer one has it"
-    assert f"not checked: FutureTransformer3DModel: {reason}" in out.splitlines()
-    assert json.loads(Path("found.json").read_text())["not checked"] == {"FutureTransformer3DModel": reason}
-    before, *rows, after = Path("README.md").read_text().splitlines()
-    assert (before, after) == ("before", "after") and rows[1].startswith("| family |") and "old" not in rows
-    assert rows[3].startswith("| Allegro | `AllegroTransformer3DModel` | text to video |")
-    assert rows[3].endswith("| all but LoRA |")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["NoSuchTransformer"], "model 'NoSuchTransformer' is unknown; give a folder, a Hub id such as Wan-AI/"),
-        (["AutoencoderKLWan"], "no adapter for AutoencoderKLWan; vidsparse serves AllegroTransformer3DModel; "),
-        (["."], "the folder . has no transformer: neither transformer/config.json nor config.json"),
-        (["foreign"], f"diffusers {diffusers.__version__} has no Foreign; vidsparse.doctor.diagnose takes classes"),
-        (["nameless"], "config.json of nameless names no class of diffusers"),
-        (["nobody/nothing"], "cannot read the settings of model 'nobody/nothing'"),
-        (["WanTransformer3DModel", "--json", "missing/a.json"], "the folder missing does not exist"),
-        (["WanTransformer3DModel", "--support", "README.md"], "--support writes a table of all classes; leave out"),
-        (["--support", "README.md"], "README.md has no place for the table; put <!-- support -->"),
-    ],
-    ids=[
-        "unknown",
-        "no adapter",
-        "no transformer",
-        "foreign",
-        "nameless",
-        "hub",
-        "json",
-        "support of one",
-        "no markers",
-    ],
-)
-def test_bad_input_is_one_line(
-    vidsparse: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
-) -> None:
-    name = "AllegroTransformer3DModel"
-    monkeypatch.setattr(vidsparse_pipelines, "ADAPTERS", {name: ADAPTERS[name]})
-    write_settings(Path("foreign/config.json"), _class_name="Foreign")
-    write_settings(Path("nameless/config.json"), model_type="umt5")
-    Path("README.md").write_text("no markers")
-    before = sorted(os.listdir())
-    code, _, err = vidsparse(*arguments)
-    errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert code == 1 and len(errors) == 1 and says in errors[0] and "Traceback" not in err
-    assert sorted(os.listdir()) == before
 
 
 def test_the_table_of_the_readme_is_what_the_checks_find() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from test_sparsify import SIZES, Pipeline, call, tiny, tokens_of
+from tiny_wan import SIZES, Pipeline, call, tiny, tokens_of
 
 from vidsparse import (
     BlockMap,

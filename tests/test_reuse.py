@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_sparsify import Pipeline, call, tiny
+from tiny_wan import Pipeline, call, tiny
 
 from vidsparse import (
     BlockMap,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import LTXVideoTransformer3DModel, WanTransformer3DModel
 from safetensors.torch import save_file
-from test_sparsify import call, tiny, tokens_of
+from tiny_wan import call, tiny, tokens_of
 
 import vidsparse
 from vidsparse import (

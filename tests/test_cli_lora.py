@@ -1,0 +1,114 @@
+"""The command line with a LoRA: it does what the LoRA was trained with, unless it is told otherwise."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as imageio
+import numpy as np
+import peft
+import pytest
+import torch
+from command_line import PROMPT, refused, small_sample, tiny_pipeline, vidsparse_in_a_folder
+from needs import needs_weights
+
+import vidsparse as library
+from vidsparse import Dense, LoraRecipe, Pattern, PooledComplement, Radial, Reuse, SlidingTile, StepSchedule, TopBlocks
+from vidsparse.cli.request import Request
+from vidsparse.shapes import model as shapes
+
+vidsparse = pytest.fixture(vidsparse_in_a_folder)
+tiny = pytest.fixture(scope="session")(tiny_pipeline)
+small = pytest.fixture(small_sample)
+RECIPE = LoraRecipe(
+    pattern=StepSchedule(Radial(density=0.4, sink=False), dense_steps=1, dense_layers=(0,)),
+    correction=PooledComplement(),
+    frames=5,
+    trained_frames=33,
+    inference_steps=2,
+    positions="riflex",
+)
+
+
+@pytest.fixture(scope="session")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a LoRA for shapes that changes its videos."""
+    folder, transformer = tmp_path_factory.mktemp("lora"), shapes.build_transformer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["to_v"], init_lora_weights=False))
+    library.save_lora(folder, transformer, RECIPE)
+    return folder
+
+
+@needs_weights
+def test_generate_does_what_a_lora_was_trained_with(vidsparse: Any, lora: Path) -> None:
+    done = vidsparse("generate", PROMPT, "--lora", lora, "-o", "a.mp4", "--report", "a.json")
+    assert done.code == 0, done.err
+    assert f"{lora}: trained on 5 frames (the model on 33)" in re.sub(r"\s+", " ", done.out)
+    report = json.loads(Path("a.json").read_text())
+    assert report["attention"]["pattern"] == f"{RECIPE.pattern!r} with {RECIPE.correction!r}"
+    assert (report["request"]["lora"], report["lora"]["frames"]) == (str(lora), 5)
+    # Two branches of two steps of six layers; the first step and the first layer are dense.
+    assert (report["attention"]["sparse_calls"], report["attention"]["dense_calls"]) == (10, 14)
+    assert imageio.imread("a.mp4", plugin="FFMPEG").shape[0] == 5
+
+
+@needs_weights
+def test_compare_runs_both_with_the_lora(vidsparse: Any, lora: Path) -> None:
+    size = ["--frames", 9, "--height", 32, "--width", 32, "--steps", 2]
+    files = ["--dense-output", "dense.mp4", "--json", "c.json"]
+    done = vidsparse("compare", PROMPT, "--lora", lora, *size, *files, "-o", "both.mp4", "--dense-steps", 0)
+    assert done.code == 0, done.err
+    result, text = json.loads(Path("c.json").read_text()), re.sub(r"\s+", " ", done.out)
+    assert result["frames"] == 9, "what is given goes before what the LoRA was trained with"
+    assert result["sparse"]["sparse_calls"] == 20 and result["psnr"] is not None
+    assert result["lora"]["name"] == str(lora) and "dense and radial, density" in text and "both with LoRA" in text
+    for name, more in (("with.mp4", ["--lora", lora, "--correction", "none"]), ("without.mp4", [])):
+        assert vidsparse("generate", PROMPT, *size, "--pattern", "dense", *more, "-o", name).code == 0
+    dense, same, other = (imageio.imread(f"{name}.mp4", plugin="FFMPEG") for name in ("dense", "with", "without"))
+    assert np.array_equal(dense, same) and not np.array_equal(dense, other)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, RECIPE.pattern),
+        ({"density": 0.5}, StepSchedule(Radial(density=0.5, sink=False), 1, dense_layers=(0,))),
+        ({"settings": ["sink=True"]}, StepSchedule(Radial(density=0.4), 1, dense_layers=(0,))),
+        ({"dense_steps": 8}, StepSchedule(Radial(density=0.4, sink=False), 8, dense_layers=(0,))),
+        ({"dense_steps": 0, "dense_layers": ""}, Radial(density=0.4, sink=False)),
+        ({"dense_last_steps": 2}, StepSchedule(Radial(density=0.4, sink=False), 1, 2, (0,))),
+        ({"pattern": "radial"}, StepSchedule(Radial(density=0.3), 1, dense_layers=(0,))),
+        ({"pattern": "sliding-tile"}, StepSchedule(SlidingTile(), 1, dense_layers=(0,))),
+        ({"pattern": "dense"}, Dense()),
+    ],
+    ids=str,
+)
+def test_what_is_given_changes_what_the_lora_was_trained_with(
+    lora: Path, given: dict[str, Any], expected: Pattern
+) -> None:
+    request = Request(PROMPT, lora=str(lora), **given)
+    assert request.build_pattern() == expected
+    assert request.build_correction() == RECIPE.correction
+    assert Request(PROMPT, lora=str(lora), correction="none").build_correction() is None
+
+
+def test_without_a_lora_the_defaults_are_those_of_the_help() -> None:
+    request = Request(PROMPT)
+    assert request.build_pattern() == StepSchedule(Radial(density=0.3), dense_steps=4)
+    assert request.build_correction() is None and request.recipe == LoraRecipe()
+
+
+def test_a_lora_of_a_pattern_without_a_schedule_runs_without_one(tmp_path: Path) -> None:
+    (transformer := shapes.build_transformer(num_layers=1)).add_adapter(peft.LoraConfig(target_modules=["to_q"]))
+    library.save_lora(tmp_path, transformer, LoraRecipe(pattern=Reuse(TopBlocks(density=0.2))))
+    assert Request(PROMPT, lora=str(tmp_path)).build_pattern() == Reuse(TopBlocks(density=0.2))
+    assert Request(PROMPT, lora=str(tmp_path), density=0.1).build_pattern() == Reuse(TopBlocks(density=0.1))
+
+
+def test_a_lora_of_another_model_is_refused(vidsparse: Any, small: list[str], lora: Path) -> None:
+    refused(vidsparse("generate", PROMPT, *small, "--lora", lora), "was made for another model: it changes blocks.")
