@@ -90,8 +90,8 @@ def _chunks(listed: list[int], sizes: list[int]) -> list[_Chunk]:
 class _Scratch(threading.local):
     """Buffers of each thread, which live as long as it does: fresh ones would cost more in page faults than in copying.
 
-    They hold one product, some 5 MiB of float32. Views of them are kept too: threads wait for Python's lock after each
-    operation, however small.
+    They hold one product: some 5 MiB, 9 in the backward. Views of them are kept too: threads wait for Python's lock
+    after each operation, however small.
     """
 
     def __init__(self) -> None:
