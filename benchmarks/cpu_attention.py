@@ -33,6 +33,16 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def processor() -> str:
+    """Name, family and model as Linux has them: the name alone may stand for several generations."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return platform.processor()
+    entries = [line.partition(":") for line in path.read_text().splitlines()]
+    known = {key.strip(): value.strip() for key, _, value in entries}
+    return ", ".join(f"{key} {known[key]}" for key in ("model name", "cpu family", "model") if key in known)
+
+
 def flex_mask(block_map: BlockMap) -> BlockMask:
     """The map for tokens in tile order: every tile is one block of 128."""
     counts, indices = block_map.counts, block_map.indices
@@ -90,7 +100,7 @@ def main() -> None:
         for dtype in (torch.float32, torch.bfloat16)
         for row in measure(tokens, head_dim, dtype, arguments.rounds, not arguments.no_flex)
     ]
-    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.processor()}
+    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": processor()}
     arguments.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 

@@ -26,8 +26,6 @@ from vidsparse_pipelines.wan import WanAdapter
 
 pytestmark = ignores_warnings
 
-# Broken adapters
-
 SPARSE = {"sparse", "odd grid", "batch", "bfloat16", "backward", "checkpointing", "fused projections", "LoRA"}
 SPARSE |= {"float8 storage", "group offload", "CPU offload"}
 BROKEN: list[tuple[Callable[[pytest.MonkeyPatch], None], str, set[str]]] = [

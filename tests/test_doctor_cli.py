@@ -23,9 +23,6 @@ from vidsparse_pipelines import ADAPTERS
 pytestmark = ignores_warnings
 
 
-# The command line
-
-
 @pytest.fixture
 def vidsparse(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,8 +10,6 @@ from tiny_wan import SPARSE, call, tiny
 
 from vidsparse import Radial, StepSchedule, VideoGrid, sparsify
 
-# The report
-
 
 @torch.no_grad()
 def test_the_numbers_of_a_report_add_up() -> None:

@@ -11,8 +11,6 @@ from tiny_wan import SPARSE, generate, state, wan_pipeline
 
 from vidsparse import StepSchedule, sparsify
 
-# Pipelines
-
 
 @torch.no_grad()
 @pytest.mark.parametrize(

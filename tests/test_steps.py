@@ -18,9 +18,6 @@ from vidsparse.attention import Choice
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not here")
 
 
-# Steps, schedules, fallbacks
-
-
 def steps_of(run: vidsparse.Run) -> dict[int, int]:
     """Step -> calls of the first layer."""
     return {c.step: c.calls for c in run.report().calls if c.layer == 0}
