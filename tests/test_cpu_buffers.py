@@ -7,7 +7,7 @@ import torch
 from against_float64 import Case, assert_close, plain, run
 
 from vidsparse import VideoGrid, sparse_attention
-from vidsparse_kernels import cpu
+from vidsparse_kernels import cpu, rows
 
 SMALL, LARGE = Case(VideoGrid(3, 5, 6), heads=1), Case(VideoGrid(5, 9, 10), head_dim=24)
 
@@ -47,6 +47,6 @@ def test_training_after_inference_mode_and_the_other_way_round() -> None:
 
 def test_views_are_not_kept_without_end(monkeypatch: pytest.MonkeyPatch, fresh: cpu._Scratch) -> None:
     monkeypatch.setattr(cpu, "VIEWS", 5)
-    monkeypatch.setattr(cpu, "KEYS", 40)
+    monkeypatch.setattr(rows, "KEYS", 40)
     check(LARGE, torch.float32)
     assert 0 < len(fresh.views) <= 5

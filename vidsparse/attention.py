@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, overload
+from weakref import WeakKeyDictionary
 
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse_kernels import cpu, reference
+from vidsparse_kernels import cpu, reference, rows
 from vidsparse_kernels.available import triton_lacks
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
+
+PLANS = 8  # of one map for the CPU, for other lengths of the text
+_plans = WeakKeyDictionary[BlockMap, dict[tuple[int, int | None], rows.Plan]]()
 
 Impl = Literal["auto", "triton", "cpu", "flex", "reference"]
 
@@ -126,15 +130,26 @@ def sparse_attention(
         lists = on_device.counts, on_device.indices
         out, lse = block_sparse.attention(query, key, value, *lists, block_map.layout, extra_valid, scale)
     elif chosen == "cpu":
-        valid = None if extra_valid is None else extra_valid.tolist()
-        lists = block_map.counts, block_map.indices
-        out, lse = cpu.attention(query, key, value, *lists, block_map.layout, valid, scale, return_lse)
+        valid = [None] * len(query) if extra_valid is None else extra_valid.tolist()
+        plans = [_plan(block_map, b % len(block_map.counts), count) for b, count in enumerate(valid)]
+        out, lse = cpu.attention(query, key, value, plans, scale, return_lse)
     elif chosen == "flex":
         out, lse = _flex(query, key, value, block_map, extra_valid, scale)
     else:
         mask = block_map.to(query.device).token_mask(extra_valid)
         out, lse = reference.attention(query, key, value, mask, scale)
     return (out, lse) if return_lse else out
+
+
+def _plan(block_map: BlockMap, sample: int, valid: int | None) -> rows.Plan:
+    """The products of one sample's map, kept as long as the map is."""
+    known = _plans.setdefault(block_map, {})
+    if (sample, valid) not in known:
+        if len(known) >= PLANS:
+            known.clear()
+        lists = block_map.counts[sample], block_map.indices[sample]
+        known[sample, valid] = rows.plan(*lists, block_map.layout, valid)
+    return known[sample, valid]
 
 
 def _flex(

@@ -1,8 +1,8 @@
-"""Block-sparse attention for a CPU: each thread takes a query tile, collects its keys, and does plain products.
+"""Block-sparse attention for a CPU: each thread takes some queries, collects their keys, and does plain products.
 
-Keys and values are copied once into the order of their tiles, so that a tile is one piece of memory. One query tile
-against some thousand keys is a matrix product of a good size for one core, and faster for each FLOP than PyTorch's
-flash kernel, which cuts 128 queries into blocks of 32 (benchmarks/NOTES.md).
+Keys and values are copied once into the order of their tiles, so that a tile is one piece of memory. A few query tiles
+against some thousand keys are a matrix product of a good size for one core. Weights are powers of two, which PyTorch
+computes in half the time of its softmax, and of scores that are bounded no maximum is taken off (benchmarks/NOTES.md).
 """
 
 from __future__ import annotations
@@ -15,83 +15,23 @@ from typing import NamedTuple
 
 import torch
 
+from vidsparse_kernels.rows import Chunk, Plan, Row
 from vidsparse_kernels.threads import divide
-from vidsparse_kernels.tiles import TileLayout, tile_tokens
 
-ROWS = 128  # most queries of one product
-KEYS = 3072  # most keys of one product: scores of 1.5 MiB
 VIEWS = 1024  # most views of buffers to keep
-PIECES = 256  # products to divide over the threads at a time: of few, the last ones keep threads waiting
+PIECES = 256  # rows to divide over the threads at a time: of few, the last ones keep threads waiting
 SHARES = 4  # into which the gradients of a head's keys are divided; a constant, so that threads do not change sums
+LOG2_E = 1 / math.log(2)
+BOUND = 64  # log2 of weights whose sums of 2**20, times values of up to 2**40, stay in the range of float32
 
 Boxes = tuple[torch.Tensor, ...]
-
-
-class _Chunk(NamedTuple):
-    """Boxes of one product, and how many keys they hold."""
-
-    boxes: list[int]
-    keys: int
-
-
-class _Row(NamedTuple):
-    """A query tile, or some prefix and suffix tokens, and the boxes of its keys, cut into chunks."""
-
-    queries: torch.Tensor  # int64 [rows], positions in the sequence
-    chunks: list[_Chunk]
-
-
-class _Plan(NamedTuple):
-    """The map of one sample. Box 0 holds the valid prefix and suffix tokens, box 1 + i the key tile i."""
-
-    order: torch.Tensor  # int64 [keys], positions in the sequence, box after box
-    sizes: list[int]  # tokens of each box
-    rows: list[list[_Row]]  # of each head, or of all heads alike
-
-    def boxes(self, x: torch.Tensor, dtype: torch.dtype, scale: float = 1.0) -> list[Boxes]:
-        """Copy [tokens, H, head_dim] into boxes [size, head_dim] of each head, times `scale`."""
-        copy = x.transpose(0, 1).index_select(1, self.order).to(dtype)
-        return [of_head.split(self.sizes) for of_head in (copy if scale == 1.0 else copy.mul_(scale))]
-
-    def rows_of(self, head: int) -> list[_Row]:
-        return self.rows[head % len(self.rows)]
-
-
-def _plan(counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, valid: int | None) -> _Plan:
-    """Read counts int32 [H|1, query tiles] and indices int32 [H|1, query tiles, W] of one sample."""
-    extra = layout.extra_tokens
-    boxes = [layout.valid_extra_tokens(valid), *tile_tokens(layout.view, layout.key_tile, layout.prefix)]
-    sizes = [len(box) for box in boxes]
-    queries = [*tile_tokens(layout.view, layout.query_tile, layout.prefix), extra]
-    rows = []
-    for of_counts, of_indices in zip(counts.tolist(), (indices + 1).tolist(), strict=True):
-        lists = [[0, *listed[:count]] for count, listed in zip(of_counts, of_indices, strict=True)]
-        lists.append(list(range(len(boxes))) if len(extra) else [])
-        seen = [(tile, _chunks(listed, sizes)) for tile, listed in zip(queries, lists, strict=True)]
-        # The longest lists first: buffers need not grow, and what the threads end on is short.
-        seen.sort(key=lambda row: sum(chunk.keys for chunk in row[1]), reverse=True)
-        rows.append([_Row(part, chunks) for tile, chunks in seen if chunks for part in tile.split(ROWS)])
-    return _Plan(torch.cat(boxes), sizes, rows)
-
-
-def _chunks(listed: list[int], sizes: list[int]) -> list[_Chunk]:
-    """Cut a list of boxes into runs of nearly equal length, of about `KEYS` keys at most; none if there are no keys."""
-    total = sum(sizes[i] for i in listed)
-    number = math.ceil(total / KEYS)
-    chunks: list[list[int]] = [[] for _ in range(number)]
-    before = 0
-    for box in listed:
-        if sizes[box]:
-            chunks[before * number // total].append(box)
-            before += sizes[box]
-    return [_Chunk(chunk, sum(sizes[i] for i in chunk)) for chunk in chunks if chunk]
 
 
 class _Scratch(threading.local):
     """Buffers of each thread, which live as long as it does: fresh ones would cost more in page faults than in copying.
 
-    They hold one product: some 5 MiB, 9 in the backward. Views of them are kept too: threads wait for Python's lock
-    after each operation, however small.
+    They hold one product, some 5 MiB, 9 in the backward, and those of the calling thread the keys and values of some
+    heads. Views of them are kept too: threads wait for Python's lock after each operation, however small.
     """
 
     def __init__(self) -> None:
@@ -115,7 +55,7 @@ class _Scratch(threading.local):
             view = self.views[name, shape, dtype] = buffer[:size].view(shape)
         return view
 
-    def collect(self, name: str, boxes: Boxes, chunk: _Chunk) -> torch.Tensor:
+    def collect(self, name: str, boxes: Boxes, chunk: Chunk) -> torch.Tensor:
         """The keys or values of a chunk: [keys, head_dim]."""
         listed = [boxes[i] for i in chunk.boxes]
         return torch.cat(listed, out=self.take(name, (chunk.keys, listed[0].shape[1]), listed[0].dtype))
@@ -133,43 +73,91 @@ def _as(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return x if x.dtype == dtype else x.to(dtype)
 
 
+def _boxes(name: str, x: torch.Tensor, plan: Plan, dtype: torch.dtype, scale: float = 1.0) -> list[Boxes]:
+    """Copy [H, tokens, head_dim] into boxes [size, head_dim] of each head, times `scale`, in a buffer of this name."""
+    shape = len(x), len(plan.order), x.shape[2]
+    copy = torch.index_select(x, 1, plan.order, out=_scratch.take(name, shape, x.dtype))
+    copy = _scratch.cast(f"wide {name}", copy, dtype)
+    return [of_head.split(plan.sizes) for of_head in (copy if scale == 1.0 else copy.mul_(scale))]
+
+
+def _low(dtype: torch.dtype) -> torch.dtype:
+    """Of the factors of all products but the scores: sums of weights times values may leave the range of float16."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 class _Query(NamedTuple):
-    """What one head's rows read and write, [tokens, head_dim or 1] each."""
+    """What the rows of one head read and write, [tokens, head_dim or 1] each."""
 
     query: torch.Tensor
     out: torch.Tensor
-    lse: torch.Tensor | None
+    lse: torch.Tensor | None  # of base 2
+    bounded: bool  # no score is over `BOUND`
 
 
-def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, with_lse: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of queries over one chunk of scaled keys: out [rows, head_dim] and, where asked for, lse [rows, 1]."""
-    scores = _scratch.take("scores", (len(q), len(k)), q.dtype)
-    torch.mm(q, k.T, out=scores)
-    top = scores.amax(dim=1, keepdim=True) if with_lse else scores
-    torch.softmax(scores, dim=1, out=scores)
-    # The largest weight is exp(top - lse), so the lse needs no sum of its own.
-    lse = top - scores.amax(dim=1, keepdim=True).log_() if with_lse else scores
-    return torch.mm(_scratch.cast("weights", scores, v.dtype), v), lse
+class _Sums(NamedTuple):
+    """Sums over some keys of the weights 2**(score - top): of the values [rows, head_dim], and alone [rows, 1]."""
+
+    out: torch.Tensor
+    total: torch.Tensor
+    top: torch.Tensor | None  # [rows, 1]; None for 0
+
+    def add(self, more: _Sums, chunk: Chunk) -> None:
+        """Add the sums of a chunk to those of the rows that see it."""
+        out, total = chunk.part_of(self.out), chunk.part_of(self.total)
+        if self.top is None or more.top is None:
+            out.add_(more.out)
+            total.add_(more.total)
+        else:
+            top = chunk.part_of(self.top)
+            joint = torch.maximum(top, more.top)
+            shrink, grow = top.sub(joint).exp2_(), more.top.sub(joint).exp2_()
+            out.mul_(shrink).addcmul_(more.out.to(out.dtype), grow)
+            total.mul_(shrink).addcmul_(more.total, grow)
+            top.copy_(joint)
 
 
-def _forward(row: _Row, keys: Boxes, values: Boxes, head: _Query) -> None:
+def _sums(query: torch.Tensor, chunk: Chunk, keys: Boxes, values: Boxes, bounded: bool) -> _Sums:
+    """The sums of one product; `out` has the dtype of the values."""
+    q, k = chunk.part_of(query), _scratch.collect("key", keys, chunk)
+    weights = torch.mm(q, k.T, out=_scratch.take("weights", (len(q), len(k)), q.dtype))
+    top = None if bounded else weights.amax(dim=1, keepdim=True)
+    if top is not None:
+        weights.sub_(top)
+    v = _scratch.collect("value", values, chunk)
+    total = weights.exp2_().sum(dim=1, keepdim=True)
+    return _Sums(torch.mm(_scratch.cast("low weights", weights, v.dtype), v), total, top)
+
+
+def _forward(row: Row, keys: Boxes, values: Boxes, head: _Query) -> None:
     """Write one row's output, and its lse where that is asked for."""
-    q = _as(head.query.index_select(0, row.queries), keys[0].dtype)
-    with_lse = head.lse is not None or len(row.chunks) > 1
-    parts = (
-        _attend(q, _scratch.collect("key", keys, c), _scratch.collect("value", values, c), with_lse) for c in row.chunks
-    )
-    out, lse = next(parts)
-    for part, part_lse in parts:
-        joint = torch.logaddexp(lse, part_lse)
-        out = out * (lse - joint).exp_() + part * (part_lse - joint).exp_()
-        lse = joint
-    head.out.index_copy_(0, row.queries, _as(out, head.out.dtype))
+    query = _as(head.query.index_select(0, row.queries), keys[0].dtype)
+    first, *others = row.chunks
+    sums = _sums(query, first, keys, values, head.bounded)
+    if others:
+        sums = sums._replace(out=_as(sums.out, query.dtype))
+    for chunk in others:
+        sums.add(_sums(query, chunk, keys, values, head.bounded), chunk)
+    out = torch.div(sums.out, sums.total, out=_scratch.take("out", tuple(sums.out.shape), head.out.dtype))
+    head.out.index_copy_(0, row.queries, out)
     if head.lse is not None:
+        lse = sums.total.log2_() if sums.top is None else sums.total.log2_().add_(sums.top)
         head.lse.index_copy_(0, row.queries, lse)
 
 
-def _forward_pieces(pieces: Iterator[tuple[_Row, Boxes, Boxes, _Query]]) -> None:
+def _bounded(query: torch.Tensor, key: torch.Tensor, scale: float) -> list[list[bool]]:
+    """Of each sample and head: do norms say that no score is over `BOUND`, so that none needs a maximum taken off?
+
+    Weights in bfloat16 do: then the largest ones are 1, which rounding leaves as they are.
+    """
+    if query.dtype == torch.bfloat16:
+        return [[False] * query.shape[2]] * len(query)
+    largest = [torch.linalg.vector_norm(x, dim=3).amax(dim=1).to(torch.float32) for x in (query, key)]
+    flags: list[list[bool]] = (largest[0] * largest[1] * abs(scale) <= BOUND).tolist()
+    return flags
+
+
+def _forward_pieces(pieces: Iterator[tuple[Row, Boxes, Boxes, _Query]]) -> None:
     """What one thread does: rows, as long as there are any."""
     for piece in pieces:
         _forward(*piece)
@@ -185,28 +173,31 @@ class _Gradients(NamedTuple):
     grad_query: torch.Tensor
 
 
-def _backward(row: _Row, keys: Boxes, values: Boxes, head: _Gradients, sums: tuple[Boxes, Boxes], scale: float) -> None:
+def _backward(row: Row, keys: Boxes, values: Boxes, head: _Gradients, sums: tuple[Boxes, Boxes], scale: float) -> None:
     """Write one row's query gradient, and add to the boxes of key (short of the scale) and value gradients."""
-    wide, low = keys[0].dtype, head.query.dtype
-    q, g, lse, shift = (x.index_select(0, row.queries) for x in head[:4])
-    wide_q, wide_g = q.to(wide) * scale, g.to(wide)
-    grad_q = torch.zeros_like(wide_q)
+    wide, low = keys[0].dtype, _low(head.query.dtype)
+    queries, grads, lses, shifts = (x.index_select(0, row.queries) for x in head[:4])
+    queries, grads = queries.to(low), grads.to(low)
+    wide_queries, wide_grads = queries.to(wide) * (scale * LOG2_E), grads.to(wide)
+    grad_queries = torch.zeros_like(wide_queries)
+    tensors = queries, grads, lses, shifts, wide_queries, wide_grads, grad_queries
     for chunk in row.chunks:
+        q, g, lse, shift, wide_q, wide_g, grad_q = map(chunk.part_of, tensors)
         k, v = _scratch.collect("key", keys, chunk), _scratch.collect("value", values, chunk)
         weights, scores = (_scratch.take(name, (len(q), len(k)), wide) for name in ("weights", "scores"))
-        torch.mm(wide_q, k.T, out=weights).sub_(lse).exp_()
+        torch.mm(wide_q, k.T, out=weights).sub_(lse).exp2_()
         torch.mm(wide_g, v.T, out=scores).sub_(shift).mul_(weights)
-        # Products of gradients take the dtype of the inputs, as the second product of the forward does.
+        # Products of gradients take the dtype of the inputs, as the second product of the forward.
         weights, scores = _scratch.cast("low weights", weights, low), _scratch.cast("low scores", scores, low)
         grad_q += torch.mm(scores, _scratch.cast("low key", k, low))
         for boxes, part in zip(sums, (torch.mm(scores.T, q), torch.mm(weights.T, g)), strict=True):
             targets = [boxes[i] for i in chunk.boxes]
             torch._foreach_add_(targets, part.split([len(x) for x in targets]))
-    head.grad_query.index_copy_(0, row.queries, (grad_q * scale).to(low))
+    head.grad_query.index_copy_(0, row.queries, (grad_queries * scale).to(head.query.dtype))
 
 
 def _backward_shares(
-    rows: list[_Row],
+    rows: list[Row],
     sizes: list[int],
     keys: Boxes,
     values: Boxes,
@@ -229,30 +220,31 @@ class _BlockSparse(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        plans: list[_Plan],
+        plans: list[Plan],
         scale: float,
         with_lse: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wide = torch.promote_types(query.dtype, torch.float32)
-        out = torch.zeros_like(query, memory_format=torch.contiguous_format)
+        new = torch.empty_like if all(plan.complete for plan in plans) else torch.zeros_like
+        out = new(query, memory_format=torch.contiguous_format)
         lse = torch.full((*query.shape[:3], 1), float("-inf"), dtype=wide)
-
+        bounded = _bounded(query, key, scale * LOG2_E)
         # A few heads at a time: copies of the keys and values of all would be two thirds of the inputs.
         for b, plan in enumerate(plans):
+            q, k, v, o, base_2 = (x[b].transpose(0, 1) for x in (query, key, value, out, lse))
             together = math.ceil(PIECES / max(1, len(plan.rows[0])))
-            for first in range(0, query.shape[2], together):
+            for first in range(0, len(q), together):
                 some = slice(first, first + together)
-                boxes = zip(
-                    plan.boxes(key[b, :, some], wide, scale), plan.boxes(value[b, :, some], value.dtype), strict=True
-                )
+                of_keys = _boxes("keys", k[some], plan, wide, scale * LOG2_E)
+                of_values = _boxes("values", v[some], plan, _low(value.dtype))
                 pieces = []
-                for h, (keys, values) in enumerate(boxes, first):
-                    head = _Query(query[b, :, h], out[b, :, h], lse[b, :, h] if with_lse else None)
+                for h, (keys, values) in enumerate(zip(of_keys, of_values, strict=True), first):
+                    head = _Query(q[h], o[h], base_2[h] if with_lse else None, bounded[b][h])
                     pieces += [(row, keys, values, head) for row in plan.rows_of(h)]
                 divide(_forward_pieces, pieces)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plans, ctx.scale = plans, scale  # type: ignore[attr-defined]
-        return out, lse.squeeze(-1).transpose(1, 2)
+        return out, lse.squeeze(-1).transpose(1, 2) * math.log(2)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -260,22 +252,23 @@ class _BlockSparse(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, grad_out: torch.Tensor, grad_lse: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors  # type: ignore[attr-defined]
-        plans: list[_Plan] = ctx.plans  # type: ignore[attr-defined]
+        plans: list[Plan] = ctx.plans  # type: ignore[attr-defined]
         scale: float = ctx.scale  # type: ignore[attr-defined]
         wide = lse.dtype
         grad_query, grad_key, grad_value = (torch.zeros(x.shape, dtype=x.dtype) for x in (query, key, value))
         # The softmax's own gradient and that of the lse fold into one number a row.
         shift = (grad_out.to(wide) * out.to(wide)).sum(dim=-1, keepdim=True) - grad_lse.transpose(1, 2)[..., None]
+        inputs = query, grad_out, lse, shift, grad_query
         for b, plan in enumerate(plans):
-            heads = enumerate(zip(plan.boxes(key[b], wide), plan.boxes(value[b], wide), strict=True))
-            for h, (keys, values) in heads:
-                head = _Gradients(*(x[b, :, h] for x in (query, grad_out, lse, shift, grad_query)))
+            *of_heads, k, v, to_k, to_v = (x[b].transpose(0, 1) for x in (*inputs, key, value, grad_key, grad_value))
+            for h in range(len(k)):
+                head = _Gradients(*(x[h] for x in of_heads))
+                [keys], [values] = _boxes("keys", k[h : h + 1], plan, wide), _boxes("values", v[h : h + 1], plan, wide)
                 sums = [torch.zeros(SHARES, len(plan.order), query.shape[3], dtype=wide) for _ in range(2)]
-
                 work = partial(_backward_shares, plan.rows_of(h), plan.sizes, keys, values, head, sums, scale)
                 divide(work, range(SHARES))
-                for target, x, factor in zip((grad_key, grad_value), sums, (scale, 1.0), strict=True):
-                    target[b, :, h].index_copy_(0, plan.order, (x.sum(dim=0) * factor).to(target.dtype))
+                for target, x, factor in ((to_k[h], sums[0], scale), (to_v[h], sums[1], 1.0)):
+                    target.index_copy_(0, plan.order, (x.sum(dim=0) * factor).to(target.dtype))
         return grad_query, grad_key, grad_value, None, None, None
 
 
@@ -283,10 +276,7 @@ def attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    counts: torch.Tensor,
-    indices: torch.Tensor,
-    layout: TileLayout,
-    valid: list[int] | None,
+    plans: list[Plan],
     scale: float,
     return_lse: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -294,20 +284,14 @@ def attention(
 
     Args:
         query, key, value: [B, tokens, H, head_dim], any strides; float32, bfloat16, float16 or float64.
-        counts: int32 [B|1, H|1, query tiles]. indices: int32 [B|1, H|1, query tiles, W].
-        valid: how many prefix and suffix tokens are real keys, for each sample; None for all.
-        return_lse: False saves two passes over the scores where no gradient needs them.
+        plans: of each sample, from `vidsparse_kernels.rows.plan`.
+        return_lse: False saves writing it where no gradient needs it.
 
     Returns:
         out like query, and lse float32 [B, H, tokens], undefined if not asked for; rows without keys give 0 and -inf.
-        Scores and their softmax are float32; the weights take the dtype of `value` for the second product, as flash
-        kernels do. For float64 inputs all is float64.
+        Scores and weights are float32; the weights take the dtype of `value` for the second product, as in flash
+        kernels. For float64 inputs all is float64.
     """
-    plans: list[_Plan] = []
-    for b in range(len(query)):
-        known = b and len(counts) == 1 and (valid is None or valid[b] == valid[0])
-        of_sample = counts[b % len(counts)], indices[b % len(indices)]
-        plans.append(plans[0] if known else _plan(*of_sample, layout, None if valid is None else valid[b]))
     with_lse = return_lse or (torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)))
     result: tuple[torch.Tensor, torch.Tensor]
     result = _BlockSparse.apply(query, key, value, plans, scale, with_lse)  # type: ignore[no-untyped-call]
