@@ -11,8 +11,8 @@ import torch
 from vidsparse_kernels.tiles import TileLayout, tile_tokens
 
 ROWS = 256  # most queries of one product
-KEYS = 3072  # most keys of one product
-SCORES = 3 * 2**17  # most scores of one product: 1.5 MiB
+KEYS = 3072  # about the most keys of one product
+SCORES = 3 * 2**17  # about the most scores of one product: 1.5 MiB
 
 
 class Chunk(NamedTuple):
