@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_wan import call, tiny
 
-from vidsparse import Context, VideoGrid, sparse_attention
+from vidsparse import Context, Reuse, StepSchedule, VideoGrid, sparse_attention, sparsify
 from vidsparse.patterns.mixture_of_blocks import MixtureOfBlocks
 from vidsparse_kernels.tiles import tile_tokens
 
-BLOCKS: dict[str, Any] = {"temporal": 2, "spatial": (3, 4), "box": (2, 3, 5)}
 GRIDS = {
     "3x5x7": VideoGrid(3, 5, 7),
     "1x6x6": VideoGrid(1, 6, 6),
@@ -36,8 +36,18 @@ def content(grid: VideoGrid, batch: int = 2, heads: int = 3) -> tuple[torch.Tens
     return query, key, value
 
 
+def blocks_in(grid: VideoGrid) -> dict[str, Any]:
+    """Blocks of 2 frames, 3 x 4 and 2 x 3 x 5, or the grid's sides where these are shorter."""
+    frames, height, width = grid.view
+    return {
+        "temporal": min(2, frames),
+        "spatial": (min(3, height), min(4, width)),
+        "box": (min(2, frames), min(3, height), min(5, width)),
+    }
+
+
 def published_blocks(grid: VideoGrid, layer: int) -> torch.Tensor:
-    """The block of each video token, from the sides in BLOCKS: int64 [video tokens]."""
+    """The block of each video token, of the sides in `blocks_in`: int64 [video tokens]."""
     sides = ((2, 99, 99), (99, 3, 4), (2, 3, 5))[layer % 3]
     places = [
         tuple(n // side for n, side in zip(token, sides, strict=True))
@@ -89,7 +99,7 @@ def means(x: torch.Tensor, groups: list[torch.Tensor]) -> torch.Tensor:
 @every_rule
 @every_grid
 def test_routed_tokens_are_the_published_rule(grid: VideoGrid, rule: dict[str, Any], scope: Any, layer: int) -> None:
-    pattern = MixtureOfBlocks(**rule, scope=scope, routing="token", **BLOCKS)
+    pattern = MixtureOfBlocks(**rule, scope=scope, routing="token", **blocks_in(grid))
     query, key, _ = content(grid)
     mask = pattern.select(query, key, grid, Context(layer=layer)).token_mask()
     video = slice(grid.prefix, grid.prefix + grid.video_tokens)
@@ -106,7 +116,7 @@ def test_routed_tokens_are_the_published_rule(grid: VideoGrid, rule: dict[str, A
 @every_rule
 def test_routed_tiles_follow_the_same_rule_by_their_means(rule: dict[str, Any], scope: Any, layer: int) -> None:
     grid, tile = VideoGrid(5, 7, 11, prefix=2), (1, 2, 4)
-    pattern = MixtureOfBlocks(**rule, scope=scope, tile=tile, **BLOCKS)
+    pattern = MixtureOfBlocks(**rule, scope=scope, tile=tile, **blocks_in(grid))
     query, key, _ = content(grid)
     kept = pattern.select(query, key, grid, Context(layer=layer)).to_dense()
     tiles = tile_tokens(grid.view, tile)
@@ -128,7 +138,7 @@ def test_routed_tiles_follow_the_same_rule_by_their_means(rule: dict[str, Any], 
 def test_all_the_scores_or_all_the_blocks_are_dense(grid: VideoGrid, rule: dict[str, Any], scope: Any) -> None:
     query, key, _ = content(grid)
     for routing, layer in itertools.product(("tile", "token"), range(3)):
-        pattern = MixtureOfBlocks(**rule, scope=scope, routing=routing, temporal=2)
+        pattern = MixtureOfBlocks(**rule, scope=scope, routing=routing, temporal=min(2, grid.frames))
         assert pattern.select(query, key, grid, Context(layer=layer)).to_dense().all()
 
 
@@ -137,7 +147,7 @@ def test_all_the_scores_or_all_the_blocks_are_dense(grid: VideoGrid, rule: dict[
 @every_grid
 def test_one_block_is_attention_within_the_own_block(grid: VideoGrid, scope: Any, layer: int) -> None:
     query, key, value = content(grid)
-    pattern = MixtureOfBlocks(top_k=(1, 1, 1), scope=scope, routing="token", **BLOCKS)
+    pattern = MixtureOfBlocks(top_k=(1, 1, 1), scope=scope, routing="token", **blocks_in(grid))
     block_map = pattern.select(query, key, grid, Context(layer=layer))
     owner = torch.nn.functional.pad(published_blocks(grid, layer), (grid.prefix, grid.suffix), value=-1)
     mask = (owner[:, None] == owner) | (owner[:, None] < 0) | (owner < 0)
@@ -184,7 +194,7 @@ def test_samples_select_by_themselves() -> None:
     grid = VideoGrid(5, 7, 11)
     query, key, _ = content(grid)
     query[1] *= 100
-    pattern = MixtureOfBlocks.trained(scope="overall", tile=(1, 2, 4), **BLOCKS)
+    pattern = MixtureOfBlocks.trained(scope="overall", tile=(1, 2, 4), **blocks_in(grid))
     together = pattern.select(query, key, grid, Context(layer=2)).to_dense()
     for sample in range(2):
         alone = pattern.select(query[sample : sample + 1], key[sample : sample + 1], grid, Context(layer=2))
@@ -196,7 +206,7 @@ def test_no_gradient_flows_through_the_gate(routing: Any) -> None:
     grid = GRIDS["3+3x5x4+2"]
     leaves = [x.double().requires_grad_() for x in content(grid)]
     query, key, value = leaves
-    pattern = MixtureOfBlocks.trained(routing=routing, tile=(1, 2, 2) if routing == "tile" else None, **BLOCKS)
+    pattern = MixtureOfBlocks.trained(routing=routing, tile=(1, 2, 2) if routing == "tile" else None, **blocks_in(grid))
     block_map = pattern.select(query, key, grid, Context(layer=2))
     assert 0 < block_map.density < 1
     q, k, v = (x.transpose(1, 2) for x in leaves)
@@ -244,3 +254,33 @@ def test_published_rules_have_names() -> None:
 def test_bad_fields_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MixtureOfBlocks(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"temporal": 6},
+            r"temporal=6 is larger than the video of 5 x 7 x 11 tokens: give temporal=5 at most, or None",
+        ),
+        ({"spatial": (8, 3)}, r"spatial=\(8, 3\) is larger .* give spatial=\(7, 11\) at most"),
+        ({"box": (5, 7, 12)}, r"box=\(5, 7, 12\) is larger .* give box=\(5, 7, 11\) at most"),
+    ],
+    ids=["temporal", "spatial", "box"],
+)
+def test_blocks_larger_than_the_video_are_refused_at_once(fields: dict[str, Any], message: str) -> None:
+    pattern, transformer = MixtureOfBlocks.trained(**fields), tiny()
+    for grid in (VideoGrid(5, 7, 11), VideoGrid(5, 7, 11, prefix=20)):
+        with pytest.raises(ValueError, match=message):
+            pattern.plan(grid)
+    # Not when the dense steps are over.
+    schedule = StepSchedule(Reuse(pattern), dense_steps=2)
+    with sparsify(transformer, schedule), pytest.raises(ValueError, match=message), torch.no_grad():
+        call(transformer)
+
+
+def test_blocks_as_large_as_the_video_are_dense() -> None:
+    grid = VideoGrid(5, 7, 11)
+    pattern = MixtureOfBlocks.training_free((1, 1, 1), temporal=5, spatial=(7, 11), box=grid.view)
+    for layer in range(3):
+        assert pattern.plan(grid, Context(layer=layer)).density == 1

@@ -92,6 +92,8 @@ class Layer:
         reason = unsupported
         if reason is None and self.grid.tokens < settings.min_tokens:
             reason = f"fewer than min_tokens={settings.min_tokens} tokens"
+        if reason is None:
+            settings.pattern.check_grid(self.grid)
         if reason is None and settings.pattern.is_dense(context):
             reason = "the pattern asks for it"
         done: list[_Done] = []

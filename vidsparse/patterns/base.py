@@ -69,6 +69,14 @@ class Pattern(ABC):
         """
         del layers, heads
 
+    def check_grid(self, grid: VideoGrid) -> None:
+        """Refuse a video in the first layer of its first step.
+
+        Raises:
+            ValueError: the pattern is for a video of another size.
+        """
+        del grid
+
     def is_dense(self, context: Context) -> bool:
         """Whether this layer and step should run the model's own dense attention instead."""
         del context

@@ -48,12 +48,12 @@ class MixtureOfBlocks(ContentPattern):
         scope: "query", "head" or "overall".
         routing: "tile" for speed, or "token" for parity: each token is a tile, which only small grids can afford and
             the Triton kernels do not take.
-        temporal: frames of a run.
+        temporal: frames of a run; by default three, or all if there are fewer.
         spatial: (height, width) of a rectangle; by default a fifth of the frame's shorter side by an eighth of the
             longer.
         box: (frames, height, width); by default a third of the frames and of the shorter side by a quarter of the
-            longer. The defaults are the published sizes for 21 x 45 x 80 tokens: 7, 40 and 36 blocks. Of all blocks a
-            side larger than the grid means all of it.
+            longer. The defaults are the published sizes for 21 x 45 x 80 tokens: 7, 40 and 36 blocks. Blocks that are
+            given must not be larger than the video.
         tile: sides of the tiles; by default 128 tokens, chosen for each kind of layer so that little is padded and
             blocks can keep their borders; 64 for frames under 1024 tokens.
     """
@@ -62,7 +62,7 @@ class MixtureOfBlocks(ContentPattern):
     threshold: float | None = None
     scope: Scope = "head"
     routing: Routing = "tile"
-    temporal: int = 3
+    temporal: int | None = None
     spatial: tuple[int, int] | None = None
     box: Tile | None = None
     tile: Tile | None = None
@@ -77,7 +77,7 @@ class MixtureOfBlocks(ContentPattern):
         for name, names in (("scope", get_args(Scope)), ("routing", get_args(Routing))):
             if getattr(self, name) not in names:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(names)}")
-        if not isinstance(self.temporal, int) or self.temporal < 1:
+        if self.temporal is not None and (not isinstance(self.temporal, int) or self.temporal < 1):
             raise ValueError(f"temporal={self.temporal} must be a whole number of frames of at least 1")
         for name, meaning in (("top_k", "three numbers of blocks"), ("spatial", "two sides (height, width)")):
             value = getattr(self, name)
@@ -102,7 +102,20 @@ class MixtureOfBlocks(ContentPattern):
         """The rule that the paper trains with: all queries of a head share a quarter of the scores."""
         return cls(threshold=threshold, **fields)
 
+    def check_grid(self, grid: VideoGrid) -> None:
+        frames, height, width = grid.view
+        legal = {"temporal": (frames,), "spatial": (height, width), "box": grid.view}
+        for name, sides in legal.items():
+            given = getattr(self, name)
+            given = (given,) if isinstance(given, int) else given
+            if given is not None and any(side > most for side, most in zip(given, sides, strict=True)):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is larger than the video of {frames} x {height} x {width} tokens: "
+                    f"give {name}={sides if len(sides) > 1 else frames} at most, or None for a size that fits"
+                )
+
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> BlockMap:
+        self.check_grid(grid)
         blocks = _blocks(self, grid.view, context.layer % 3, query.device)
         rows, columns = (tile_means(x, grid.view, blocks.tile, grid.prefix) for x in (query, key))
         scores = rows @ (blocks.shares @ columns).mT
@@ -114,7 +127,7 @@ class MixtureOfBlocks(ContentPattern):
         """The sides of a block in a layer, in tokens, before its borders move to those of tiles."""
         frames, height, width = grid.view
         if layer % 3 == 0:
-            return self.temporal, height, width
+            return self.temporal or min(3, frames), height, width
         # The parts into which the frame is cut: fewer along its shorter side.
         rectangles, boxes = ((5, 8), (3, 4)) if height <= width else ((8, 5), (4, 3))
         if layer % 3 == 1:

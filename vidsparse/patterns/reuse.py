@@ -84,6 +84,9 @@ class Reuse(Pattern):
     def check_model(self, layers: int, heads: int | None) -> None:
         self.pattern.check_model(layers, heads)
 
+    def check_grid(self, grid: VideoGrid) -> None:
+        self.pattern.check_grid(grid)
+
     def is_dense(self, context: Context) -> bool:
         return self.pattern.is_dense(context)
 

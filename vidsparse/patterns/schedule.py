@@ -61,6 +61,9 @@ class StepSchedule(Pattern):
             raise ValueError(f"dense_layers {absent} are not there: the model has layers 0 to {layers - 1}")
         self.pattern.check_model(layers, heads)
 
+    def check_grid(self, grid: VideoGrid) -> None:
+        self.pattern.check_grid(grid)
+
     def is_dense(self, context: Context) -> bool:
         layers = {layer % context.layers for layer in self.dense_layers if -context.layers <= layer < context.layers}
         # While the number of steps is unknown (a bare transformer call) no step is the last.
