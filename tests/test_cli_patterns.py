@@ -31,6 +31,7 @@ from vidsparse import (
     TopBlocks,
 )
 from vidsparse.cli.patterns import PATTERNS, build_pattern, change_pattern, name_of
+from vidsparse.written import to_data
 
 vidsparse = pytest.fixture(vidsparse_in_a_folder)
 
@@ -107,6 +108,53 @@ def test_every_pattern_has_a_name_and_its_defaults_are_legal(tmp_path: Path) -> 
     for name, entry in PATTERNS.items():
         settings = [f"table={tmp_path}/table.json"] if name == "head-modes" else []
         assert type(build_pattern(name, None, settings)) is getattr(library, entry.cls)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        GriddedHeads((Gridded(sink=2), Gridded(), Gridded(stride=(1, 4, 8), phases=((0, 1, 2),)))),
+        Reuse(TopBlocks(top_k=3), refresh_every=4),
+        Radial(density=0.2),
+    ],
+    ids=["of-each-head", "nested", "plain"],
+)
+def test_a_pattern_is_read_from_a_file(pattern: Pattern, tmp_path: Path) -> None:
+    path = tmp_path / "pattern.json"
+    path.write_text(json.dumps(to_data(pattern)))
+    assert build_pattern(str(path)) == pattern
+    if isinstance(pattern, Radial):
+        assert build_pattern(str(path), 0.4, ["sink=false"]) == Radial(density=0.4, sink=False)
+
+
+def test_the_command_line_takes_a_file(vidsparse: Any, tmp_path: Path) -> None:
+    path = tmp_path / "pattern.json"
+    path.write_text('{"class": "GriddedHeads", "heads": [{"class": "Gridded", "sink": 2}, {"class": "Gridded"}]}')
+    done = vidsparse("inspect", "--frames", 33, "--heads", 2, "--pattern", path, "--model-family", "shapes")
+    assert done.code == 0, done.err
+    done = vidsparse("inspect", "--frames", 33, "--heads", 2, "--pattern", path, "--density", 0.2)
+    assert done.code == 1 and "takes no --density" in done.err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "pattern.json cannot be read: No such file"),
+        ("{", "pattern .*: Expecting property name"),
+        ("[]", r"got \[\], expected an object with a class"),
+        ('{"class": "Radial", "densty": 0.2}', "Radial has no densty"),
+        ('{"class": "Radial", "density": 2}', r"density=2 must be in \(0, 1\]"),
+        ('{"class": "Rectified"}', "holds Rectified, expected a pattern"),
+        ('{"class": "StepSchedule", "pattern": {"class": "Dense"}}', "holds StepSchedule, expected a pattern without"),
+    ],
+    ids=["no-file", "broken", "list", "field", "value", "correction", "schedule"],
+)
+def test_files_that_hold_no_pattern(text: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "pattern.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        build_pattern(str(path))
 
 
 @pytest.mark.parametrize(("text", "value"), [("false", False), ("False", False), ("no", False), ("1", True)], ids=str)

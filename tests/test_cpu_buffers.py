@@ -6,7 +6,7 @@ import pytest
 import torch
 from against_float64 import Case, assert_close, plain, run
 
-from vidsparse import VideoGrid, sparse_attention
+from vidsparse import BlockMap, VideoGrid, sparse_attention
 from vidsparse_kernels import cpu, rows
 
 SMALL, LARGE = Case(VideoGrid(3, 5, 6), heads=1), Case(VideoGrid(5, 9, 10), head_dim=24)
@@ -19,9 +19,9 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> cpu._Scratch:
     return scratch
 
 
-def check(case: Case, dtype: torch.dtype) -> None:
+def check(case: Case, dtype: torch.dtype, block_map: BlockMap | None = None) -> None:
     """Output and gradients against float64, as against_float64.py allows."""
-    block_map, tensors = case.block_map(), case.tensors(4)
+    block_map, tensors = block_map or case.block_map(), case.tensors(4)
 
     def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return sparse_attention(q, k, v, block_map, impl="cpu", return_lse=True)
@@ -42,7 +42,7 @@ def test_training_after_inference_mode_and_the_other_way_round() -> None:
     for _ in range(2):
         with torch.inference_mode():
             sparse_attention(*LARGE.tensors(), block_map, impl="cpu")  # type: ignore[call-overload]
-        check(LARGE, torch.float32)
+        check(LARGE, torch.float64, block_map)
 
 
 def test_views_are_not_kept_without_end(monkeypatch: pytest.MonkeyPatch, fresh: cpu._Scratch) -> None:

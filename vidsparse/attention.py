@@ -15,8 +15,8 @@ from vidsparse_kernels.available import triton_lacks
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-PLANS = 8  # of one map for the CPU, for other lengths of the text
-_plans = WeakKeyDictionary[BlockMap, dict[tuple[int, int | None], rows.Plan]]()
+KEPT = 8  # products of one map on a CPU: of several samples, and of texts of other lengths
+_products = WeakKeyDictionary[BlockMap, dict[tuple[int, int | None], rows.Products]]()
 
 Impl = Literal["auto", "triton", "cpu", "flex", "reference"]
 
@@ -131,8 +131,8 @@ def sparse_attention(
         out, lse = block_sparse.attention(query, key, value, *lists, block_map.layout, extra_valid, scale)
     elif chosen == "cpu":
         valid = [None] * len(query) if extra_valid is None else extra_valid.tolist()
-        plans = [_plan(block_map, b % len(block_map.counts), count) for b, count in enumerate(valid)]
-        out, lse = cpu.attention(query, key, value, plans, scale, return_lse)
+        products = [_products_of(block_map, b % len(block_map.counts), count) for b, count in enumerate(valid)]
+        out, lse = cpu.attention(query, key, value, products, scale, return_lse)
     elif chosen == "flex":
         out, lse = _flex(query, key, value, block_map, extra_valid, scale)
     else:
@@ -141,15 +141,17 @@ def sparse_attention(
     return (out, lse) if return_lse else out
 
 
-def _plan(block_map: BlockMap, sample: int, valid: int | None) -> rows.Plan:
-    """The products of one sample's map, kept as long as the map is."""
-    known = _plans.setdefault(block_map, {})
-    if (sample, valid) not in known:
-        if len(known) >= PLANS:
-            known.clear()
+def _products_of(block_map: BlockMap, sample: int, valid: int | None) -> rows.Products:
+    """What one sample's map asks of a CPU; the last few answers are kept, at most as long as the map."""
+    known = _products.setdefault(block_map, {})
+    found = known.get((sample, valid))
+    if found is None:
         lists = block_map.counts[sample], block_map.indices[sample]
-        known[sample, valid] = rows.plan(*lists, block_map.layout, valid)
-    return known[sample, valid]
+        found = rows.products(*lists, block_map.layout, valid)
+        if len(known) >= KEPT:
+            known.clear()
+        known[sample, valid] = found
+    return found
 
 
 def _flex(

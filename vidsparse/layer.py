@@ -94,8 +94,8 @@ class Layer:
             reason = f"fewer than min_tokens={settings.min_tokens} tokens"
         if reason is None:
             settings.pattern.check_grid(self.grid)
-        if reason is None and settings.pattern.is_dense(context):
-            reason = "the pattern asks for it"
+            if settings.pattern.is_dense(context):
+                reason = "the pattern asks for it"
         done: list[_Done] = []
         started = _moment(self.clock.device)
         out = dense() if reason is not None else sparse(partial(self._attend, context, done))

@@ -15,14 +15,15 @@ from typing import NamedTuple
 
 import torch
 
-from vidsparse_kernels.rows import Chunk, Plan, Row
+from vidsparse_kernels.rows import Chunk, Products, Row
 from vidsparse_kernels.threads import divide
 
 VIEWS = 1024  # most views of buffers to keep
 PIECES = 256  # rows to divide over the threads at a time: of few, the last ones keep threads waiting
 SHARES = 4  # into which the gradients of a head's keys are divided; a constant, so that threads do not change sums
 LOG2_E = 1 / math.log(2)
-BOUND = 64  # log2 of weights whose sums of 2**20, times values of up to 2**40, stay in the range of float32
+BOUND = 64  # of scores without a maximum taken off: weights are then up to 2**64
+LARGEST = 2.0**40  # of values beside them: sums over 2**20 keys stay in the range of float32
 
 Boxes = tuple[torch.Tensor, ...]
 
@@ -73,26 +74,26 @@ def _as(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return x if x.dtype == dtype else x.to(dtype)
 
 
-def _boxes(name: str, x: torch.Tensor, plan: Plan, dtype: torch.dtype, scale: float = 1.0) -> list[Boxes]:
-    """Copy [H, tokens, head_dim] into boxes [size, head_dim] of each head, times `scale`, in a buffer of this name."""
-    shape = len(x), len(plan.order), x.shape[2]
-    copy = torch.index_select(x, 1, plan.order, out=_scratch.take(name, shape, x.dtype))
-    copy = _scratch.cast(f"wide {name}", copy, dtype)
-    return [of_head.split(plan.sizes) for of_head in (copy if scale == 1.0 else copy.mul_(scale))]
+def _boxes(name: str, x: torch.Tensor, sample: Products, dtype: torch.dtype) -> list[Boxes]:
+    """Copy [H, tokens, head_dim] into boxes [size, head_dim] of each head, in a buffer of this name."""
+    shape = len(x), len(sample.order), x.shape[2]
+    copy = torch.index_select(x, 1, sample.order, out=_scratch.take(f"boxes of {name}", shape, x.dtype))
+    return [of_head.split(sample.sizes) for of_head in _scratch.cast(f"wide boxes of {name}", copy, dtype)]
 
 
-def _low(dtype: torch.dtype) -> torch.dtype:
+def _product_dtype(dtype: torch.dtype) -> torch.dtype:
     """Of the factors of all products but the scores: sums of weights times values may leave the range of float16."""
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-class _Query(NamedTuple):
+class _Head(NamedTuple):
     """What the rows of one head read and write, [tokens, head_dim or 1] each."""
 
     query: torch.Tensor
     out: torch.Tensor
     lse: torch.Tensor | None  # of base 2
-    bounded: bool  # no score is over `BOUND`
+    scale: float  # of the scores, which are powers of two
+    bounded: bool  # none needs a maximum taken off
 
 
 class _Sums(NamedTuple):
@@ -129,9 +130,9 @@ def _sums(query: torch.Tensor, chunk: Chunk, keys: Boxes, values: Boxes, bounded
     return _Sums(torch.mm(_scratch.cast("low weights", weights, v.dtype), v), total, top)
 
 
-def _forward(row: Row, keys: Boxes, values: Boxes, head: _Query) -> None:
+def _forward(row: Row, keys: Boxes, values: Boxes, head: _Head) -> None:
     """Write one row's output, and its lse where that is asked for."""
-    query = _as(head.query.index_select(0, row.queries), keys[0].dtype)
+    query = _as(head.query.index_select(0, row.queries), keys[0].dtype).mul_(head.scale)
     first, *others = row.chunks
     sums = _sums(query, first, keys, values, head.bounded)
     if others:
@@ -145,19 +146,20 @@ def _forward(row: Row, keys: Boxes, values: Boxes, head: _Query) -> None:
         head.lse.index_copy_(0, row.queries, lse)
 
 
-def _bounded(query: torch.Tensor, key: torch.Tensor, scale: float) -> list[list[bool]]:
-    """Of each sample and head: do norms say that no score is over `BOUND`, so that none needs a maximum taken off?
+def _bounded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> list[list[bool]]:
+    """Of each sample and head: do norms say that sums of weights without a maximum stay in the range of float32?
 
-    Weights in bfloat16 do: then the largest ones are 1, which rounding leaves as they are.
+    Weights in bfloat16 have one: then the largest are 1, which rounding leaves as they are.
     """
     if query.dtype == torch.bfloat16:
         return [[False] * query.shape[2]] * len(query)
-    largest = [torch.linalg.vector_norm(x, dim=3).amax(dim=1).to(torch.float32) for x in (query, key)]
-    flags: list[list[bool]] = (largest[0] * largest[1] * abs(scale) <= BOUND).tolist()
+    longest = [torch.linalg.vector_norm(x, dim=3).amax(dim=1).float() for x in (query, key)]
+    largest = torch.linalg.vector_norm(value, ord=math.inf, dim=(1, 3)).float()
+    flags: list[list[bool]] = ((longest[0] * longest[1] * abs(scale) <= BOUND) & (largest <= LARGEST)).tolist()
     return flags
 
 
-def _forward_pieces(pieces: Iterator[tuple[Row, Boxes, Boxes, _Query]]) -> None:
+def _forward_pieces(pieces: Iterator[tuple[Row, Boxes, Boxes, _Head]]) -> None:
     """What one thread does: rows, as long as there are any."""
     for piece in pieces:
         _forward(*piece)
@@ -175,7 +177,7 @@ class _Gradients(NamedTuple):
 
 def _backward(row: Row, keys: Boxes, values: Boxes, head: _Gradients, sums: tuple[Boxes, Boxes], scale: float) -> None:
     """Write one row's query gradient, and add to the boxes of key (short of the scale) and value gradients."""
-    wide, low = keys[0].dtype, _low(head.query.dtype)
+    wide, low = keys[0].dtype, _product_dtype(head.query.dtype)
     queries, grads, lses, shifts = (x.index_select(0, row.queries) for x in head[:4])
     queries, grads = queries.to(low), grads.to(low)
     wide_queries, wide_grads = queries.to(wide) * (scale * LOG2_E), grads.to(wide)
@@ -187,7 +189,7 @@ def _backward(row: Row, keys: Boxes, values: Boxes, head: _Gradients, sums: tupl
         weights, scores = (_scratch.take(name, (len(q), len(k)), wide) for name in ("weights", "scores"))
         torch.mm(wide_q, k.T, out=weights).sub_(lse).exp2_()
         torch.mm(wide_g, v.T, out=scores).sub_(shift).mul_(weights)
-        # Products of gradients take the dtype of the inputs, as the second product of the forward.
+        # As for the second product of the forward.
         weights, scores = _scratch.cast("low weights", weights, low), _scratch.cast("low scores", scores, low)
         grad_q += torch.mm(scores, _scratch.cast("low key", k, low))
         for boxes, part in zip(sums, (torch.mm(scores.T, q), torch.mm(weights.T, g)), strict=True):
@@ -220,30 +222,30 @@ class _BlockSparse(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        plans: list[Plan],
+        products: list[Products],
         scale: float,
         with_lse: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wide = torch.promote_types(query.dtype, torch.float32)
-        new = torch.empty_like if all(plan.complete for plan in plans) else torch.zeros_like
+        new = torch.empty_like if all(sample.complete for sample in products) else torch.zeros_like
         out = new(query, memory_format=torch.contiguous_format)
         lse = torch.full((*query.shape[:3], 1), float("-inf"), dtype=wide)
-        bounded = _bounded(query, key, scale * LOG2_E)
+        bounded = _bounded(query, key, value, scale * LOG2_E)
         # A few heads at a time: copies of the keys and values of all would be two thirds of the inputs.
-        for b, plan in enumerate(plans):
+        for b, sample in enumerate(products):
             q, k, v, o, base_2 = (x[b].transpose(0, 1) for x in (query, key, value, out, lse))
-            together = math.ceil(PIECES / max(1, len(plan.rows[0])))
+            together = math.ceil(PIECES / max(1, *map(len, sample.rows)))
             for first in range(0, len(q), together):
                 some = slice(first, first + together)
-                of_keys = _boxes("keys", k[some], plan, wide, scale * LOG2_E)
-                of_values = _boxes("values", v[some], plan, _low(value.dtype))
+                of_keys = _boxes("keys", k[some], sample, wide)
+                of_values = _boxes("values", v[some], sample, _product_dtype(value.dtype))
                 pieces = []
                 for h, (keys, values) in enumerate(zip(of_keys, of_values, strict=True), first):
-                    head = _Query(q[h], o[h], base_2[h] if with_lse else None, bounded[b][h])
-                    pieces += [(row, keys, values, head) for row in plan.rows_of(h)]
+                    head = _Head(q[h], o[h], base_2[h] if with_lse else None, scale * LOG2_E, bounded[b][h])
+                    pieces += [(row, keys, values, head) for row in sample.rows_of(h)]
                 divide(_forward_pieces, pieces)
         ctx.save_for_backward(query, key, value, out, lse)
-        ctx.plans, ctx.scale = plans, scale  # type: ignore[attr-defined]
+        ctx.products, ctx.scale = products, scale  # type: ignore[attr-defined]
         return out, lse.squeeze(-1).transpose(1, 2) * math.log(2)
 
     @staticmethod
@@ -252,23 +254,26 @@ class _BlockSparse(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, grad_out: torch.Tensor, grad_lse: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors  # type: ignore[attr-defined]
-        plans: list[Plan] = ctx.plans  # type: ignore[attr-defined]
+        products: list[Products] = ctx.products  # type: ignore[attr-defined]
         scale: float = ctx.scale  # type: ignore[attr-defined]
         wide = lse.dtype
         grad_query, grad_key, grad_value = (torch.zeros(x.shape, dtype=x.dtype) for x in (query, key, value))
         # The softmax's own gradient and that of the lse fold into one number a row.
         shift = (grad_out.to(wide) * out.to(wide)).sum(dim=-1, keepdim=True) - grad_lse.transpose(1, 2)[..., None]
         inputs = query, grad_out, lse, shift, grad_query
-        for b, plan in enumerate(plans):
+        for b, sample in enumerate(products):
             *of_heads, k, v, to_k, to_v = (x[b].transpose(0, 1) for x in (*inputs, key, value, grad_key, grad_value))
             for h in range(len(k)):
                 head = _Gradients(*(x[h] for x in of_heads))
-                [keys], [values] = _boxes("keys", k[h : h + 1], plan, wide), _boxes("values", v[h : h + 1], plan, wide)
-                sums = [torch.zeros(SHARES, len(plan.order), query.shape[3], dtype=wide) for _ in range(2)]
-                work = partial(_backward_shares, plan.rows_of(h), plan.sizes, keys, values, head, sums, scale)
+                [keys], [values] = (
+                    _boxes("keys", k[h : h + 1], sample, wide),
+                    _boxes("values", v[h : h + 1], sample, wide),
+                )
+                sums = [torch.zeros(SHARES, len(sample.order), query.shape[3], dtype=wide) for _ in range(2)]
+                work = partial(_backward_shares, sample.rows_of(h), sample.sizes, keys, values, head, sums, scale)
                 divide(work, range(SHARES))
                 for target, x, factor in ((to_k[h], sums[0], scale), (to_v[h], sums[1], 1.0)):
-                    target.index_copy_(0, plan.order, (x.sum(dim=0) * factor).to(target.dtype))
+                    target.index_copy_(0, sample.order, (x.sum(dim=0) * factor).to(target.dtype))
         return grad_query, grad_key, grad_value, None, None, None
 
 
@@ -276,7 +281,7 @@ def attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    plans: list[Plan],
+    products: list[Products],
     scale: float,
     return_lse: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -284,15 +289,15 @@ def attention(
 
     Args:
         query, key, value: [B, tokens, H, head_dim], any strides; float32, bfloat16, float16 or float64.
-        plans: of each sample, from `vidsparse_kernels.rows.plan`.
+        products: what each sample's map asks for, from `vidsparse_kernels.rows.products`.
         return_lse: False saves writing it where no gradient needs it.
 
     Returns:
         out like query, and lse float32 [B, H, tokens], undefined if not asked for; rows without keys give 0 and -inf.
-        Scores and weights are float32; the weights take the dtype of `value` for the second product, as in flash
-        kernels. For float64 inputs all is float64.
+        Scores and weights are float32; for the second product weights and values are bfloat16 where the inputs are, as
+        in flash kernels, and float32 for float16. For float64 inputs all is float64.
     """
     with_lse = return_lse or (torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)))
     result: tuple[torch.Tensor, torch.Tensor]
-    result = _BlockSparse.apply(query, key, value, plans, scale, with_lse)  # type: ignore[no-untyped-call]
+    result = _BlockSparse.apply(query, key, value, products, scale, with_lse)  # type: ignore[no-untyped-call]
     return result

@@ -20,11 +20,11 @@ class Chunk(NamedTuple):
 
     boxes: list[int]
     keys: int
-    queries: slice | None
+    seen_by: slice | None
 
     def part_of(self, x: torch.Tensor) -> torch.Tensor:
         """The part of [rows, n] that sees this chunk."""
-        return x if self.queries is None else x[self.queries]
+        return x if self.seen_by is None else x[self.seen_by]
 
 
 class Row(NamedTuple):
@@ -34,8 +34,8 @@ class Row(NamedTuple):
     chunks: list[Chunk]
 
 
-class Plan(NamedTuple):
-    """The map of one sample. Box 0 holds the valid prefix and suffix tokens, box 1 + i the key tile i."""
+class Products(NamedTuple):
+    """What the map of one sample asks for. Box 0 holds the valid prefix and suffix tokens, box 1 + i the key tile i."""
 
     order: torch.Tensor  # int64 [keys], positions in the sequence, box after box
     sizes: list[int]  # tokens of each box
@@ -46,8 +46,7 @@ class Plan(NamedTuple):
         return self.rows[head % len(self.rows)]
 
 
-@torch.inference_mode(False)  # plans are kept, and a later call may be a training
-def plan(counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, valid: int | None) -> Plan:
+def products(counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, valid: int | None) -> Products:
     """Read counts int32 [H|1, query tiles] and indices int32 [H|1, query tiles, W] of one sample.
 
     `valid` is how many prefix and suffix tokens are keys; None for all.
@@ -65,28 +64,30 @@ def plan(counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, valid:
         of_head.sort(key=lambda row: len(row.queries) * sum(chunk.keys for chunk in row.chunks), reverse=True)
         rows.append(of_head)
     complete = all(sum(len(row.queries) for row in of_head) == layout.tokens for of_head in rows)
-    return Plan(torch.cat(boxes), sizes, rows, complete)
+    return Products(torch.cat(boxes), sizes, rows, complete)
 
 
 def _rows(tiles: list[torch.Tensor], lists: list[list[int]], sizes: list[int]) -> Iterator[Row]:
-    """Take neighbours together, so that their keys are collected once, while each sees half of its boxes with all."""
+    """Take neighbours together, so that their keys are collected once, while half of what each sees is seen by all."""
     parts = [(part, boxes) for tile, boxes in zip(tiles, lists, strict=True) for part in tile.split(ROWS) if len(part)]
     group: list[tuple[torch.Tensor, list[int]]] = []
     shared: set[int] = set()
+    most = 0  # keys of one of the group
     for part, boxes in parts:
         joint = shared.intersection(boxes)
         fits = sum(len(tokens) for tokens, _ in group) + len(part) <= ROWS
-        if group and not (fits and 2 * len(joint) >= max(len(boxes), *(len(listed) for _, listed in group))):
+        keys = sum(sizes[i] for i in boxes)
+        if group and not (fits and 2 * sum(sizes[i] for i in joint) >= max(most, keys)):
             yield _row(group, shared, sizes)
             group = []
-        shared = joint if group else set(boxes)
+        shared, most = (joint, max(most, keys)) if group else (set(boxes), keys)
         group.append((part, boxes))
     if group:
         yield _row(group, shared, sizes)
 
 
 def _row(group: list[tuple[torch.Tensor, list[int]]], shared: set[int], sizes: list[int]) -> Row:
-    queries = torch.cat([tokens for tokens, _ in group])
+    queries = group[0][0] if len(group) == 1 else torch.cat([tokens for tokens, _ in group])
     chunks = [Chunk(*cut, None) for cut in _cut([i for i in group[0][1] if i in shared], sizes, len(queries))]
     first = 0
     for tokens, boxes in group:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -53,13 +55,16 @@ SET_HELP = "A field of the pattern, such as window=9,24,24; may be given again."
 
 
 def build_pattern(name: str, density: float | None = None, settings: list[str] | None = None) -> Pattern:
-    """The pattern of a name, with settings such as "window=9,24,24" for its fields.
+    """The pattern of a name, or in a file FILE.json, with settings such as "window=9,24,24" for its fields.
 
     Raises:
-        ValueError: an unknown name or field, a setting that cannot be read, or a value that the pattern refuses.
+        ValueError: an unknown name or field, a setting that cannot be read, a value that the pattern refuses, or a file
+            that is not there or holds no pattern.
     """
+    if name.endswith(".json"):
+        return change_pattern(_from_file(name), density, settings)
     if name not in PATTERNS:
-        raise ValueError(f"pattern {name!r} is unknown; choose one of {', '.join(PATTERNS)}")
+        raise ValueError(f"pattern {name!r} is unknown; choose one of {', '.join(PATTERNS)}, or a FILE.json")
     import vidsparse
 
     entry = PATTERNS[name]
@@ -80,8 +85,24 @@ def build_pattern(name: str, density: float | None = None, settings: list[str] |
     return pattern
 
 
+def _from_file(path: str) -> Pattern:
+    """What `vidsparse.written.to_data` gave, as JSON."""
+    import vidsparse
+    from vidsparse.written import from_data
+
+    try:
+        pattern = from_data(json.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ValueError(f"pattern {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"pattern {path}: {error}") from None
+    if isinstance(pattern, vidsparse.StepSchedule) or not isinstance(pattern, vidsparse.Pattern):
+        raise ValueError(f"pattern {path} holds {type(pattern).__name__}, expected a pattern without its schedule")
+    return pattern
+
+
 def change_pattern(pattern: Pattern, density: float | None = None, settings: list[str] | None = None) -> Pattern:
-    """A pattern with another density and other settings, which `build_pattern` reads in the same way.
+    """A pattern with another density and other settings; what they exclude must be set to None with them.
 
     Raises:
         ValueError: see `build_pattern`.
@@ -168,7 +189,8 @@ def patterns() -> None:
     console.print(table)
     console.print(
         "In Python each is a class of vidsparse, such as vidsparse.Radial(density=0.2, sink=False); its docstring says "
-        "what the fields mean.",
+        "what the fields mean. --pattern FILE.json reads one that words cannot say, such as settings for each head: "
+        '{"class": "GriddedHeads", "heads": [{"class": "Gridded", "sink": 2}, {"class": "Gridded"}]}',
         highlight=False,
     )
 

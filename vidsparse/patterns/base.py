@@ -70,7 +70,10 @@ class Pattern(ABC):
         del layers, heads
 
     def check_grid(self, grid: VideoGrid) -> None:
-        """Refuse a video in the first layer of its first step.
+        """Refuse a video; asked by each layer that could be sparse, in dense steps too.
+
+        Args:
+            grid: the tokens of the video.
 
         Raises:
             ValueError: the pattern is for a video of another size.

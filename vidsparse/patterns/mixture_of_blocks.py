@@ -104,8 +104,8 @@ class MixtureOfBlocks(ContentPattern):
 
     def check_grid(self, grid: VideoGrid) -> None:
         frames, height, width = grid.view
-        legal = {"temporal": (frames,), "spatial": (height, width), "box": grid.view}
-        for name, sides in legal.items():
+        largest = {"temporal": (frames,), "spatial": (height, width), "box": grid.view}
+        for name, sides in largest.items():
             given = getattr(self, name)
             given = (given,) if isinstance(given, int) else given
             if given is not None and any(side > most for side, most in zip(given, sides, strict=True)):
