@@ -39,7 +39,7 @@ LIBRARY = (
 )
 ARROWS: dict[str, tuple[str, ...]] = {
     "examples": (*LIBRARY, "diffusers", "torch", "transformers", *PICTURES),
-    "vidsparse.cli": (*LIBRARY, "diffusers", "rich", "torch", "typer", *PICTURES),
+    "vidsparse.cli": (*LIBRARY, "vidsparse.written", "diffusers", "rich", "torch", "typer", *PICTURES),
     "vidsparse": (
         "vidsparse.attention",
         "vidsparse.block_map",
