@@ -194,7 +194,7 @@ def _backward(row: Row, keys: Boxes, values: Boxes, head: _Gradients, sums: tupl
         grad_q += torch.mm(scores, _scratch.cast("low key", k, low))
         for boxes, part in zip(sums, (torch.mm(scores.T, q), torch.mm(weights.T, g)), strict=True):
             targets = [boxes[i] for i in chunk.boxes]
-            torch._foreach_add_(targets, part.split([len(x) for x in targets]))
+            torch._foreach_add_(targets, _as(part, wide).split([len(x) for x in targets]))
     head.grad_query.index_copy_(0, row.queries, (grad_queries * scale).to(head.query.dtype))
 
 

@@ -94,9 +94,11 @@ def _errors(
         scores = (query[:, rows, head] @ key[:, :, head].mT).float() * query.shape[-1] ** -0.5
         if hidden is not None:
             scores = scores.masked_fill(hidden[:, None].to(scores.device), float("-inf"))
-        masked = torch.stack([scores, *(scores.masked_fill(~mask, float("-inf")) for mask in kept)])
-        dense, *sparse = masked.softmax(dim=-1) @ value[:, :, head].float()
-        found.append(torch.stack([(out - dense).square().sum() for out in sparse]))
+        weights, values = scores.softmax(dim=-1), value[:, :, head].float()
+        # Under a mask the weights are these, divided by their sum (if that is not 0): one softmax for all three.
+        masked = weights * kept[:, None]
+        sums = masked.sum(dim=-1, keepdim=True).clamp_min_(torch.finfo(masked.dtype).tiny)
+        found.append((masked @ values / sums - weights @ values).square().sum(dim=(1, 2, 3)))
     return torch.stack(found, dim=1)
 
 
