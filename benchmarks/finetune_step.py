@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=129)
     parser.add_argument("--size", help="WIDTHxHEIGHT in pixels (default: 64x64 of shapes, 1280x720 of Wan)")
     parser.add_argument("--density", type=float, default=0.2, help="of Radial, and the threshold of MixtureOfBlocks")
+    parser.add_argument("--tile", type=int, nargs=3, help="of Radial: frames, height, width (default: its own choice)")
     parser.add_argument("--only", nargs="+", help="of dense, radial and mixture; all by default")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--layers", type=int, help="fewer than the model has")
@@ -52,7 +53,7 @@ def main() -> None:
 
     patterns = {
         "dense": vidsparse.Dense(),
-        "radial": vidsparse.Radial(arguments.density),
+        "radial": vidsparse.Radial(arguments.density, tile=arguments.tile and tuple(arguments.tile)),
         "mixture": vidsparse.MixtureOfBlocks.trained(arguments.density),
     }
     patterns = {name: pattern for name, pattern in patterns.items() if name in (arguments.only or patterns)}

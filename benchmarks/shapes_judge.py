@@ -42,6 +42,7 @@ def main() -> None:
     with vidsparse.sparsify(pipe, pattern, correction=correction) as run:
         for first in range(0, len(scenes), arguments.batch):
             group = scenes[first : first + arguments.batch]
+            vidsparse.seed_steps(first)
             started = time.perf_counter()
             videos = pipe(
                 [s.caption for s in group],
@@ -68,6 +69,8 @@ def main() -> None:
         "positions": arguments.positions,
         "correction": None if correction is None else repr(correction),
         "frames": arguments.frames,
+        "sampler": type(pipe.scheduler).__name__,
+        "flow_shift": pipe.scheduler.config.flow_shift,
         "steps": arguments.steps,
         "guidance": arguments.guidance,
         "dtype": arguments.dtype,

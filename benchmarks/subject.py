@@ -11,12 +11,15 @@ import torch
 import vidsparse
 from vidsparse.cli.patterns import CORRECTIONS, build_correction, build_pattern
 from vidsparse.positions import KINDS
+from vidsparse.sampler import KINDS as SAMPLERS
 from vidsparse.shapes import model
 
 
 def add_model_options(parser: argparse.ArgumentParser, dtype: str = "float32") -> None:
     parser.add_argument("--lora", help="a name, folder or file")
     parser.add_argument("--positions", choices=KINDS, default="plain", help="without a LoRA, which knows its own")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="default: the LoRA's, else the model's own")
+    parser.add_argument("--flow-shift", type=float, help="default: the LoRA's, else the model's own")
     parser.add_argument("--frames", type=int, default=33)
     parser.add_argument("--model", type=Path, default=model.FOLDER)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default=dtype)
@@ -26,13 +29,16 @@ def load_model(arguments: argparse.Namespace) -> tuple[Any, vidsparse.LoraRecipe
     """The pipeline, and what its LoRA was trained with."""
     pipe = model.load_pipeline(getattr(torch, arguments.dtype), arguments.model)
     pipe.set_progress_bar_config(disable=True)
+    scheduler, recipe = pipe.scheduler, vidsparse.LoraRecipe()
     if arguments.lora:
         recipe = vidsparse.load_lora(pipe, arguments.lora)
         arguments.positions = recipe.positions or "plain"
-        return pipe, recipe
-    frames, trained_frames = ((count - 1) // 4 + 1 for count in (arguments.frames, model.SAMPLING["num_frames"]))
-    vidsparse.extend_positions(pipe.transformer, frames, trained_frames, arguments.positions)
-    return pipe, vidsparse.LoraRecipe()
+    else:
+        frames, trained_frames = ((count - 1) // 4 + 1 for count in (arguments.frames, model.SAMPLING["num_frames"]))
+        vidsparse.extend_positions(pipe.transformer, frames, trained_frames, arguments.positions)
+    sampler, shift = arguments.sampler or recipe.sampler, arguments.flow_shift or recipe.flow_shift
+    pipe.scheduler = vidsparse.build_scheduler(scheduler, sampler, shift)
+    return pipe, recipe
 
 
 def add_attention_options(parser: argparse.ArgumentParser) -> None:
@@ -63,4 +69,5 @@ def name_of(arguments: argparse.Namespace) -> str:
     else:
         parts[0] = parts[0] or "dense"
         parts.append(None if arguments.positions == "plain" else arguments.positions)
+    parts += [arguments.sampler, arguments.flow_shift]
     return "_".join(str(part) for part in [*parts, arguments.frames] if part is not None)

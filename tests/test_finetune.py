@@ -205,6 +205,18 @@ def test_sample_videos_show_what_was_asked_for(tmp_path: Path, cache: Path) -> N
     assert pipe.config["text_encoder"] == pipeline().config["text_encoder"] and pipe.text_encoder is not None
 
 
+def test_another_sampler_and_shift_are_trained_for_and_taken_out_again(tmp_path: Path, cache: Path) -> None:
+    pipe, prompts = pipeline(), ("a red circle moving left on a blue background",)
+    before = pipe.scheduler
+    train(tmp_path / "own", cache)
+    train(tmp_path / "sde", cache, pipe, sampler="sde", flow_shift=9.0, sample_every=4, sample_prompts=prompts)
+    recipe = read_recipe(tmp_path / "sde")
+    assert (recipe.sampler, recipe.flow_shift) == ("sde", 9.0) and pipe.scheduler is before
+    assert len(list((tmp_path / "sde" / "samples").iterdir())) == 1
+    losses = [[line["loss"] for line in lines(tmp_path / name)] for name in ("own", "sde")]
+    assert all(own != other for own, other in zip(*losses, strict=True)), "the noise levels are others"
+
+
 def test_the_expert_of_low_noise(tmp_path: Path, cache: Path) -> None:
     pipe = pipeline()
     pipe.register_modules(transformer_2=pipeline().transformer.eval())

@@ -36,6 +36,7 @@ LIBRARY = (
     "vidsparse.lora",
     "vidsparse.positions",
     "vidsparse.replacing",
+    "vidsparse.sampler",
 )
 ARROWS: dict[str, tuple[str, ...]] = {
     "examples": (*LIBRARY, "diffusers", "torch", "transformers", *PICTURES),
@@ -50,6 +51,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "vidsparse.positions",
         "vidsparse.report",
         "vidsparse.run",
+        "vidsparse.sampler",
         "vidsparse_pipelines",
     ),
     "vidsparse.finetune": (
@@ -67,6 +69,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "vidsparse.positions",
         "vidsparse.replacing",
         "vidsparse.run",
+        "vidsparse.sampler",
         "vidsparse.shapes",
     ),
     "vidsparse.lora": (
@@ -77,9 +80,17 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "vidsparse.lora_source",
         "vidsparse.positions",
         "vidsparse.recipe",
+        "vidsparse.sampler",
     ),
     "vidsparse.lora_source": ("huggingface_hub",),
-    "vidsparse.recipe": ("vidsparse.corrections", "vidsparse.patterns", "vidsparse.positions", "vidsparse.written"),
+    "vidsparse.recipe": (
+        "vidsparse.corrections",
+        "vidsparse.patterns",
+        "vidsparse.positions",
+        "vidsparse.sampler",
+        "vidsparse.written",
+    ),
+    "vidsparse.sampler": ("diffusers", "torch"),
     "vidsparse.replacing": (),
     "vidsparse.written": ("vidsparse.corrections", "vidsparse.patterns"),
     "vidsparse.positions": ("torch",),

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vidsparse.positions import extend_positions
     from vidsparse.report import Report
     from vidsparse.run import Run, attn_processors, sparsify
+    from vidsparse.sampler import build_scheduler, seed_steps
     from vidsparse_pipelines import register_adapter
     from vidsparse_pipelines.gates import load_gates
 
@@ -70,6 +71,7 @@ __all__ = [
     "VideoGrid",
     "VideoSparse",
     "attn_processors",
+    "build_scheduler",
     "extend_positions",
     "head_groups",
     "load_gates",
@@ -77,6 +79,7 @@ __all__ = [
     "merge",
     "register_adapter",
     "save_lora",
+    "seed_steps",
     "sparse_attention",
     "sparsify",
 ]
@@ -110,6 +113,7 @@ _MODULES = {
     "vidsparse.positions": ("extend_positions",),
     "vidsparse.report": ("Report",),
     "vidsparse.run": ("Run", "attn_processors", "sparsify"),
+    "vidsparse.sampler": ("build_scheduler", "seed_steps"),
     "vidsparse_pipelines": ("register_adapter",),
     "vidsparse_pipelines.gates": ("load_gates",),
 }

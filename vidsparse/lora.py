@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from vidsparse.lora_source import FILE, find_lora
 from vidsparse.positions import extend_positions
 from vidsparse.recipe import LoraRecipe
+from vidsparse.sampler import build_scheduler
 
 __all__ = ["LoraRecipe", "load_lora", "read_recipe", "save_lora"]
 
@@ -81,13 +82,14 @@ def save_lora(folder: str | Path, pipe_or_transformer: Any, recipe: LoraRecipe, 
 
 
 def load_lora(pipe: Any, source: str | Path, adapter_name: str | None = None) -> LoraRecipe:
-    """Load a LoRA into a pipeline, with the positions that it was trained with.
+    """Load a LoRA into a pipeline, with the positions that it was trained with and the scheduler that it is for.
 
         recipe = vidsparse.load_lora(pipe, "shapes-long")
         with vidsparse.sparsify(pipe, recipe.pattern, correction=recipe.correction):
             video = pipe("a red circle moving left on a blue background", num_frames=recipe.frames).frames[0]
 
-    `pipe.unload_lora_weights()` takes the weights out again, `extend_positions(..., kind="plain")` the positions.
+    `pipe.unload_lora_weights()` takes the weights out again, `extend_positions(..., kind="plain")` the positions; who
+    wants the scheduler of before keeps it.
 
     Args:
         pipe: a diffusers pipeline; not offloaded yet if positions change.
@@ -101,6 +103,7 @@ def load_lora(pipe: Any, source: str | Path, adapter_name: str | None = None) ->
         OSError: no such name, file, folder or Hub id.
         ValueError: no LoRA, one for another model, or a recipe that this version of vidsparse cannot read.
         TypeError: a pipeline that loads no LoRA.
+        NotImplementedError: a pipeline whose scheduler does not take the recipe's sampler or shift.
         ImportError: peft is missing.
     """
     if not hasattr(pipe, "load_lora_weights"):
@@ -109,6 +112,7 @@ def load_lora(pipe: Any, source: str | Path, adapter_name: str | None = None) ->
     file = find_lora(source)
     recipe = _recipe_in(file)
     transformer = _transformer(pipe, recipe.transformer)
+    scheduler = build_scheduler(pipe.scheduler, recipe.sampler, recipe.flow_shift)
     place = {"weight_name": file.name, "use_safetensors": True}
     _check_fits(pipe.lora_state_dict(str(file.parent), **place), transformer, file)
     expert = {"load_into_transformer_2": True} if recipe.transformer == "transformer_2" else {}
@@ -117,6 +121,7 @@ def load_lora(pipe: Any, source: str | Path, adapter_name: str | None = None) ->
         stride = getattr(pipe, "vae_scale_factor_temporal", 1)
         frames, trained_frames = ((count - 1) // stride + 1 for count in (recipe.frames, recipe.trained_frames))
         extend_positions(transformer, frames, trained_frames, recipe.positions)
+    pipe.scheduler = scheduler
     return recipe
 
 

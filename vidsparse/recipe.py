@@ -8,6 +8,7 @@ from typing import Any
 from vidsparse.corrections import Correction
 from vidsparse.patterns import Pattern
 from vidsparse.positions import KINDS
+from vidsparse.sampler import check_sampler
 from vidsparse.written import from_data, to_data
 
 
@@ -21,6 +22,7 @@ class LoraRecipe:
         trained_frames: of the videos (not latent) that the base model was trained with.
         inference_steps: denoising steps of that generation.
         positions: "plain", "riflex" or "yarn", see `extend_positions`.
+        sampler, flow_shift: of that generation, see `build_scheduler`.
         transformer: which transformer of the pipeline it changes; Wan 2.2 has a `transformer_2`.
         base: id of the base model.
         version: of vidsparse; `save_lora` writes it.
@@ -32,6 +34,8 @@ class LoraRecipe:
     trained_frames: int | None = None
     inference_steps: int | None = None
     positions: str | None = None
+    sampler: str | None = None
+    flow_shift: float | None = None
     transformer: str = "transformer"
     base: str | None = None
     version: str | None = None
@@ -51,6 +55,7 @@ class LoraRecipe:
             raise ValueError(f"positions={self.positions!r} must be one of {', '.join(KINDS)}, or None")
         if self.positions is not None and (self.frames is None or self.trained_frames is None):
             raise ValueError(f"positions={self.positions!r} depend on frames and trained_frames; give both")
+        check_sampler(self.sampler, self.flow_shift)
 
     @property
     def summary(self) -> str:
@@ -61,6 +66,8 @@ class LoraRecipe:
             None if self.pattern is None else f"with {_short(self.pattern)}",
             None if self.correction is None else f"and {_short(self.correction)}",
             None if self.positions is None else f"{self.positions} positions",
+            None if self.sampler is None else f"sampler {self.sampler}",
+            None if self.flow_shift is None else f"shift {self.flow_shift:g}",
         ]
         return ", ".join(text for text in known if text is not None) or "its file does not say how it was trained"
 

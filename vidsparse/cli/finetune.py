@@ -17,7 +17,7 @@ from vidsparse.cli import sampling
 from vidsparse.cli.files import check_output
 from vidsparse.cli.messages import live_console, note
 from vidsparse.cli.patterns import CORRECTIONS, DENSITY_HELP, SET_HELP, build_correction, build_pattern
-from vidsparse.cli.request import DENSE_STEPS, PATTERN, Request, integers
+from vidsparse.cli.request import DENSE_STEPS, PATTERN, SAMPLER_HELP, Request, integers
 
 if TYPE_CHECKING:
     from vidsparse import Pattern
@@ -72,6 +72,11 @@ class Finetuning:
         Option(
             min=1, help="Steps of a generation, of which those are.", rich_help_panel=ATTENTION, show_default=OF_MODEL
         ),
+    ] = None
+    sampler: Annotated[str | None, Option(help=SAMPLER_HELP, rich_help_panel=ATTENTION, show_default="own")] = None
+    flow_shift: Annotated[
+        float | None,
+        Option(help="Of the noise levels, here and in a generation.", rich_help_panel=ATTENTION, show_default=OF_MODEL),
     ] = None
     positions: Annotated[str, Option(help="In longer videos: plain, riflex or yarn.", rich_help_panel=ATTENTION)] = (
         "plain"

@@ -27,6 +27,7 @@ ATTENTION, VIDEO, MACHINE = "Attention", "Video", "Machine"
 OWN = "that of the model"
 PATTERN, DENSE_STEPS = "radial", 4
 LORA_HELP = "'shapes-long', a folder or a Hub id. Its pattern, schedule and frames are used where none are given."
+SAMPLER_HELP = "sde draws fresh noise in every step, which helps long videos; own is the model's."
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Request:
     steps: Annotated[int | None, Option(min=1, help="Denoising steps.", rich_help_panel=VIDEO, show_default=OWN)] = None
     guidance: Annotated[
         float | None, Option(help="Classifier-free guidance scale.", rich_help_panel=VIDEO, show_default=OWN)
+    ] = None
+    sampler: Annotated[str | None, Option(help=SAMPLER_HELP, rich_help_panel=VIDEO, show_default="own")] = None
+    flow_shift: Annotated[
+        float | None,
+        Option(help="The higher, the more steps at high noise.", rich_help_panel=VIDEO, show_default=OWN),
     ] = None
     seed: Annotated[int, Option(help="Of the noise.", rich_help_panel=VIDEO)] = 0
     fps: Annotated[

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidsparse.cli.messages import live_console, note
+from vidsparse.sampler import build_scheduler, check_sampler, seed_steps
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,8 @@ def load_pipeline(request: Request) -> Any:
     """The diffusers pipeline of a request, with its LoRA, on its device.
 
     Raises:
-        ValueError: no such model, device or dtype, before anything is loaded; a LoRA of another model.
+        ValueError: no such model, device, dtype or sampler, before anything is loaded; a LoRA of another model.
+        NotImplementedError: a model whose scheduler does not take the sampler or the shift.
         OSError: the model's files are missing or cannot be read.
     """
     local = Path(request.model).is_dir()
@@ -50,6 +52,7 @@ def load_pipeline(request: Request) -> Any:
                 f"model {request.model!r} is unknown; give 'shapes', the folder of a diffusers pipeline, or a Hub id "
                 "such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
             )
+    check_sampler(request.sampler, request.flow_shift)
     import torch
 
     device = _device(request.device)
@@ -61,10 +64,13 @@ def load_pipeline(request: Request) -> Any:
     dtype = getattr(torch, name)
     with live_console().status(f"loading {request.model}"):
         pipe = _load(request.model, dtype)
+        scheduler, recipe = pipe.scheduler, request.recipe
         if request.lora is not None:
             from vidsparse import load_lora
 
             load_lora(pipe, request.lora)
+        sampler, shift = request.sampler or recipe.sampler, request.flow_shift or recipe.flow_shift
+        pipe.scheduler = build_scheduler(scheduler, sampler, shift)
         pipe.set_progress_bar_config(disable=True)
         if request.offload:
             pipe.enable_model_cpu_offload(device=device)
@@ -176,6 +182,7 @@ def sample(pipe: Any, pattern: Pattern, request: Request, arguments: dict[str, A
 
         bar = {"callback_on_step_end": stepped} if "callback_on_step_end" in accepted else {}
         generator = torch.Generator().manual_seed(request.seed)
+        seed_steps(request.seed)
         frames = pipe(**{"output_type": "np", **arguments}, **bar, generator=generator).frames[0]
         if not math.isfinite(frames.sum()):
             raise ValueError(

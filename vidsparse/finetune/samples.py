@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from vidsparse.replacing import replacing
+from vidsparse.sampler import seed_steps
 
 
 class Prompt(NamedTuple):
@@ -55,7 +56,9 @@ def write_samples(
         for number, prompt in enumerate(prompts):
             embeds = (x.to(device) for x in (prompt.embeds, prompt.negative_embeds))
             generator = torch.Generator().manual_seed(seed + number)
-            frames = pipe(**_embedded(*embeds), generator=generator, output_type="np", **sampling).frames[0]
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                seed_steps(seed + number)
+                frames = pipe(**_embedded(*embeds), generator=generator, output_type="np", **sampling).frames[0]
             path = folder / f"step-{step:07d}-{number}.mp4"
             with replacing(path) as temporary:
                 export_to_video(list(frames), str(temporary), fps=fps)

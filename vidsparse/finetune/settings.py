@@ -9,6 +9,7 @@ import torch
 from vidsparse.corrections import Correction, Reshaped
 from vidsparse.patterns import Pattern
 from vidsparse.positions import KINDS
+from vidsparse.sampler import check_sampler
 
 PRECISIONS = ("no", "bf16", "fp16")
 
@@ -36,6 +37,8 @@ class Settings:
             trained with.
         trained_frames: frames of the video (not latent) that the base model was trained with; None: no more than here.
         inference_steps: denoising steps of the generation, by which the steps of a `StepSchedule` become noise levels.
+        sampler, flow_shift: of that generation and of sample videos, see `vidsparse.sampler`; noise levels of the
+            training are spaced by the same shift. None: those of the pipeline's scheduler.
         precision: "bf16" or "fp16" (on a GPU) computes in that, "no" in the dtype of the weights. The LoRA is float32.
         gradient_checkpointing: compute activations again in the backward, in exchange for their memory.
         seed: of the LoRA's start, the order of the videos, the noise and its levels.
@@ -62,6 +65,8 @@ class Settings:
     positions: str = "plain"
     trained_frames: int | None = None
     inference_steps: int = 30
+    sampler: str | None = None
+    flow_shift: float | None = None
     precision: str = "bf16"
     gradient_checkpointing: bool = True
     seed: int = 0
@@ -92,6 +97,7 @@ class Settings:
             raise ValueError(f"positions={self.positions!r} is unknown; choose one of {', '.join(KINDS)}")
         if self.positions != "plain" and self.trained_frames is None:
             raise ValueError(f"positions={self.positions!r} needs trained_frames, the length that the base model knows")
+        check_sampler(self.sampler, self.flow_shift)
         if isinstance(self.correction, Reshaped):
             raise ValueError(f"correction={self.correction!r} adds what it saw a step before; a training has no steps")
         if self.sample_every and not self.sample_prompts:

@@ -23,6 +23,7 @@ from vidsparse.finetune.start import start_hash, start_weights
 from vidsparse.lora import LoraRecipe, save_lora
 from vidsparse.positions import extend_positions
 from vidsparse.run import sparsify
+from vidsparse.sampler import build_scheduler
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -79,17 +80,20 @@ class Training:
             trained_frames=trained_frames,
             inference_steps=settings.inference_steps,
             positions=settings.positions,
+            sampler=settings.sampler,
+            flow_shift=settings.flow_shift,
             transformer=settings.transformer,
             base=base,
         )
-        pattern = by_noise(settings.pattern, pipe.scheduler, settings.inference_steps)
+        scheduler = build_scheduler(pipe.scheduler, settings.sampler, settings.flow_shift)
+        pattern = by_noise(settings.pattern, scheduler, settings.inference_steps)
         self.sampler = Sampler(
             examples,
             seed=settings.seed,
             batch=settings.batch,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
-            shift=shift_of(pipe.scheduler),
+            shift=shift_of(scheduler),
             bounds=_bounds(pipe, settings.transformer),
             caption_dropout=settings.caption_dropout,
             sparse=sparse_levels(pattern),
@@ -100,6 +104,7 @@ class Training:
         self.identity = {**identity, "frames": str(frames), **_comparable(settings)}
         state = self._last_checkpoint()
         self._add_lora()
+        self.scheduler, pipe.scheduler = pipe.scheduler, scheduler
         latent = [(count - 1) // pipe.vae_scale_factor_temporal + 1 for count in (frames, trained_frames)]
         self.positions = extend_positions(self.module, latent[0], latent[1], settings.positions)
         self.run = sparsify(self.module, pattern, correction=settings.correction)
@@ -193,9 +198,10 @@ class Training:
                 self._sample()
 
     def close(self) -> None:
-        """Take sparse attention and changed positions out of the transformer; the LoRA stays in it."""
+        """Take all but the LoRA out of the pipeline again: sparse attention, changed positions, another scheduler."""
         self.run.restore()
         self.positions.restore()
+        self.pipe.scheduler = self.scheduler
         for name in WRAPPED:
             self.module.__dict__.pop(name, None)
         self.module.__dict__.update(self.forward)
@@ -353,8 +359,9 @@ def check_pipeline(pipe: Any, settings: Settings) -> None:
     settings.check_targets(transformer)
     if settings.start is not None:
         start_weights(pipe, settings, settings.start)
-    shift_of(pipe.scheduler)
-    by_noise(settings.pattern, pipe.scheduler, settings.inference_steps)
+    scheduler = build_scheduler(pipe.scheduler, settings.sampler, settings.flow_shift)
+    shift_of(scheduler)
+    by_noise(settings.pattern, scheduler, settings.inference_steps)
 
 
 def _bounds(pipe: Any, transformer: str) -> tuple[float, float]:
