@@ -215,7 +215,7 @@ def test_the_lora_that_ships() -> None:
     assert find_lora("shapes-long").stat().st_size <= 5_000_000
     recipe = read_recipe("shapes-long")
     assert (recipe.frames, recipe.trained_frames, recipe.positions) == (129, 33, "yarn")
-    assert (recipe.base, recipe.inference_steps) == ("shapes", 30)
+    assert (recipe.base, recipe.inference_steps, recipe.sampler, recipe.flow_shift) == ("shapes", 30, "sde", 8.0)
     assert recipe.pattern == Radial(density=0.2)
     pipe = shapes.load_pipeline(torch.float32)
     scene, paths = training_example(random.Random("not in the training"), 129)
