@@ -4,7 +4,7 @@ All patterns see the same prompts and seeds, with the same dense steps; the dens
 `results/catalogue.json` for each length and pattern is written as soon as it is known, and kept by later runs.
 
 python benchmarks/catalogue.py --frames 33 --prompts 4
-python benchmarks/catalogue.py --frames 129 --prompts 1 --lora shapes-long
+python benchmarks/catalogue.py --frames 129 --prompts 1 --lora shapes-long --sampler own --flow-shift 3
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def generate(pipe: Any, scenes: list[Scene], arguments: argparse.Namespace) -> t
     for number, scene in enumerate(scenes):
         settings = model.SAMPLING | {"num_frames": arguments.frames, "num_inference_steps": arguments.steps}
         settings["guidance_scale"] = arguments.guidance
+        vidsparse.seed_steps(number)
         started = time.perf_counter()
         latents = pipe(
             scene.caption, generator=torch.Generator().manual_seed(number), output_type="latent", **settings
