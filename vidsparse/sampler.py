@@ -18,7 +18,7 @@ def build_scheduler(scheduler: Any, sampler: str | None = None, flow_shift: floa
     (benchmarks/NOTES.md, entry 33).
 
     The solver of "sde" is SDE-DPM-Solver++ of second order (Lu et al., arXiv 2211.01095), as diffusers has it. A
-    pipeline draws it from PyTorch's generator of the process, which `seed_steps` sets.
+    pipeline draws the noise from PyTorch's generator of the process, which `seed_steps` sets.
 
     Args:
         scheduler: of flow matching, with a constant shift. It stays as it is.
