@@ -120,7 +120,7 @@ def test_a_lora_brings_its_sampler(trained: Any, tmp_path: Path) -> None:
     pipe = pipeline()
     before = pipe.scheduler
     recipe = load_lora(pipe, tmp_path)
-    assert (recipe.sampler, recipe.flow_shift) == ("sde", 9.0) and "sampler sde, shift 9" in recipe.summary
+    assert (recipe.sampler, recipe.flow_shift) == ("sde", 9.0) and "for sampler sde, for shift 9" in recipe.summary
     assert isinstance(pipe.scheduler, DPMSolverMultistepScheduler) and pipe.scheduler.config.flow_shift == 9.0
     assert before.config.flow_shift == 3.0
     pipe = pipeline()

@@ -13,7 +13,7 @@ from vidsparse.block_map import BlockMap, HeadGroup
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns.base import Context
 from vidsparse.patterns.dense import Dense
-from vidsparse.patterns.spatial_temporal import SpatialTemporal
+from vidsparse.patterns.spatial_temporal import SpatialTemporal, _errors, _sampled
 
 GRIDS = {
     "9x16x16": VideoGrid(9, 16, 16),
@@ -77,6 +77,19 @@ def test_classes_are_those_of_the_smaller_error_under_the_masks(name: str) -> No
     temporal = errors["t"].sum(dim=(0, 1, 3)) < errors["s"].sum(dim=(0, 1, 3))
     assert found["t"].heads == tuple(temporal.nonzero().flatten().tolist())
     assert sorted(found["s"].heads + found["t"].heads) == list(range(heads))
+
+
+def test_errors_are_float32_whatever_the_default_is() -> None:
+    grid, pattern = GRIDS["9x16x16"], SpatialTemporal(density=0.3)
+    query, key, value = (3 * torch.randn(1, grid.tokens, 2, 8) for _ in range(3))
+    sampled = _sampled(pattern, grid, query.device)
+    expected = _errors(query, key, value, *sampled, None)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = _errors(query, key, value, *sampled, None)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
 
 
 def test_text_that_is_not_real_decides_nothing() -> None:

@@ -66,8 +66,8 @@ class LoraRecipe:
             None if self.pattern is None else f"with {_short(self.pattern)}",
             None if self.correction is None else f"and {_short(self.correction)}",
             None if self.positions is None else f"{self.positions} positions",
-            None if self.sampler is None else f"sampler {self.sampler}",
-            None if self.flow_shift is None else f"shift {self.flow_shift:g}",
+            None if self.sampler is None else f"for sampler {self.sampler}",
+            None if self.flow_shift is None else f"for shift {self.flow_shift:g}",
         ]
         return ", ".join(text for text in known if text is not None) or "its file does not say how it was trained"
 

@@ -26,9 +26,9 @@ class SpatialTemporal(ContentPattern):
     Paper: Xi et al., Sparse VideoGen, arXiv 2502.01776. Code: svg-project/Sparse-VideoGen, `svg/models/wan`: the masks'
     comparison at fbc0772, the settings at 1a384ee. Its scripts keep 0.25 and sample 64 rows; its dense first steps (10
     of 50 in the paper) and layers are for `StepSchedule`. What differs:
-    - rows are evenly spaced over the video, not random among the first 10000 tokens, and half as many: of 216 heads of
-      `shapes`, 32 rows class 98 % as 512 do, 64 rows 96 %. A head has one class for the whole batch, not one for each
-      sample;
+    - rows are evenly spaced over the video, not random among the first 10000 tokens, and half as many: of 216 choices
+      on `shapes`, 32 rows make 98 % as 512 do, 64 rows 96 % (benchmarks/NOTES.md, entry 32). A head has one class for
+      the whole batch, not one for each sample;
     - the masks compared are those that run, not bands of two frames for every density;
     - places are near in two dimensions, not along the raster order, and no token moves;
     - only spatial heads have the first frame as a sink: a tile long in time cannot hold one frame alone. In that code
@@ -92,7 +92,7 @@ def _errors(
     found = []
     # Head by head: rows x tokens of one head are small, of all heads they would be as large as a hidden state. In the
     # same memory for all heads, as fresh pages take longer than what is computed in them.
-    scores = torch.empty(len(query), len(rows), query.shape[1], device=query.device)
+    scores = torch.empty(len(query), len(rows), query.shape[1], dtype=torch.float32, device=query.device)
     weights = scores.new_empty(len(query), 1 + len(kept), *scores.shape[1:])  # dense, then under each mask
     for head in range(query.shape[2]):
         scores.copy_(query[:, rows, head] @ key[:, :, head].mT).mul_(query.shape[-1] ** -0.5)
