@@ -115,10 +115,25 @@ def test_a_training_begins_with_a_lora(tmp_path: Path, cache: Path) -> None:
     # With twice the alpha half the weights add the same.
     halved = train(tmp_path / "halved", cache, start=start, alpha=2 * SMALL["rank"], **still)
     assert_same(halved, {name: weight / 2 if "lora_B" in name else weight for name, weight in before.items()})
+    # Targets that it does not have begin by adding nothing.
+    more = train(tmp_path / "more", cache, start=start, targets=(*Settings.targets, "ffn.net.2"), **still)
+    assert_same({name: weight for name, weight in more.items() if "ffn" not in name}, before)
+    added = {name.rsplit(".", 2)[1]: float(weight.abs().max()) for name, weight in more.items() if "ffn" in name}
+    assert added["lora_A"] > 1e-3 and added["lora_B"] < 1e-20
     further = train(tmp_path / "further", cache, start=start)
     assert all(not torch.equal(further[name], before[name]) for name in before)
     with pytest.raises(ValueError, match=r"of another training \(start was \w+, is None\)"):
         train(tmp_path / "further", cache)
+
+
+def test_the_file_has_the_precision_of_the_training(tmp_path: Path, cache: Path) -> None:
+    weights = train(tmp_path, cache, precision="bf16")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    # It learns in float32.
+    learnt = torch.load(max((tmp_path / "checkpoints").iterdir()), weights_only=True)["weights"]
+    assert {weight.dtype for weight in learnt.values()} == {torch.float32}
+    stored = {name.replace(".default", ""): weight.bfloat16() for name, weight in learnt.items()}
+    assert_same({name.removeprefix("transformer."): weight for name, weight in weights.items()}, stored)
 
 
 def test_the_log_goes_on_from_the_checkpoint(tmp_path: Path, cache: Path) -> None:
@@ -173,7 +188,7 @@ def test_weights_of_half_precision(tmp_path: Path, cache: Path, precision: str) 
     pipe = pipeline()
     pipe.transformer.to(torch.bfloat16)
     weights = train(tmp_path, cache, pipe, precision=precision, learning_rate=0.1)
-    assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in weights.values())
+    assert all(weight.isfinite().all() for weight in weights.values())
     latents, text = torch.randn(1, 8, 3, 4, 4).bfloat16(), torch.randn(1, 5, 64).bfloat16()
     with torch.no_grad():
         without, whole = (

@@ -26,7 +26,13 @@ __all__ = ["LoraRecipe", "load_lora", "read_recipe", "save_lora"]
 HEADER = "vidsparse"  # the key of the recipe in a file's metadata
 
 
-def save_lora(folder: str | Path, pipe_or_transformer: Any, recipe: LoraRecipe, adapter_name: str = "default") -> Path:
+def save_lora(
+    folder: str | Path,
+    pipe_or_transformer: Any,
+    recipe: LoraRecipe,
+    adapter_name: str = "default",
+    dtype: torch.dtype | None = None,
+) -> Path:
     """Write a transformer's LoRA as diffusers does, with its recipe in the file's header.
 
     `pipe.load_lora_weights(folder)` of diffusers reads it without vidsparse; what it does not restore is attention and
@@ -37,6 +43,7 @@ def save_lora(folder: str | Path, pipe_or_transformer: Any, recipe: LoraRecipe, 
         pipe_or_transformer: has the LoRA, in `recipe.transformer` where it is a pipeline.
         recipe: what the LoRA was trained with.
         adapter_name: the LoRA's name in the transformer.
+        dtype: of the weights in the file, by default what they are in.
 
     Returns:
         The file.
@@ -76,7 +83,7 @@ def save_lora(folder: str | Path, pipe_or_transformer: Any, recipe: LoraRecipe, 
             temporary.unlink(missing_ok=True)
 
     # Wan's loader writes what every other transformer's in diffusers writes.
-    layers = get_peft_model_state_dict(transformer, adapter_name=adapter_name)
+    layers = {k: v.to(dtype) for k, v in get_peft_model_state_dict(transformer, adapter_name=adapter_name).items()}
     WanLoraLoaderMixin.save_lora_weights(folder, transformer_lora_layers=layers, save_function=write)
     return Path(folder) / FILE
 

@@ -11,7 +11,7 @@ from vidsparse.patterns import Pattern
 from vidsparse.positions import KINDS
 from vidsparse.sampler import check_sampler
 
-PRECISIONS = ("no", "bf16", "fp16")
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # None: that of the weights
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Settings:
         correction: what is added back for dropped tiles, or None.
         rank, alpha: of the LoRA; alpha None is the rank, so that its output has a factor of 1.
         targets: ends of the names of the layers that it changes.
-        start: a LoRA of this rank and these targets to begin with, as `load_lora` finds it; None for one that adds 0.
+        start: a LoRA of this rank to begin with, as `load_lora` finds it. Targets that it does not have, all of them
+            with None, begin by adding 0.
         transformer: "transformer", or "transformer_2" for the expert of low noise.
         steps: optimizer steps in all.
         batch: videos of a step in each process. Each is a pass of its own, of any size: one fills a GPU.
@@ -39,7 +40,8 @@ class Settings:
         inference_steps: denoising steps of the generation, by which the steps of a `StepSchedule` become noise levels.
         sampler, flow_shift: of that generation and of sample videos, see `vidsparse.sampler`; noise levels of the
             training are spaced by the same shift. None: those of the pipeline's scheduler.
-        precision: "bf16" or "fp16" (on a GPU) computes in that, "no" in the dtype of the weights. The LoRA is float32.
+        precision: "bf16" or "fp16" (on a GPU) computes in that, "no" in the dtype of the weights. The LoRA
+            learns in float32; its file has the precision.
         gradient_checkpointing: compute activations again in the backward, in exchange for their memory.
         seed: of the LoRA's start, the order of the videos, the noise and its levels.
         log_every, save_every, sample_every: steps from one to the next; 0 never samples. keep: checkpoints that stay.

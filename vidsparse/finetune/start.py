@@ -14,9 +14,11 @@ from vidsparse.lora_source import find_lora
 def start_weights(pipe: Any, settings: Settings, start: str) -> dict[str, torch.Tensor]:
     """The weights of a LoRA by their names in the transformer, in the scale of `settings.alpha`.
 
+    Targets that it does not have are left out, and begin as in any training.
+
     Raises:
         OSError: no such LoRA.
-        ValueError: it changes other layers, or has another rank.
+        ValueError: it changes layers that are no targets, or has another rank.
     """
     file = find_lora(start)
     place = {"weight_name": file.name, "use_safetensors": True, "return_lora_metadata": True}
@@ -24,11 +26,11 @@ def start_weights(pipe: Any, settings: Settings, start: str) -> dict[str, torch.
     weights = {name.removeprefix("transformer."): weight.float() for name, weight in stored.items()}
     expected = _shapes(getattr(pipe, settings.transformer), settings)
     found = {name: tuple(weight.shape) for name, weight in weights.items()}
-    other = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+    other = sorted(name for name in found if expected.get(name) != found[name])
     if other:
         name = other[0]
         raise ValueError(
-            f"start={start!r} does not fit: its {name} is {found.get(name, 'missing')}, in a training of "
+            f"start={start!r} does not fit: its {name} is {found[name]}, in a training of "
             f"rank {settings.rank} and targets {', '.join(settings.targets)} it is {expected.get(name, 'missing')}"
         )
     # What the LoRA adds is alpha / rank times the product of its weights, which shall stay what it was.

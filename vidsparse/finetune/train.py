@@ -18,7 +18,7 @@ from vidsparse.finetune.fingerprint import fingerprint
 from vidsparse.finetune.noise import by_noise, shift_of, sparse_levels
 from vidsparse.finetune.objective import Sampler, flow_loss
 from vidsparse.finetune.samples import Prompt, write_samples
-from vidsparse.finetune.settings import Settings
+from vidsparse.finetune.settings import PRECISIONS, Settings
 from vidsparse.finetune.start import start_hash, start_weights
 from vidsparse.lora import LoraRecipe, save_lora
 from vidsparse.positions import extend_positions
@@ -177,7 +177,7 @@ class Training:
             self._train(progress)
         with self._averaged():
             if self.accelerator.is_main_process:
-                save_lora(self.folder, self.pipe, self.recipe)
+                save_lora(self.folder, self.pipe, self.recipe, dtype=PRECISIONS[self.settings.precision])
         self.accelerator.wait_for_everyone()
         return self.folder
 
