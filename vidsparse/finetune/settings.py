@@ -11,7 +11,7 @@ from vidsparse.patterns import Pattern
 from vidsparse.positions import KINDS
 from vidsparse.sampler import check_sampler
 
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # None: that of the weights
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # None: as they are
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Settings:
         sampler, flow_shift: of that generation and of sample videos, see `vidsparse.sampler`; noise levels of the
             training are spaced by the same shift. None: those of the pipeline's scheduler.
         precision: "bf16" or "fp16" (on a GPU) computes in that, "no" in the dtype of the weights. The LoRA
-            learns in float32; its file has the precision.
+            learns in float32; its file has the precision, with "no" float32.
         gradient_checkpointing: compute activations again in the backward, in exchange for their memory.
         seed: of the LoRA's start, the order of the videos, the noise and its levels.
         log_every, save_every, sample_every: steps from one to the next; 0 never samples. keep: checkpoints that stay.
