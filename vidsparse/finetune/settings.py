@@ -11,7 +11,7 @@ from vidsparse.patterns import Pattern
 from vidsparse.positions import KINDS
 from vidsparse.sampler import check_sampler
 
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # None: as they are
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of a LoRA's file; None: as it learns
 
 
 @dataclass(frozen=True)
