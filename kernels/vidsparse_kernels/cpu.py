@@ -166,7 +166,7 @@ def _forward_pieces(pieces: Iterator[tuple[Row, Boxes, Boxes, _Head]]) -> None:
 
 
 class _Gradients(NamedTuple):
-    """What one head's rows read in the backward, [tokens, head_dim or 1] each, and where they add."""
+    """What one head's rows read in the backward, and where they write, [tokens, head_dim or 1] each."""
 
     query: torch.Tensor
     grad_out: torch.Tensor
@@ -175,27 +175,31 @@ class _Gradients(NamedTuple):
     grad_query: torch.Tensor
 
 
-def _backward(row: Row, keys: Boxes, values: Boxes, head: _Gradients, sums: tuple[Boxes, Boxes], scale: float) -> None:
-    """Write one row's query gradient, and add to the boxes of key (short of the scale) and value gradients."""
+def _backward(row: Row, keys: Boxes, values: Boxes, head: _Gradients, sums: Boxes, scale: float) -> None:
+    """Write one row's query gradient, and add those of value and key, short of the scale, to [2, size, head_dim].
+
+    Two products of the same form are one call: threads wait for Python's lock after each.
+    """
     wide, low = keys[0].dtype, _product_dtype(head.query.dtype)
-    queries, grads, lses, shifts = (x.index_select(0, row.queries) for x in head[:4])
-    queries, grads = queries.to(low), grads.to(low)
-    wide_queries, wide_grads = queries.to(wide) * (scale * LOG2_E), grads.to(wide)
-    grad_queries = torch.zeros_like(wide_queries)
-    tensors = queries, grads, lses, shifts, wide_queries, wide_grads, grad_queries
+    query, grad_out, lse, shift = (x.index_select(0, row.queries) for x in head[:4])
+    rights = _as(torch.stack((grad_out, query)), low)
+    lefts = torch.stack((query.to(wide).mul_(scale * LOG2_E), _as(grad_out, wide)))
+    terms, grad_query = torch.stack((lse, shift)), torch.zeros_like(lefts[0])
     for chunk in row.chunks:
-        q, g, lse, shift, wide_q, wide_g, grad_q = map(chunk.part_of, tensors)
-        k, v = _scratch.collect("key", keys, chunk), _scratch.collect("value", values, chunk)
-        weights, scores = (_scratch.take(name, (len(q), len(k)), wide) for name in ("weights", "scores"))
-        torch.mm(wide_q, k.T, out=weights).sub_(lse).exp2_()
-        torch.mm(wide_g, v.T, out=scores).sub_(shift).mul_(weights)
+        left, term, right = (chunk.part_of(x, dim=1) for x in (lefts, terms, rights))
+        pair = _scratch.take("pair", (2, chunk.keys, left.shape[2]), wide)
+        for boxes, out in zip((keys, values), pair, strict=True):
+            torch.cat([boxes[i] for i in chunk.boxes], out=out)
+        both = _scratch.take("scores", (2, left.shape[1], chunk.keys), wide)
+        weights, scores = torch.bmm(left, pair.mT, out=both).sub_(term).unbind()
+        scores.mul_(weights.exp2_())
         # As for the second product of the forward.
-        weights, scores = _scratch.cast("low weights", weights, low), _scratch.cast("low scores", scores, low)
-        grad_q += torch.mm(scores, _scratch.cast("low key", k, low))
-        for boxes, part in zip(sums, (torch.mm(scores.T, q), torch.mm(weights.T, g)), strict=True):
-            targets = [boxes[i] for i in chunk.boxes]
-            torch._foreach_add_(targets, _as(part, wide).split([len(x) for x in targets]))
-    head.grad_query.index_copy_(0, row.queries, (grad_queries * scale).to(head.query.dtype))
+        both = _scratch.cast("low scores", both, low)
+        chunk.part_of(grad_query).add_(torch.mm(both[1], _scratch.cast("low keys", pair[0], low)))
+        targets = [sums[i] for i in chunk.boxes]
+        parts = _as(torch.bmm(both.mT, right), wide).split([x.shape[1] for x in targets], dim=1)
+        torch._foreach_add_(targets, parts)
+    head.grad_query.index_copy_(0, row.queries, grad_query.mul_(scale).to(head.grad_query.dtype))
 
 
 def _backward_shares(
@@ -204,15 +208,15 @@ def _backward_shares(
     keys: Boxes,
     values: Boxes,
     head: _Gradients,
-    sums: list[torch.Tensor],
+    sums: torch.Tensor,
     scale: float,
     shares: Iterator[int],
 ) -> None:
-    """What one thread does: every `SHARES`-th row of a head, into that share of the sums [SHARES, keys, head_dim]."""
+    """What one thread does: every `SHARES`-th row of a head, into that share of sums [SHARES, 2, keys, head_dim]."""
     for share in shares:
-        of_key, of_value = (x[share].split(sizes) for x in sums)
+        boxes = sums[share].split(sizes, dim=1)
         for row in rows[share::SHARES]:
-            _backward(row, keys, values, head, (of_key, of_value), scale)
+            _backward(row, keys, values, head, boxes, scale)
 
 
 class _BlockSparse(torch.autograd.Function):
@@ -269,11 +273,12 @@ class _BlockSparse(torch.autograd.Function):
                     _boxes("keys", k[h : h + 1], sample, wide),
                     _boxes("values", v[h : h + 1], sample, wide),
                 )
-                sums = [torch.zeros(SHARES, len(sample.order), query.shape[3], dtype=wide) for _ in range(2)]
+                sums = torch.zeros(SHARES, 2, len(sample.order), query.shape[3], dtype=wide)
                 work = partial(_backward_shares, sample.rows_of(h), sample.sizes, keys, values, head, sums, scale)
                 divide(work, range(SHARES))
-                for target, x, factor in ((to_k[h], sums[0], scale), (to_v[h], sums[1], 1.0)):
-                    target.index_copy_(0, sample.order, (x.sum(dim=0) * factor).to(target.dtype))
+                of_value, of_key = sums.sum(dim=0)
+                to_k[h].index_copy_(0, sample.order, of_key.mul_(scale).to(key.dtype))
+                to_v[h].index_copy_(0, sample.order, of_value.to(value.dtype))
         return grad_query, grad_key, grad_value, None, None, None
 
 

@@ -22,9 +22,10 @@ class Chunk(NamedTuple):
     keys: int
     seen_by: slice | None
 
-    def part_of(self, x: torch.Tensor) -> torch.Tensor:
-        """The part of [rows, n] that sees this chunk."""
-        return x if self.seen_by is None else x[self.seen_by]
+    def part_of(self, x: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """The part of a tensor, whose dimension `dim` are the queries of the row, that sees this chunk."""
+        seen = self.seen_by
+        return x if seen is None else x.narrow(dim, seen.start, seen.stop - seen.start)
 
 
 class Row(NamedTuple):
