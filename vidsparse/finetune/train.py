@@ -284,7 +284,8 @@ class Training:
     def _products_in_bf16(self) -> Iterator[None]:
         """Within it a CPU computes also products of float32 with its bfloat16 units, if that is the precision.
 
-        Under autocast these are the scores of sparse attention, whose factors come from bfloat16 and lose nothing.
+        Under autocast these are the scores of sparse attention: keys and values come from bfloat16 and lose nothing,
+        the scaled queries are rounded once more.
         """
         before = torch.get_float32_matmul_precision()
         if self.settings.precision == "bf16" and self.accelerator.device.type == "cpu":
