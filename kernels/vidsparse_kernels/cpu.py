@@ -176,9 +176,9 @@ class _Gradients(NamedTuple):
 
 
 def _backward(row: Row, keys: Boxes, values: Boxes, head: _Gradients, sums: Boxes, scale: float) -> None:
-    """Write one row's query gradient, and add those of value and key, short of the scale, to [2, size, head_dim].
+    """Write one row's query gradient, and add those of value and key (short of the scale) to `sums`.
 
-    Two products of the same form are one call: threads wait for Python's lock after each.
+    Its boxes are [2, size, head_dim]. Two products of one form are one call: threads wait for Python's lock after each.
     """
     wide, low = keys[0].dtype, _product_dtype(head.query.dtype)
     query, grad_out, lse, shift = (x.index_select(0, row.queries) for x in head[:4])

@@ -38,7 +38,7 @@ class Finetuning:
     data: Annotated[str, Option(help="'shapes' draws videos; else a folder of videos.", rich_help_panel=DATA)] = (
         "shapes"
     )
-    videos: Annotated[int, Option(min=1, help="How many to draw; others with another seed.", rich_help_panel=DATA)] = 512
+    videos: Annotated[int, Option(min=1, help="How many to draw, by the seed.", rich_help_panel=DATA)] = 512
     frames: Annotated[
         list[int] | None,
         Option(help="Of a video; again for more lengths.", rich_help_panel=DATA, show_default="129 of shapes"),
