@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from against_float64 import Case
+from torch.utils.checkpoint import checkpoint
 
 import vidsparse.attention
 from vidsparse import BlockMap, VideoGrid, sparse_attention
 
 pytest.importorskip("triton")
-from vidsparse_kernels import block_sparse, launch, lists, trial
+from vidsparse_kernels import block_sparse, launch, lists, pooling_kernel, select_kernel, trial
+from vidsparse_kernels.select import Rule
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.usefixtures("large_steps")
@@ -36,14 +40,17 @@ def results(tensors: list[torch.Tensor], block_map: BlockMap, impl: str = "trito
 # Lists
 
 
-@pytest.mark.parametrize("split", [0.3, 1, 4])
-def test_pieces_hold_every_pair_once_and_are_bounded(split: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("split", "programs"), [(0.3, 6), (1, 6), (4, 6), (0.3, 12_000)])
+def test_pieces_hold_every_pair_once_and_are_bounded(
+    split: float, programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lists, "SPLIT", split)
     kept = torch.rand(2, 3, 40, 40) < 0.2
     kept[..., 0] = True  # a sink
     kept[..., 5] = False
     block_map = BlockMap.from_dense(kept, VideoGrid(1, 40, 64), (1, 8, 8))
-    work = lists.column_work(block_map.counts.to(DEVICE), block_map.indices.to(DEVICE), 40)
+    work = lists.column_work(block_map.counts.to(DEVICE), block_map.indices.to(DEVICE), 40, programs)
+    assert (work.slot_count == 0) == (work.limit >= 40) == (programs > 6 or split == 4)
     found = torch.zeros(6, 40, 40, dtype=torch.int32)
     for group in range(6):
         used = [piece for piece in work.pieces[group].tolist() if piece[0] >= 0]
@@ -106,17 +113,26 @@ def test_gradients_flow_through_one_output_alone() -> None:
 # Memory
 
 
-@pytest.mark.parametrize("layout", ["fused-projection", "heads-first", "channels-apart"])
-def test_tensors_of_any_strides(layout: str) -> None:
+@pytest.mark.parametrize("boxes", [False, True], ids=["rows", "boxes"])
+@pytest.mark.parametrize("layout", ["fused-projection", "heads-first", "channels-apart", "odd-start", "one-for-all"])
+def test_tensors_of_any_strides(layout: str, boxes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE == "cpu":
+        monkeypatch.setattr(launch, "reads_boxes", lambda device: boxes)
+    elif boxes != launch.reads_boxes(torch.device(DEVICE)):
+        pytest.skip("this GPU reads the other way")
     block_map, tensors = CASE.block_map(), inputs()
     q, k, v = (x.detach() for x in tensors)
     if layout == "fused-projection":
         strided = list(torch.cat((q, k, v), dim=3).split(CASE.head_dim, dim=3))
     elif layout == "heads-first":
         strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    elif layout == "odd-start":
+        strided = [torch.cat((x.flatten()[:1], x.flatten()))[1:].view_as(x) for x in (q, k, v)]
+    elif layout == "one-for-all":
+        strided = [x.as_strided(x.shape, (0, *x.stride()[1:])) for x in (q, k, v)]
     else:
         strided = [x.mT.contiguous().mT for x in (q, k, v)]
-    assert not all(x.is_contiguous() for x in strided)
+    assert not any(launch.has_boxes(x, block_map.layout) for x in strided)
     for got, wanted in zip(results(strided, block_map), results(tensors, block_map), strict=True):
         torch.testing.assert_close(got, wanted)
 
@@ -256,6 +272,28 @@ def test_lists_are_looked_at_when_asked(
         block_sparse.attention(*inputs(), counts, indices, CASE.block_map().layout, None, 1.0)
 
 
+@pytest.mark.parametrize("kernels", ["attention", "tile_means", "select_tiles"])
+def test_operators_launch_on_the_device_of_their_tensors(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    current = []
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: current.append(x.device) or contextlib.nullcontext())
+    query = inputs()[0]
+    if kernels == "attention":
+        results(inputs(), CASE.block_map())
+    elif kernels == "tile_means":
+        pooling_kernel.tile_means(query, CASE.grid.view, (1, 8, 8), 0)
+    else:
+        select_kernel.select_tiles(torch.rand(1, 2, 3, 4, device=DEVICE), Rule("top_k", 2))
+    assert current == [query.device] * (2 if kernels == "attention" else 1)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_tensors_need_not_be_on_the_current_device() -> None:
+    wanted = results(inputs(), CASE.block_map())
+    found = results([x.to("cuda:1") for x in CASE.tensors()], CASE.block_map())
+    for x, y in zip(found, wanted, strict=True):
+        assert x.device == torch.device("cuda:1") and torch.equal(x.cpu(), y.cpu())
+
+
 def test_without_an_interpreter_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "INTERPRETED", False)
     with pytest.raises(NotImplementedError, match="needs tensors on a CUDA device, these are on cpu; use impl='auto'"):
@@ -269,20 +307,85 @@ def test_the_kernels_stand_their_trial(case: Case, gradients: bool) -> None:
     assert trial.found_wrong(query, case.block_map().layout) is None
 
 
-def test_a_kernel_that_is_wrong_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    right, layout = block_sparse.attention, CASE.block_map().layout
+@pytest.fixture
+def fresh_trial() -> Iterator[None]:
+    trial._answer.cache_clear()
+    yield
+    trial._answer.cache_clear()
+
+
+@pytest.fixture
+def wrong_kernels(monkeypatch: pytest.MonkeyPatch, fresh_trial: None) -> None:
+    right = block_sparse.attention
 
     def off_by_a_little(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         out, lse = right(*arguments)
         return out * 1.01, lse
 
     monkeypatch.setattr(block_sparse, "attention", off_by_a_little)
-    trial._try.cache_clear()
-    try:
-        reason = trial.found_wrong(inputs()[0].detach(), layout)
-    finally:
-        trial._try.cache_clear()
+
+
+@pytest.mark.usefixtures("wrong_kernels")
+def test_a_kernel_that_is_wrong_is_found_out() -> None:
+    reason = trial.found_wrong(inputs()[0].detach(), CASE.block_map().layout)
     assert reason is not None and reason.startswith("computes out with a relative error of 0.01 on this device")
+
+
+@pytest.mark.usefixtures("wrong_kernels")
+def test_a_kernel_that_is_wrong_is_found_out_while_compiling() -> None:
+    layout = CASE.block_map().layout
+
+    def scaled(query: torch.Tensor) -> torch.Tensor:
+        return query * (2 if trial.found_wrong(query, layout) is None else 3)
+
+    query = inputs()[0].detach()
+    compiled = torch.compile(scaled, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(query), query * 3)
+
+
+@pytest.mark.usefixtures("fresh_trial")
+def test_a_kernel_that_does_not_compile_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: Any) -> None:
+        raise RuntimeError("PassManager::run failed\nat line 3")
+
+    monkeypatch.setattr(block_sparse, "attention", refuses)
+    reason = trial.found_wrong(inputs()[0].detach(), CASE.block_map().layout)
+    assert reason == "fails on this device: RuntimeError: PassManager::run failed"
+
+
+@pytest.mark.usefixtures("fresh_trial")
+def test_memory_that_is_short_is_no_fault_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def takes_too_much(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(block_sparse, "attention", takes_too_much)
+    with pytest.raises(torch.OutOfMemoryError):
+        trial.found_wrong(inputs()[0].detach(), CASE.block_map().layout)
+
+
+@pytest.mark.usefixtures("fresh_trial")
+def test_the_trial_leaves_gradient_checkpointing_alone() -> None:
+    """The first call tries, the one that is computed again does not: both must save the same tensors."""
+    block_map, layout = CASE.block_map(), CASE.block_map().layout
+    tensors = inputs()
+    wanted = results(tensors, block_map)[2:]
+
+    def layer(*qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert trial.found_wrong(qkv[0] * 1, layout) is None
+        return sparse_attention(*qkv, block_map, extra_valid=CASE.valid, impl="triton", return_lse=True)
+
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    out, lse = checkpoint(layer, *leaves, use_reentrant=False)
+    (out.square().sum() + lse.sum()).backward()
+    for leaf, expected in zip(leaves, wanted, strict=True):
+        assert torch.equal(leaf.grad, expected)
+
+
+@pytest.mark.usefixtures("fresh_trial")
+def test_the_trial_knows_no_default_device_and_no_autocast() -> None:
+    query, layout = inputs()[0].detach(), CASE.block_map().layout
+    with torch.device("meta"), torch.autocast(query.device.type, torch.bfloat16):
+        assert trial.found_wrong(query, layout) is None
 
 
 def test_auto_says_why_it_is_not_triton(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, overload
+from typing import Any, Literal, NamedTuple, get_args, overload
 from weakref import WeakKeyDictionary
 
 import torch
@@ -11,9 +11,6 @@ import torch
 from vidsparse.block_map import BlockMap
 from vidsparse_kernels import cpu, reference, rows
 from vidsparse_kernels.available import triton_lacks
-
-if TYPE_CHECKING:
-    from torch.nn.attention.flex_attention import BlockMask
 
 KEPT = 8  # products of one map on a CPU: of several samples, and of texts of other lengths
 _products = WeakKeyDictionary[BlockMap, dict[tuple[int, int | None], rows.Products]]()
@@ -126,8 +123,8 @@ def sparse_attention(
     if chosen == "triton":
         from vidsparse_kernels import block_sparse
 
-        on_device = block_map if block_map.counts.device == query.device else _map_on(block_map, query.device)
-        lists = on_device.counts, on_device.indices
+        block_map = _on(block_map, query.device)
+        lists = block_map.counts, block_map.indices
         out, lse = block_sparse.attention(query, key, value, *lists, block_map.layout, extra_valid, scale)
     elif chosen == "cpu":
         valid = [None] * len(query) if extra_valid is None else extra_valid.tolist()
@@ -164,27 +161,23 @@ def _flex(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from torch.nn.attention.flex_attention import AuxRequest
 
-    if extra_valid is None:
-        mask = _flex_mask(block_map, query.device)
-    else:
-        mask = block_map.to(query.device).to_flex(extra_valid)
+    block_map = _on(block_map, query.device)
+    mask = block_map.flex_mask if extra_valid is None else block_map.to_flex(extra_valid)
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     aux = AuxRequest(lse=True)
     out, found = _flex_function(query.device.type)(q, k, v, block_mask=mask, scale=scale, return_aux=aux)
     return out.transpose(1, 2), found.lse
 
 
+def _on(block_map: BlockMap, device: torch.device) -> BlockMap:
+    return block_map if block_map.counts.device == device else _moved(block_map, device)
+
+
 # Patterns answer with the same map object for the same grid, so a layer finds its map moved and its mask made.
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)  # for a later training too
-def _map_on(block_map: BlockMap, device: torch.device) -> BlockMap:
+def _moved(block_map: BlockMap, device: torch.device) -> BlockMap:
     return block_map.to(device)
-
-
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
-def _flex_mask(block_map: BlockMap, device: torch.device) -> BlockMask:
-    return block_map.to(device).to_flex()
 
 
 @lru_cache(maxsize=2)

@@ -125,6 +125,12 @@ class BlockMap:
         """The meaning of the map: bool [B|1, H|1, tokens, tokens], for small grids."""
         return token_mask(self.to_dense(), self.layout, extra_valid)
 
+    @cached_property
+    @torch.inference_mode(False)  # for a later training too
+    def flex_mask(self) -> BlockMask:
+        """What `to_flex()` gives, made once; it goes with the map."""
+        return self.to_flex()
+
     def to_flex(self, extra_valid: torch.Tensor | None = None, block: int = 128) -> BlockMask:
         """The same mask for `torch.nn.attention.flex_attention`, without expanding it to pairs of tokens.
 

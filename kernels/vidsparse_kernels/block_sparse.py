@@ -1,7 +1,7 @@
 """Block-sparse attention on a GPU as PyTorch operators: checked, differentiable, opaque to `torch.compile`.
 
-The operators never wait for the device, so CUDA graphs hold them. Input tensors are read where they are, with whatever
-strides; only one whose channels do not lie side by side is copied.
+The operators never wait for the device, so CUDA graphs hold them. Input tensors are read where they are; copied are one
+whose channels do not lie side by side, and on chips with a tensor memory accelerator one that this unit cannot read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from vidsparse_kernels.backward import backward
 from vidsparse_kernels.forward import forward
-from vidsparse_kernels.launch import HEADS, Launch, capability, unsupported_device
+from vidsparse_kernels.launch import HEADS, Launch, capability, readable, unsupported_device
 from vidsparse_kernels.tiles import TileLayout, Triple, tile_counts
 from vidsparse_kernels.tuning import KERNELS, choose
 
@@ -71,11 +71,8 @@ def _layout(
     return TileLayout((a, b, c), (d, e, f), (g, h, i), *extra)
 
 
-def _readable(x: torch.Tensor) -> torch.Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 # Schemas know tensors, numbers and lists of numbers: the layout travels in pieces, `extra` is [prefix, suffix].
+# Triton launches on the current device, wherever the tensors are; the operators make theirs the current one.
 @torch.library.custom_op("vidsparse::block_sparse", mutates_args=())
 def _block_sparse(
     query: torch.Tensor,
@@ -90,8 +87,11 @@ def _block_sparse(
     extra: Sequence[int],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    launch = Launch(query, counts, indices, extra_valid, _layout(view, query_tile, key_tile, extra))
-    return forward(launch, _readable(query), _readable(key), _readable(value), scale)
+    with torch.cuda.device_of(query):
+        layout = _layout(view, query_tile, key_tile, extra)
+        launch = Launch(query, counts, indices, extra_valid, layout)
+        query, key, value = (readable(x, layout) for x in (query, key, value))
+        return forward(launch, query, key, value, scale)
 
 
 @_block_sparse.register_fake
@@ -118,9 +118,11 @@ def _block_sparse_backward(
     extra: Sequence[int],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    launch = Launch(query, counts, indices, extra_valid, _layout(view, query_tile, key_tile, extra))
-    query, key, value, grad_out = (_readable(x) for x in (query, key, value, grad_out))
-    return backward(launch, grad_out, grad_lse.contiguous(), query, key, value, out, lse, scale)
+    with torch.cuda.device_of(query):
+        layout = _layout(view, query_tile, key_tile, extra)
+        launch = Launch(query, counts, indices, extra_valid, layout)
+        query, key, value, grad_out = (readable(x, layout) for x in (query, key, value, grad_out))
+        return backward(launch, grad_out, grad_lse.contiguous(), query, key, value, out, lse, scale)
 
 
 @_block_sparse_backward.register_fake

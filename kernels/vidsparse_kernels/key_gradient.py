@@ -233,7 +233,7 @@ def key_gradients(
     """Start the kernels: gradients of keys and values, contiguous, zero for keys that nobody sees."""
     layout, device = launch.layout, query.device
     grad_key, grad_value = (torch.empty(x.shape, dtype=x.dtype, device=device) for x in (key, value))
-    work = column_work(launch.counts, launch.indices, launch.key_tiles)
+    work = column_work(launch.counts, launch.indices, launch.key_tiles, launch.programs)
     keys = math.prod(layout.key_tile)
     extra_blocks, parts = math.ceil(launch.extra / keys), math.ceil(launch.query_tiles / work.limit)
     slot_count = work.slot_count + (extra_blocks * parts if parts > 1 else 0)
@@ -267,16 +267,17 @@ def key_gradients(
         STEP=step,
         TMA=query_a is not None,
     )
-    launch.run(
-        add_slots_kernel,
-        extra_blocks + launch.key_tiles,
-        {},
-        **gradients,
-        slots=work.slots,
-        group_strides=launch.groups,
-        parts=parts,
-        columns=launch.key_tiles,
-        scale=shared["scale"],
-        KEY_TILE=layout.key_tile,
-    )
+    if slot_count:
+        launch.run(
+            add_slots_kernel,
+            extra_blocks + launch.key_tiles,
+            {},
+            **gradients,
+            slots=work.slots,
+            group_strides=launch.groups,
+            parts=parts,
+            columns=launch.key_tiles,
+            scale=shared["scale"],
+            KEY_TILE=layout.key_tile,
+        )
     return grad_key, grad_value

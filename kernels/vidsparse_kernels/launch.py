@@ -49,17 +49,27 @@ def step_box(tile: Triple, volume: int) -> Triple:
     return sides[0], sides[1], sides[2]
 
 
-def has_boxes(x: torch.Tensor, layout: TileLayout) -> bool:
-    """Whether the tensor memory accelerator can read boxes of x [B, tokens, H, head_dim]: the chip, alignment, strides.
+def reads_boxes(device: torch.device) -> bool:
+    """Whether a tensor memory accelerator brings the boxes that a program walks.
 
     Compute capability 12 has the unit, but no matrix unit that reads what it wrote.
     """
-    if not 90 <= capability(x.device) < 120:
-        return False
+    return 90 <= capability(device) < 120
+
+
+def has_boxes(x: torch.Tensor, layout: TileLayout) -> bool:
+    """Whether alignment and strides of x [B, tokens, H, head_dim] suit the tensor memory accelerator."""
     batch, token, head, _ = x.stride()
     steps = batch * x.element_size(), token * x.element_size()
     start = x.data_ptr() + layout.prefix * steps[1]
     return head == x.shape[3] and start % 16 == 0 and all(n > 0 and n % 16 == 0 for n in steps)
+
+
+def readable(x: torch.Tensor, layout: TileLayout) -> torch.Tensor:
+    """x where kernels can read it, else a copy, little work beside attention: so each chip has one code to trust."""
+    if x.stride(-1) == 1 and (has_boxes(x, layout) or not reads_boxes(x.device)):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def strides(x: torch.Tensor) -> tuple[int, int, int]:
@@ -116,11 +126,11 @@ class Launch:
         return whole_first(counts, everything[None], self.layout.view, self.layout.key_tile)[1]
 
     def boxes(self, box: Triple, *tensors: torch.Tensor) -> list[TensorDescriptor | None]:
-        """Two descriptors of each tensor, seen as [batch, frames, height, width, heads * head_dim]; None without TMA.
+        """Two descriptors of each `readable` tensor, as [batch, frames, height, width, heads * head_dim]; or None.
 
         The batch has an axis of its own, so a box that leaves a video never meets the next one.
         """
-        if not all(has_boxes(x, self.layout) for x in tensors):
+        if not reads_boxes(self.device):
             return [None] * (len(self.head) * len(tensors))
         shape = [self.shape[0], *self.layout.view, self.shape[2] * self.shape[3]]
         _, height, width = self.layout.view

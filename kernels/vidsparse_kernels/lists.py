@@ -12,7 +12,9 @@ import triton.language as tl
 from vidsparse_kernels.boxes import box_origin
 from vidsparse_kernels.tiles import Triple
 
-SPLIT = 4  # a key tile whose list of queries is longer than this many average ones is divided
+# A key tile is divided if its list of queries is longer than this many average ones, and than this part of all work:
+# shorter ones, even last, end with the others (sixteen to each of the 256 programs that run at once on a large GPU).
+SPLIT, SMALL = 4, 1 / 4096
 
 
 @triton.jit
@@ -96,8 +98,11 @@ class ColumnWork:
     slot_count: int
 
 
-def column_work(counts: torch.Tensor, indices: torch.Tensor, columns: int) -> ColumnWork:
-    """Transpose lists int32 [Bm, Hm, rows] and [Bm, Hm, rows, W]; no order of threads shows in the result."""
+def column_work(counts: torch.Tensor, indices: torch.Tensor, columns: int, programs: int) -> ColumnWork:
+    """Transpose lists int32 [Bm, Hm, rows] and [Bm, Hm, rows, W]; no order of threads shows in the result.
+
+    `programs` is the number of heads, of all samples, that compute with them.
+    """
     rows, width = indices.shape[-2:]
     groups, capacity, device = counts.shape[0] * counts.shape[1], rows * width, counts.device
     # A byte for each pair of tiles: 20 MB for 115,000 tokens, tiles of 128 and 24 heads.
@@ -111,12 +116,13 @@ def column_work(counts: torch.Tensor, indices: torch.Tensor, columns: int) -> Co
         kept, starts, queries, rows, columns, capacity, ROWS=128, COLUMNS=32
     )
 
-    limit = math.ceil(SPLIT * capacity / columns)
+    limit = math.ceil(capacity * max(SPLIT / columns, SMALL * programs))
     parts = ((lengths + limit - 1) // limit).clamp(min=1)
     slots = torch.where(parts > 1, parts, 0)
     first_slots = slots.cumsum(dim=1, dtype=torch.int32) - slots
     last_pieces = parts.cumsum(dim=1, dtype=torch.int32)
-    # No list is longer than all together: these many pieces and slots suffice, whatever the lists.
+    # No list is longer than the rows, nor than all together: so many pieces and slots suffice, whatever the lists.
+    slot_count = 0 if limit >= rows else 2 * capacity // limit
     number = torch.arange(columns + capacity // limit, device=device, dtype=torch.int32).expand(groups, -1).contiguous()
     owner = torch.searchsorted(last_pieces, number, right=True)
     used = owner < columns
@@ -126,4 +132,4 @@ def column_work(counts: torch.Tensor, indices: torch.Tensor, columns: int) -> Co
     end = torch.minimum(begin + limit, ends.gather(1, owner))
     slot = torch.where(slots.gather(1, owner) > 0, first_slots.gather(1, owner) + part, -1)
     pieces = torch.stack((torch.where(used, owner, -1), part, begin, end, slot), dim=2).to(torch.int32)
-    return ColumnWork(queries, pieces, torch.stack((first_slots, slots), dim=2), limit, 2 * capacity // limit)
+    return ColumnWork(queries, pieces, torch.stack((first_slots, slots), dim=2), limit, slot_count)

@@ -35,9 +35,10 @@ def _tile_means(x: torch.Tensor, view: Sequence[int], tile: Sequence[int], prefi
     batch, _, heads, head_dim = x.shape
     tiles = math.prod(tile_counts((a, b, c), (d, e, f)))
     means = x.new_empty((batch, heads, tiles, head_dim), dtype=torch.float32)
-    tile_means_kernel[(tiles, batch * heads)](
-        x, means, strides(x), (a, b, c), prefix, heads, tiles, TILE=(d, e, f), HEAD=HEADS[head_dim]
-    )
+    with torch.cuda.device_of(x):
+        tile_means_kernel[(tiles, batch * heads)](
+            x, means, strides(x), (a, b, c), prefix, heads, tiles, TILE=(d, e, f), HEAD=HEADS[head_dim]
+        )
     return means
 
 

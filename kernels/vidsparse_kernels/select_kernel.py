@@ -80,22 +80,23 @@ def _select_tiles(
         forced = forced.contiguous().view(torch.uint8).expand(scores.shape)
         steps = forced.stride()[:3]
     block = triton.next_power_of_2(tiles)
-    select_kernel[(counts.numel(),)](
-        scores.contiguous(),
-        forced,
-        counts,
-        indices,
-        steps,
-        rows,
-        heads,
-        tiles,
-        list_width,
-        amount,
-        KIND=kind,
-        FORCED=forced is not None,
-        BLOCK=block,
-        num_warps=8 if block > 1024 else 4,
-    )
+    with torch.cuda.device_of(scores):
+        select_kernel[(counts.numel(),)](
+            scores.contiguous(),
+            forced,
+            counts,
+            indices,
+            steps,
+            rows,
+            heads,
+            tiles,
+            list_width,
+            amount,
+            KIND=kind,
+            FORCED=forced is not None,
+            BLOCK=block,
+            num_warps=8 if block > 1024 else 4,
+        )
     return counts, indices
 
 

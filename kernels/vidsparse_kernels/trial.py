@@ -7,7 +7,10 @@ no error. The small video has the tiles, dtype and head_dim of the call: the cod
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -18,21 +21,17 @@ from vidsparse_kernels.tiles import TileLayout, tile_counts
 def found_wrong(query: torch.Tensor, layout: TileLayout) -> str | None:
     """What the kernels get wrong for calls like this one, in words that complete "impl='triton' ..."; None if nothing.
 
-    The first call of a kind waits for the device. While a graph is recorded or compiled nothing can be tried, and the
-    answer is None.
+    The first call of a kind waits for the device. While a CUDA graph is recorded nothing can be tried, and the answer
+    is None; `torch.compile` tries when it traces.
     """
-    if torch.compiler.is_compiling() or (query.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if query.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
         return None
     ragged = any(size % side for size, side in zip(layout.view, layout.key_tile, strict=True))
-    small = TileLayout(
-        _small_view(layout, ragged),
-        layout.query_tile,
-        layout.key_tile,
-        prefix=3 if layout.prefix else 0,
-        suffix=70 if layout.suffix else 0,
-    )
+    extra = 3 if layout.prefix else 0, 70 if layout.suffix else 0
+    small = _small_view(layout, ragged), layout.query_tile, layout.key_tile, *extra
     gradients = torch.is_grad_enabled() and query.requires_grad
-    return _try(query.device, query.dtype, query.shape[-1], small, gradients)
+    found: str | None = _try(query.device, query.dtype, query.shape[-1], small, gradients)
+    return found
 
 
 def _small_view(layout: TileLayout, ragged: bool) -> tuple[int, int, int]:
@@ -42,9 +41,23 @@ def _small_view(layout: TileLayout, ragged: bool) -> tuple[int, int, int]:
     return f, h, w
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _try(*call: Any) -> str | None:
+    return _answer(*call)
+
+
 @lru_cache(maxsize=256)
-def _try(device: torch.device, dtype: torch.dtype, head_dim: int, layout: TileLayout, gradients: bool) -> str | None:
-    generator = torch.Generator().manual_seed(0)
+def _answer(*call: Any) -> str | None:
+    # In a thread of its own, which has none of the caller's modes: checkpointing would count what this saves for its
+    # backward, autocast and a default device would change what is computed.
+    with ThreadPoolExecutor(1) as alone:
+        return alone.submit(_compare, *call).result()
+
+
+def _compare(
+    device: torch.device, dtype: torch.dtype, head_dim: int, small: tuple[Any, ...], gradients: bool
+) -> str | None:
+    layout, generator = TileLayout(*small), torch.Generator().manual_seed(0)
     shape = (4, 1, layout.tokens, 2, head_dim)
     *operands, grad_out = torch.randn(shape, generator=generator).to(device, dtype).unbind()
     rows, columns = (math.prod(tile_counts(layout.view, tile)) for tile in (layout.query_tile, layout.key_tile))
@@ -52,24 +65,39 @@ def _try(device: torch.device, dtype: torch.dtype, head_dim: int, layout: TileLa
     indices = (~kept).to(torch.uint8).argsort(dim=-1, stable=True).to(device, torch.int32)
     counts, scale = kept.sum(dim=-1).to(device, torch.int32), head_dim**-0.5
     mask = reference.token_mask(kept.to(device), layout)
-    results = []
-    with torch.enable_grad():
-        for wide in (False, True):
-            leaves = [(x.double() if wide else x).detach().requires_grad_(gradients) for x in operands]
-            q, k, v = leaves
-            if wide:
-                out, lse = reference.attention(q, k, v, mask, scale)
-            else:
-                out, lse = block_sparse.attention(q, k, v, counts, indices, layout, None, scale)
-            found = {"out": out, "lse": lse}
-            if gradients:
-                found |= zip(("dq", "dk", "dv"), torch.autograd.grad(out, leaves, grad_out.to(out.dtype)), strict=True)
-            results.append({name: x.detach().double().nan_to_num(neginf=0.0) for name, x in found.items()})
+
+    def specification(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return reference.attention(q, k, v, mask, scale)
+
+    def kernels(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return block_sparse.attention(q, k, v, counts, indices, layout, None, scale)
+
+    wanted = _results(specification, [x.double() for x in operands], grad_out.double(), gradients)
+    try:
+        found = _results(kernels, operands, grad_out, gradients)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # it says nothing of the kernels, or nothing can run after it
+    except Exception as error:  # compilers and drivers refuse in many ways
+        reason = (str(error).strip().splitlines() or ["without a word"])[0]
+        return f"fails on this device: {type(error).__name__}: {reason}"
     allowed = max(8 * torch.finfo(dtype).eps, 1e-4)
-    for name, wanted in results[1].items():
-        error = ((results[0][name] - wanted).norm() / wanted.norm()).item()
-        if not error <= allowed:
-            return (
-                f"computes {name} with a relative error of {error:.2g} on this device, where {allowed:.2g} is allowed"
-            )
+    for name, right in wanted.items():
+        off = ((found[name] - right).norm() / right.norm()).item()
+        if not off <= allowed:
+            return f"computes {name} with a relative error of {off:.2g} on this device, where {allowed:.2g} is allowed"
     return None
+
+
+def _results(
+    attention: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    operands: list[torch.Tensor],
+    grad_out: torch.Tensor,
+    gradients: bool,
+) -> dict[str, torch.Tensor]:
+    """What attention gives, and its gradients if asked for: float64, by name."""
+    leaves = [x.detach().requires_grad_(gradients) for x in operands]
+    out, lse = attention(*leaves)
+    results = {"out": out, "lse": lse}
+    if gradients:
+        results |= zip(("dq", "dk", "dv"), torch.autograd.grad(out, leaves, grad_out), strict=True)
+    return {name: x.detach().double().nan_to_num(neginf=0.0) for name, x in results.items()}
