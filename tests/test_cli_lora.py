@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import imageio.v3 as imageio
 import numpy as np
 import peft
 import pytest
+import tiny_lora
 import torch
 from command_line import PROMPT, refused, small_sample, tiny_pipeline, vidsparse_in_a_folder
 from needs import needs_weights
@@ -18,6 +20,7 @@ from needs import needs_weights
 import vidsparse as library
 from vidsparse import Dense, LoraRecipe, Pattern, PooledComplement, Radial, Reuse, SlidingTile, StepSchedule, TopBlocks
 from vidsparse.cli.request import Request
+from vidsparse.cli.sampling import load_loras, load_pipeline
 from vidsparse.shapes import model as shapes
 
 vidsparse = pytest.fixture(vidsparse_in_a_folder)
@@ -51,7 +54,7 @@ def test_generate_does_what_a_lora_was_trained_with(vidsparse: Any, lora: Path) 
     assert f"{lora}: trained on 5 frames (the model on 33)" in re.sub(r"\s+", " ", done.out)
     report = json.loads(Path("a.json").read_text())
     assert report["attention"]["pattern"] == f"{RECIPE.pattern!r} with {RECIPE.correction!r}"
-    assert (report["request"]["lora"], report["lora"]["frames"]) == (str(lora), 5)
+    assert report["request"]["lora"] == [str(lora)] and report["loras"][str(lora)]["frames"] == 5
     # Two branches of two steps of six layers; the first step and the first layer are dense.
     assert (report["attention"]["sparse_calls"], report["attention"]["dense_calls"]) == (10, 14)
     assert imageio.imread("a.mp4", plugin="FFMPEG").shape[0] == 5
@@ -66,7 +69,7 @@ def test_compare_runs_both_with_the_lora(vidsparse: Any, lora: Path) -> None:
     result, text = json.loads(Path("c.json").read_text()), re.sub(r"\s+", " ", done.out)
     assert result["frames"] == 9, "what is given goes before what the LoRA was trained with"
     assert result["sparse"]["sparse_calls"] == 20 and result["psnr"] is not None
-    assert result["lora"]["name"] == str(lora) and "dense and radial, density" in text and "both with LoRA" in text
+    assert [*result["loras"]] == [str(lora)] and "dense and radial, density" in text and "both with LoRA" in text
     for name, more in (("with.mp4", ["--lora", lora, "--correction", "none"]), ("without.mp4", [])):
         assert vidsparse("generate", PROMPT, *size, "--pattern", "dense", *more, "-o", name).code == 0
     dense, same, other = (imageio.imread(f"{name}.mp4", plugin="FFMPEG") for name in ("dense", "with", "without"))
@@ -91,10 +94,10 @@ def test_compare_runs_both_with_the_lora(vidsparse: Any, lora: Path) -> None:
 def test_what_is_given_changes_what_the_lora_was_trained_with(
     lora: Path, given: dict[str, Any], expected: Pattern
 ) -> None:
-    request = Request(PROMPT, lora=str(lora), **given)
+    request = Request(PROMPT, lora=[str(lora)], **given)
     assert request.build_pattern() == expected
     assert request.build_correction() == RECIPE.correction
-    assert Request(PROMPT, lora=str(lora), correction="none").build_correction() is None
+    assert Request(PROMPT, lora=[str(lora)], correction="none").build_correction() is None
 
 
 def test_without_a_lora_the_defaults_are_those_of_the_help() -> None:
@@ -106,8 +109,47 @@ def test_without_a_lora_the_defaults_are_those_of_the_help() -> None:
 def test_a_lora_of_a_pattern_without_a_schedule_runs_without_one(tmp_path: Path) -> None:
     (transformer := shapes.build_transformer(num_layers=1)).add_adapter(peft.LoraConfig(target_modules=["to_q"]))
     library.save_lora(tmp_path, transformer, LoraRecipe(pattern=Reuse(TopBlocks(density=0.2))))
-    assert Request(PROMPT, lora=str(tmp_path)).build_pattern() == Reuse(TopBlocks(density=0.2))
-    assert Request(PROMPT, lora=str(tmp_path), density=0.1).build_pattern() == Reuse(TopBlocks(density=0.1))
+    assert Request(PROMPT, lora=[str(tmp_path)]).build_pattern() == Reuse(TopBlocks(density=0.2))
+    assert Request(PROMPT, lora=[str(tmp_path)], density=0.1).build_pattern() == Reuse(TopBlocks(density=0.1))
+
+
+@needs_weights
+def test_the_first_of_several_loras_that_says_it_decides(lora: Path, tmp_path: Path) -> None:
+    transformer = shapes.build_transformer()
+    transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    library.save_lora(tmp_path / "style", transformer, LoraRecipe(base="shapes"))
+    other = replace(RECIPE, frames=9, trained_frames=9, positions="yarn", sampler="sde", flow_shift=7.0)
+    library.save_lora(tmp_path / "other", transformer, other)
+    sources = [str(tmp_path / "style"), str(lora), str(tmp_path / "other")]
+    request = Request(PROMPT, lora=sources, device="cpu")
+    assert (request.recipe.frames, request.recipe.positions) == (5, "riflex")
+    pipe, alone = load_pipeline(request), load_pipeline(replace(request, lora=[str(lora)]))
+    assert len(pipe.get_active_adapters()) == 3
+    assert torch.equal(pipe.transformer.rope.freqs_cos, alone.transformer.rope.freqs_cos)
+    assert type(pipe.scheduler) is type(alone.scheduler) and pipe.scheduler.config == alone.scheduler.config
+
+
+def test_both_experts_have_their_lora(tmp_path: Path) -> None:
+    pipe, names = tiny_lora.pipeline(), ("transformer", "transformer_2")
+    pipe.register_modules(transformer_2=shapes.build_transformer(num_layers=2))
+    expected = []
+    for seed, name in enumerate(names):
+        tiny_lora.add_lora(expert := getattr(pipe, name), seed=seed)
+        library.save_lora(tmp_path / name, pipe, LoraRecipe(transformer=name))
+        expected.append(tiny_lora.call(expert))
+        expert.delete_adapters("default")
+    load_loras(pipe, [str(tmp_path / name) for name in names])
+    for name, wanted in zip(names, expected, strict=True):
+        torch.testing.assert_close(tiny_lora.call(getattr(pipe, name)), wanted)
+
+
+@needs_weights
+@pytest.mark.parametrize(("given", "lengths"), [({}, (33, 9)), ({"frames": 65, "trained_frames": 17}, (17, 5))])
+def test_positions_without_a_lora(given: dict[str, Any], lengths: tuple[int, int]) -> None:
+    request = Request(PROMPT, device="cpu", positions="yarn", **({"frames": 129} | given))
+    rope, expected = load_pipeline(request).transformer.rope, shapes.build_transformer()
+    library.extend_positions(expected, *lengths, "yarn")
+    assert torch.equal(rope.freqs_cos, expected.rope.freqs_cos)
 
 
 def test_a_lora_of_another_model_is_refused(vidsparse: Any, small: list[str], lora: Path) -> None:

@@ -42,6 +42,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "sink of neither": (["--set", "sink=maybe"], "--set sink=maybe must be true or false"),
     "other format": (["-o", "a.avi"], "must end in .mp4"),
     "no leave to write": (["-o", "/proc/a.mp4"], "cannot write /proc/a.mp4"),
+    "unknown positions": (["--positions", "ntk"], "positions 'ntk' is unknown; choose one of plain, riflex, yarn"),
     "unknown device": (["--device", "abacus"], "device 'abacus' is not available"),
     "unknown dtype": (["--dtype", "int4"], "dtype 'int4' is unknown"),
     "offload from the CPU": (["--device", "cpu", "--offload"], "the device is the CPU"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import errno
 import os
-import resource
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -148,15 +147,11 @@ def test_what_dead_runs_left_is_removed_and_what_is_damaged_is_encoded_again(pip
     assert files(tmp_path) == complete | {living.name}
 
 
-def test_a_full_disk_is_said_and_what_was_encoded_is_kept(pipe: Any, tmp_path: Path) -> None:
+def test_a_full_disk_is_said_and_what_was_encoded_is_kept(pipe: Any, tmp_path: Path, full_disk: Any) -> None:
     small, large = clip_of(0), clip_of(1, Bucket(9, 64, 64))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    try:
-        with pytest.raises(OSError, match=f"cannot write .*latents-.*{os.strerror(errno.EFBIG)}; what was written"):
-            encode(pipe, [small, large], tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    says = f"cannot write .*latents-.*{os.strerror(errno.EFBIG)}; what was written"
+    with full_disk(), pytest.raises(OSError, match=says):
+        encode(pipe, [small, large], tmp_path)
     assert len(files(tmp_path)) == 1
     assert len(encode(pipe, [small, large], tmp_path)[0]) == 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 import torch
+from imageio_ffmpeg import get_ffmpeg_exe
 from small_videos import SMALL, leaves_pipes, write_video
 
 from vidsparse.finetune.captions import read_captions
@@ -158,6 +160,16 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path: Path) -> None
         assert "cannot be decoded: Error opening input files: Invalid data" in reasons[name]
     assert "cannot be decoded" in reasons["photo.jpg"]
     assert calls == [(i, 7) for i in range(1, 8)]
+
+
+def test_sound_may_last_longer_than_the_pictures(tmp_path: Path) -> None:
+    write_video(tmp_path / "silent.mp4", frames=12)
+    sound = ["-f", "lavfi", "-i", "sine=duration=3", "-c:v", "copy", tmp_path / "film.mp4"]
+    subprocess.run([get_ffmpeg_exe(), "-v", "error", "-i", tmp_path / "silent.mp4", *sound], check=True)
+    (tmp_path / "film.txt").write_text("grey")
+    (tmp_path / "silent.mp4").unlink()
+    (clip,), skipped = folder_clips(tmp_path, [(32, 32)], [9, 37])
+    assert not skipped and counted(clip.read()) == list(range(9))
 
 
 def test_damage_behind_the_clip_does_no_harm(tmp_path: Path) -> None:

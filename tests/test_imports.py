@@ -71,6 +71,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "vidsparse.run",
         "vidsparse.sampler",
         "vidsparse.shapes",
+        "vidsparse.written",
     ),
     "vidsparse.lora": (
         "diffusers",

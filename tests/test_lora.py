@@ -21,9 +21,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from needs import needs_weights
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_lora import RECIPE, TARGETS, add_lora, pipeline, saved_lora, trained_pipeline
+from tiny_lora import RECIPE, TARGETS, add_lora, call, pipeline, saved_lora, trained_pipeline
 
-import vidsparse.lora
 from vidsparse import LoraRecipe, Radial, extend_positions, load_lora, save_lora, sparsify
 from vidsparse.finetune.encoders import WanEncoders
 from vidsparse.finetune.objective import Example, flow_loss
@@ -35,15 +34,6 @@ from vidsparse.shapes.render import render, training_example
 HERE = version("vidsparse")
 trained = pytest.fixture(scope="module")(trained_pipeline)
 folder = pytest.fixture(saved_lora)
-
-
-@torch.no_grad()
-def call(transformer: torch.nn.Module, frames: int = 3) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(1)
-    hidden = torch.randn(1, shapes.LATENT_CHANNELS, frames, 4, 4, generator=generator)
-    text = torch.randn(1, 5, shapes.TEXT_WIDTH, generator=generator)
-    output: torch.Tensor = transformer.eval()(hidden, torch.tensor([500.0]), text, return_dict=False)[0]
-    return output
 
 
 def untrained(trained: Any) -> Any:
@@ -109,7 +99,7 @@ def test_diffusers_alone_loads_it_in_a_fresh_process(tmp_path: Path) -> None:
         from diffusers import WanPipeline
 
         pipe = WanPipeline.from_pretrained({str(shapes.FOLDER)!r}, local_files_only=True)
-        pipe.load_lora_weights({str(tmp_path)!r}, weight_name={FILE!r})
+        pipe.load_lora_weights({str(tmp_path)!r})
         generator = torch.Generator().manual_seed(1)
         hidden, text = torch.randn(1, 8, 3, 4, 4, generator=generator), torch.randn(1, 5, 64, generator=generator)
         with torch.no_grad():
@@ -175,18 +165,19 @@ def test_a_file_without_a_recipe_loads(trained: Any, folder: Path, tmp_path: Pat
 def test_killed_while_it_saves(trained: Any, folder: Path) -> None:
     before = (folder / FILE).read_bytes()
     code = f"""
-        import os, signal, torch
-        import vidsparse.lora
+        import os, pathlib, signal, torch
+        import vidsparse
         from peft import LoraConfig
         from vidsparse.shapes.model import build_transformer
 
-        def half(weights, path, metadata):
-            path.write_bytes(b"half")
+        def half(path, data):
+            with path.open("wb") as file:
+                file.write(data[: len(data) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
 
         transformer = build_transformer(num_layers=2)
         transformer.add_adapter(LoraConfig(r=2, target_modules={TARGETS}))
-        vidsparse.lora.save_file = half
+        pathlib.Path.write_bytes = half
         vidsparse.save_lora({str(folder)!r}, transformer, vidsparse.LoraRecipe())
     """
     run_alone(code, returncode=-signal.SIGKILL)
@@ -196,15 +187,12 @@ def test_killed_while_it_saves(trained: Any, folder: Path) -> None:
     assert os.listdir(folder) == [FILE]
 
 
-def test_a_failed_save_leaves_the_earlier_file(trained: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_earlier_file(trained: Any, folder: Path, full_disk: Any) -> None:
     before = (folder / FILE).read_bytes()
-
-    def full(weights: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(vidsparse.lora, "save_file", full)
-    with pytest.raises(OSError, match="no space"):
+    with (
+        full_disk(),
+        pytest.raises(OSError, match=r"cannot write the LoRA .*: File too large; an earlier one is whole"),
+    ):
         save_lora(folder, trained, RECIPE)
     assert os.listdir(folder) == [FILE] and (folder / FILE).read_bytes() == before
 

@@ -43,6 +43,15 @@ def add_lora(transformer: torch.nn.Module, adapter_name: str = "default", seed: 
         transformer.add_adapter(config, adapter_name=adapter_name)  # type: ignore[operator]
 
 
+@torch.no_grad()
+def call(transformer: torch.nn.Module, frames: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(1, shapes.LATENT_CHANNELS, frames, 4, 4, generator=generator)
+    text = torch.randn(1, 5, shapes.TEXT_WIDTH, generator=generator)
+    output: torch.Tensor = transformer.eval()(hidden, torch.tensor([500.0]), text, return_dict=False)[0]
+    return output
+
+
 def trained_pipeline() -> Any:
     """A pipeline with a LoRA."""
     with torch.random.fork_rng():

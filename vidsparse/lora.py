@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from vidsparse.lora_source import FILE, find_lora
 from vidsparse.positions import extend_positions
@@ -51,6 +51,7 @@ def save_lora(
     Raises:
         TypeError: no pipeline or transformer, or a pattern of one's own in the recipe.
         ValueError: the transformer has no LoRA of that name.
+        OSError: the disk is full, or the folder cannot be written.
         ImportError: peft is missing.
     """
     _require_peft()
@@ -77,8 +78,13 @@ def save_lora(
         # Not named as weights are: diffusers takes any file of that kind that it finds in a folder.
         temporary = Path(f"{path}.tmp")
         try:
-            save_file(weights, temporary, header)
+            # Bytes first: safetensors' own writer does not say OSError where the disk is full.
+            temporary.write_bytes(save(weights, header))
             os.replace(temporary, path)
+        except OSError as error:
+            raise OSError(
+                f"cannot write the LoRA {path}: {error.strerror or error}; an earlier one is whole"
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -58,6 +58,11 @@ class LoraRecipe:
         check_sampler(self.sampler, self.flow_shift)
 
     @property
+    def is_known(self) -> bool:
+        """Whether anything is known of the training."""
+        return self != LoraRecipe(transformer=self.transformer, base=self.base, version=self.version)
+
+    @property
     def summary(self) -> str:
         """What is known, in a line."""
         before = "" if self.trained_frames is None else f" (the model on {self.trained_frames})"

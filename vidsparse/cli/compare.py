@@ -114,7 +114,7 @@ def _result(dense: sampling.Sample, sparse: sampling.Sample, request: Request, s
     return {
         "prompt": request.prompt,
         "model": request.model,
-        "lora": {"name": request.lora, **request.recipe.to_data()} if request.lora else None,
+        "loras": {name: recipe.to_data() for name, recipe in request.loras.items()},
         "seed": request.seed,
         **dict(zip(("frames", "height", "width"), dense.frames.shape, strict=False)),
         "dense": sides["dense"],
@@ -131,7 +131,8 @@ def _print(result: dict[str, Any], name: str, request: Request) -> None:
     from rich.table import Table
 
     dense, sparse = result["dense"], result["sparse"]
-    caption = WARM_UP if request.lora is None else f"{WARM_UP}; both with LoRA {request.lora}, {request.recipe.summary}"
+    loras = [f"both with LoRA {name}, {recipe.summary}" for name, recipe in request.loras.items()]
+    caption = "; ".join((WARM_UP, *loras))
     table = Table("", "dense", "sparse", "ratio", title=f"dense and {name}", caption=caption)
     for column in table.columns[1:]:
         column.justify = "right"

@@ -21,7 +21,7 @@ from vidsparse.cli.request import DENSE_STEPS, PATTERN, SAMPLER_HELP, Request, i
 
 if TYPE_CHECKING:
     from vidsparse import Pattern
-    from vidsparse.finetune import Clip
+    from vidsparse.finetune import Bucket, Clip
 
 ATTENTION, DATA, LEARNING, OUTPUT = "Attention", "Data", "Learning", "Output"
 SHAPES_LONGER, SHAPES_FPS = 129, 12
@@ -134,7 +134,7 @@ class Finetuning:
 
 def finetune(request: Finetuning) -> None:
     """Train a LoRA for longer videos with sparse attention. The same command goes on where it was stopped."""
-    from vidsparse.finetune import Settings, finetune
+    from vidsparse.finetune import Bucket, Settings, check_pipeline, finetune
 
     given = {f.name: getattr(request, f.name) for f in fields(request)}
     shapes = request.model == "shapes"
@@ -152,15 +152,17 @@ def finetune(request: Finetuning) -> None:
     )
     sizes = [_height_and_width(text) for text in request.size or []] or [(own["height"], own["width"])]
     frames = request.frames or [SHAPES_LONGER if shapes else own["num_frames"]]
+    buckets = [Bucket(count, *size) for count in frames for size in sizes]
     if request.data != "shapes" and not Path(request.data).is_dir():
         raise FileNotFoundError(f"no folder {request.data}; give one with videos and their captions, or 'shapes'")
     out = request.out.absolute()
     check_output(next(folder for folder in (out, *out.parents) if folder.exists()) / "log.jsonl")
-    main = os.environ.get("RANK", "0") == "0"
+    main = _is_main()
     pipe = sampling.load_pipeline(Request(prompt="", model=request.model, device="cpu", dtype=_dtype(request, shapes)))
+    check_pipeline(pipe, settings, buckets)
     pipe.vae.float()  # in less precision its latents may not be finite
     with _bars(main) as progress:
-        clips = _clips(request, sizes, frames, lambda done, total: progress("looking at videos", done, total, None))
+        clips = _clips(request, buckets, lambda done, total: progress("looking at videos", done, total, None))
         longest = max(clips, key=lambda clip: (clip.bucket.frames, clip.bucket.height)).bucket
         sampled = {"num_frames": longest.frames, "height": longest.height, "width": longest.width}
         folder = finetune(
@@ -191,21 +193,28 @@ def _of_model(shapes: bool) -> dict[str, Any]:
     return {name: own.default for name, own in inspect.signature(WanPipeline.__call__).parameters.items()}
 
 
-def _clips(
-    request: Finetuning, sizes: list[tuple[int, int]], frames: list[int], progress: Callable[[int, int], None]
-) -> list[Clip]:
+def _clips(request: Finetuning, buckets: list[Bucket], progress: Callable[[int, int], None]) -> list[Clip]:
     """The videos to learn from; says which were left out."""
-    from vidsparse.finetune import Bucket, drawn_clips, folder_clips
+    from vidsparse.finetune import drawn_clips, folder_clips
 
     if request.data == "shapes":
-        buckets = [Bucket(count, *size) for count in frames for size in sizes]
         each = -(-request.videos // len(buckets))
         return [clip for i, bucket in enumerate(buckets) for clip in drawn_clips(each, bucket, request.seed + i)]
+    sizes = list(dict.fromkeys((bucket.height, bucket.width) for bucket in buckets))
+    frames = list(dict.fromkeys(bucket.frames for bucket in buckets))
     cache = request.cache or request.out / "cache"
     clips, skipped = folder_clips(Path(request.data), sizes, frames, request.fps, cache=cache, progress=progress)
-    for video in skipped:
-        note(f"{video.path} is left out: {video.reason}")
+    if _is_main():
+        for video in skipped:
+            note(f"{video.path} is left out: {video.reason}")
+        if skipped:
+            note(f"{len(skipped)} of {len(skipped) + len(clips)} videos are left out")
     return clips
+
+
+def _is_main() -> bool:
+    """Whether this process speaks for all, as launchers number them."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _height_and_width(text: str) -> tuple[int, int]:

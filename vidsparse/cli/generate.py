@@ -44,7 +44,7 @@ def generate(
             report,
             {
                 "request": asdict(request),
-                "lora": request.recipe.to_data() if request.lora else None,
+                "loras": {name: recipe.to_data() for name, recipe in request.loras.items()},
                 "seconds": seconds,
                 "judge": score,
                 "attention": sample.report.to_dict(),
@@ -68,7 +68,7 @@ def _print(sample: sampling.Sample, request: Request, score: dict[str, float] | 
             f"{sample.seconds:.1f} in all, {sample.denoising_seconds:.1f} of them denoising, "
             f"{report.seconds:.1f} in attention layers",
         ),
-        *([("LoRA", f"{request.lora}: {request.recipe.summary}")] if request.lora else []),
+        *(("LoRA", f"{name}: {recipe.summary}") for name, recipe in request.loras.items()),
         ("pattern", report.pattern),
         ("attention calls", f"{report.sparse_calls} of {report.sparse_calls + report.dense_calls} sparse"),
     ]

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 ATTENTION, VIDEO, MACHINE = "Attention", "Video", "Machine"
 OWN = "that of the model"
 PATTERN, DENSE_STEPS = "radial", 4
-LORA_HELP = "'shapes-long', a folder or a Hub id. Its pattern, schedule and frames are used where none are given."
+LORA_HELP = (
+    "'shapes-long', a folder or a Hub id; again for more. Pattern, schedule and frames of the first that says them "
+    "are used where none are given."
+)
+POSITIONS_HELP = "In videos longer than the model knows: plain, riflex or yarn."
 SAMPLER_HELP = "sde draws fresh noise in every step, which helps long videos; own is the model's."
 
 
@@ -37,7 +41,7 @@ class Request:
     prompt: Annotated[str, Argument(help="What the video shows.", show_default=False)]
     model: Annotated[str, Option(help="'shapes', the folder of a diffusers pipeline, or a Hub id.")] = "shapes"
 
-    lora: Annotated[str | None, Option(help=LORA_HELP, rich_help_panel=ATTENTION, show_default="none")] = None
+    lora: Annotated[list[str] | None, Option(help=LORA_HELP, rich_help_panel=ATTENTION, show_default="none")] = None
     pattern: Annotated[
         str | None, Option(help="See `vidsparse patterns`.", rich_help_panel=ATTENTION, show_default=PATTERN)
     ] = None
@@ -69,6 +73,10 @@ class Request:
         float | None, Option(help="Classifier-free guidance scale.", rich_help_panel=VIDEO, show_default=OWN)
     ] = None
     sampler: Annotated[str | None, Option(help=SAMPLER_HELP, rich_help_panel=VIDEO, show_default="own")] = None
+    positions: Annotated[str | None, Option(help=POSITIONS_HELP, rich_help_panel=VIDEO, show_default="plain")] = None
+    trained_frames: Annotated[
+        int | None, Option(min=1, help="Frames that the model knows.", rich_help_panel=VIDEO, show_default=OWN)
+    ] = None
     flow_shift: Annotated[
         float | None,
         Option(help="The higher, the more steps at high noise.", rich_help_panel=VIDEO, show_default=OWN),
@@ -100,16 +108,23 @@ class Request:
     )
 
     @functools.cached_property
-    def recipe(self) -> LoraRecipe:
-        """What the LoRA was trained with; nothing where there is none.
+    def loras(self) -> dict[str, LoraRecipe]:
+        """What each LoRA was trained with.
 
         Raises:
             OSError: no such LoRA.
             ValueError: its file is no LoRA, or of a later vidsparse.
         """
-        from vidsparse.lora import LoraRecipe, read_recipe
+        from vidsparse.lora import read_recipe
 
-        return LoraRecipe() if self.lora is None else read_recipe(self.lora)
+        return {name: read_recipe(name) for name in self.lora or []}
+
+    @property
+    def recipe(self) -> LoraRecipe:
+        """What the first LoRA whose file says it was trained with; nothing where there is none. Raises as `loras`."""
+        from vidsparse import LoraRecipe
+
+        return next((recipe for recipe in self.loras.values() if recipe.is_known), LoraRecipe())
 
     def read_prompt(self) -> Scene | None:
         """The scene that a prompt for `shapes` describes; None for other models.

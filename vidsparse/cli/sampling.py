@@ -55,6 +55,11 @@ def load_pipeline(request: Request) -> Any:
     check_sampler(request.sampler, request.flow_shift)
     import torch
 
+    from vidsparse.positions import KINDS
+
+    if request.positions not in (None, *KINDS):
+        raise ValueError(f"positions {request.positions!r} is unknown; choose one of {', '.join(KINDS)}")
+
     device = _device(request.device)
     if request.offload and device == "cpu":
         raise ValueError("--offload moves what rests from a GPU to the CPU, but the device is the CPU; leave it out")
@@ -65,10 +70,9 @@ def load_pipeline(request: Request) -> Any:
     with live_console().status(f"loading {request.model}"):
         pipe = _load(request.model, dtype)
         scheduler, recipe = pipe.scheduler, request.recipe
-        if request.lora is not None:
-            from vidsparse import load_lora
-
-            load_lora(pipe, request.lora)
+        load_loras(pipe, list(request.loras))
+        if request.positions is not None:
+            _extend_positions(pipe, request, request.positions)
         sampler, shift = request.sampler or recipe.sampler, request.flow_shift or recipe.flow_shift
         pipe.scheduler = build_scheduler(scheduler, sampler, shift)
         pipe.set_progress_bar_config(disable=True)
@@ -91,6 +95,35 @@ def _load(model: str, dtype: torch.dtype) -> Any:
     except (OSError, ValueError, AttributeError, KeyError) as error:
         # The last two where model_index.json names what this diffusers has not, or nothing.
         raise OSError(f"cannot load model {model!r}: {error}") from error
+
+
+def load_loras(pipe: Any, sources: list[str]) -> None:
+    """Load LoRAs side by side, all active. Raises as `vidsparse.load_lora`."""
+    from vidsparse import load_lora
+
+    names = [f"lora_{i}" for i in range(len(sources))]
+    # The first comes last: where several change positions it decides, as it does for the attention.
+    for source, name in reversed(list(zip(sources, names, strict=True))):
+        load_lora(pipe, source, name)
+    if names:
+        pipe.set_adapters(names)
+
+
+def _extend_positions(pipe: Any, request: Request, kind: str) -> None:
+    """In all transformers of the pipeline, for the frames of the request."""
+    from vidsparse import extend_positions
+    from vidsparse.shapes.model import SAMPLING
+
+    recipe, stride = request.recipe, getattr(pipe, "vae_scale_factor_temporal", 1)
+    accepted = inspect.signature(pipe.__call__).parameters
+    if "num_frames" not in accepted:
+        raise ValueError(f"--positions {kind}: {type(pipe).__name__} takes no num_frames")
+    own = SAMPLING["num_frames"] if request.model == "shapes" else accepted["num_frames"].default
+    asked = (request.frames or recipe.frames or own, request.trained_frames or recipe.trained_frames or own)
+    frames, trained_frames = ((_nearest(count, stride) - 1) // stride + 1 for count in asked)
+    for name in ("transformer", "transformer_2"):
+        if getattr(pipe, name, None) is not None:
+            extend_positions(getattr(pipe, name), frames, trained_frames, kind)
 
 
 def _device(name: str | None) -> str:
@@ -140,13 +173,17 @@ def call_arguments(pipe: Any, request: Request, scene: Scene | None) -> dict[str
 
 def fit_frames(frames: int, stride: int) -> int:
     """The nearest number of frames that a VAE of this temporal stride can make, with a note when it is another one."""
-    nearest = (frames - 1 + (stride - 1) // 2) // stride * stride + 1
+    nearest = _nearest(frames, stride)
     if nearest != frames:
         legal = ", ".join(str(n * stride + 1) for n in range(3))
         note(
             f"{frames} frames do not fit the VAE's stride of {stride} in time: legal are {legal}, ...; using {nearest}"
         )
     return nearest
+
+
+def _nearest(frames: int, stride: int) -> int:
+    return (frames - 1 + (stride - 1) // 2) // stride * stride + 1
 
 
 def sample(pipe: Any, pattern: Pattern, request: Request, arguments: dict[str, Any], label: str) -> Sample:

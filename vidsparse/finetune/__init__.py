@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from vidsparse.finetune.checks import check_pipeline
 from vidsparse.finetune.clips import Bucket, Clip, Skipped
 from vidsparse.finetune.drawn import drawn_clips
 from vidsparse.finetune.folder import folder_clips
 from vidsparse.finetune.job import finetune
 from vidsparse.finetune.settings import Settings
 
-__all__ = ["Bucket", "Clip", "Settings", "Skipped", "drawn_clips", "finetune", "folder_clips"]
+__all__ = ["Bucket", "Clip", "Settings", "Skipped", "check_pipeline", "drawn_clips", "finetune", "folder_clips"]

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from vidsparse.finetune import stored
 from vidsparse.finetune.clips import Clip, Skipped
-from vidsparse.finetune.encoders import WanEncoders
+from vidsparse.finetune.encoders import WanEncoders, check_bucket
 
 
 class Encoded:
@@ -76,7 +76,7 @@ def encode(
         raise ValueError("there are no clips to encode")
     encoders = WanEncoders(pipe)
     for clip in clips:
-        encoders.check(clip)
+        check_bucket(pipe, clip.bucket)
     folder.mkdir(parents=True, exist_ok=True)
     stored.sweep(folder)
     latents = [folder / f"latents-{encoders.video_key(clip)}.safetensors" for clip in clips]

@@ -39,7 +39,8 @@ def decode(path: Path, fps: float | None = None) -> Iterator[NDArray[np.uint8]]:
         reader: Any  # imageio's types know neither its metadata nor its frames
         with imageio.get_reader(path, "FFMPEG", **options) as reader:
             meta = reader.get_meta_data()
-            promised = meta["duration"] * (fps or meta["fps"])
+            # A container's duration is that of what lasts longest in it, which may be the sound.
+            promised = 0.0 if meta.get("audio_codec") else meta["duration"] * (fps or meta["fps"])
             for frame in reader:
                 count += 1
                 yield frame

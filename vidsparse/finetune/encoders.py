@@ -9,8 +9,19 @@ from typing import Any
 
 import torch
 
-from vidsparse.finetune.clips import Clip
+from vidsparse.finetune.clips import Bucket, Clip
 from vidsparse.finetune.fingerprint import fingerprint
+
+
+def check_bucket(pipe: Any, bucket: Bucket) -> None:
+    """Refuse a size that does not become whole latents of a `WanPipeline` and whole patches of them.
+
+    Raises:
+        ValueError: with sizes that do.
+    """
+    transformer = pipe.transformer or pipe.transformer_2
+    patch = transformer.config.patch_size[-1] if transformer else 1
+    bucket.check(pipe.vae_scale_factor_temporal, pipe.vae_scale_factor_spatial * patch)
 
 
 class WanEncoders:
@@ -32,16 +43,6 @@ class WanEncoders:
         self.words = min(self.words, getattr(pipe.tokenizer, "model_max_length", sys.maxsize))
         self._vae = fingerprint(pipe.vae), getattr(pipe.vae, "use_tiling", False)
         self._text = fingerprint(pipe.text_encoder), self.words
-
-    def check(self, clip: Clip) -> None:
-        """Refuse a clip whose size does not become whole latents and whole patches of them.
-
-        Raises:
-            ValueError: with sizes that do.
-        """
-        transformer = self.pipe.transformer or self.pipe.transformer_2
-        patch = transformer.config.patch_size[-1] if transformer else 1
-        clip.bucket.check(self.pipe.vae_scale_factor_temporal, self.pipe.vae_scale_factor_spatial * patch)
 
     def video_key(self, clip: Clip) -> str:
         """Hash of all that decides the latents of a clip."""

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from vidsparse.finetune.cache import encode
+from vidsparse.finetune.checks import check_pipeline
 from vidsparse.finetune.clips import Clip
 from vidsparse.finetune.samples import read_prompts
 from vidsparse.finetune.settings import Settings
-from vidsparse.finetune.train import Training, accelerator_for, check_pipeline
+from vidsparse.finetune.train import Training, accelerator_for
 
 
 def finetune(
@@ -61,7 +62,7 @@ def finetune(
         OSError: the disk is full; what was written before is whole.
     """
     folder = Path(folder)
-    check_pipeline(pipe, settings)
+    check_pipeline(pipe, settings, {clip.bucket for clip in clips})
     cpu = cpu or not torch.accelerator.is_available()  # accelerate joins processes on a CPU only where it is told
     if settings.precision == "fp16" and cpu:
         raise ValueError("precision='fp16' needs a GPU; use 'bf16' on a CPU")

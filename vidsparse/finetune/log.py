@@ -12,8 +12,13 @@ NAME = "log.jsonl"
 
 
 def append(folder: Path, line: Mapping[str, float]) -> None:
-    with (folder / NAME).open("a", encoding="utf-8") as log:
-        log.write(json.dumps(line) + "\n")
+    """Raises `OSError` where the disk is full; the lines of before stay."""
+    path = folder / NAME
+    try:
+        with path.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}; the same command goes on from the checkpoint") from error
 
 
 def forget_after(folder: Path, step: int) -> None:

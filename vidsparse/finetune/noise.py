@@ -28,6 +28,14 @@ def shift_of(scheduler: Any) -> float:
     return float(config.get("flow_shift", config.get("shift", 1.0)))
 
 
+def bounds_of(pipe: Any, transformer: str) -> tuple[float, float]:
+    """The noise levels that a transformer sees: all, or one side of the boundary between two experts."""
+    boundary = pipe.config.get("boundary_ratio")
+    if boundary is None:
+        return 0.0, 1.0
+    return (boundary, 1.0) if transformer == "transformer" else (0.0, boundary)
+
+
 def draw_levels(uniform: torch.Tensor, shift: float, bounds: tuple[float, float] = (0.0, 1.0)) -> torch.Tensor:
     """Noise levels in (low, high) of numbers that are uniform in (0, 1), spaced by a scheduler's shift."""
     low, high = (level / (shift - (shift - 1) * level) for level in bounds)

@@ -15,7 +15,7 @@ import torch
 from vidsparse.finetune import log
 from vidsparse.finetune.checkpoint import load_checkpoint, save_checkpoint
 from vidsparse.finetune.fingerprint import fingerprint
-from vidsparse.finetune.noise import by_noise, shift_of, sparse_levels
+from vidsparse.finetune.noise import bounds_of, by_noise, shift_of, sparse_levels
 from vidsparse.finetune.objective import Sampler, flow_loss
 from vidsparse.finetune.samples import Prompt, write_samples
 from vidsparse.finetune.settings import PRECISIONS, Settings
@@ -24,11 +24,14 @@ from vidsparse.lora import LoraRecipe, save_lora
 from vidsparse.positions import extend_positions
 from vidsparse.run import sparsify
 from vidsparse.sampler import build_scheduler
+from vidsparse.written import to_data
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from vidsparse.corrections import Correction
     from vidsparse.finetune.cache import Encoded
+    from vidsparse.patterns import Pattern
 
 WRAPPED = ("forward", "_original_forward")  # what accelerate sets on a model that computes in less precision
 # What may change when a training goes on.
@@ -74,8 +77,8 @@ class Training:
         self.module: Any = getattr(pipe, settings.transformer)
         trained_frames = settings.trained_frames or frames
         self.recipe = LoraRecipe(
-            pattern=settings.pattern,
-            correction=settings.correction,
+            pattern=_nameable(settings.pattern, say),
+            correction=_nameable(settings.correction, say),
             frames=frames,
             trained_frames=trained_frames,
             inference_steps=settings.inference_steps,
@@ -86,7 +89,7 @@ class Training:
             base=base,
         )
         scheduler = build_scheduler(pipe.scheduler, settings.sampler, settings.flow_shift)
-        pattern = by_noise(settings.pattern, scheduler, settings.inference_steps)
+        self.pattern = by_noise(settings.pattern, scheduler, settings.inference_steps)
         self.sampler = Sampler(
             examples,
             seed=settings.seed,
@@ -94,9 +97,9 @@ class Training:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             shift=shift_of(scheduler),
-            bounds=_bounds(pipe, settings.transformer),
+            bounds=bounds_of(pipe, settings.transformer),
             caption_dropout=settings.caption_dropout,
-            sparse=sparse_levels(pattern),
+            sparse=sparse_levels(self.pattern),
         )
         identity = {"model": fingerprint(self.module), "shift": str(self.sampler.shift), "data": examples.fingerprint}
         identity |= {"videos of a step": str(settings.batch * accelerator.num_processes)}
@@ -107,7 +110,7 @@ class Training:
         self.scheduler, pipe.scheduler = pipe.scheduler, scheduler
         latent = [(count - 1) // pipe.vae_scale_factor_temporal + 1 for count in (frames, trained_frames)]
         self.positions = extend_positions(self.module, latent[0], latent[1], settings.positions)
-        self.run = sparsify(self.module, pattern, correction=settings.correction)
+        self.run = sparsify(self.module, self.pattern, correction=settings.correction)
         self._prepare(state)
 
     def _last_checkpoint(self) -> dict[str, Any] | None:
@@ -163,7 +166,7 @@ class Training:
             self.average.to(self.accelerator.device)
 
     def train(self, progress: Callable[[int, float], None] = lambda step, loss: None) -> Path:
-        """Train up to `settings.steps` and write the LoRA.
+        """Train up to `settings.steps` and write the LoRA, which the transformer has from then on.
 
         Args:
             progress: called after each step with the number of steps made and the loss of this one.
@@ -175,9 +178,10 @@ class Training:
             log.forget_after(self.folder, self.step)
         with self._products_in_bf16():
             self._train(progress)
-        with self._averaged():
-            if self.accelerator.is_main_process:
-                save_lora(self.folder, self.pipe, self.recipe, dtype=PRECISIONS[self.settings.precision])
+        if self.average is not None:
+            self.average.copy_to(self.weights.values())
+        if self.accelerator.is_main_process:
+            save_lora(self.folder, self.pipe, self.recipe, dtype=PRECISIONS[self.settings.precision])
         self.accelerator.wait_for_everyone()
         return self.folder
 
@@ -265,7 +269,7 @@ class Training:
             save_checkpoint(self.folder / "checkpoints", self.step, state, self.settings.keep)
 
     def _sample(self) -> None:
-        with self._averaged():
+        with self._averaged(), self._other_expert_sparse():
             if self.accelerator.is_main_process:
                 write_samples(
                     self.pipe,
@@ -279,6 +283,16 @@ class Training:
                 )
                 self.run.reset()
         self.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def _other_expert_sparse(self) -> Iterator[None]:
+        """Within it the expert that is not trained, where there is one, attends as in a generation."""
+        experts = {name: getattr(self.pipe, name, None) for name in ("transformer", "transformer_2")}
+        with contextlib.ExitStack() as sparse:
+            for name, expert in experts.items():
+                if expert is not None and name != self.settings.transformer:
+                    sparse.enter_context(sparsify(expert, self.pattern, correction=self.settings.correction))
+            yield
 
     @contextlib.contextmanager
     def _products_in_bf16(self) -> Iterator[None]:
@@ -334,43 +348,16 @@ def accelerator_for(settings: Settings, folder: Path, cpu: bool) -> Accelerator:
     return accelerator
 
 
-def check_pipeline(pipe: Any, settings: Settings) -> None:
-    """Refuse what cannot be trained, before anything is computed.
-
-    Raises:
-        NotImplementedError: not a text-to-video pipeline of Wan's kind, or a scheduler of another kind.
-        ValueError: no such transformer, one with a LoRA, targets that it has not, a LoRA to begin with that is of
-            another shape, or a schedule without a sparse step.
-        OSError: no LoRA to begin with.
-        ImportError: peft is missing.
-    """
-    import peft  # noqa: F401
-    from diffusers import WanPipeline
-
-    known = isinstance(pipe, WanPipeline)
-    if not known or pipe.config.get("expand_timesteps", False):
-        raise NotImplementedError(
-            f"{type(pipe).__name__} is not trained here: finetune knows WanPipeline, text to video with one timestep"
-        )
-    transformer = getattr(pipe, settings.transformer, None)
-    if not isinstance(transformer, torch.nn.Module):
-        raise ValueError(f"transformer={settings.transformer!r}: the pipeline has none; use 'transformer'")
-    if getattr(transformer, "peft_config", None):
-        raise ValueError("the transformer has a LoRA already; pipe.unload_lora_weights() takes it out")
-    settings.check_targets(transformer)
-    if settings.start is not None:
-        start_weights(pipe, settings, settings.start)
-    scheduler = build_scheduler(pipe.scheduler, settings.sampler, settings.flow_shift)
-    shift_of(scheduler)
-    by_noise(settings.pattern, scheduler, settings.inference_steps)
-
-
-def _bounds(pipe: Any, transformer: str) -> tuple[float, float]:
-    """The noise levels that a transformer sees: all, or one side of the boundary between two experts."""
-    boundary = pipe.config.get("boundary_ratio")
-    if boundary is None:
-        return 0.0, 1.0
-    return (boundary, 1.0) if transformer == "transformer" else (0.0, boundary)
+def _nameable(value: Pattern | Correction | None, say: Callable[[str], None]) -> Any:
+    """A pattern or correction for the LoRA's file; None, and a word about it, for one that only the user has."""
+    if value is None:
+        return None
+    try:
+        to_data(value)
+    except TypeError:
+        say(f"the LoRA's file cannot name {value}: give it to vidsparse.sparsify wherever the LoRA is used")
+        return None
+    return value
 
 
 def _comparable(settings: Settings) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -81,6 +82,13 @@ class HeadModes(Pattern):
                 f"bounds={self.bounds} must be a tuple of {len(self.table) - 1} noise levels that fall from below 1 to "
                 f"above 0: one between each two of the table's {len(self.table)} phases"
             )
+
+    def __repr__(self) -> str:
+        """With the table's size and hash in its place."""
+        found = hashlib.sha256(repr(self.table).encode()).hexdigest()[:8]
+        table = f"table=<{len(self.table)} x {self.layers} x {self.heads}, {found}>"
+        others = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.repr)
+        return f"HeadModes({', '.join((table, *others))})"
 
     @classmethod
     def from_json(cls, path: str | Path) -> HeadModes:

@@ -1,0 +1,62 @@
+"""What a training refuses before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from vidsparse.finetune.clips import Bucket
+from vidsparse.finetune.encoders import check_bucket
+from vidsparse.finetune.noise import bounds_of, by_noise, shift_of, sparse_levels
+from vidsparse.finetune.settings import Settings
+from vidsparse.finetune.start import start_weights
+from vidsparse.run import sparsify
+from vidsparse.sampler import build_scheduler
+
+
+def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()) -> None:
+    """Refuse what cannot be trained, before videos are looked at. The pipeline stays as it is.
+
+    Args:
+        pipe, settings: as `finetune` gets them.
+        buckets: sizes of the clips.
+
+    Raises:
+        NotImplementedError: not a text-to-video pipeline of Wan's kind, or a scheduler of another kind.
+        ValueError: no such transformer, one with a LoRA, targets that it has not, a LoRA to begin with that is of
+            another shape, a pattern for another model, a schedule that is dense wherever this transformer computes, or
+            a size that the model does not take.
+        OSError: no LoRA to begin with.
+        ImportError: peft is missing.
+    """
+    import peft  # noqa: F401
+    from diffusers import WanPipeline
+
+    known = isinstance(pipe, WanPipeline)
+    if not known or pipe.config.get("expand_timesteps", False):
+        raise NotImplementedError(
+            f"{type(pipe).__name__} is not trained here: finetune knows WanPipeline, text to video with one timestep"
+        )
+    transformer = getattr(pipe, settings.transformer, None)
+    if not isinstance(transformer, torch.nn.Module):
+        raise ValueError(f"transformer={settings.transformer!r}: the pipeline has none; use 'transformer'")
+    if getattr(transformer, "peft_config", None):
+        raise ValueError("the transformer has a LoRA already; pipe.unload_lora_weights() takes it out")
+    for bucket in buckets:
+        check_bucket(pipe, bucket)
+    settings.check_targets(transformer)
+    if settings.start is not None:
+        start_weights(pipe, settings, settings.start)
+    scheduler = build_scheduler(pipe.scheduler, settings.sampler, settings.flow_shift)
+    shift_of(scheduler)
+    pattern = by_noise(settings.pattern, scheduler, settings.inference_steps)
+    sparsify(transformer, pattern, correction=settings.correction).restore()
+    sparse, own = sparse_levels(pattern), bounds_of(pipe, settings.transformer)
+    if not max(sparse[0], own[0]) < min(sparse[1], own[1]):
+        raise ValueError(
+            f"{settings.pattern} is sparse at noise levels from {sparse[0]:.2f} to {sparse[1]:.2f}, and "
+            f"{settings.transformer} computes from {own[0]:.2f} to {own[1]:.2f}: it would train without sparse "
+            "attention; use fewer dense steps"
+        )
