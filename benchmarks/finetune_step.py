@@ -60,11 +60,15 @@ def main() -> None:
     torch.set_float32_matmul_precision("medium")  # as the training does, for all alike
     transformer = build(arguments)
     example = random_example(transformer, arguments)
+    linear = linear_tflop(transformer, example)
+    settings = {k: v for k, v in vars(arguments).items() if k != "out"} | {"torch": torch.__version__}
+    settings["device"] = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
+    path = arguments.out or RESULTS / f"finetune_step_{arguments.model}_{arguments.frames}.json"
     seconds: dict[str, list[float]] = {name: [] for name in patterns}
     rows: dict[str, dict[str, Any]] = {}
     for turn in range(arguments.rounds + 1):
         for name, pattern in patterns.items():
-            with vidsparse.sparsify(transformer, pattern) as run:
+            with vidsparse.sparsify(transformer, pattern, strict=True) as run:
                 took, memory = step(transformer, example)
             if not turn:
                 continue
@@ -72,24 +76,21 @@ def main() -> None:
             print(turn, name, f"{took:.2f} s", flush=True)
             calls = [call for call in run.report().calls if call.calls]
             forward = sum(call.flops / call.calls for call in calls)
+            attention = forward * (FORWARD + BACKWARD) / FORWARD / 1e12
             rows[name] = {
                 "pattern": repr(pattern),
                 "ran": run.report().ran,
                 "seconds": round(statistics.median(seconds[name]), 3),
-                "attention_tflop": round(forward * (FORWARD + BACKWARD) / FORWARD / 1e12, 3),
+                "attention_tflop": round(attention, 3),
                 "peak_memory_gib": None if memory is None else round(memory / 2**30, 2),
+                "tflop": round(attention + linear, 3),
             }
-    linear = linear_tflop(transformer, example)
-    for name, row in rows.items():
-        row["tflop"] = round(row["attention_tflop"] + linear, 3)
-        if "dense" in seconds:
-            ratios = [d / s for d, s in zip(seconds["dense"], seconds[name], strict=True)]
-            row["speedup"] = round(statistics.median(ratios), 2)
+            if "dense" in seconds:
+                ratios = [d / s for d, s in zip(seconds["dense"], seconds[name], strict=True)]
+                rows[name]["speedup"] = round(statistics.median(ratios), 2)
+            # After each step: a run that is cut short leaves what it found.
+            path.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
     print(json.dumps(rows, indent=1))
-    settings = {k: v for k, v in vars(arguments).items() if k != "out"} | {"torch": torch.__version__}
-    settings["device"] = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
-    path = arguments.out or RESULTS / f"finetune_step_{arguments.model}_{arguments.frames}.json"
-    path.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
 
 
 def build(arguments: argparse.Namespace) -> Any:

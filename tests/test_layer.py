@@ -148,6 +148,38 @@ def test_nothing_is_kept_after_the_last_step() -> None:
 
 
 @torch.no_grad()
+def test_the_first_expert_keeps_nothing_while_the_second_computes() -> None:
+    experts = tiny(), tiny()
+    pipe = Pipeline(transformer=experts[0], transformer_2=experts[1])
+    with sparsify(pipe, FLAT, correction=Reshaped()):
+        kept = []
+        for number, timestep in ((0, 900.0), (0, 700.0), (1, 500.0), (1, 300.0)):
+            call(experts[number], timestep=timestep)
+            kept.append([len(expert.blocks[0].attn1.processor.layer.memories) for expert in experts])
+    assert kept == [[1, 0], [1, 0], [0, 1], [0, 1]]
+
+
+@torch.no_grad()
+def test_a_scheduler_without_timesteps_yet() -> None:
+    transformer, scheduler = tiny(), FlowMatchEulerDiscreteScheduler()
+    scheduler.timesteps = None
+    with sparsify(Pipeline(transformer=transformer, scheduler=scheduler), FLAT) as run:
+        call(transformer)
+    assert run.report().sparse_calls == 2
+
+
+@torch.no_grad()
+def test_triton_is_asked_for_where_the_weights_will_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("vidsparse.run.check_impl", lambda impl, device: asked.append((impl, device.type)))
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        for impl in ("triton", "cpu"):
+            sparsify(tiny(), FLAT, impl=impl).restore()
+    assert asked == [("triton", "cpu"), ("cpu", "cpu"), ("triton", "cuda"), ("cpu", "cpu")]
+
+
+@torch.no_grad()
 def test_a_correction_forgets_groups_of_heads_that_are_no_more() -> None:
     @dataclass(frozen=True)
     class Regrouping(Pattern):

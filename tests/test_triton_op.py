@@ -140,7 +140,8 @@ def test_tensors_of_any_strides(layout: str, boxes: bool, monkeypatch: pytest.Mo
 def test_offsets_beyond_32_bits() -> None:
     grid, stride = VideoGrid(1, 8, 17), 2**24  # 2^31 elements, of which few are ever touched
     apart = torch.empty(grid.tokens * stride, dtype=torch.float16, device=DEVICE)
-    x = apart.as_strided((1, grid.tokens, 1, 32), (0, stride, 32, 1)).copy_(torch.randn(1, grid.tokens, 1, 32))
+    x = apart.as_strided((1, grid.tokens, 1, 32), (grid.tokens * stride, stride, 32, 1))
+    x.copy_(torch.randn(1, grid.tokens, 1, 32))
     assert (grid.tokens - 1) * stride > 2**31
     block_map = BlockMap.from_dense(torch.ones(3, 3, dtype=torch.bool), grid, (1, 8, 8))
     together = x.contiguous()

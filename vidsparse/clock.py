@@ -50,10 +50,10 @@ class Clock:
             self.irregular = str(error)
         timestep = self.adapter.timestep(transformer, call)
         scheduler = self.scheduler()
-        timesteps = getattr(scheduler, "timesteps", ())
+        timesteps = getattr(scheduler, "timesteps", None)  # None also before some schedulers have been set
         # Transformers get timesteps in the dtype of their weights, and some families count the other way round.
         dtype = torch.as_tensor(call.get("timestep", 0.0)).dtype
-        rounded = torch.as_tensor(timesteps).to(dtype).tolist()
+        rounded = torch.as_tensor(() if timesteps is None else timesteps).to(dtype).tolist()
         schedule = [self.adapter.timestep(transformer, {"timestep": t}) for t in rounded]
         index = getattr(scheduler, "step_index", None)  # how many steps it has made; None before the first
         # Noise only falls within a run: a rise, or another video, is the start of the next one. Text has any length.

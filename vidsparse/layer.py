@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -144,8 +144,9 @@ class Layer:
     ) -> _Done:
         """Attention of the heads of one group."""
         if len(group.heads) < context.heads:
-            query, key, value = (x[:, :, list(group.heads)] for x in (query, key, value))
-            gate = None if gate is None else gate[:, :, list(group.heads)]
+            heads = _indices(group.heads, query.device)
+            query, key, value = (x.index_select(2, heads) for x in (query, key, value))
+            gate = None if gate is None else gate.index_select(2, heads)
         choice = choose_impl(self.settings.impl, query, group.block_map)
         if choice.fallback is not None and self.settings.strict:
             name = f"{self.transformer} layer {self.index}"
@@ -244,8 +245,15 @@ def _interleave(done: list[_Done]) -> torch.Tensor:
     batch, tokens, _, head_dim = done[0].out.shape
     out = done[0].out.new_empty(batch, tokens, sum(len(part.group.heads) for part in done), head_dim)
     for part in done:
-        out[:, :, list(part.group.heads)] = part.out
+        out.index_copy_(2, _indices(part.group.heads, out.device), part.out)
     return out
+
+
+@lru_cache(maxsize=1024)
+@torch.inference_mode(False)  # for a later training too
+def _indices(heads: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Heads as a tensor on the device: made of a list in each call, it would be waited for."""
+    return torch.tensor(heads, device=device)
 
 
 def _kept_bytes(memory: Mapping[Any, Any]) -> int:

@@ -33,6 +33,7 @@ class Run:
         self._pending: list[Pending] = []
         self._replaced: list[_Replaced] = []
         self._clocks: list[Clock] = []
+        self._computing = ""  # the transformer of the last call
 
     def report(self) -> Report:
         """What has run since `sparsify`, or since the last `reset`."""
@@ -56,6 +57,9 @@ class Run:
             clock.expect_another_video()
 
     def _record(self, call: Pending) -> None:
+        name, self._computing = self._computing, call.call.transformer
+        if (name, self._computing) == ("transformer", "transformer_2"):
+            self._forget(name)  # noise only falls: the first expert has done its part
         self._pending.append(call)
         if len(self._pending) >= PENDING_CALLS:
             self._settle()
@@ -76,6 +80,13 @@ class Run:
             )
             self._calls[key] = self._calls[key] + call if key in self._calls else call
         self._pending.clear()
+
+    def _forget(self, transformer: str) -> None:
+        """Free what the layers of a transformer keep from step to step."""
+        for attention in self._replaced:
+            layer = getattr(attention.ours, "layer", None)
+            if isinstance(layer, Layer) and layer.transformer == transformer:
+                layer.memories.clear()
 
     def restore(self) -> None:
         """Put back the very processor objects that stood there, and remove all hooks. Safe to call twice."""
@@ -116,7 +127,9 @@ class Run:
     def _processors(self, transformer: torch.nn.Module, name: str) -> dict[str, _Replaced]:
         """Attention module name -> what stands there and what will, for one transformer."""
         adapter = adapter_for(transformer)
-        check_impl(self.settings.impl, next(transformer.parameters()).device)
+        impl, device = self.settings.impl, next(transformer.parameters()).device
+        # Weights that are offloaded rest on a CPU; where they compute, the first call checks again.
+        check_impl(impl, torch.device("cuda") if impl == "triton" and torch.cuda.is_available() else device)
         attentions = adapter.self_attentions(transformer)
         for heads in {adapter.heads(module) for module in attentions.values()}:
             self.settings.pattern.check_model(len(attentions), heads)

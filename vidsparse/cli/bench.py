@@ -79,4 +79,4 @@ def _tune(tensors: list[torch.Tensor], block_map: BlockMap) -> None:
             times = sorted(profile.tune(tensors, block_map, kernel), key=lambda found: found[1])
         for config, seconds in times[:3]:
             print(f"# {config}: {seconds * 1000:.3f} ms")
-        print(f"{profile.row(kernel, tensors[0], tile)}: {times[0][0]}")
+        print(f"{profile.row(kernel, tensors[0], tile)}: {times[0][0] if times else None}", flush=True)
