@@ -55,11 +55,22 @@ def test_skyreels_with_blocks_of_frames_runs_dense() -> None:
     family = FAMILIES["skyreels"]
     transformer, view = family.build(), (4, 3, 5)
     transformer._set_ar_attention(2)
-    changes = {"timestep": torch.tensor([[300.0, 300.0, 800.0, 800.0]]), "enable_diffusion_forcing": True}
+    changes = {"timestep": torch.tensor([[800.0, 800.0, 800.0, 800.0]]), "enable_diffusion_forcing": True}
     expected = family.call(transformer, view, **changes)
     with sparsify(transformer, SPARSE) as run:
         assert torch.equal(family.call(transformer, view, **changes), expected)
     assert run.report().dense_reasons == {"the call has an attention mask": 2}
+
+
+@torch.no_grad()
+def test_skyreels_with_frames_at_different_steps_runs_dense() -> None:
+    family = FAMILIES["skyreels"]
+    transformer, view = family.build(), (4, 3, 5)
+    with sparsify(transformer, SPARSE) as run:
+        for noise in ([999.0, 999.0, 999.0, 999.0], [20.0, 900.0, 900.0, 900.0], [300.0, 300.0, 999.0, 999.0]):
+            family.call(transformer, view, timestep=torch.tensor([noise]), enable_diffusion_forcing=True)
+    assert run.report().sparse_calls == 4
+    assert run.report().dense_reasons == {"frames are at different steps, as in asynchronous diffusion forcing": 2}
 
 
 @torch.no_grad()

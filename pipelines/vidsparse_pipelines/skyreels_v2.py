@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from vidsparse.grid import VideoGrid
 from vidsparse_pipelines.base import Noise
 from vidsparse_pipelines.wan import WanAdapter
+
+CONDITION = 100  # the most noise, of 1000, of a frame that is given; pipelines warn above 60
 
 
 class SkyReelsV2Adapter(WanAdapter):
     """Self-attention (`attn1`) of each block: its modules, layout and processor are those of Wan.
 
-    Diffusion forcing gives each frame a timestep; the noisiest counts. Its autoregressive mode (`num_frame_per_block`
-    above 1) masks attention by blocks of frames, and so runs dense.
+    Diffusion forcing gives each frame a timestep; the noisiest counts. Where the others are not those of given frames
+    (`ar_step` above 0), a call is no step of a schedule, and runs dense. So does the autoregressive mode
+    (`num_frame_per_block` above 1), which masks attention by blocks of frames.
     """
 
     family = "SkyReels-V2"
     tasks = "text and image to video, synchronous diffusion forcing"
+
+    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
+        noise = torch.as_tensor(call["timestep"])
+        if noise.ndim == 2 and bool(((noise > CONDITION) & (noise < noise.max())).any()):
+            raise NotImplementedError("frames are at different steps, as in asynchronous diffusion forcing")
+        return super().grid(transformer, call)
 
     def example(
         self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
