@@ -167,6 +167,9 @@ def sparsify(
         print(run.report())
         run.restore()
 
+    It trains too. With gradient checkpointing each forward pass needs its backward before the next forward: what is
+    computed again takes noise level and grid from the last call, and so the map.
+
     Args:
         pipe_or_transformer: a diffusers pipeline (its `transformer`, and `transformer_2` or `transformer_ref` where it
             has one) or a transformer of a supported class.
