@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vidsparse
 from vidsparse.finetune.objective import Example, flow_loss
+from vidsparse.replacing import replacing
 from vidsparse.shapes import model
 
 RESULTS = Path(__file__).parent / "results"
@@ -89,7 +90,8 @@ def main() -> None:
                 ratios = [d / s for d, s in zip(seconds["dense"], seconds[name], strict=True)]
                 rows[name]["speedup"] = round(statistics.median(ratios), 2)
             # After each step: a run that is cut short leaves what it found.
-            path.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
     print(json.dumps(rows, indent=1))
 
 

@@ -32,6 +32,7 @@ from vidsparse.block_map import BlockMap
 from vidsparse.grid import Tile, VideoGrid
 from vidsparse.patterns import Radial
 from vidsparse.profile import dense_attention, inputs, seconds
+from vidsparse.replacing import replacing
 from vidsparse_kernels.pooling import pooled_scores
 from vidsparse_kernels.select import Rule, forced_tiles, select_tiles
 from vidsparse_kernels.tiles import tile_tokens
@@ -314,7 +315,8 @@ def main() -> None:
 
     def save() -> None:
         results["seconds"] = round(time.time() - started)
-        stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+        with replacing(stem.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(results, indent=1) + "\n")
 
     results["errors"] = check_small()
     save()

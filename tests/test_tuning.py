@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+
+from vidsparse import BlockMap, VideoGrid, profile
 
 pytest.importorskip("triton")
 from vidsparse_kernels import block_sparse, launch, tuning
@@ -42,6 +46,34 @@ def test_a_step_halves_the_first_axes() -> None:
     assert launch.step_box((2, 8, 8), 16) == (1, 2, 8)
     assert launch.step_box((1, 8, 8), 128) == (1, 8, 8)
     assert launch.step_box((32, 2, 2), 64) == (16, 2, 2)
+
+
+@pytest.mark.parametrize("kernel", tuning.KERNELS)
+def test_launches_that_fail_or_give_other_numbers_are_left_out(
+    kernel: tuning.Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, values in (("STEPS", (16, 32, 64, 128)), ("WARPS", (4,)), ("STAGES", (1,))):
+        monkeypatch.setattr(profile, name, values)
+    right, launches = launch.Launch.run, []
+
+    def faulty(self: launch.Launch, run: Any, blocks: int, options: dict[str, int], **arguments: Any) -> None:
+        config = tuning._TRIED.get(kernel)
+        launches.append(config)
+        if config is not None and config.step == 16:
+            raise RuntimeError("PassManager::run failed")
+        right(self, run, blocks, options, **arguments)
+        if config is not None and config.step == 32:
+            for name in ("out", "grad_query", "grad_key"):
+                if name in arguments:
+                    arguments[name].fill_(float("nan"))
+
+    monkeypatch.setattr(launch.Launch, "run", faulty)
+    grid = VideoGrid(1, 8, 16)
+    block_map = BlockMap.from_dense(torch.ones(2, 2, dtype=torch.bool), grid, (1, 8, 8))
+    tensors = profile.inputs(grid.tokens, 1, 32, torch.float32, torch.device(DEVICE))
+    found = dict(profile.tune(tensors, block_map, kernel))
+    assert [config.step for config in found] == [64] and all(took > 0 for took in found.values())
+    assert {config.step for config in launches if config is not None} == {16, 32, 64}
 
 
 def test_what_does_not_fit_a_chip_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

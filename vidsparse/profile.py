@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -150,14 +149,16 @@ def tune(tensors: list[torch.Tensor], block_map: BlockMap, kernel: str) -> Itera
         return torch.autograd.grad(out, leaves, out, retain_graph=True)
 
     out = attend()
-    run: Callable[[], Any] = attend if kernel == "forward" else differentiate
+    run: Callable[[], tuple[torch.Tensor, ...]] = (lambda: (attend(),)) if kernel == "forward" else differentiate
     expected = run()
     walked = math.prod(block_map.query_tile if kernel == "key_gradient" else block_map.key_tile)
     for step, warps, stages in product([step for step in STEPS if step <= walked], WARPS, STAGES):
         config = Config(step, warps, stages)
         try:
             with trying(kernel, config):
-                torch.testing.assert_close(run(), expected, rtol=0.05, atol=0.01)
+                # Values of such attention are small: what counts is the error beside them.
+                if not all((x - y).norm() <= 0.02 * y.norm() for x, y in zip(run(), expected, strict=True)):
+                    continue
                 took = seconds(run, device)
         except torch.AcceleratorError:
             raise  # nothing runs after it
