@@ -13,33 +13,39 @@ import argparse
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import get_args
 
 import triton
-from aot import Build, needs
+from aot import TILES, Build, needs
 from cycle_model import dense
 from cycle_model.hopper import programs
 from cycle_model.machine_code import disassemble, main_loop
 from cycle_model.simulate import simulate
 
 from vidsparse.replacing import replacing
-from vidsparse_kernels.tuning import TABLE, Config, Kernel
+from vidsparse_kernels.launch import HEADS
+from vidsparse_kernels.tuning import KERNELS, TABLE, Config
 
 CHIP, ITEMSIZE = 90, 2
 PRODUCTS = {"forward": 2, "query_gradient": 3, "key_gradient": 4}  # of queries x keys x head_dim in a step
 MULTIPLY_ADDS = 2048  # of a multiprocessor in a cycle, with operands of 2 bytes
 PAIR = 128 * 128
-# Tutorial 06, fp16, 4 x 32 heads, 16,384 tokens, H100: 487 TFLOP/s without specialised warps (facebookexperimental/triton
-# pull request 205), of 989 that the chip's data sheet says.
+# Triton's tutorial 06, fp16, 4 x 32 heads, 16,384 tokens, an H100, no specialised warps: 487 TFLOP/s (pull request 205
+# of facebookexperimental/triton), of 989 in the chip's data sheet.
 PUBLISHED = 487 / 989
-# What could be twice as fast: the loop's time depends most on what it is limited by.
+# What could be twice as fast: the loop's time depends most on what limits it.
 RESOURCES = {
-    **{"matrix": "matrix unit", "special": "exponentials", "alu": "integers and comparisons", "fma": "float32"},
-    **{"memory": "loads and shuffles", "uniform": "uniform unit", "issue": "issue slots", "barriers": "barriers"},
+    "matrix": "matrix unit",
+    "special": "exponentials",
+    "alu": "integers and comparisons",
+    "fma": "float32",
+    "memory": "loads and shuffles",
+    "uniform": "uniform unit",
+    "issue": "issue slots",
+    "barriers": "barriers",
 }
 HEADINGS = (
     *("kernel", "head_dim", "tile held", "launch", "registers", "stack", "shared memory", "programs", "instructions"),
-    *("cycles per 128 x 128", "share", "bytes a cycle", "shorter if twice as fast"),
+    *("cycles per 128 x 128", "share", "in turn", "bytes a cycle", "shorter if twice as fast"),
 )
 
 
@@ -51,7 +57,7 @@ class Modelled:
         registers: of a thread. stack: bytes of a thread. shared: bytes of shared memory of a program.
         programs: on a multiprocessor at once. instructions: of the loop.
         cycles: of a multiprocessor for 128 x 128 pairs of a query and a key.
-        share: of them that the matrix unit would take at its full rate.
+        share: of them that the matrix unit would take at its full rate. share_in_turn: the same if warps take turns.
         bytes: that a multiprocessor reads in a cycle from the second-level cache.
         limits: what shortens the loop by which part if it is twice as fast; the two that do most.
     """
@@ -63,6 +69,7 @@ class Modelled:
     instructions: int
     cycles: float
     share: float
+    share_in_turn: float
     bytes: float
     limits: tuple[tuple[str, float], ...]
 
@@ -71,7 +78,13 @@ class Modelled:
         """As they stand in the table, from `registers` on."""
         limits = ", ".join(f"{RESOURCES[name]} {part:.0%}" for name, part in self.limits if part >= 0.03)
         counts = self.registers, self.stack, self.shared, self.programs, self.instructions, round(self.cycles)
-        return *map(str, counts), f"{self.share:.2f}", f"{self.bytes:.0f}", limits or "nothing by 3 %"
+        return (
+            *map(str, counts),
+            f"{self.share:.2f}",
+            f"{self.share_in_turn:.2f}",
+            f"{self.bytes:.0f}",
+            limits or "nothing by 3 %",
+        )
 
 
 def model(build: Build) -> Modelled:
@@ -89,9 +102,11 @@ def model(build: Build) -> Modelled:
         raise ValueError(f"{build} needs {needed.registers} registers and {needed.shared} bytes: it fits no chip")
     loop = main_loop(disassemble(build.compile().asm["cubin"]))
     groups, step = config.warps // 4, min(config.step, build.held)
-    cycles = simulate(loop, resident, groups).cycles
-    limits = {name: 1 - simulate(loop, resident, groups, faster=name).cycles / cycles for name in RESOURCES}
+    cycles = simulate(loop, resident, groups)
+    in_turn = simulate(loop, resident, groups, turns=True)
+    limits = {name: 1 - simulate(loop, resident, groups, faster=name) / cycles for name in RESOURCES}
     of_step = cycles / resident  # of the multiprocessor, for one step of one program
+    share = PRODUCTS[build.kernel] * build.held * step * build.head_dim / MULTIPLY_ADDS / of_step
     return Modelled(
         needed.registers,
         needed.stack,
@@ -99,7 +114,8 @@ def model(build: Build) -> Modelled:
         resident,
         len(loop),
         of_step * PAIR / (build.held * step),
-        PRODUCTS[build.kernel] * build.held * step * build.head_dim / MULTIPLY_ADDS / of_step,
+        share,
+        share * cycles / in_turn,
         2 * step * build.head_dim * ITEMSIZE / of_step,
         tuple(sorted(limits.items(), key=lambda limit: -limit[1])[:2]),
     )
@@ -109,7 +125,7 @@ def dense_share() -> float:
     """The share of the dense loop whose speed is published: the model's calibration."""
     loop = main_loop(disassemble(dense.compile_dense(CHIP).asm["cubin"]))
     ideal = 2 * dense.ROWS * dense.KEYS * dense.CHANNELS / MULTIPLY_ADDS
-    return ideal / simulate(loop, 1, dense.WARPS // 4).cycles
+    return ideal / simulate(loop, 1, dense.WARPS // 4)
 
 
 def parse(text: str) -> Build:
@@ -119,14 +135,14 @@ def parse(text: str) -> Build:
         argparse.ArgumentTypeError: what is not one.
     """
     try:
-        kernel, head_dim, held, launch = text.split(",")
-        config = Config(*map(int, launch.split("/")))
-        if kernel not in get_args(Kernel) or int(held) not in (64, 128):
-            raise ValueError
-        return Build(CHIP, kernel, ITEMSIZE, int(head_dim), int(held), config)
+        name, head_dim, held, launch = text.split(",")
+        (kernel,) = (kernel for kernel in KERNELS if kernel == name)
+        if int(head_dim) not in HEADS or int(held) not in TILES:
+            raise ValueError(f"head_dim is one of {list(HEADS)}, the tile held one of {list(TILES)}")
+        return Build(CHIP, kernel, ITEMSIZE, int(head_dim), int(held), Config(*map(int, launch.split("/"))))
     except (TypeError, ValueError) as error:
-        form = f"{'|'.join(get_args(Kernel))},head_dim,64|128,step/warps/stages"
-        raise argparse.ArgumentTypeError(f"{text!r} is not {form}") from error
+        form = f"{'|'.join(KERNELS)},head_dim,tile held,step/warps/stages"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {form} ({error})") from error
 
 
 def line(build: Build, found: Modelled) -> tuple[str, ...]:
@@ -140,21 +156,23 @@ def table(lines: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEADINGS, ("---",) * len(HEADINGS), *lines))
 
 
-def text(share: float, lines: list[tuple[str, ...]]) -> str:
-    """The whole file."""
-    return (
-        f"# Main loops on sm_90 under a cycle model, compiled with Triton {triton.__version__}\n\n"
-        "Made by `python benchmarks/model.py`, without a GPU: it ranks launches of one kernel, and is no measurement. The "
-        "loop over whole tiles of the build of `aot.md` (ragged grid, text before and after, bfloat16), issued in order "
-        "by the warps of one quarter of a multiprocessor, with the stalls and scoreboards that the compiler wrote; boxes "
-        "always come in time. `share`: of the cycles, what the matrix unit would take at its full rate. "
-        f"Calibration: the dense loop of Triton's tutorial has a share of {share:.2f} here and {PUBLISHED:.2f} of the data "
-        f"sheet's peak in print, so shares times {PUBLISHED / share:.2f} are on that scale. Between variants the model errs "
-        "by 10 % in either direction; what is closer than that is a tie. `bytes a cycle`: what a multiprocessor reads of "
-        "keys and values (queries and their gradients for dK and dV); above some 25 the second-level cache is likely to "
-        "be the limit, which the model does not see.\n\n"
-        f"{table(lines)}\n"
-    )
+INTRODUCTION = """# Main loops on sm_90 under a cycle model, compiled with Triton {triton}
+
+Made by `python benchmarks/model.py`, without a GPU: it ranks launches of one kernel, and measures nothing. What runs is
+the loop over whole tiles of the build of `aot.md` (ragged grid, text before and after, bfloat16), in the warps of one
+quarter of a multiprocessor, in order, with the stalls and scoreboards that the compiler wrote; boxes come in time.
+
+* `cycles per 128 x 128`: of a multiprocessor, for as many pairs of a query and a key.
+* `share`: of these cycles, those that the matrix unit would take at its full rate. Calibration: the dense loop of
+  Triton's tutorial has {share:.2f} here and {published:.2f} of the data sheet's peak in print, so shares times
+  {factor:.2f} are on that scale. Between variants the model errs by 10 % in either direction; what is closer is a tie.
+* `in turn`: the share if warps that could issue took turns, where the model lets the last one go on: how much hangs on
+  what is not known of the scheduler.
+* `bytes a cycle`: what a multiprocessor reads of keys and values (for dK and dV of queries and gradients). Above some
+  25 the second-level cache is likely to be the limit, which the model does not see.
+* `shorter if twice as fast`: by how much the loop would be shorter if this were, the two that do most.
+
+"""
 
 
 def main() -> None:
@@ -176,7 +194,9 @@ def main() -> None:
     print(table(lines))
     if not arguments.config:
         with replacing(arguments.out) as temporary:
-            temporary.write_text(text(dense_share(), lines))
+            share = dense_share()
+            numbers = dict(triton=triton.__version__, share=share, published=PUBLISHED, factor=PUBLISHED / share)
+            temporary.write_text(f"{INTRODUCTION.format(**numbers)}{table(lines)}\n")
 
 
 if __name__ == "__main__":

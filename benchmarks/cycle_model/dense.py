@@ -35,7 +35,7 @@ def dense_kernel(query, key, value, out, tokens, scale, ROWS: tl.constexpr, KEYS
 def compile_dense(capability: int) -> Any:
     """Compile it for a chip, in bfloat16."""
     constants = {"ROWS": ROWS, "KEYS": KEYS, "CHANNELS": CHANNELS}
-    signature = {name: f"tensordesc<bf16[{ROWS},{CHANNELS}]>" for name in ("query", "key", "value", "out")}
+    signature = dict.fromkeys(("query", "key", "value", "out"), f"tensordesc<bf16[{ROWS},{CHANNELS}]>")
     signature |= {"tokens": "i32", "scale": "fp32"} | dict.fromkeys(constants, "constexpr")
     source = ASTSource(dense_kernel, {name: signature[name] for name in dense_kernel.arg_names}, constexprs=constants)
     options = {"num_warps": WARPS, "num_stages": STAGES, "enable_fp_fusion": True}

@@ -1,9 +1,9 @@
 """What an instruction costs on a quarter of a Hopper multiprocessor (sm_90): its unit, for how long, and its latency.
 
 A quarter issues one instruction a cycle, of any of its warps. NVIDIA publishes the rates (CUDA C++ Programming Guide,
-throughput of native arithmetic instructions; tensor cores: H100 white paper); latencies are what was measured by others
-on chips of this and the generation before, rounded. They count only where an instruction sets a scoreboard: what has a fixed
-latency has it in the stall counts of the machine code.
+throughput of native arithmetic instructions; tensor cores: H100 white paper); latencies are rounded, of this generation
+and the one before. They count only where an instruction sets a scoreboard: the others are in the stall counts of the
+machine code.
 """
 
 from __future__ import annotations
@@ -48,10 +48,8 @@ UNITS: dict[str, tuple[float, tuple[str, ...]]] = {
     ),
 }
 UNIT_OF = {name: (unit, cycles) for unit, (cycles, names) in UNITS.items() for name in names}
-LATENCY = {
-    **{"MUFU": 22, "I2F": 22, "F2I": 22, "R2UR": 12, "VOTEU": 12, "ELECT": 12, "S2R": 20, "S2UR": 20, "ULDC": 10},
-    **{"LDC": 30, "SHFL": 24, "LDS": 28, "LDSM": 33, "LDL": 40, "LDGSTS": 20, "SYNCS": 20, "LDG": 600},
-}
+LATENCY = dict(MUFU=22, I2F=22, F2I=22, R2UR=12, VOTEU=12, ELECT=12, S2R=20, S2UR=20, ULDC=10, LDC=30)
+LATENCY |= dict(SHFL=24, LDS=28, LDSM=33, LDL=40, LDGSTS=20, SYNCS=20, LDG=600)
 OTHER_LATENCY, OPERANDS_READ, MATRIX_LATENCY, MATRIX_START, BARRIER = 25, 12, 20, 8, 25
 SHARED_BYTES = 128  # a cycle, of the whole multiprocessor
 # mma.sync does not reach what wgmma does: 63 % (Luo et al. 2024, arXiv 2402.13499).

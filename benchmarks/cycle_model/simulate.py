@@ -6,6 +6,7 @@ them are no part of it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -15,16 +16,6 @@ from cycle_model.machine_code import Instruction
 
 APART = 137  # cycles from the start of one program to that of the next
 MOST = 10_000_000  # cycles, after which warps wait for each other
-
-
-@dataclass(frozen=True)
-class Simulated:
-    """Attributes:
-    cycles: of one pass of all warps through the loop. busy: the share of them that each unit works.
-    """
-
-    cycles: float
-    busy: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -38,7 +29,6 @@ class _Step:
     sets: int | None
     reads: int | None
     waits: tuple[int, ...]
-    product: bool
     commits: bool  # products up to here are one group to wait for
     allowed: int | None  # groups of products that may be under way when it issues
     barrier: bool  # waits for all warps of the program
@@ -59,7 +49,6 @@ def _step(instruction: Instruction, faster: str | None) -> _Step:
         sets=instruction.sets,
         reads=instruction.reads,
         waits=instruction.waits,
-        product=needs.unit == "matrix",
         commits=needs.unit == "matrix" and "gsb0" in instruction.operands,
         allowed=int(waited[1], 0) if instruction.operation.startswith("WARPGROUP.DEPBAR") and waited else None,
         barrier=barrier and not own and faster != "barriers",
@@ -68,97 +57,102 @@ def _step(instruction: Instruction, faster: str | None) -> _Step:
 
 
 class _Warp:
-    def __init__(self, program: int, start: int) -> None:
+    def __init__(self, number: int, program: int) -> None:
         self.program = program
-        self.at = self.rounds = self.barriers = 0
-        self.ready = float(start)
+        self.at = self.barriers = self.passes = 0
+        self.issued, self.ready = -1.0, float(program * APART + 3 * number)
         self.arrived: float | None = None  # at a barrier of its own group
         self.free = [0.0] * 6  # when each scoreboard is
-        self.products_end = 0.0
         self.groups: list[float] = []  # ends of groups of products
-        self.ends: list[float] = []  # of each round
+
+
+class _Quarter:
+    def __init__(self, steps: list[_Step], programs: int, groups: int) -> None:
+        self.steps, self.group_count = steps, groups
+        self.warps = [_Warp(w, w // groups) for w in range(programs * groups)]
+        self.free: dict[str, float] = defaultdict(float)  # when each unit takes the next instruction
+        # Of a program and the number of a barrier: how many groups are there, and when the last one came.
+        self.arrived: dict[tuple[int, int], list[float]] = defaultdict(list)
+
+    def able(self, warp: _Warp, now: float) -> bool:
+        """Whether the warp can issue; if it knows until when it cannot, it is not asked before."""
+        if warp.ready > now:
+            return False
+        step = self.steps[warp.at]
+        until = max((warp.free[k] for k in step.waits), default=0.0)
+        if step.allowed is not None and len(warp.groups) > step.allowed:
+            until = max(until, warp.groups[-step.allowed - 1])
+        if step.barrier or step.own_barrier:
+            here = self.arrived[warp.program, warp.barriers]
+            if warp.arrived is None:
+                warp.arrived = now
+                here.append(now)
+            if step.barrier and len(here) < self.group_count:
+                return False
+            until = max(until, BARRIER + (here[-1] if step.barrier else warp.arrived))
+        if step.unit not in ("none", "matrix"):  # products queue up
+            until = max(until, self.free[step.unit])
+        warp.ready = max(warp.ready, until)
+        return until <= now
+
+    def issue(self, warp: _Warp, now: float) -> None:
+        step = self.steps[warp.at]
+        if step.unit == "matrix":
+            self.free["matrix"] = max(self.free["matrix"], now + MATRIX_START) + step.cycles
+            if step.commits:
+                warp.groups = [*warp.groups[-3:], self.free["matrix"] + MATRIX_LATENCY]
+        else:
+            self.free[step.unit] = now + step.cycles
+        if step.sets is not None:
+            warp.free[step.sets] = max(warp.free[step.sets], now + step.latency)
+        if step.reads is not None:
+            warp.free[step.reads] = max(warp.free[step.reads], now + OPERANDS_READ)
+        warp.barriers += step.barrier or step.own_barrier
+        warp.arrived = None
+        warp.issued, warp.ready = now, now + step.stall
+        warp.at = (warp.at + 1) % len(self.steps)
+        warp.passes += warp.at == 0
 
 
 def simulate(
-    loop: list[Instruction], programs: int, groups: int, rounds: int = 14, faster: str | None = None
-) -> Simulated:
-    """Let `programs` of `groups` groups of four warps run a loop, until it takes the same time each round.
+    loop: list[Instruction],
+    programs: int,
+    groups: int,
+    rounds: int = 24,
+    faster: str | None = None,
+    turns: bool = False,
+) -> float:
+    """Cycles of one pass of all warps through a loop that runs for long.
 
     Args:
         loop: its instructions in order, branches not taken but the last.
         programs: that a multiprocessor holds. groups: of four warps, in each.
-        rounds: of the loop; the first third is not counted.
+        rounds: of the loop, of which the first third is not counted.
         faster: a unit that is twice as fast, "issue" for two instructions a cycle, or "barriers" for ones that wait
             for no other group: what the time depends on.
+        turns: whether warps that could issue take turns; else the one that issued last goes on, then the youngest, as
+            Huerta et al. 2025 (arXiv 2503.20481) found on the generation before.
 
     Raises:
         ValueError: an instruction that the model does not know.
         RuntimeError: warps that wait for each other for ever.
     """
-    steps = [_step(instruction, faster) for instruction in loop]
-    warps = [_Warp(w // groups, w // groups * APART + 3 * w) for w in range(programs * groups)]
-    free: dict[str, float] = defaultdict(float)  # when each unit takes the next instruction
-    busy: dict[str, float] = defaultdict(float)
-    arrived: dict[tuple[int, int], dict[int, float]] = defaultdict(dict)  # program, number of barrier -> warp -> cycle
-    width = 2 if faster == "issue" else 1
-    now, matrix_free, last = 0.0, 0.0, 0
-    while min(warp.rounds for warp in warps) < rounds:
+    quarter = _Quarter([_step(instruction, faster) for instruction in loop], programs, groups)
+    warps, last, now, started = quarter.warps, quarter.warps[0], 0.0, None
+    width, first = 2 if faster == "issue" else 1, rounds // 3
+    while (passes := sum(warp.passes for warp in warps)) < rounds * len(warps):
+        if started is None and passes >= first * len(warps):
+            started = now, passes
         issued = 0
-        while issued < width:
-            able = []
-            for w, warp in enumerate(warps):
-                if warp.ready > now or warp.rounds >= rounds + 2:
-                    continue
-                step = steps[warp.at]
-                until = max((warp.free[k] for k in step.waits), default=0.0)
-                if step.allowed is not None and len(warp.groups) > step.allowed:
-                    until = max(until, warp.groups[-step.allowed - 1])
-                if step.barrier:
-                    here = arrived[warp.program, warp.barriers]
-                    here.setdefault(w, now)
-                    if len(here) < groups:
-                        continue
-                    until = max(until, max(here.values()) + BARRIER)
-                elif step.own_barrier:
-                    warp.arrived = now if warp.arrived is None else warp.arrived
-                    until = max(until, warp.arrived + BARRIER)
-                if step.unit not in ("none", "matrix"):
-                    until = max(until, free[step.unit])
-                if until > now:
-                    warp.ready = until
-                else:
-                    able.append(w)
-            if not able:
-                break
-            # The warp that issued last goes on, else the one that waits longest.
-            last = last if last in able else min(able, key=lambda w: warps[w].ready)
-            warp, step = warps[last], steps[warps[last].at]
-            if step.product:
-                matrix_free = max(matrix_free, now + MATRIX_START) + step.cycles
-                warp.products_end = matrix_free + MATRIX_LATENCY
-                if step.commits:
-                    warp.groups = [*warp.groups[-3:], warp.products_end]
-            free[step.unit] = now + step.cycles
-            busy[step.unit] += step.cycles
-            if step.sets is not None:
-                warp.free[step.sets] = max(warp.free[step.sets], now + step.latency)
-            if step.reads is not None:
-                warp.free[step.reads] = max(warp.free[step.reads], now + OPERANDS_READ)
-            warp.barriers += step.barrier
-            warp.arrived = None
-            warp.ready = now + step.stall
-            warp.at += 1
-            if warp.at == len(steps):
-                warp.at, warp.rounds = 0, warp.rounds + 1
-                warp.ends.append(now)
+        while issued < width and (able := [warp for warp in warps if quarter.able(warp, now)]):
+            if turns:
+                last = min(able, key=lambda warp: warp.issued)
+            elif last not in able:
+                last = able[-1]
+            quarter.issue(last, now)
             issued += 1
-        if issued:
-            now += 1
-        else:
-            now = min((w.ready for w in warps if w.ready > now and w.rounds < rounds + 2), default=float("inf"))
+        now = now + 1 if issued else min((warp.ready for warp in warps if warp.ready > now), default=math.inf)
         if now > MOST:
             raise RuntimeError("the warps wait for each other: a barrier that not every group of the program reaches")
-    first = rounds // 3
-    took = sum((w.ends[rounds - 1] - w.ends[first]) / (rounds - 1 - first) for w in warps) / len(warps)
-    passes = sum(w.rounds + w.at / len(steps) for w in warps) / len(warps)
-    return Simulated(took, {unit: total / passes / took for unit, total in busy.items() if unit != "none"})
+    assert started is not None
+    return (now - started[0]) * len(warps) / (passes - started[1])
