@@ -50,9 +50,11 @@ def both_passes(grid: VideoGrid, query_tile: Tile, key_tile: Tile, head_dim: int
     rows, columns = (math.prod(grid.tiles(tile)) for tile in (query_tile, key_tile))
     block_map = BlockMap.from_dense(torch.ones(rows, columns, dtype=torch.bool), grid, query_tile, key_tile)
     query, key, value, grad_out = torch.randn(4, batch, grid.tokens, heads, head_dim, dtype=torch.bfloat16).unbind()
-    call = launch.Launch(query, block_map.counts, block_map.indices, None, block_map.layout)
-    out, lse = forward(call, query, key, value, 0.1)
-    backward(call, grad_out, torch.zeros_like(lse), query, key, value, out, lse, 0.1)
+    lists = block_map.lists
+    call = launch.Launch(query, block_map.counts.shape, None, block_map.layout)
+    out, lse = forward(call, lists.keys(), query, key, value, 0.1)
+    columns = lists.columns(batch * heads)
+    backward(call, lists.keys(), columns, grad_out, torch.zeros_like(lse), query, key, value, out, lse, 0.1)
 
 
 if __name__ == "__main__":

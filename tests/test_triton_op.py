@@ -16,8 +16,10 @@ import vidsparse.attention
 from vidsparse import BlockMap, VideoGrid, sparse_attention
 
 pytest.importorskip("triton")
-from vidsparse_kernels import block_sparse, launch, lists, pooling_kernel, select_kernel, trial
+from vidsparse_kernels import block_sparse, columns, launch, lists, pooling_kernel, select_kernel, trial
+from vidsparse_kernels.lists import MapLists
 from vidsparse_kernels.select import Rule
+from vidsparse_kernels.tiles import Triple, place_bits, tile_counts
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.usefixtures("large_steps")
@@ -40,43 +42,74 @@ def results(tensors: list[torch.Tensor], block_map: BlockMap, impl: str = "trito
 # Lists
 
 
+@pytest.mark.parametrize("slots", [0, 1 / 8, 8])
 @pytest.mark.parametrize(("split", "programs"), [(0.3, 6), (1, 6), (4, 6), (0.3, 12_000)])
 def test_pieces_hold_every_pair_once_and_are_bounded(
-    split: float, programs: int, monkeypatch: pytest.MonkeyPatch
+    split: float, programs: int, slots: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lists, "SPLIT", split)
+    monkeypatch.setattr(columns, "SPLIT", split)
+    monkeypatch.setattr(columns, "SLOTS", slots)
     kept = torch.rand(2, 3, 40, 40) < 0.2
     kept[..., 0] = True  # a sink
     kept[..., 5] = False
     block_map = BlockMap.from_dense(kept, VideoGrid(1, 40, 64), (1, 8, 8))
-    work = lists.column_work(block_map.counts.to(DEVICE), block_map.indices.to(DEVICE), 40, programs)
-    assert (work.slot_count == 0) == (work.limit >= 40) == (programs > 6 or split == 4)
+    work = block_map.to(DEVICE).lists.columns(programs)
+    capacity = work.places.shape[1]
+    limit = columns.piece_limit(capacity, 40, programs)
+    most_slots = columns.slot_count(40, 40, capacity, limit)
+    assert most_slots <= 40 * slots
+    assert (most_slots == 0) == (limit >= 40 or slots == 0) == (programs > 6 or split == 4 or slots == 0)
     found = torch.zeros(6, 40, 40, dtype=torch.int32)
     for group in range(6):
         used = [piece for piece in work.pieces[group].tolist() if piece[0] >= 0]
         for column, part, begin, end, slot in used:
-            assert end - begin <= work.limit
-            queries = work.queries[group, begin:end].long().cpu()
+            assert end - begin <= limit or slots < 8
+            places = work.places[group, begin:end].long().cpu()
+            queries = (places >> 3) * 8 + places % 8  # 5 rows of 8 tiles
             assert (queries[1:] > queries[:-1]).all()
             found[group, queries, column] += 1
             first, number = work.slots[group, column].tolist()
             assert slot == (first + part if number else -1)
-        slots = [slot for *_, slot in used if slot >= 0]
-        assert slots == sorted(set(slots)) and len(slots) <= work.slot_count
+        taken = [slot for *_, slot in used if slot >= 0]
+        assert taken == sorted(set(taken)) and len(taken) <= most_slots
+        assert taken or most_slots < 8
     assert torch.equal(found, block_map.to_dense().flatten(0, 1).int())
 
 
+def test_slots_take_an_eighth_of_the_gradients_at_most() -> None:
+    tiles, listed, heads = 900, 90, 24  # 115,000 tokens at density 0.1
+    limit = columns.piece_limit(tiles * listed, tiles, heads)
+    slots = columns.slot_count(tiles, tiles, tiles * listed, limit)
+    assert 0 < 4 * slots <= tiles / 8  # a slot has two float32 sums for a tile, the gradients two 2-byte rows a token
+
+
 def test_whole_tiles_come_first_and_stay_in_order() -> None:
-    view, tile = (3, 9, 16), (2, 8, 8)
+    view, tile = (3, 9, 16), (2, 8, 8)  # 2 x 2 x 2 tiles: a place is the tile's number in binary
     counts = torch.tensor([[[8, 3, 0]]], dtype=torch.int32, device=DEVICE)
     listed = torch.tensor([[[[*range(8)], [1, 2, 5, 9, 9, 9, 9, 9], [9] * 8]]], dtype=torch.int32, device=DEVICE)
     whole, ordered = lists.whole_first(counts, listed, view, tile)
     assert whole.tolist() == [[[2, 1, 0]]]
     assert ordered[0, 0, 0].tolist() == [*range(8)] and ordered[0, 0, 1, :3].tolist() == [1, 2, 5]
-    reversed_view = (9, 3, 16)  # here the tiles of a frame are cut: 0 to 7 are whole in frames alone
-    whole, ordered = lists.whole_first(counts, listed, reversed_view, (2, 2, 8))
+    # 5 x 1 x 2 tiles, of which those of the last frame are cut: 0 to 7 are whole in frames alone.
+    whole, ordered = lists.whole_first(counts, listed, (9, 3, 16), (2, 2, 8))
     assert whole.tolist() == [[[4, 2, 0]]]
     assert ordered[0, 0, 0].tolist() == [0, 1, 4, 5, 2, 3, 6, 7] and ordered[0, 0, 1, :3].tolist() == [1, 5, 2]
+
+
+@pytest.mark.parametrize("view", [(1, 1, 300), (5, 13, 17), (1, 9, 8), (33, 3, 5)])
+@pytest.mark.parametrize("tile", [(1, 1, 128), (2, 8, 8), (32, 2, 2)])
+def test_a_place_says_where_a_tile_stands(view: Triple, tile: Triple) -> None:
+    row_bits, column_bits = place_bits(view, tile)
+    frames, rows, width = tile_counts(view, tile)
+    for number, entry in enumerate(columns.every_place(view, tile, torch.device("cpu")).tolist()):
+        place = entry >> row_bits + column_bits, entry >> column_bits & 2**row_bits - 1, entry & 2**column_bits - 1
+        assert place == (number // (rows * width), number // width % rows, number % width)
+    assert number == frames * rows * width - 1
+
+
+def test_a_video_of_too_many_tiles_is_refused() -> None:
+    with pytest.raises(ValueError, match="too many tiles of"):
+        place_bits((2**12, 2**14, 2**14), (1, 8, 8))
 
 
 # Gradients
@@ -86,13 +119,15 @@ def test_whole_tiles_come_first_and_stay_in_order() -> None:
 def test_gradients_of_divided_columns(split: float, monkeypatch: pytest.MonkeyPatch) -> None:
     block_map, tensors = CASE.block_map(), inputs()
     expected = results([x.double().cpu() for x in tensors], block_map, "reference")
-    monkeypatch.setattr(lists, "SPLIT", split)
+    monkeypatch.setattr(columns, "SPLIT", split)
+    monkeypatch.setattr(columns, "SLOTS", 4)
     for got, wanted in zip(results(tensors, block_map), expected, strict=True):
         torch.testing.assert_close(got.cpu(), wanted.to(got.dtype), rtol=1e-4, atol=1e-4)
 
 
 def test_two_runs_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lists, "SPLIT", 0.5)
+    monkeypatch.setattr(columns, "SPLIT", 0.5)
+    monkeypatch.setattr(columns, "SLOTS", 4)
     block_map, tensors = CASE.block_map(), inputs()
     for one, two in zip(results(tensors, block_map), results(tensors, block_map), strict=True):
         assert torch.equal(one, two)
@@ -132,7 +167,8 @@ def test_tensors_of_any_strides(layout: str, boxes: bool, monkeypatch: pytest.Mo
         strided = [x.as_strided(x.shape, (0, *x.stride()[1:])) for x in (q, k, v)]
     else:
         strided = [x.mT.contiguous().mT for x in (q, k, v)]
-    assert not any(launch.has_boxes(x, block_map.layout) for x in strided)
+    in_place = ("fused-projection", "heads-first")
+    assert all(launch.has_boxes(x, block_map.layout) == (layout in in_place) for x in strided)
     for got, wanted in zip(results(strided, block_map), results(tensors, block_map), strict=True):
         torch.testing.assert_close(got, wanted)
 
@@ -151,10 +187,9 @@ def test_offsets_beyond_32_bits() -> None:
 
 
 def test_more_valid_tokens_than_there_are_read_nothing_beyond() -> None:
-    block_map, tensors = CASE.block_map().to(DEVICE), inputs()
-    lists = block_map.counts, block_map.indices, block_map.layout
+    lists, tensors = CASE.block_map().to(DEVICE).lists, inputs()
     found = [
-        block_sparse.attention(*tensors, *lists, torch.tensor([number], device=DEVICE), 0.2)[0] for number in (5, 99)
+        block_sparse.attention(*tensors, lists, torch.tensor([number], device=DEVICE), 0.2)[0] for number in (5, 99)
     ]
     assert torch.equal(*found)
 
@@ -166,7 +201,7 @@ def operands() -> tuple[Any, ...]:
     block_map = CASE.block_map().to(DEVICE)
     valid = torch.tensor([4], dtype=torch.int32, device=DEVICE)
     geometry = [2, 9, 10], [1, 8, 8], [1, 8, 8], [0, 5]
-    return *inputs(), block_map.counts, block_map.indices, valid, *geometry, 0.2
+    return *inputs(), block_map.lists.keys().tensors, block_map.lists.columns(2).tensors, valid, *geometry, 0.2
 
 
 def test_the_operator_keeps_pytorchs_rules() -> None:
@@ -177,8 +212,7 @@ def test_it_compiles_into_one_graph() -> None:
     block_map, tensors = CASE.block_map().to(DEVICE), inputs()
 
     def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        layout = block_map.layout
-        return block_sparse.attention(q * 2, k, v, block_map.counts, block_map.indices, layout, None, 0.2)[0] * 3
+        return block_sparse.attention(q * 2, k, v, block_map.lists, None, 0.2)[0] * 3
 
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
     found = []
@@ -237,21 +271,27 @@ def test_what_the_kernels_do_not_take(case: Case, dtype: torch.dtype, message: s
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"scale": 0.0}, ValueError, "scale=0.0 must be positive"),
         ({"counts": torch.ones(1, 1, 8)}, TypeError, "counts must be int32"),
         ({"indices": torch.ones(1, 1, 8, 2, dtype=torch.int64)}, TypeError, "indices must be int32"),
         ({"counts": torch.ones(1, 8, dtype=torch.int32)}, ValueError, r"counts has shape \(1, 8\)"),
         ({"indices": torch.ones(1, 1, 7, 2, dtype=torch.int32)}, ValueError, r"indices has shape \(1, 1, 7, 2\)"),
+        ({"indices": torch.ones(1, 1, 2, 8, dtype=torch.int32).mT}, ValueError, r"strides \(16, 16, 1, 8\); contiguous"),
     ],
-    ids=["scale", "counts-dtype", "indices-dtype", "counts-rank", "indices-shape"],
+    ids=["counts-dtype", "indices-dtype", "counts-rank", "indices-shape", "indices-strides"],
 )
-def test_bad_lists(changes: dict[str, Any], error: type[Exception], message: str) -> None:
-    block_map = CASE.block_map().to(DEVICE)
-    arguments = {"counts": block_map.counts, "indices": block_map.indices, "layout": block_map.layout}
-    arguments |= {"extra_valid": None, "scale": 1.0, **changes}
-    arguments = {k: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for k, x in arguments.items()}
+def test_bad_lists(changes: dict[str, torch.Tensor], error: type[Exception], message: str) -> None:
+    block_map = CASE.block_map()
+    given = {"counts": block_map.counts, "indices": block_map.indices, **changes}
     with pytest.raises(error, match=message):
-        block_sparse.attention(*inputs(), **arguments)
+        MapLists(**given, layout=block_map.layout)
+
+
+def test_a_scale_that_is_not_positive_and_lists_that_are_elsewhere() -> None:
+    block_map = CASE.block_map()
+    with pytest.raises(ValueError, match=r"scale=0\.0 must be positive"):
+        block_sparse.attention(*inputs(), block_map.to(DEVICE).lists, None, 0.0)
+    with pytest.raises(TypeError, match="lists are on meta"):
+        block_sparse.attention(*inputs(), block_map.to(torch.device("meta")).lists, None, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -263,14 +303,34 @@ def test_bad_lists(changes: dict[str, Any], error: type[Exception], message: str
     ],
     ids=["outside", "twice", "too-many"],
 )
-def test_lists_are_looked_at_when_asked(
-    row: list[int], count: int, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lists_are_validated_when_asked(row: list[int], count: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDSPARSE_CHECK", "1")
     counts = torch.full((1, 1, 8), count, dtype=torch.int32, device=DEVICE)
-    indices = torch.tensor(row, dtype=torch.int32, device=DEVICE).expand(1, 1, 8, 2)
+    indices = torch.tensor(row, dtype=torch.int32, device=DEVICE).repeat(1, 1, 8, 1)
     with pytest.raises(ValueError, match=message):
-        block_sparse.attention(*inputs(), counts, indices, CASE.block_map().layout, None, 1.0)
+        block_sparse.attention(*inputs(), MapLists(counts, indices, CASE.block_map().layout), None, 1.0)
+
+
+def test_a_map_prepares_its_lists_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    block_map, tensors, made = CASE.block_map().to(DEVICE), inputs(), []
+    for module, name in ((lists, "_key_lists"), (columns, "_columns")):
+        right = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, name=name, right=right: made.append(name) or right(*a))
+    with torch.no_grad():
+        sparse_attention(*tensors, block_map, impl="triton")
+    assert made == ["_key_lists"]
+    first = results(tensors, block_map)
+    assert made == ["_key_lists", "_columns"]
+    for one, two in zip(first, results(tensors, block_map), strict=True):
+        assert torch.equal(one, two)
+    assert made == ["_key_lists", "_columns"]
+
+
+def test_nothing_is_kept_while_a_graph_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = CASE.block_map().to(DEVICE).lists
+    for provisional in (True, False):
+        monkeypatch.setattr(lists, "provisional", lambda answer=provisional: answer)
+        assert (found.keys() is found.keys()) == (found.columns(2) is found.columns(2)) == (not provisional)
 
 
 @pytest.mark.parametrize("kernels", ["attention", "tile_means", "select_tiles"])
@@ -284,7 +344,7 @@ def test_operators_launch_on_the_device_of_their_tensors(kernels: str, monkeypat
         pooling_kernel.tile_means(query, CASE.grid.view, (1, 8, 8), 0)
     else:
         select_kernel.select_tiles(torch.rand(1, 2, 3, 4, device=DEVICE), Rule("top_k", 2))
-    assert current == [query.device] * (2 if kernels == "attention" else 1)
+    assert current == [query.device] * (4 if kernels == "attention" else 1)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

@@ -16,14 +16,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.mark.parametrize(
-    ("capability", "family"), [(80, 80), (86, 89), (87, 80), (89, 89), (90, 90), (100, 100), (103, 100), (120, 89)]
+    ("capability", "family"), [(80, 80), (86, 89), (87, 80), (89, 89), (90, 90), (100, 100), (103, 100), (110, 89), (120, 89)]
 )
 def test_chips_belong_to_a_family(capability: int, family: int) -> None:
     assert tuning.family(capability) == family
 
 
 def test_every_call_finds_a_configuration() -> None:
-    for capability in (80, 86, 89, 90, 100, 103, 120, 150):
+    for capability in (80, 86, 89, 90, 100, 103, 110, 120, 150):
         for kernel in tuning.KERNELS:
             for itemsize in (2, 4):
                 for head_dim in launch.HEADS:

@@ -123,9 +123,8 @@ def sparse_attention(
     if chosen == "triton":
         from vidsparse_kernels import block_sparse
 
-        block_map = _on(block_map, query.device)
-        lists = block_map.counts, block_map.indices
-        out, lse = block_sparse.attention(query, key, value, *lists, block_map.layout, extra_valid, scale)
+        lists = _on(block_map, query.device).lists
+        out, lse = block_sparse.attention(query, key, value, lists, extra_valid, scale)
     elif chosen == "cpu":
         valid = [None] * len(query) if extra_valid is None else extra_valid.tolist()
         products = [_products_of(block_map, b % len(block_map.counts), count) for b, count in enumerate(valid)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -15,6 +15,8 @@ from vidsparse_kernels.tiles import TileLayout, tile_of_token
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
+
+    from vidsparse_kernels.lists import MapLists
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,7 @@ class BlockMap:
     key_tile: Tile
     counts: torch.Tensor
     indices: torch.Tensor
+    _lists: list[MapLists] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
     @torch.inference_mode(False)  # patterns keep their maps, for a later training too
@@ -124,6 +127,15 @@ class BlockMap:
     def token_mask(self, extra_valid: torch.Tensor | None = None) -> torch.Tensor:
         """The meaning of the map: bool [B|1, H|1, tokens, tokens], for small grids."""
         return token_mask(self.to_dense(), self.layout, extra_valid)
+
+    @property
+    def lists(self) -> MapLists:
+        """What Triton's kernels walk; what they prepare is kept with the map."""
+        if not self._lists:
+            from vidsparse_kernels.lists import MapLists  # Triton may be missing
+
+            self._lists.append(MapLists(self.counts.contiguous(), self.indices.contiguous(), self.layout))
+        return self._lists[0]
 
     @cached_property
     @torch.inference_mode(False)  # for a later training too

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 import torch
 
 from vidsparse_kernels.backward import backward
+from vidsparse_kernels.columns import Columns
 from vidsparse_kernels.forward import forward
 from vidsparse_kernels.launch import HEADS, Launch, capability, readable, unsupported_device
+from vidsparse_kernels.lists import KeyLists, MapLists
 from vidsparse_kernels.tiles import TileLayout, Triple, tile_counts
 from vidsparse_kernels.tuning import KERNELS, choose
 
@@ -44,13 +46,14 @@ def unsupported(query: torch.Tensor, query_tile: Triple, key_tile: Triple) -> st
     return None
 
 
-def check_lists(counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout) -> None:
-    """Look at every entry, which waits for the device: what VIDSPARSE_CHECK=1 asks for.
+def check_lists(lists: MapLists) -> None:
+    """Read every entry, which waits for the device: what VIDSPARSE_CHECK=1 asks for.
 
     Raises:
         ValueError: a count outside the lists, a tile outside the grid, or one that does not ascend.
     """
-    tiles = math.prod(tile_counts(layout.view, layout.key_tile))
+    counts, indices = lists.counts, lists.indices
+    tiles = math.prod(tile_counts(lists.layout.view, lists.layout.key_tile))
     width = indices.shape[-1]
     if not bool(((counts >= 0) & (counts <= width)).all()):
         raise ValueError(
@@ -71,15 +74,15 @@ def _layout(
     return TileLayout((a, b, c), (d, e, f), (g, h, i), *extra)
 
 
-# Schemas know tensors, numbers and lists of numbers: the layout travels in pieces, `extra` is [prefix, suffix].
+# Schemas know tensors, numbers and lists of numbers: lists and layout travel in pieces, `extra` is [prefix, suffix].
 # Triton launches on the current device, wherever the tensors are; the operators make theirs the current one.
 @torch.library.custom_op("vidsparse::block_sparse", mutates_args=())
 def _block_sparse(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    counts: torch.Tensor,
-    indices: torch.Tensor,
+    key_lists: Sequence[torch.Tensor],
+    columns: Sequence[torch.Tensor],
     extra_valid: torch.Tensor | None,
     view: Sequence[int],
     query_tile: Sequence[int],
@@ -87,15 +90,15 @@ def _block_sparse(
     extra: Sequence[int],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    lists, layout = KeyLists(*key_lists), _layout(view, query_tile, key_tile, extra)
     with torch.cuda.device_of(query):
-        layout = _layout(view, query_tile, key_tile, extra)
-        launch = Launch(query, counts, indices, extra_valid, layout)
+        launch = Launch(query, lists.counts.shape, extra_valid, layout)
         query, key, value = (readable(x, layout) for x in (query, key, value))
-        return forward(launch, query, key, value, scale)
+        return forward(launch, lists, query, key, value, scale)
 
 
 @_block_sparse.register_fake
-def _(query, key, value, counts, indices, extra_valid, view, query_tile, key_tile, extra, scale):
+def _(query, key, value, key_lists, columns, extra_valid, view, query_tile, key_tile, extra, scale):
     batch, tokens, heads, _ = query.shape
     return query.new_empty(query.shape), query.new_empty((batch, heads, tokens), dtype=torch.float32)
 
@@ -109,8 +112,8 @@ def _block_sparse_backward(
     value: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
-    counts: torch.Tensor,
-    indices: torch.Tensor,
+    key_lists: Sequence[torch.Tensor],
+    columns: Sequence[torch.Tensor],
     extra_valid: torch.Tensor | None,
     view: Sequence[int],
     query_tile: Sequence[int],
@@ -118,11 +121,12 @@ def _block_sparse_backward(
     extra: Sequence[int],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    lists, layout = KeyLists(*key_lists), _layout(view, query_tile, key_tile, extra)
     with torch.cuda.device_of(query):
-        layout = _layout(view, query_tile, key_tile, extra)
-        launch = Launch(query, counts, indices, extra_valid, layout)
+        launch = Launch(query, lists.counts.shape, extra_valid, layout)
         query, key, value, grad_out = (readable(x, layout) for x in (query, key, value, grad_out))
-        return backward(launch, grad_out, grad_lse.contiguous(), query, key, value, out, lse, scale)
+        tensors = grad_out, grad_lse.contiguous(), query, key, value, out, lse
+        return backward(launch, lists, Columns(*columns), *tensors, scale)
 
 
 @_block_sparse_backward.register_fake
@@ -131,17 +135,19 @@ def _(grad_out, grad_lse, query, key, value, *_):
 
 
 def _remember(ctx, inputs, output):
-    query, key, value, counts, indices, extra_valid, *rest = inputs
-    ctx.save_for_backward(query, key, value, *output, counts, indices, extra_valid)
-    ctx.rest = rest
+    query, key, value, key_lists, columns, extra_valid, *rest = inputs
+    ctx.save_for_backward(query, key, value, *output, extra_valid, *key_lists, *columns)
+    ctx.key_lists, ctx.rest = len(key_lists), rest
 
 
 def _differentiate(ctx, grad_out, grad_lse):
-    query, key, value, out, lse, *lists = ctx.saved_tensors
+    query, key, value, out, lse, extra_valid, *lists = ctx.saved_tensors
     grad_out = torch.zeros_like(out) if grad_out is None else grad_out
     grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
-    gradients = _block_sparse_backward(grad_out, grad_lse, query, key, value, out, lse, *lists, *ctx.rest)
-    return *gradients, *[None] * 8
+    key_lists, columns = lists[: ctx.key_lists], lists[ctx.key_lists :]
+    tensors = grad_out, grad_lse, query, key, value, out, lse
+    gradients = _block_sparse_backward(*tensors, key_lists, columns, extra_valid, *ctx.rest)
+    return *gradients, [None] * len(key_lists), [None] * len(columns), *[None] * 6
 
 
 _block_sparse.register_autograd(_differentiate, setup_context=_remember)
@@ -151,9 +157,7 @@ def attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    counts: torch.Tensor,
-    indices: torch.Tensor,
-    layout: TileLayout,
+    lists: MapLists,
     extra_valid: torch.Tensor | None,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,8 +165,9 @@ def attention(
 
     Args:
         query, key, value: [B, tokens, H, head_dim], any strides; float16, bfloat16, or float32 without TF32.
-        counts: int32 [B|1, H|1, query tiles]. indices: int32 [B|1, H|1, query tiles, W], ascending.
-        extra_valid: int32 [B], how many prefix and suffix tokens are real keys; None for all.
+        lists: of a map, on the device of the query; keep them for as long as the map, and they are prepared once.
+        extra_valid: int32 [B], how many prefix and suffix tokens are real keys; None for all. On the device of the
+            query if a CUDA graph is recorded.
         scale: positive factor on the logits.
 
     Returns:
@@ -170,36 +175,40 @@ def attention(
 
     Raises:
         NotImplementedError: a device, dtype, head_dim or tile that the kernels do not have.
-        ValueError, TypeError: lists of the wrong shape or dtype, a scale that is not positive; with VIDSPARSE_CHECK=1
-            in the environment also entries that are no tiles.
+        ValueError, TypeError: lists on another device, a scale that is not positive, `extra_valid` on a CPU while a
+            CUDA graph is recorded; with VIDSPARSE_CHECK=1 in the environment also entries that are no tiles.
     """
+    layout = lists.layout
     reason = unsupported(query, layout.query_tile, layout.key_tile)
     if reason is not None:
         raise NotImplementedError(f"impl='triton' {reason}; use impl='auto'")
     if not scale > 0:
         raise ValueError(f"scale={scale} must be positive for impl='triton'")
-    for name, x, rank in (("counts", counts, 3), ("indices", indices, 4)):
-        if x.dtype != torch.int32 or x.device != query.device:
-            raise TypeError(f"{name} must be int32 on {query.device}, got {x.dtype} on {x.device}")
-        if x.ndim != rank or x.shape[:3] != counts.shape:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; counts are [B|1, H|1, query tiles], indices [..., W]")
+    if lists.counts.device != query.device:
+        raise TypeError(f"the map's lists are on {lists.counts.device}, the query on {query.device}")
     if os.environ.get("VIDSPARSE_CHECK") == "1":
-        check_lists(counts, indices, layout)
+        check_lists(lists)
     if extra_valid is not None:
+        if query.is_cuda and not extra_valid.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
+            raise ValueError(
+                "extra_valid is on the CPU and cannot be copied while a CUDA graph is recorded: move it to "
+                f"{query.device} before"
+            )
         # A number that is too large would read beyond the sequence.
         extra_valid = extra_valid.to(device=query.device, dtype=torch.int32).clamp(0, layout.prefix + layout.suffix)
-    extra = [layout.prefix, layout.suffix]
-    tiles = list(layout.query_tile), list(layout.key_tile)
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    columns = lists.columns(query.shape[0] * query.shape[2]).tensors if differentiable else []
     result: tuple[torch.Tensor, torch.Tensor] = _block_sparse(
         query,
         key,
         value,
-        counts.contiguous(),
-        indices.contiguous(),
+        lists.keys().tensors,
+        columns,
         extra_valid,
         list(layout.view),
-        *tiles,
-        extra,
+        list(layout.query_tile),
+        list(layout.key_tile),
+        [layout.prefix, layout.suffix],
         scale,
     )
     return result

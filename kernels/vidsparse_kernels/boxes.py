@@ -1,7 +1,7 @@
 """How a kernel finds its tokens: boxes of the video grid where they stand, and the tokens before and after the video.
 
 A tile is read in steps: boxes of `STEP` sides that fill it, in raster order. Rows of a box that leave the grid are no
-tokens; whoever uses them masks them. A head's channels are read in `HEAD` = (64, 32) or (128, 0): two powers of two
+tokens; whoever uses them masks them. Lists of tiles hold each tile's place in the grid of tiles, packed into an int32. A head's channels are read in `HEAD` = (64, 32) or (128, 0): two powers of two
 that sum up to head_dim, so that 96 channels cost no more than 96. What holds channels is therefore a tuple of one or
 two tensors.
 """
@@ -19,12 +19,37 @@ def tile_count(view, TILE: tl.constexpr):
 
 
 @triton.jit
-def box_origin(number, step, view, TILE: tl.constexpr, STEP: tl.constexpr):
-    """First frame, row and column of a step of tile `number`."""
+def tile_place(number, view, TILE: tl.constexpr):
+    """Where tile `number` stands in the grid of tiles: (frame, row, column), in tiles."""
     rows, columns = tl.cdiv(view[1], TILE[1]), tl.cdiv(view[2], TILE[2])
-    f = number // (rows * columns) * TILE[0] + step // (TILE[1] // STEP[1] * (TILE[2] // STEP[2])) * STEP[0]
-    y = number // columns % rows * TILE[1] + step // (TILE[2] // STEP[2]) % (TILE[1] // STEP[1]) * STEP[1]
-    x = number % columns * TILE[2] + step % (TILE[2] // STEP[2]) * STEP[2]
+    return number // (rows * columns), number // columns % rows, number % columns
+
+
+@triton.jit
+def tile_number(place, view, TILE: tl.constexpr):
+    """The reverse of `tile_place`."""
+    return (place[0] * tl.cdiv(view[1], TILE[1]) + place[1]) * tl.cdiv(view[2], TILE[2]) + place[2]
+
+
+@triton.jit
+def pack(place, bits):
+    """A place as one int32: frame, row, column from the highest bits on; `bits` are those of a row and of a column."""
+    return (((place[0] << bits[0]) | place[1]) << bits[1]) | place[2]
+
+
+@triton.jit
+def unpack(entry, bits):
+    """The reverse of `pack`: shifts and masks, where finding a tile's place costs two divisions in every step."""
+    above = entry >> bits[1]
+    return above >> bits[0], above & ((1 << bits[0]) - 1), entry & ((1 << bits[1]) - 1)
+
+
+@triton.jit
+def box_origin(place, step, TILE: tl.constexpr, STEP: tl.constexpr):
+    """First frame, row and column of a step of the tile at `place`, in tokens."""
+    f = place[0] * TILE[0] + step // (TILE[1] // STEP[1] * (TILE[2] // STEP[2])) * STEP[0]
+    y = place[1] * TILE[1] + step // (TILE[2] // STEP[2]) % (TILE[1] // STEP[1]) * STEP[1]
+    x = place[2] * TILE[2] + step % (TILE[2] // STEP[2]) * STEP[2]
     return f, y, x
 
 
@@ -48,38 +73,32 @@ def extra_tokens(first, prefix, view, valid, ROWS: tl.constexpr):
 
 
 @triton.jit
-def query_row(
-    indices,
-    counts,
-    whole_counts,
-    every_tile,
-    first_row,
-    width,
-    view,
-    prefix,
-    extra,
-    QUERY_TILE: tl.constexpr,
-    KEY_TILE: tl.constexpr,
-):
-    """The queries of this program, in a grid of (blocks of extra queries + query tiles), and the key tiles they see.
+def held_tokens(tile, first_extra, view, prefix, extra, TILE: tl.constexpr):
+    """The tokens that a program holds: those of a tile, or of a block of extra ones where `tile` is negative.
 
-    Returns their positions, which of them are tokens, the list of tiles, its length, and how many, its first, are
-    whole. Extra queries, which see every tile, come first, for their rows are the longest.
+    Returns their positions, int32 [tokens of a tile], and which of them are tokens at all.
     """
-    ROWS: tl.constexpr = QUERY_TILE[0] * QUERY_TILE[1] * QUERY_TILE[2]
-    extra_blocks = tl.cdiv(extra, ROWS)
-    tile = tl.program_id(0) - extra_blocks
-    tokens, mine = box_tokens(box_origin(tile, 0, view, QUERY_TILE, QUERY_TILE), view, prefix, QUERY_TILE)
-    row = first_row + tile
-    listed = indices + row * width
+    place = tile_place(tile, view, TILE)
+    tokens, mine = box_tokens(box_origin(place, 0, TILE, TILE), view, prefix, TILE)
+    if tile < 0:
+        tokens, mine = extra_tokens(first_extra, prefix, view, extra, TILE[0] * TILE[1] * TILE[2])
+    return tokens, mine
+
+
+@triton.jit
+def key_list(places, counts, whole_counts, every_place, row, tile, list_width, view, KEY_TILE: tl.constexpr):
+    """The list of key tiles that query tile `tile` sees: where it starts, its length, how many, its first, are whole.
+
+    `tile` is negative for extra queries, which see every tile.
+    """
+    listed = places + row * list_width
     # Selected, not branched: Triton 3.5 fails on a loop that starts from what a branch gives.
     count = tl.where(tile >= 0, tl.load(counts + row, mask=tile >= 0, other=0), tile_count(view, KEY_TILE))
     every_whole = (view[0] // KEY_TILE[0]) * (view[1] // KEY_TILE[1]) * (view[2] // KEY_TILE[2])
     whole = tl.where(tile >= 0, tl.load(whole_counts + row, mask=tile >= 0, other=0), every_whole)
     if tile < 0:
-        listed = every_tile
-        tokens, mine = extra_tokens(tl.program_id(0) * ROWS, prefix, view, extra, ROWS)
-    return tokens, mine, listed, count, whole
+        listed = every_place
+    return listed, count, whole
 
 
 @triton.jit
@@ -114,18 +133,30 @@ def store_rows(pointer, tokens, stride, inside, x, HEAD: tl.constexpr):
 
 
 @triton.jit
-def load_box(boxes, batch, origin, column, BOX: tl.constexpr, HEAD: tl.constexpr):
+def box_start(batch, head, heads, strides, HEADS_FIRST: tl.constexpr):
+    """Where a head stands in the descriptors of its tensor: number of the video, and first channel.
+
+    Descriptors are [videos, frames, height, width, channels]: a video is a sample, with its heads side by side in the
+    channels, or, with HEADS_FIRST, a head of a sample.
+    """
+    if HEADS_FIRST:
+        return batch * heads + head, 0
+    else:
+        return batch, head * strides[2]
+
+
+@triton.jit
+def load_box(boxes, start, origin, BOX: tl.constexpr, HEAD: tl.constexpr):
     """One head's rows [tokens, head_dim] of a box, by the tensor memory accelerator; zero outside the grid.
 
-    `boxes` are descriptors of [batch, frames, height, width, heads * head_dim], one for each part of `HEAD`; `column`
-    is the head's first channel.
+    `boxes` are descriptors, one for each part of `HEAD`; `start` is what `box_start` gives.
     """
     ROWS: tl.constexpr = BOX[0] * BOX[1] * BOX[2]
     A: tl.constexpr = HEAD[0]
     B: tl.constexpr = HEAD[1]
-    a = boxes[0].load([batch, origin[0], origin[1], origin[2], column]).reshape(ROWS, A)
+    a = boxes[0].load([start[0], origin[0], origin[1], origin[2], start[1]]).reshape(ROWS, A)
     if B > 0:
-        return a, boxes[1].load([batch, origin[0], origin[1], origin[2], column + A]).reshape(ROWS, B)
+        return a, boxes[1].load([start[0], origin[0], origin[1], origin[2], start[1] + A]).reshape(ROWS, B)
     else:
         return (a,)
 

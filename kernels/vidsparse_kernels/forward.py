@@ -11,17 +11,23 @@ import triton.language as tl
 from vidsparse_kernels.boxes import (
     add_product,
     box_origin,
+    box_start,
     box_tokens,
     extra_tokens,
+    held_tokens,
     inner_products,
+    key_list,
     load_box,
     load_rows,
-    query_row,
     scale_rows,
     store_rows,
+    tile_count,
+    unpack,
     zeros,
 )
 from vidsparse_kernels.launch import SIZES, Launch, step_box, strides
+from vidsparse_kernels.lists import KeyLists
+from vidsparse_kernels.tiles import place_bits
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
@@ -55,17 +61,21 @@ def forward_kernel(
     lse,
     counts,
     whole_counts,
-    indices,
-    every_tile,
+    places,
+    every_place,
     extra_valid,
     query_strides,
     key_strides,
     value_strides,
     out_strides,
-    map_strides,
+    map_batch,
+    map_head,
+    list_width,
     frames,
     height,
     width,
+    row_bits,
+    column_bits,
     prefix,
     extra,
     heads,
@@ -77,13 +87,15 @@ def forward_kernel(
     EXTRA: tl.constexpr,
     RAGGED: tl.constexpr,
     TMA: tl.constexpr,
+    HEADS_FIRST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Grid (blocks of extra queries + query tiles, batch * heads).
+    """Grid (blocks of extra queries + query tiles, batch * heads); extra queries come first: their lists are the longest.
 
-    Strides of [batch, tokens, heads] in elements; those of the map in rows of `indices`, (batch, head, width).
+    Strides of [batch, tokens, heads] in elements; `map_batch` and `map_head` in heads of the map. HEADS_FIRST of the
+    descriptors of keys and of values.
     """
-    view = (frames, height, width)
+    view, bits = (frames, height, width), (row_bits, column_bits)
     ROWS: tl.constexpr = QUERY_TILE[0] * QUERY_TILE[1] * QUERY_TILE[2]
     KEYS: tl.constexpr = STEP[0] * STEP[1] * STEP[2]
     STEPS: tl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2] // KEYS
@@ -93,11 +105,14 @@ def forward_kernel(
     key += wide_batch * key_strides[0] + wide_head * key_strides[2]
     value += wide_batch * value_strides[0] + wide_head * value_strides[2]
     out += wide_batch * out_strides[0] + wide_head * out_strides[2]
-    column = head * (HEAD[0] + HEAD[1])
+    key_start = box_start(batch, head, heads, key_strides, HEADS_FIRST[0])
+    value_start = box_start(batch, head, heads, value_strides, HEADS_FIRST[1])
 
-    row = wide_batch * map_strides[0] + wide_head * map_strides[1]
-    tokens, mine, listed, count, whole = query_row(
-        indices, counts, whole_counts, every_tile, row, map_strides[2], view, prefix, extra, QUERY_TILE, KEY_TILE
+    tile = tl.program_id(0) - tl.cdiv(extra, ROWS)
+    row = (wide_batch * map_batch + wide_head * map_head) * tile_count(view, QUERY_TILE) + tile
+    tokens, mine = held_tokens(tile, tl.program_id(0) * ROWS, view, prefix, extra, QUERY_TILE)
+    listed, count, whole = key_list(
+        places, counts, whole_counts, every_place, row, tile, list_width, view, KEY_TILE
     )
 
     q = load_rows(query, tokens, query_strides[1], mine, HEAD)
@@ -105,22 +120,22 @@ def forward_kernel(
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
 
-    number = tl.load(listed, mask=count > 0, other=0)
+    entry = tl.load(listed, mask=count > 0, other=0)
     # Whole tiles first, without masks; then those at the border.
     for part in tl.static_range(2 if RAGGED else 1):
         for i in tl.range(whole * STEPS * part, (whole if part == 0 else count) * STEPS):
-            # The next number is read one step ahead: a load that waits for a load would cost the pipeline a stage.
+            # The next entry is read one step ahead: a load that waits for a load would cost the pipeline a stage.
             following = tl.load(listed + (i + 1) // STEPS, mask=i + 1 < count * STEPS, other=0)
-            origin = box_origin(number, i % STEPS, view, KEY_TILE, STEP)
+            origin = box_origin(unpack(entry, bits), i % STEPS, KEY_TILE, STEP)
             at, real = box_tokens(origin, view, prefix, STEP)
             if TMA:
-                k = load_box((key_boxes_a, key_boxes_b), batch, origin, column, STEP, HEAD)
-                v = load_box((value_boxes_a, value_boxes_b), batch, origin, column, STEP, HEAD)
+                k = load_box((key_boxes_a, key_boxes_b), key_start, origin, STEP, HEAD)
+                v = load_box((value_boxes_a, value_boxes_b), value_start, origin, STEP, HEAD)
             else:
                 k = load_rows(key, at, key_strides[1], None if part == 0 else real, HEAD)
                 v = load_rows(value, at, value_strides[1], None if part == 0 else real, HEAD)
             acc, top, total = attend(acc, top, total, q, k, v, real, scale, HEAD, part == 0, PRECISION)
-            number = following
+            entry = following
     if EXTRA:
         valid = tl.load(extra_valid + batch)
         for first in tl.range(0, valid, KEYS):
@@ -144,46 +159,49 @@ def forward_kernel(
 
 
 def forward(
-    launch: Launch, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    launch: Launch, lists: KeyLists, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Start the kernel: out [B, tokens, H, head_dim] contiguous, lse float32 [B, H, tokens]."""
     layout = launch.layout
     config = launch.config("forward", layout.query_tile)
     step = step_box(layout.key_tile, config.step)
-    key_a, key_b, value_a, value_b = launch.boxes(step, key, value)
+    key_boxes, value_boxes = launch.boxes(step, key), launch.boxes(step, value)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(query.shape[0], query.shape[2], query.shape[1], dtype=torch.float32, device=query.device)
-    extra_blocks = math.ceil(launch.extra / math.prod(layout.query_tile))
+    row_bits, column_bits = place_bits(layout.view, layout.key_tile)
     launch.run(
         forward_kernel,
-        extra_blocks + launch.query_tiles,
+        launch.query_blocks,
         config.options,
         query=query,
         key=key,
         value=value,
-        key_boxes_a=key_a,
-        key_boxes_b=key_b,
-        value_boxes_a=value_a,
-        value_boxes_b=value_b,
+        key_boxes_a=key_boxes.a,
+        key_boxes_b=key_boxes.b,
+        value_boxes_a=value_boxes.a,
+        value_boxes_b=value_boxes.b,
         out=out,
         lse=lse,
-        counts=launch.counts,
-        whole_counts=launch.whole_counts,
-        indices=launch.ordered,
-        every_tile=launch.every_key_tile,
+        counts=lists.counts,
+        whole_counts=lists.whole_counts,
+        places=lists.places,
+        every_place=lists.every_place,
         extra_valid=launch.valid,
         query_strides=strides(query),
         key_strides=strides(key),
         value_strides=strides(value),
         out_strides=strides(out),
-        map_strides=launch.map_strides,
+        list_width=lists.places.shape[-1],
+        row_bits=row_bits,
+        column_bits=column_bits,
         scale=scale * math.log2(math.e),
         QUERY_TILE=layout.query_tile,
         KEY_TILE=layout.key_tile,
         STEP=step,
         EXTRA=launch.extra > 0,
         RAGGED=launch.ragged,
-        TMA=key_a is not None,
+        TMA=key_boxes.a is not None,
+        HEADS_FIRST=(key_boxes.heads_first, value_boxes.heads_first),
         PRECISION="ieee",
     )
     return out, lse

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from vidsparse_kernels.lists import whole_first
 from vidsparse_kernels.tiles import TileLayout, Triple, tile_counts
 from vidsparse_kernels.tuning import Config, Kernel, choose
 
@@ -17,7 +16,10 @@ from vidsparse_kernels.tuning import Config, Kernel, choose
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 # Numbers that change with the size of the video: a kernel need not be compiled again for each.
-SIZES = ["frames", "height", "width", "prefix", "extra", "heads", "limit", "piece_count", "slot_count"]
+SIZES = [
+    *("frames", "height", "width", "prefix", "extra", "heads", "row_bits", "column_bits"),
+    *("map_batch", "map_head", "list_width", "limit", "piece_count", "slot_count", "parts", "columns"),
+]
 
 # head_dim in two powers of two: Triton has no other sizes, and 96 in 128 channels would cost a third more.
 HEADS = {32: (32, 0), 64: (64, 0), 96: (64, 32), 128: (128, 0)}
@@ -52,17 +54,25 @@ def step_box(tile: Triple, volume: int) -> Triple:
 def reads_boxes(device: torch.device) -> bool:
     """Whether a tensor memory accelerator brings the boxes that a program walks.
 
-    Compute capability 12 has the unit, but no matrix unit that reads what it wrote.
+    Compute capabilities 11 and 12 have it, but no matrix unit that reads what it wrote (Triton knows none for 11).
     """
-    return 90 <= capability(device) < 120
+    return 90 <= capability(device) < 110
+
+
+def heads_first(x: torch.Tensor) -> bool:
+    """Whether each head of x [B, tokens, H, head_dim] is a video of its own in memory, as in [B, H, tokens, head_dim]."""
+    batch, _, head, _ = x.stride()
+    apart = head >= x.shape[1] * x.shape[3] and x.shape[2] > 1
+    return apart and (x.shape[0] == 1 or batch == x.shape[2] * head)
 
 
 def has_boxes(x: torch.Tensor, layout: TileLayout) -> bool:
     """Whether alignment and strides of x [B, tokens, H, head_dim] suit the tensor memory accelerator."""
-    batch, token, head, _ = x.stride()
-    steps = batch * x.element_size(), token * x.element_size()
-    start = x.data_ptr() + layout.prefix * steps[1]
-    return head == x.shape[3] and start % 16 == 0 and all(n > 0 and n % 16 == 0 for n in steps)
+    batch, token, head, _ = (stride * x.element_size() for stride in x.stride())
+    steps = batch, token, head
+    side_by_side = 0 < (x.shape[2] - 1) * x.stride(2) + x.shape[3] <= x.stride(1)
+    aligned = (x.data_ptr() + layout.prefix * token) % 16 == 0 and all(n > 0 and n % 16 == 0 for n in steps)
+    return aligned and (side_by_side or heads_first(x))
 
 
 def readable(x: torch.Tensor, layout: TileLayout) -> torch.Tensor:
@@ -77,32 +87,33 @@ def strides(x: torch.Tensor) -> tuple[int, int, int]:
     return x.stride(0), x.stride(1), x.stride(2)
 
 
+class Boxes(NamedTuple):
+    """Descriptors of one tensor's videos, for the two parts of a head's channels; None without the accelerator.
+
+    `heads_first` is what `heads_first(x)` says, for `boxes.box_start`.
+    """
+
+    a: TensorDescriptor | None
+    b: TensorDescriptor | None
+    heads_first: bool
+
+
 class Launch:
     """One call's geometry, and the arguments that all its kernels share."""
 
-    def __init__(
-        self,
-        query: torch.Tensor,
-        counts: torch.Tensor,
-        indices: torch.Tensor,
-        extra_valid: torch.Tensor | None,
-        layout: TileLayout,
-    ):
+    def __init__(self, query: torch.Tensor, map_shape: torch.Size, extra_valid: torch.Tensor | None, layout: TileLayout):
         self.layout, self.shape, self.dtype, self.device = layout, query.shape, query.dtype, query.device
         self.extra = layout.prefix + layout.suffix
         self.query_tiles, self.key_tiles = (
             math.prod(tile_counts(layout.view, tile)) for tile in (layout.query_tile, layout.key_tile)
         )
         self.ragged = any(size % side for size, side in zip(layout.view, layout.key_tile, strict=True))
-        self.counts, self.indices = counts, indices
-        self.whole_counts, self.ordered = whole_first(counts, indices, layout.view, layout.key_tile)
-        samples, heads = counts.shape[:2]
-        # How far sample and head move the row of a map that they may share.
+        samples, heads = map_shape[:2]
+        # How far sample and head move the group of a map that they may share.
         self.groups = (heads if samples > 1 else 0, 1 if heads > 1 else 0)
         self.valid = extra_valid
         if extra_valid is None:
             self.valid = torch.full(self.shape[:1], self.extra, dtype=torch.int32, device=self.device)
-        self.every_key_tile = self._every_key_tile() if self.extra else self.ordered
 
     @property
     def head(self) -> tuple[int, int]:
@@ -115,32 +126,27 @@ class Launch:
         return self.shape[0] * self.shape[2]
 
     @property
-    def map_strides(self) -> tuple[int, int, int]:
-        """Rows from sample to sample and from head to head, and entries from row to row."""
-        return self.groups[0] * self.query_tiles, self.groups[1] * self.query_tiles, self.ordered.shape[-1]
+    def query_blocks(self) -> int:
+        """Programs that hold queries of one head: blocks of extra ones, and tiles."""
+        return math.ceil(self.extra / math.prod(self.layout.query_tile)) + self.query_tiles
 
-    def _every_key_tile(self) -> torch.Tensor:
-        """The list of a row that sees all tiles, whole ones first: that of prefix and suffix tokens."""
-        everything = torch.arange(self.key_tiles, dtype=torch.int32, device=self.device)
-        counts = torch.full((1,), self.key_tiles, dtype=torch.int32, device=self.device)
-        return whole_first(counts, everything[None], self.layout.view, self.layout.key_tile)[1]
+    def boxes(self, box: Triple, x: torch.Tensor) -> Boxes:
+        """Descriptors of a `readable` tensor, as [videos, frames, height, width, channels].
 
-    def boxes(self, box: Triple, *tensors: torch.Tensor) -> list[TensorDescriptor | None]:
-        """Two descriptors of each `readable` tensor, as [batch, frames, height, width, heads * head_dim]; or None.
-
-        The batch has an axis of its own, so a box that leaves a video never meets the next one.
+        Videos have an axis of their own, so a box that leaves one never meets the next.
         """
         if not reads_boxes(self.device):
-            return [None] * (len(self.head) * len(tensors))
-        shape = [self.shape[0], *self.layout.view, self.shape[2] * self.shape[3]]
+            return Boxes(None, None, False)
+        batch, token, head = strides(x)
         _, height, width = self.layout.view
-        made: list[TensorDescriptor | None] = []
-        for x in tensors:
-            batch, token, _ = strides(x)
-            steps = [batch, height * width * token, width * token, token, 1]
-            video = x[:, self.layout.prefix :]
-            made += [TensorDescriptor(video, shape, steps, [1, *box, part]) if part else None for part in self.head]
-        return made
+        samples, _, heads, head_dim = x.shape
+        apart = heads_first(x)
+        videos, channels = (samples * heads, head_dim) if apart else (samples, (heads - 1) * head + head_dim)
+        shape = [videos, *self.layout.view, channels]
+        steps = [head if apart else batch, height * width * token, width * token, token, 1]
+        video = x[:, self.layout.prefix :]
+        a, b = (TensorDescriptor(video, shape, steps, [1, *box, part]) if part else None for part in self.head)
+        return Boxes(a, b, apart)
 
     def config(self, kernel: Kernel, held: Triple) -> Config:
         """How to launch `kernel` when each program holds one tile of sides `held`."""
@@ -152,6 +158,7 @@ class Launch:
     def run(self, kernel: Any, blocks: int, options: dict[str, int], **arguments: Any) -> None:
         """Start `blocks` programs for each head of each sample."""
         frames, height, width = self.layout.view
+        map_batch, map_head = self.groups
         kernel[(blocks, self.programs)](
             **arguments,
             frames=frames,
@@ -160,6 +167,8 @@ class Launch:
             prefix=self.layout.prefix,
             extra=self.extra,
             heads=self.shape[2],
+            map_batch=map_batch,
+            map_head=map_head,
             HEAD=self.head,
             **options,
             enable_fp_fusion=True,

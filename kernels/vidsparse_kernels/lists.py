@@ -1,34 +1,50 @@
-"""What kernels do to lists of tiles, on the device, without waiting for it: order, transpose and divide them."""
+"""The lists of key tiles as kernels walk them: each tile as its packed place, whole tiles before those at the border.
+
+A map that stays the same from call to call keeps its lists (`MapLists`), for both directions.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 import triton
 import triton.language as tl
 
-from vidsparse_kernels.boxes import box_origin
-from vidsparse_kernels.tiles import Triple
-
-# A key tile is divided if its list of queries is longer than this many average ones, and than this part of all work:
-# shorter ones, even last, end with the others (sixteen to each of the 256 programs that run at once on a large GPU).
-SPLIT, SMALL = 4, 1 / 4096
+from vidsparse_kernels.boxes import box_origin, pack, tile_place
+from vidsparse_kernels.columns import Columns, transpose
+from vidsparse_kernels.tiles import TileLayout, Triple, place_bits, tile_counts
 
 
-@triton.jit
-def _whole_first_kernel(counts, indices, ordered, whole_counts, view, width, TILE: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["frames", "height", "width", "row_bits", "column_bits", "list_width"])
+def key_lists_kernel(
+    counts,
+    indices,
+    places,
+    whole_counts,
+    frames,
+    height,
+    width,
+    row_bits,
+    column_bits,
+    list_width,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Grid (rows of the map): one list, of at most BLOCK tiles."""
+    view = (frames, height, width)
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     listed = i < tl.load(counts + row)
-    number = tl.load(indices + row * width + i, mask=listed, other=0)
-    f, y, x = box_origin(number, 0, view, TILE, TILE)
-    whole = listed & (f + TILE[0] <= view[0]) & (y + TILE[1] <= view[1]) & (x + TILE[2] <= view[2])
+    place = tile_place(tl.load(indices + row * list_width + i, mask=listed, other=0), view, TILE)
+    f, y, x = box_origin(place, 0, TILE, TILE)
+    whole = listed & (f + TILE[0] <= frames) & (y + TILE[1] <= height) & (x + TILE[2] <= width)
     ragged = listed & (whole == 0)
     wholes = tl.sum(whole.to(tl.int32))
-    place = tl.where(whole, tl.cumsum(whole.to(tl.int32)), wholes + tl.cumsum(ragged.to(tl.int32))) - 1
-    tl.store(ordered + row * width + place, number, mask=listed)
+    position = tl.where(whole, tl.cumsum(whole.to(tl.int32)), wholes + tl.cumsum(ragged.to(tl.int32))) - 1
+    tl.store(places + row * list_width + position, pack(place, (row_bits, column_bits)), mask=listed)
     tl.store(whole_counts + row, wholes)
 
 
@@ -38,98 +54,121 @@ def whole_first(
     """Put the tiles that lie inside the grid before those that its border cuts, ascending among themselves.
 
     Args:
-        counts: int32 [..., rows]. indices: int32 [..., rows, W].
+        counts: int32 [..., rows]. indices: int32 [..., rows, W], numbers of tiles.
 
     Returns:
-        How many whole tiles each row has, int32 [..., rows], and the lists in their new order.
+        How many whole tiles each row has, int32 [..., rows], and the lists in their new order, of packed places.
     """
-    if all(size % side == 0 for size, side in zip(view, tile, strict=True)):
-        return counts, indices
-    whole_counts, ordered = torch.empty_like(counts), torch.empty_like(indices)
-    width = indices.shape[-1]
-    _whole_first_kernel[(counts.numel(),)](
-        counts, indices, ordered, whole_counts, view, width, tile, triton.next_power_of_2(width)
+    whole_counts, places = torch.empty_like(counts), torch.empty_like(indices)
+    list_width = indices.shape[-1]
+    key_lists_kernel[(counts.numel(),)](
+        counts,
+        indices,
+        places,
+        whole_counts,
+        *view,
+        *place_bits(view, tile),
+        list_width,
+        TILE=tile,
+        BLOCK=triton.next_power_of_2(list_width),
     )
-    return whole_counts, ordered
+    return whole_counts, places
 
 
-@triton.jit
-def _mark_kernel(counts, indices, kept, width, columns, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    i = tl.arange(0, BLOCK)
-    listed = i < tl.load(counts + row)
-    tl.store(kept + row * columns + tl.load(indices + row * width + i, mask=listed, other=0), 1, mask=listed)
+# An operator of its own, so that `torch.compile` keeps the launches out of its graphs.
+@torch.library.custom_op("vidsparse::key_lists", mutates_args=())
+def _key_lists(
+    counts: torch.Tensor, indices: torch.Tensor, view: Sequence[int], tile: Sequence[int], every: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    (a, b, c), (d, e, f) = view, tile
+    tiles = math.prod(tile_counts((a, b, c), (d, e, f))) if every else 0
+    # Kept with the map, also for a later training.
+    with torch.cuda.device_of(counts), torch.inference_mode(False):
+        all_tiles = torch.arange(tiles, device=counts.device, dtype=torch.int32)[None]
+        if every:
+            all_tiles = whole_first(all_tiles.new_full((1,), tiles), all_tiles, (a, b, c), (d, e, f))[1]
+        return *whole_first(counts, indices, (a, b, c), (d, e, f)), all_tiles[0]
 
 
-@triton.jit
-def _column_lists_kernel(kept, starts, listed, rows, columns, capacity, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    group = tl.program_id(1).to(tl.int64)
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    end = tl.load(starts + group * columns + column, mask=column < columns, other=0)
-    for first in tl.range(0, rows, ROWS):
-        row = first + tl.arange(0, ROWS)
-        real = (row < rows)[:, None] & (column < columns)[None, :]
-        at = (group * rows + row)[:, None] * columns + column[None, :]
-        seen = tl.load(kept + at, mask=real, other=0).to(tl.int32)
-        place = group * capacity + end[None, :] + tl.cumsum(seen, 0) - 1
-        tl.store(listed + place, tl.broadcast_to(row[:, None], [ROWS, COLUMNS]), mask=seen > 0)
-        end += tl.sum(seen, 0)
+@_key_lists.register_fake
+def _(counts, indices, view, tile, every):
+    tiles = math.prod(-(-size // side) for size, side in zip(view, tile, strict=True)) if every else 0
+    return torch.empty_like(counts), torch.empty_like(indices), counts.new_empty(tiles)
 
 
 @dataclass(frozen=True)
-class ColumnWork:
-    """The transposed lists, divided into pieces of work of bounded length.
-
-    A column is a key tile, its list the query tiles that see it, ascending. G = batch * heads of the map.
+class KeyLists:
+    """What the forward and the gradient of the queries walk.
 
     Attributes:
-        queries: int32 [G, capacity], list after list.
-        pieces: int32 [G, P, 5]: column, part of the column, begin and end in `queries`, and the slot in which the piece
-            leaves its sums; -1 where it is the column's only piece. Unused pieces have column -1.
-        slots: int32 [G, columns, 2]: a column's first slot and number of slots; 0 slots where it has one piece.
-        limit: most queries of a piece.
-        slot_count: how many slots there must be.
+        counts: int32 [B|1, H|1, query tiles], how long each list is.
+        whole_counts: like counts, how many tiles of each list lie inside the grid.
+        places: int32 [B|1, H|1, query tiles, W], packed places of key tiles, whole ones first.
+        every_place: int32 [key tiles], the list of prefix and suffix tokens, which see all; empty where there are none.
     """
 
-    queries: torch.Tensor
-    pieces: torch.Tensor
-    slots: torch.Tensor
-    limit: int
-    slot_count: int
+    counts: torch.Tensor
+    whole_counts: torch.Tensor
+    places: torch.Tensor
+    every_place: torch.Tensor
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The attributes, as an operator takes them."""
+        return [self.counts, self.whole_counts, self.places, self.every_place]
 
 
-def column_work(counts: torch.Tensor, indices: torch.Tensor, columns: int, programs: int) -> ColumnWork:
-    """Transpose lists int32 [Bm, Hm, rows] and [Bm, Hm, rows, W]; no order of threads shows in the result.
+def provisional() -> bool:
+    """Whether what is computed now exists only within a recorded CUDA graph or a compiled one, so must not be kept."""
+    return torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
-    `programs` is the number of heads, of all samples, that compute with them.
+
+@dataclass(frozen=True, eq=False)
+class MapLists:
+    """A block map's lists on a device, and what kernels make of them: each form once, when it is first asked for.
+
+    Attributes:
+        counts: int32 [B|1, H|1, query tiles].
+        indices: int32 [B|1, H|1, query tiles, W], numbers of key tiles, ascending.
+        layout: the geometry that the lists speak of.
+
+    Raises:
+        TypeError, ValueError: lists of another dtype, device or shape.
     """
-    rows, width = indices.shape[-2:]
-    groups, capacity, device = counts.shape[0] * counts.shape[1], rows * width, counts.device
-    # A byte for each pair of tiles: 20 MB for 115,000 tokens, tiles of 128 and 24 heads.
-    kept = torch.zeros(groups, rows, columns, dtype=torch.int8, device=device)
-    _mark_kernel[(groups * rows,)](counts, indices, kept, width, columns, triton.next_power_of_2(width))
-    lengths = kept.sum(dim=1, dtype=torch.int32)
-    ends = lengths.cumsum(dim=1, dtype=torch.int32)
-    starts = ends - lengths
-    queries = torch.empty(groups, capacity, dtype=torch.int32, device=device)
-    _column_lists_kernel[(triton.cdiv(columns, 32), groups)](
-        kept, starts, queries, rows, columns, capacity, ROWS=128, COLUMNS=32
-    )
 
-    limit = math.ceil(capacity * max(SPLIT / columns, SMALL * programs))
-    parts = ((lengths + limit - 1) // limit).clamp(min=1)
-    slots = torch.where(parts > 1, parts, 0)
-    first_slots = slots.cumsum(dim=1, dtype=torch.int32) - slots
-    last_pieces = parts.cumsum(dim=1, dtype=torch.int32)
-    # No list is longer than the rows, nor than all together: so many pieces and slots suffice, whatever the lists.
-    slot_count = 0 if limit >= rows else 2 * capacity // limit
-    number = torch.arange(columns + capacity // limit, device=device, dtype=torch.int32).expand(groups, -1).contiguous()
-    owner = torch.searchsorted(last_pieces, number, right=True)
-    used = owner < columns
-    owner = owner.clamp(max=columns - 1)
-    part = number - (last_pieces - parts).gather(1, owner)
-    begin = starts.gather(1, owner) + part * limit
-    end = torch.minimum(begin + limit, ends.gather(1, owner))
-    slot = torch.where(slots.gather(1, owner) > 0, first_slots.gather(1, owner) + part, -1)
-    pieces = torch.stack((torch.where(used, owner, -1), part, begin, end, slot), dim=2).to(torch.int32)
-    return ColumnWork(queries, pieces, torch.stack((first_slots, slots), dim=2), limit, slot_count)
+    counts: torch.Tensor
+    indices: torch.Tensor
+    layout: TileLayout
+    _keys: list[KeyLists] = field(default_factory=list, init=False, repr=False)
+    _columns: dict[int, Columns] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, x, rank in (("counts", self.counts, 3), ("indices", self.indices, 4)):
+            if x.dtype != torch.int32 or x.device != self.counts.device:
+                raise TypeError(f"{name} must be int32 on {self.counts.device}, got {x.dtype} on {x.device}")
+            if x.ndim != rank or x.shape[:3] != self.counts.shape or not x.is_contiguous():
+                raise ValueError(
+                    f"{name} has shape {tuple(x.shape)} and strides {x.stride()}; contiguous counts [B|1, H|1, query "
+                    "tiles] and indices [..., W] are expected"
+                )
+
+    def keys(self) -> KeyLists:
+        """The lists of key tiles."""
+        if self._keys:
+            return self._keys[0]
+        layout = self.layout
+        every = layout.prefix + layout.suffix > 0
+        made = _key_lists(self.counts, self.indices, list(layout.view), list(layout.key_tile), every)
+        keys = KeyLists(self.counts, *made)
+        if not provisional():
+            self._keys.append(keys)
+        return keys
+
+    def columns(self, programs: int) -> Columns:
+        """The lists of query tiles for `programs` heads of all samples, divided into pieces of work."""
+        if programs in self._columns:
+            return self._columns[programs]
+        columns = transpose(self.counts, self.indices, self.layout, programs)
+        if not provisional():
+            self._columns[programs] = columns
+        return columns

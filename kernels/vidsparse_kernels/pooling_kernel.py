@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from vidsparse_kernels.boxes import box_origin, box_tokens, load_rows
+from vidsparse_kernels.boxes import held_tokens, load_rows
 from vidsparse_kernels.launch import HEADS, strides
 from vidsparse_kernels.tiles import Triple, tile_counts
 
@@ -20,7 +20,7 @@ def tile_means_kernel(x, means, x_strides, view, prefix, heads, tiles, TILE: tl.
     A: tl.constexpr = HEAD[0]
     B: tl.constexpr = HEAD[1]
     batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
-    tokens, inside = box_tokens(box_origin(tl.program_id(0), 0, view, TILE, TILE), view, prefix, TILE)
+    tokens, inside = held_tokens(tl.program_id(0), 0, view, prefix, 0, TILE)
     rows = load_rows(x + batch * x_strides[0] + head * x_strides[2], tokens, x_strides[1], inside, HEAD)
     number = tl.sum(inside.to(tl.float32))
     means += (tl.program_id(1).to(tl.int64) * tiles + tl.program_id(0)) * (A + B)

@@ -54,6 +54,14 @@ def tile_counts(view: Triple, tile: Triple) -> Triple:
     return frames, height, width
 
 
+def place_bits(view: Triple, tile: Triple) -> tuple[int, int]:
+    """How many bits a tile's row and column take where its place in the grid of tiles is packed into an int32."""
+    frames, rows, columns = ((tiles - 1).bit_length() for tiles in tile_counts(view, tile))
+    if frames + rows + columns > 31:
+        raise ValueError(f"a video of {view} tokens has too many tiles of {tile}: larger tiles are needed")
+    return rows, columns
+
+
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is kept serves a later training too
 def tile_tokens(view: Triple, tile: Triple, offset: int = 0) -> tuple[torch.Tensor, ...]:

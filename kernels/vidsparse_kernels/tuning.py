@@ -17,16 +17,27 @@ KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
 @dataclass(frozen=True)
 class Config:
-    """A launch: tokens of the box that one step of the walk reads, warps of a program, stages of its pipeline."""
+    """How a kernel is launched.
+
+    Attributes:
+        step: tokens of the box that one step of the walk reads.
+        warps: of a program. stages: of its pipeline.
+        registers: most registers of a thread, so that two programs share a multiprocessor; None: as many as it takes.
+    """
 
     step: int
     warps: int
     stages: int
+    registers: int | None = None
 
     @property
     def options(self) -> dict[str, int]:
         """Triton's launch options."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages, **limit}
+
+    def __str__(self) -> str:
+        return "/".join(str(x) for x in (self.step, self.warps, self.stages, self.registers) if x is not None)
 
 
 # Chips whose kernels need the same: the most shared memory that a program may have, in bytes.
@@ -116,8 +127,8 @@ def family(capability: int) -> int:
         return 80
     if 90 <= capability < 100:
         return 90
-    # 8.6, 8.9, 12.x, and what is yet to come: what has the least shared memory runs everywhere.
-    return 100 if 100 <= capability < 120 else 89
+    # 8.6, 8.9, 11.x, 12.x, and what is yet to come: what has the least shared memory runs everywhere.
+    return 100 if 100 <= capability < 110 else 89
 
 
 def choose(capability: int, kernel: Kernel, itemsize: int, head_dim: int, held: int) -> Config | None:
