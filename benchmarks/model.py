@@ -1,17 +1,17 @@
 """Rank launches of the kernels on Hopper by a model of their main loop's machine code, without a GPU.
 
     python benchmarks/model.py    # every 2-byte row of the table for sm_90; writes results/model.md
-    python benchmarks/model.py --config forward,128,128,64/8/2 --config key_gradient,64,128,32/4/2    # prints
+    python benchmarks/model.py --config forward,128,128,64/8/2/128 --config key_gradient,64,128,32/4/2    # prints
 
-A configuration is kernel, head_dim, tokens of the tile held, and the fields of `Config`: step/warps/stages, and what
-follows them. The model ranks variants of one kernel; it is no measurement and no prediction of seconds.
+A configuration is kernel, head_dim, tokens of the tile held, and step/warps/stages[/registers]. The model ranks
+launches of one kernel; it is no measurement, and predicts no seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import triton
@@ -129,7 +129,7 @@ def dense_share() -> float:
 
 
 def parse(text: str) -> Build:
-    """A launch from "kernel,head_dim,tile held,step/warps/stages".
+    """A launch from "kernel,head_dim,tile held,step/warps/stages[/registers]".
 
     Raises:
         argparse.ArgumentTypeError: what is not one.
@@ -141,14 +141,13 @@ def parse(text: str) -> Build:
             raise ValueError(f"head_dim is one of {list(HEADS)}, the tile held one of {list(TILES)}")
         return Build(CHIP, kernel, ITEMSIZE, int(head_dim), int(held), Config(*map(int, launch.split("/"))))
     except (TypeError, ValueError) as error:
-        form = f"{'|'.join(KERNELS)},head_dim,tile held,step/warps/stages"
+        form = f"{'|'.join(KERNELS)},head_dim,tile held,step/warps/stages[/registers]"
         raise argparse.ArgumentTypeError(f"{text!r} is not {form} ({error})") from error
 
 
 def line(build: Build, found: Modelled) -> tuple[str, ...]:
     """A row of the table."""
-    launch = "/".join(str(number) for number in astuple(build.config) if number is not None)
-    return build.kernel, str(build.head_dim), str(build.held), launch, *found.cells
+    return build.kernel, str(build.head_dim), str(build.held), str(build.config), *found.cells
 
 
 def table(lines: list[tuple[str, ...]]) -> str:

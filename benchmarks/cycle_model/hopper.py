@@ -49,7 +49,8 @@ UNITS: dict[str, tuple[float, tuple[str, ...]]] = {
 }
 UNIT_OF = {name: (unit, cycles) for unit, (cycles, names) in UNITS.items() for name in names}
 LATENCY = dict(MUFU=22, I2F=22, F2I=22, R2UR=12, VOTEU=12, ELECT=12, S2R=20, S2UR=20, ULDC=10, LDC=30)
-LATENCY |= dict(SHFL=24, LDS=28, LDSM=33, LDL=40, LDGSTS=20, SYNCS=20, LDG=600)
+# A main loop loads list entries alone: of eight in a row seven come from the first-level cache, one from the second.
+LATENCY |= dict(SHFL=24, LDS=28, LDSM=33, LDL=40, LDGSTS=20, SYNCS=20, LDG=(7 * 33 + 270) // 8)
 OTHER_LATENCY, OPERANDS_READ, MATRIX_LATENCY, MATRIX_START, BARRIER = 25, 12, 20, 8, 25
 SHARED_BYTES = 128  # a cycle, of the whole multiprocessor
 # mma.sync does not reach what wgmma does: 63 % (Luo et al. 2024, arXiv 2402.13499).
