@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ def run(planned: plan.Plan, out: Path) -> Results:
     stem = out / f"gpu_{machine.name(planned.device).replace(' ', '_').lower()}"
     results = Results(stem.with_suffix(".json"), launches=[str(launch) for launch in planned.launches])
     with machine.clocks(out / "clocks.csv") as clocks, launches.together(planned.launches, planned.device):
-        results.add("machine", lambda: machine.versions(planned.device))
-        results.add("ceilings", lambda: machine.ceilings(planned.device, planned.product, planned.copied))
+        results.add("machine", partial(machine.versions, planned.device))
+        results.add("ceilings", partial(machine.ceilings, planned.device, planned.product, planned.copied))
         errors = check(planned, results)
         rows: list[speed.Measurement] = []
         for problem in planned.problems:
@@ -42,13 +43,11 @@ def run(planned: plan.Plan, out: Path) -> Results:
                 results.save(rows=[asdict(row) for row in rows])
                 write_table(stem.with_suffix(".md"), results, rows)
             for volume in planned.tiles:
-                what = f"{problem}, tiles of {volume}"
-                results.add(
-                    f"milliseconds by kernel: {what}", lambda v=volume, p=problem: inside.split(planned, p, v, 0.1)
-                )
-                results.add(f"host: {what}", lambda v=volume, p=problem: inside.host(planned, p, v))
-                results.add(f"graph: {what}", lambda v=volume, p=problem: inside.replay(planned, p, v, 0.1))
-            results.add(f"selection: {problem}", lambda p=problem: selection.share(planned, p))
+                call, what = (planned, problem, volume), f"{problem}, tiles of {volume}"
+                results.add(f"milliseconds by kernel: {what}", partial(inside.split, *call))
+                results.add(f"host: {what}", partial(inside.host, *call))
+                results.add(f"graph: {what}", partial(inside.replay, *call))
+            results.add(f"selection: {problem}", partial(selection.share, planned, problem))
     results.save(clocks=clocks)
     return results
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from on_gpu.plan import Plan, Problem, clustered_map
@@ -30,11 +29,11 @@ PARTS = {
     "row_terms_kernel": "row_terms",
     **dict.fromkeys(("key_lists_kernel", "mark_kernel", "column_lists_kernel"), "lists"),
 }
-CALLS = 5
+CALLS, DENSITY = 5, 0.1
 SHORT = VideoGrid(2, 16, 16)  # its kernels end sooner than the host can start them
 
 
-def split(plan: Plan, problem: Problem, volume: int, density: float) -> dict[str, dict[str, float]]:
+def split(plan: Plan, problem: Problem, volume: int, density: float = DENSITY) -> dict[str, dict[str, float]]:
     """Milliseconds of each kind of kernel in a forward and backward pass.
 
     `kept` is a map that was used before, whose lists are kept with it, and `new` one that is seen for the first time,
@@ -62,7 +61,7 @@ def kernel_times(call: Callable[[], object], device: torch.device) -> dict[str, 
             call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    return by_part(event for event in profiler.key_averages() if event.device_type == DeviceType.CUDA)
+    return by_part(event for event in profiler.key_averages() if event.device_type.name == "CUDA")
 
 
 def by_part(events: Iterable[Any]) -> dict[str, float]:
@@ -99,7 +98,7 @@ def host(plan: Plan, problem: Problem, volume: int) -> dict[str, float]:
     return {name: round(1e6 * statistics.median(times), 1) for name, times in took.items()}
 
 
-def replay(plan: Plan, problem: Problem, volume: int, density: float) -> dict[str, Any]:
+def replay(plan: Plan, problem: Problem, volume: int, density: float = DENSITY) -> dict[str, Any]:
     """Milliseconds of a forward pass as a call and as a replayed CUDA graph, and whether both give the same bits."""
     block_map = clustered_map(problem.grid, plan.tiles[volume], density).to(plan.device)
     tensors = inputs(problem.grid.tokens, problem.heads, problem.head_dim, torch.bfloat16, plan.device)

@@ -52,7 +52,7 @@ def ceilings(device: torch.device, product: int, copied: int) -> dict[str, float
 
 @contextmanager
 def clocks(path: Path) -> Iterator[dict[str, float]]:
-    """Append clocks, power and temperature to a CSV file twice a second, until the block ends; nothing without a driver.
+    """Append clocks, power and temperature to a CSV file, twice a second, until the block ends; needs nvidia-smi.
 
     Yields what is filled in at the end: median and lowest MHz of the multiprocessors and median watts while busy.
     """

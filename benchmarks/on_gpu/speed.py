@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -147,7 +148,7 @@ def tflops(flop: int, query: torch.Tensor, took: float, share: float = 1.0) -> f
 
 def sparse_figures(
     tensors: list[torch.Tensor], grad_out: torch.Tensor, block_map: BlockMap, dense: Dense
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Error, milliseconds, R, TFLOP/s and memory.
 
     Raises:
@@ -175,7 +176,7 @@ def sparse_figures(
     }
 
 
-def flex_figures(tensors: list[torch.Tensor], block_map: BlockMap, dense: Dense) -> dict[str, float]:
+def flex_figures(tensors: list[torch.Tensor], block_map: BlockMap, dense: Dense) -> dict[str, Any]:
     """R of FlexAttention; nothing where it does not run: a rival that fails must not hide ours."""
     try:
         forward, backward = flex_passes(tensors, block_map)
