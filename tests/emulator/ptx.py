@@ -125,13 +125,13 @@ def parameters(text: str) -> dict[str, Parameter]:
 def _statement(kernel: Kernel, text: str, position: int, scopes: tuple[int, ...], label: str) -> None:
     text = text.strip()
     if text.startswith("."):
-        directive, _, rest = text.partition(" ")
+        directive, *rest = text.split(None, 1)
         if directive.startswith(".reg"):
             kind, names = text.split(None, 2)[1:]
             for name in names.split(","):
                 kernel.registers[scopes[-1], name.strip().partition("<")[0]] = kind[1:]
         elif directive == ".branchtargets":
-            kernel.tables[scopes[-1], label] = [x.strip() for x in rest.split(",")]
+            kernel.tables[scopes[-1], label] = [x.strip() for x in rest[0].split(",")]
         elif directive != ".pragma":
             raise ValueError(f"{kernel.name}: unknown directive {text!r}")
         return
