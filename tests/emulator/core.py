@@ -17,7 +17,10 @@ import numpy as np
 HERE = Path(__file__).parent
 SOURCES = [HERE / "machine.h", HERE / "instructions.cpp"]
 # Signed numbers wrap, as on the chip; a product and a sum are one operation only where the code says so.
-FLAGS = ["-std=c++20", "-O3", "-march=native", "-fwrapv", "-fno-strict-aliasing", "-ffp-contract=off", "-shared", "-fPIC"]
+FLAGS = [
+    *("-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-fwrapv", "-fno-strict-aliasing"),
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+]
 CONSTANT = np.dtype([("offset", np.int64), ("bytes", np.int64), ("value", np.uint64)])
 
 

@@ -61,7 +61,8 @@ struct F16 {
 // 2^x to 2 ulp, subnormal results to 0, as ex2.approx.ftz. Without branches, so that compilers use vectors.
 static inline f32 power_of_two(f32 x) {
   const f32 bounded = x < -126.f ? -126.f : x > 128.f ? 128.f : x;
-  const f32 whole = nearbyintf(bounded == bounded ? bounded : 0.f), part = bounded - whole;
+  const f32 finite = bounded == bounded ? bounded : 0.f;
+  const f32 whole = (finite + 0x1.8p23f) - 0x1.8p23f, part = bounded - whole;  // to the nearest
   f32 p = 1.5252734e-5f;  // ln(2)^k / k!
   for (f32 c : {1.5403530e-4f, 1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.f}) p = p * part + c;
   const f32 half = from_bits<f32>((i32(whole) / 2 + 127) << 23);
@@ -498,14 +499,18 @@ static u32 element_address(u64 descriptor, int mn, int k, bool mn_is_contiguous)
   return Block::swizzled(at, mode ? width : 0);
 }
 
-// `count` x 16 elements of an operand, as [mn][k].
-template <class Half> static void operand(Warp& w, u64 descriptor, int first, int count, bool mn_is_contiguous, f32 (*to)[16]) {
+constexpr int WIDEST = 256;  // N of a product
+using Eight [[gnu::vector_size(32)]] = f32;
+
+// `count` x 16 elements of an operand, as [k][mn].
+template <class Half> static void operand(Warp& w, u64 descriptor, int first, int count, bool mn_is_contiguous, f32 (*to)[WIDEST + 8]) {
   if (descriptor >> 49 & 7 || descriptor >> 14 & 3 || descriptor >> 30 & 3) throw Fault("a matrix descriptor with unknown fields");
   for (int i = 0; i < count * 16; i += 8) {  // 8 elements are always together
     const int mn = mn_is_contiguous ? i % count : i / 16, k = mn_is_contiguous ? i / count : i % 16;
     u16 row[8];
     memcpy(row, w.block.shared_async(element_address(descriptor, first + mn, k, mn_is_contiguous), 16), 16);
-    for (int j = 0; j < 8; j++) to[mn_is_contiguous ? mn + j : mn][mn_is_contiguous ? k : k + j] = Half::widen(row[j]);
+    f32* at = &to[k][mn];
+    for (int j = 0; j < 8; j++) at[mn_is_contiguous ? j : j * (WIDEST + 8)] = Half::widen(row[j]);
   }
 }
 
@@ -513,27 +518,26 @@ template <class Half> static void operand(Warp& w, u64 descriptor, int first, in
 template <class Half> static void multiply(Warp& w, const Product& p) {
   const i64* o = p.operands;
   const int n = o[0], first = w.id % 4 * 16;  // rows of D that this warp of four has
-  f32 a[16][16], b[256][16], columns[16][256];
+  alignas(32) f32 a[16][WIDEST + 8], b[16][WIDEST + 8];  // [k][row], [k][column]
   if (o[1]) {
     for (int l = 0; l < LANES; l++)
       for (int r = 0; r < 4; r++)
-        for (int h = 0; h < 2; h++) a[l / 4 + 8 * (r % 2)][l % 4 * 2 + 8 * (r / 2) + h] = Half::widen(w.at<u16>(o[6 + r])[2 * l + h]);
+        for (int h = 0; h < 2; h++) a[l % 4 * 2 + 8 * (r / 2) + h][l / 4 + 8 * (r % 2)] = Half::widen(w.at<u16>(o[6 + r])[2 * l + h]);
   } else {
     operand<Half>(w, p.a, first, 16, o[2], a);
   }
   operand<Half>(w, p.b, 0, n, o[3], b);
-  for (int k = 0; k < 16; k++)
-    for (int j = 0; j < n; j++) columns[k][j] = b[j][k];
   const i64* d = o + (o[1] ? 10 : 7);
-  for (int i = 0; i < 16; i++) {
-    f32 sum[256] = {};
-    for (int k = 0; k < 16; k++)
-      for (int j = 0; j < n; j++) sum[j] = __builtin_fmaf(a[i][k], columns[k][j], sum[j]);
-    for (int j = 0; j < n; j++) {
-      f32& x = w.at<f32>(d[j / 8 * 4 + i / 8 * 2 + j % 2])[i % 8 * 4 + j % 8 / 2];
-      x = p.accumulate ? x + sum[j] : sum[j];
+  for (int j = 0; j < n; j += 8)
+    for (int half = 0; half < 2; half++) {
+      Eight sums[8] = {};  // of 8 rows and 8 columns; products of 16-bit numbers are exact
+      for (int k = 0; k < 16; k++)
+        for (int i = 0; i < 8; i++) sums[i] += a[k][8 * half + i] * *(const Eight*)&b[k][j];
+      for (int c = 0; c < 2; c++) {
+        f32* x = w.at<f32>(d[j / 2 + half * 2 + c]);  // lane 4 i + m has columns 2 m and the next of row i
+        for (int l = 0; l < LANES; l++) x[l] = (p.accumulate ? x[l] : 0.f) + sums[l / 4][l % 4 * 2 + c];
+      }
     }
-  }
 }
 
 template <class Half> static void issue(Warp& w, const i64* o) {
