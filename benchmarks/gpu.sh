@@ -15,7 +15,7 @@ python=${PYTHON:-python3}
 part() {
   local name=$1 most=$2 left=$((limit - SECONDS - 5)) code
   shift 2
-  if ((left < 15)); then echo "== $name: no time left"; return; fi
+  if ((left < 10)); then echo "== $name: no time left"; return; fi
   ((most < left)) || most=$left
   echo "== $name at $SECONDS s, $most s at most"
   timeout --kill-after=5 "$most" "$@" 2>&1 | tee "$out/$name.log"

@@ -91,11 +91,13 @@ def model(build: Build) -> Modelled:
     """Compile a launch and run its main loop through the model.
 
     Raises:
-        ValueError: another chip than sm_90 or other numbers than of 2 bytes, a launch that does not fit, or an
-            instruction that the model does not know.
+        ValueError: another chip than sm_90 or other numbers than of 2 bytes, one stage, a launch that does not fit, or
+            an instruction that the model does not know.
     """
     if (build.capability, build.itemsize) != (CHIP, ITEMSIZE):
         raise ValueError(f"{build} is not for sm_{CHIP} with numbers of {ITEMSIZE} bytes, which the model knows alone")
+    if build.config.stages < 2:
+        raise ValueError(f"{build.config} has one stage: it waits for each box, and the model has all come in time")
     needed, config = needs(build), build.config
     resident = programs(needed.registers, needed.shared, config.warps)
     if not resident:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,11 +23,13 @@ pytest.importorskip("triton")
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import gpu  # noqa: E402
+from emulator.core import compiler  # noqa: E402
 from on_gpu import inside, launches, machine, plan, speed, tuning  # noqa: E402
 from on_gpu.candidates import CANDIDATES  # noqa: E402
 from on_gpu.launches import Launch  # noqa: E402
 from on_gpu.saved import Results  # noqa: E402
 
+from vidsparse_kernels import launch  # noqa: E402
 from vidsparse_kernels import tuning as table  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -34,7 +37,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launches, "capability", lambda device: 90)
+    monkeypatch.setattr(launch, "capability", lambda device: 90)
 
 
 def test_quick_looks_at_whole_and_ragged_grids_with_every_pair_of_tiles() -> None:
@@ -52,14 +55,14 @@ def test_quick_looks_at_whole_and_ragged_grids_with_every_pair_of_tiles() -> Non
 
 
 def test_a_launch_takes_the_place_of_its_row_and_gives_it_back(hopper: None) -> None:
-    launch = Launch.parse("key_gradient,64,128,16/8/2/168")
-    assert str(launch) == "key_gradient,64,128,16/8/2/168" and launch.config == table.Config(16, 8, 2, 168)
+    row = Launch.parse("key_gradient,64,128,16/8/2/168")
+    assert str(row) == "key_gradient,64,128,16/8/2/168" and row.config == table.Config(16, 8, 2, 168)
     before = {held: table.choose(90, "key_gradient", 2, 64, held) for held in (64, 128)}
-    with launches.together((launch,), CPU):
-        assert table.choose(90, "key_gradient", 2, 64, 128) == launch.config
+    with launches.together((row,), CPU):
+        assert table.choose(90, "key_gradient", 2, 64, 128) == row.config
         assert table.choose(90, "key_gradient", 2, 64, 64) == before[64]
-        assert Launch.of_table(CPU, "key_gradient", 64, 128) == launch
-    with pytest.raises(KeyError), launch.active(CPU):
+        assert Launch.of_table(CPU, "key_gradient", 64, 128) == row
+    with pytest.raises(KeyError), row.active(CPU):
         raise KeyError
     assert {held: table.choose(90, "key_gradient", 2, 64, held) for held in (64, 128)} == before
 
@@ -109,7 +112,7 @@ def test_candidates_that_fail_or_are_wrong_win_nothing(
     hopper: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: tuple[tuning.Candidate, ...] = tuple(
-        Launch.parse(f"forward,128,128,{launch}") for launch in ("128/8/3", "64/8/3", "64/8/2/128", "32/8/2")
+        Launch.parse(f"forward,128,128,{numbers}") for numbers in ("128/8/3", "64/8/3", "64/8/2/128", "32/8/2")
     )
     times = {64: 2.0, 128: 3.0}
 
@@ -220,7 +223,7 @@ def test_a_part_that_fails_leaves_the_others_their_time(tmp_path: Path) -> None:
 
 
 def test_a_part_that_hangs_is_ended(tmp_path: Path) -> None:
-    printed = script(tmp_path, "first", str(tmp_path / "out"), limit=21, python='[ "$1" = -c ] || sleep 60')
+    printed = script(tmp_path, "first", str(tmp_path / "out"), limit=16, python='[ "$1" = -c ] || sleep 60')
     assert "quick: exit 124" in printed and printed.count("no time left") == 2
 
 
@@ -237,3 +240,28 @@ def test_scripts_without_a_gpu_say_so() -> None:
     for name in ("gpu.py", "gpu_tune.py"):
         done = subprocess.run([sys.executable, BENCHMARKS / name], capture_output=True, text=True)
         assert done.returncode == 1 and "no CUDA device" in done.stderr
+
+
+@pytest.mark.skipif(compiler() is None, reason="the emulator needs a C++ compiler")
+def test_everything_runs_where_there_is_torch_and_triton_alone(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(str(BENCHMARKS.parent / root) for root in (".", "kernels"))
+    command = [sys.executable, BENCHMARKS.parent / "tests" / "dry_gpu.py", tmp_path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found, tuned = (json.loads((tmp_path / name).read_text()) for name in ("gpu_cpu.json", "tune.json"))
+    assert len(found["errors"]) == 2 and all(0 < share <= 1 for share in found["errors"].values())
+    assert "wrong" not in found and found["machine"]["torch"] == torch.__version__
+    assert [row["map"] for row in found["rows"]] == ["clustered", "random"]
+    for row in found["rows"]:
+        assert 0 < row["error"] < 0.01 and row["forward_R"] == row["backward_R"] > 1 and row["dense"] == "sdpa/sdpa"
+    assert (tmp_path / "gpu_cpu.md").read_text().count("| tiny, 2 heads of 128 |") == 2
+    parts = {name.split(":")[0]: part for name, part in found.items() if isinstance(part, dict)}
+    assert parts["host"]["forward_us"] > 0 and parts["selection"]["share"] == 1.0
+    # Where there is no GPU, nothing says which kernel took how long, and there are no graphs.
+    assert parts["milliseconds by kernel"] == {"kept": {}, "new": {}} and "CUDAGraph" in parts["graph"]["failed"]
+    assert len(tuned["rows"]) == 3 and all(row["ms"] == 1.0 and row["error"] < 0.01 for row in tuned["rows"])
+    assert tuned["winners"] == [tuned["rows"][0]["candidate"]]
+    assert [row["launches"] for row in tuned["together"]] == ["table", "winners"]
+    launches_of = re.search(r"(\d+) launches, (\d+) kernels", done.stdout)
+    assert launches_of and int(launches_of[1]) > 50 and int(launches_of[2]) >= 6

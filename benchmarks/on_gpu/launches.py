@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from vidsparse_kernels.launch import capability
+from vidsparse_kernels import launch as chips
 from vidsparse_kernels.tuning import KERNELS, TABLE, Config, Kernel, family
 
 ITEMSIZE = 2
@@ -57,7 +57,7 @@ class Launch:
         Raises:
             ValueError: it has none.
         """
-        config = TABLE[family(capability(device)), kernel][ITEMSIZE, head_dim][held > 64]
+        config = TABLE[family(chips.capability(device)), kernel][ITEMSIZE, head_dim][held > 64]
         if config is None:
             raise ValueError(f"{kernel} with head_dim {head_dim} and tiles of {held} tokens does not fit this chip")
         return cls(kernel, head_dim, held, config)
@@ -65,7 +65,7 @@ class Launch:
     @contextmanager
     def active(self, device: torch.device) -> Iterator[None]:
         """Launch so on this device."""
-        rows, key = TABLE[family(capability(device)), self.kernel], (ITEMSIZE, self.head_dim)
+        rows, key = TABLE[family(chips.capability(device)), self.kernel], (ITEMSIZE, self.head_dim)
         before = rows[key]
         rows[key] = (before[0], self.config) if self.held > 64 else (self.config, before[1])
         try:
