@@ -24,7 +24,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import gpu  # noqa: E402
 from emulator.core import compiler  # noqa: E402
-from on_gpu import inside, launches, machine, plan, speed, tuning  # noqa: E402
+from on_gpu import inside, launches, machine, plan, small, speed, tuning  # noqa: E402
 from on_gpu.candidates import CANDIDATES  # noqa: E402
 from on_gpu.launches import Launch  # noqa: E402
 from on_gpu.saved import Results  # noqa: E402
@@ -135,6 +135,31 @@ def test_candidates_that_fail_or_are_wrong_win_nothing(
     assert json.loads((tmp_path / "tune.json").read_text())["rows"] == found
     results.started -= 1001
     assert tuning.time_all(search, results) == []
+
+
+@dataclass(frozen=True)
+class Marker(OtherKernel):
+    """A candidate that leaves a file where it is tried."""
+
+    path: str = ""
+
+    @contextmanager
+    def active(self, device: torch.device) -> Iterator[None]:
+        Path(self.path).touch()
+        yield
+
+
+def test_candidates_compile_in_processes_of_their_own(tmp_path: Path) -> None:
+    marks = tuple(Marker(path=str(tmp_path / name)) for name in "ab")
+    tuning.compile_all(tuning.Search(CPU, marks, 300, short=plan.VideoGrid(1, 8, 8), workers=1))
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+
+
+def test_a_case_that_raises_is_tried_again_in_a_process_of_its_own() -> None:
+    case = plan.Case(33, torch.float16, 64, 64, "whole")
+    found = list(small.results(plan.Plan(CPU, (case,), (), {}, workers=1)))
+    assert [(again, share) for again, share, _ in found] == [(case, float("inf"))] * 2
+    assert all("NotImplementedError" in raised for *_, raised in found)
 
 
 def test_winners_are_read_back(tmp_path: Path, hopper: None) -> None:
@@ -259,7 +284,7 @@ def test_everything_runs_where_there_is_torch_and_triton_alone(tmp_path: Path) -
     parts = {name.split(":")[0]: part for name, part in found.items() if isinstance(part, dict)}
     assert parts["host"]["forward_us"] > 0 and parts["selection"]["share"] == 1.0
     # Where there is no GPU, nothing says which kernel took how long, and there are no graphs.
-    assert parts["milliseconds by kernel"] == {"kept": {}, "new": {}} and "CUDAGraph" in parts["graph"]["failed"]
+    assert parts["milliseconds by kernel"] == {"kept": {}, "new": {}} and "no CUDA graphs" in parts["graph"]["failed"]
     assert len(tuned["rows"]) == 3 and all(row["ms"] == 1.0 and row["error"] < 0.01 for row in tuned["rows"])
     assert tuned["winners"] == [tuned["rows"][0]["candidate"]]
     assert [row["launches"] for row in tuned["together"]] == ["table", "winners"]

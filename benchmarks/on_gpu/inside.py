@@ -99,7 +99,13 @@ def host(plan: Plan, problem: Problem, volume: int) -> dict[str, float]:
 
 
 def replay(plan: Plan, problem: Problem, volume: int, density: float = DENSITY) -> dict[str, Any]:
-    """Milliseconds of a forward pass as a call and as a replayed CUDA graph, and whether both give the same bits."""
+    """Milliseconds of a forward pass as a call and as a replayed CUDA graph, and whether both give the same bits.
+
+    Raises:
+        NotImplementedError: a device without graphs.
+    """
+    if plan.device.type != "cuda":
+        raise NotImplementedError(f"no CUDA graphs on {plan.device}")
     block_map = clustered_map(problem.grid, plan.tiles[volume], density).to(plan.device)
     tensors = inputs(problem.grid.tokens, problem.heads, problem.head_dim, torch.bfloat16, plan.device)
     attention = by_kernels(block_map)

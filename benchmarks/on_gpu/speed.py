@@ -83,6 +83,8 @@ def dense_passes(tensors: list[torch.Tensor]) -> Dense:
     for name, attention in profile.dense_attention(tensors[0].device).items():
         try:
             found[name] = passes(attention, heads_first)
+        except torch.AcceleratorError:
+            raise  # nothing runs after it
         except RuntimeError as error:
             print(f"dense {name} does not run: {str(error)[:100]}", flush=True)
     forward, backward = (min(found, key=lambda name: found[name][i]) for i in (0, 1))

@@ -80,10 +80,10 @@ def compile_one(candidate: Candidate, device: torch.device, grid: VideoGrid) -> 
 
 def compile_all(search: Search) -> None:
     """Compile every candidate in processes side by side, for at most half of the time."""
-    with ProcessPoolExecutor(search.workers, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(compile_one, one, search.device, search.short) for one in search.candidates]
-        wait(futures, timeout=search.seconds / 2)
-        pool.shutdown(wait=False, cancel_futures=True)
+    pool = ProcessPoolExecutor(search.workers, multiprocessing.get_context("spawn"))
+    futures = [pool.submit(compile_one, one, search.device, search.short) for one in search.candidates]
+    wait(futures, timeout=search.seconds / 2)
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True)
