@@ -33,7 +33,7 @@ if [ "$mode" = first ]; then
 else
   part again 150 "$python" benchmarks/gpu.py --quick --out "$out" ${tune:+--launches "$tune"}
   for kernel in forward_kernel query_gradient_kernel key_gradient_kernel; do
-    part "ncu_$kernel" 40 ncu --clock-control none --set basic -k "$kernel" -c 1 \
+    part "ncu_$kernel" 40 ncu --clock-control none --set detailed -k "$kernel" -c 1 \
       "$python" benchmarks/gpu_call.py --problem 75k ${tune:+--launches "$tune"}
   done
 fi
