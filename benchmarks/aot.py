@@ -1,6 +1,6 @@
 """Compile every tuned configuration for every chip it is meant for, without a GPU, and write down what came out.
 
-    python benchmarks/aot.py    # some minutes on two cores; writes results/aot.md, and fails where something does not fit
+    python benchmarks/aot.py    # some minutes on two cores; writes results/aot.md, fails where something does not fit
 
 The compiler's word, not a measurement: it says that a kernel fits a chip, not that it is right or fast there. Registers
 that spill to the stack are said, not refused: two programs on a multiprocessor can be worth more. float32 has no matrix

@@ -46,6 +46,11 @@ def unsupported(query: torch.Tensor, query_tile: Triple, key_tile: Triple) -> st
     return None
 
 
+def recording(query: torch.Tensor) -> bool:
+    """Whether a CUDA graph is being recorded: nothing can be copied from the CPU then, or waited for."""
+    return query.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()
+
+
 def check_lists(lists: MapLists) -> None:
     """Read every entry, which waits for the device: what VIDSPARSE_CHECK=1 asks for.
 
@@ -189,7 +194,7 @@ def attention(
     if os.environ.get("VIDSPARSE_CHECK") == "1":
         check_lists(lists)
     if extra_valid is not None:
-        if query.is_cuda and not extra_valid.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
+        if extra_valid.device != query.device and recording(query):
             raise ValueError(
                 "extra_valid is on the CPU and cannot be copied while a CUDA graph is recorded: move it to "
                 f"{query.device} before"

@@ -90,7 +90,7 @@ def forward_kernel(
     HEADS_FIRST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Grid (blocks of extra queries + query tiles, batch * heads); extra queries come first: their lists are the longest.
+    """Grid (blocks of extra queries + query tiles, batch * heads): extra queries, whose lists are the longest, first.
 
     Strides of [batch, tokens, heads] in elements; `map_batch` and `map_head` in heads of the map. HEADS_FIRST of the
     descriptors of keys and of values.
@@ -111,9 +111,7 @@ def forward_kernel(
     tile = tl.program_id(0) - tl.cdiv(extra, ROWS)
     row = (wide_batch * map_batch + wide_head * map_head) * tile_count(view, QUERY_TILE) + tile
     tokens, mine = held_tokens(tile, tl.program_id(0) * ROWS, view, prefix, extra, QUERY_TILE)
-    listed, count, whole = key_list(
-        places, counts, whole_counts, every_place, row, tile, list_width, view, KEY_TILE
-    )
+    listed, count, whole = key_list(places, counts, whole_counts, every_place, row, tile, list_width, view, KEY_TILE)
 
     q = load_rows(query, tokens, query_strides[1], mine, HEAD)
     acc = zeros(ROWS, HEAD)

@@ -25,7 +25,7 @@ def found_wrong(query: torch.Tensor, layout: TileLayout) -> str | None:
     The first call of a kind waits for the device. While a CUDA graph is recorded nothing can be tried, and the answer
     is None; `torch.compile` tries when it traces.
     """
-    if query.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
+    if block_sparse.recording(query):
         return None
     ragged = any(size % side for size, side in zip(layout.view, layout.key_tile, strict=True))
     extra = 3 if layout.prefix else 0, 70 if layout.suffix else 0
@@ -104,7 +104,8 @@ def _worst_tile(found: torch.Tensor, right: torch.Tensor, layout: TileLayout, ti
         return right.new_zeros(*right.shape[:2], len(sizes)).index_add_(2, owner, x.square().sum(dim=-1))
 
     average = right.square().sum(dim=-1).mean() * sizes.clamp(min=1)
-    return float((squares(found - right) / torch.maximum(squares(right), average)).nan_to_num(nan=torch.inf).max().sqrt())
+    shares = squares(found - right) / torch.maximum(squares(right), average)
+    return float(shares.nan_to_num(nan=torch.inf).max().sqrt())
 
 
 def _results(
@@ -119,4 +120,5 @@ def _results(
     results = {"out": out, "lse": lse.transpose(1, 2)[..., None]}
     if gradients:
         results |= zip(("dq", "dk", "dv"), torch.autograd.grad(out, leaves, grad_out), strict=True)
-    return {name: x.detach().double().nan_to_num(nan=torch.nan, neginf=0.0).transpose(1, 2) for name, x in results.items()}
+    wide = {name: x.detach().double().transpose(1, 2) for name, x in results.items()}
+    return {name: x.nan_to_num(nan=torch.nan, neginf=0.0) for name, x in wide.items()}
