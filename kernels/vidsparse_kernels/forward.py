@@ -118,8 +118,8 @@ def forward_kernel(
     """Grid (blocks of extra queries + query tiles, batch * heads): extra queries, whose lists are the longest, first.
 
     Strides of [batch, tokens, heads] in elements; `map_batch` and `map_head` in heads of the map. HEADS_FIRST of the
-    descriptors of keys and of values. With BOUNDED a program whose scores can be no larger than LARGEST, by the norms
-    of its queries and of the keys (`key_norms`, see bound.py), takes no maximum: bfloat16 holds its weights as they are.
+    descriptors of keys and of values. With BOUNDED a program whose scores are below LARGEST by the norms of its queries
+    and of the keys (`key_norms`, see bound.py) takes no maximum: bfloat16 holds its weights as they are.
     """
     view, bits = (frames, height, width), (row_bits, column_bits)
     ROWS: tl.constexpr = QUERY_TILE[0] * QUERY_TILE[1] * QUERY_TILE[2]
