@@ -175,7 +175,7 @@ def test_compiled_kernels_have_a_share_of_the_matrix_unit() -> None:
     for row in rows:
         programs, instructions, pair, share, in_turn = *map(int, row[7:10]), *map(float, row[10:12])
         assert 1 <= programs <= 4 and 200 < instructions < 1500 and 0.2 < share < 1
-        assert 0.8 < in_turn / share < 1.25
+        assert 0.6 < in_turn / share < 1.6
         products = {"forward": 2, "key_gradient": 4}[row[0].split(",")[0]]
         assert share == pytest.approx(products * 128 * 128 * int(row[1]) / 2048 / pair, abs=0.006)
         assert re.search(r"[a-z ]+ \d+%", row[13])
