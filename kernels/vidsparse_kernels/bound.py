@@ -14,7 +14,7 @@ BLOCK = 256  # keys that one program measures
 
 @triton.jit
 def row_norm(x, HEAD: tl.constexpr):
-    """The largest norm of the rows of x [rows, head_dim], float32."""
+    """The largest norm of the rows of x [rows, head_dim], float32. A row with a NaN, NaN with any weights, has none."""
     squares = tl.sum(x[0].to(tl.float32) * x[0].to(tl.float32), 1)
     if HEAD[1] > 0:
         squares += tl.sum(x[1].to(tl.float32) * x[1].to(tl.float32), 1)
@@ -43,10 +43,9 @@ def key_norms(launch: Launch, key: torch.Tensor) -> torch.Tensor:
 
 @triton.jit
 def largest_norm(norms, blocks):
-    """The largest of a head's norms; a NaN among them stays one."""
+    """The largest of a head's norms."""
     largest = tl.zeros([256], tl.float32)
     for first in tl.range(0, blocks, 256, num_stages=1):
         i = first + tl.arange(0, 256)
-        found = tl.load(norms + i, mask=i < blocks, other=0.0)
-        largest = tl.maximum(largest, found, propagate_nan=tl.PropagateNan.ALL)
+        largest = tl.maximum(largest, tl.load(norms + i, mask=i < blocks, other=0.0))
     return tl.max(largest, 0)

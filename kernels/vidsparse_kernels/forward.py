@@ -31,7 +31,7 @@ from vidsparse_kernels.lists import KeyLists
 from vidsparse_kernels.tiles import place_bits
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
-# Sums of a million weights of 2^80, times values of 2^20, are within the range of float32 and bfloat16.
+# Weights are then 2^-80 to 2^80: the sum of 2^17 of them, times values of 2^29, is within the range of float32.
 LARGEST: tl.constexpr = tl.constexpr(80.0)
 
 
@@ -143,7 +143,7 @@ def forward_kernel(
     top = tl.full([ROWS], float("-inf"), tl.float32)
     if BOUNDED:
         bound = largest_norm(key_norms + tl.program_id(1).to(tl.int64) * norm_blocks, norm_blocks) * row_norm(q, HEAD)
-        small = bound * scale < LARGEST  # a NaN is not
+        small = bound * scale < LARGEST  # infinity times zero is not
         top = tl.where(small, 0.0, top)
     acc = zeros(ROWS, HEAD)
     total = tl.zeros([ROWS], tl.float32)
