@@ -9,6 +9,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is imported
 
+import importlib.util
 import resource
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,10 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it where a kernel is defined
+    if importlib.util.find_spec("triton"):
+        import interpreter_bf16
+
+        interpreter_bf16.install()
 torch.set_num_threads(2)
 
 
