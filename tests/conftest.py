@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import machine_code
 import pytest
 import torch
 
@@ -27,6 +28,11 @@ if not torch.cuda.is_available():
 
         interpreter_bf16.install()
 torch.set_num_threads(2)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let tests of machine code run where Triton compiles."""
+    config.pluginmanager.register(machine_code.MachineCode())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

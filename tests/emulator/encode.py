@@ -159,6 +159,10 @@ class Code:
         elif name.startswith(("mul.wide", "mad.wide")):
             sizes[0] *= 2
             sizes[3:] = sizes[:1] * len(sizes[3:])
+        elif name in ("fma.f32.bf16", "fma.f32.f16"):
+            sizes[0] = sizes[3] = 4
+        elif re.fullmatch(r"(add|sub)\.f32\.b?f16", name):
+            sizes[0] = sizes[2] = 4
         elif words[0] == "bfe":
             sizes[2:] = 4, 4
         elif words[0] == "setp":
