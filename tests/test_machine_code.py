@@ -16,7 +16,7 @@ import torch
 from against_float64 import Case, Results, assert_close, plain
 
 import against_float64
-from vidsparse import VideoGrid, sparse_attention
+from vidsparse import BlockMap, VideoGrid, sparse_attention
 
 pytest.importorskip("triton")
 from emulator import ORDERS, Chip, Order, emulated
@@ -51,9 +51,10 @@ class Tuned:
     divided: bool = False
 
     def __str__(self) -> str:
-        case, shape = self.case, f"{self.case.grid.tokens}"
+        case = self.case
         rows, keys = (torch.Size(tile or ()).numel() for tile in (case.query_tile, case.key_tile))
-        return f"sm_{self.chip}-{str(self.dtype)[6:]}-{case.head_dim}-{rows}x{keys}-{shape}" + "-divided" * self.divided
+        kind = f"{case.grid.tokens}-tokens" + "-divided" * self.divided
+        return f"sm_{self.chip}-{str(self.dtype)[6:]}-{case.head_dim}-{rows}x{keys}-{kind}"
 
 
 def text(head_dim: int, rows: int, keys: int, **changes: object) -> Case:
@@ -119,12 +120,14 @@ def test_cases_cover_the_table() -> None:
     assert set().union(*map(rows_of_the_table, CASES)) == every
 
 
-def both_passes(tuned: Tuned, tensors: list[torch.Tensor], order: Order) -> tuple[Results, Chip]:
+def both_passes(
+    tuned: Tuned, block_map: BlockMap, tensors: list[torch.Tensor], order: Order
+) -> tuple[Results, Chip]:
     """out, lse and the gradients of a loss through both, from machine code."""
-    block_map = tuned.case.block_map()
+    fresh = replace(block_map)  # a map keeps its lists: here each order makes its own
 
     def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return sparse_attention(q, k, v, block_map, extra_valid=tuned.case.valid, impl="triton", return_lse=True)
+        return sparse_attention(q, k, v, fresh, extra_valid=tuned.case.valid, impl="triton", return_lse=True)
 
     with ExitStack() as stack:
         if tuned.divided:
@@ -136,9 +139,8 @@ def both_passes(tuned: Tuned, tensors: list[torch.Tensor], order: Order) -> tupl
 @pytest.mark.parametrize("tuned", CASES, ids=str)
 def test_attention(tuned: Tuned) -> None:
     case = tuned.case
-    tensors = case.tensors(4)
-    seeded = torch.get_rng_state()
-    mask = case.block_map().token_mask(case.valid)
+    tensors, block_map = case.tensors(4), case.block_map()
+    mask = block_map.token_mask(case.valid)
 
     def exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return reference.attention(q, k, v, mask, case.head_dim**-0.5)
@@ -148,8 +150,7 @@ def test_attention(tuned: Tuned) -> None:
     bound = against_float64.run(plain(mask), tensors, tuned.dtype)
     first: Results = {}
     for order in ORDERS if tuned.chip == 90 else ORDERS[::2]:  # others have no asynchronous products
-        torch.set_rng_state(seeded)  # the same map
-        found, chip = both_passes(tuned, tensors, order)
+        found, chip = both_passes(tuned, block_map, tensors, order)
         first = first or found
         assert all(torch.equal(first[name], x) for name, x in found.items()), f"other bits where work is {order}"
     assert_close(first, expected, bound, tuned.dtype)
@@ -183,8 +184,7 @@ def test_whole_tiles_come_first(chip: int, width: int) -> None:
         assert torch.equal(places[row, :count], torch.cat([place[inside], place[~inside]]))
 
 
-@pytest.mark.parametrize("chip", UNITS)
-@pytest.mark.parametrize("tiles", [1, 7, 100, 900, 2500])
+@pytest.mark.parametrize(("chip", "tiles"), [(80, 1), (80, 2500), (89, 7), (90, 33), (90, 900), (120, 100)])
 def test_selection(chip: int, tiles: int) -> None:
     scores = torch.randn(2, 2, 5, tiles)
     scores[0, 0, 0] = 0.5  # ties
