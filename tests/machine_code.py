@@ -1,4 +1,4 @@
-"""Run tests marked `machine_code` in processes where Triton compiles: in pytest's own, kernels are made for its interpreter.
+"""Run tests marked `machine_code` in processes where Triton compiles: in pytest's own, kernels are interpreted.
 
 All marked tests of a session are handed out when the first is due, so they run side by side. Such a test is a module's
 function; it takes parameters, no fixtures.
