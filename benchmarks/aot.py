@@ -1,6 +1,6 @@
 """Compile every tuned configuration for every chip it is meant for, without a GPU, and write down what came out.
 
-    python benchmarks/aot.py    # some minutes on two cores; writes results/aot.md, and fails where something does not fit
+    python benchmarks/aot.py    # some minutes on two cores; writes results/aot.md, fails where something does not fit
 
 The compiler's word, not a measurement: it says that a kernel fits a chip, not that it is right or fast there. Registers
 that spill to the stack are said, not refused: two programs on a multiprocessor can be worth more. float32 has no matrix
@@ -43,7 +43,7 @@ KERNELS = {
     "add_slots": add_slots_kernel,
 }
 BESIDE = {"row_terms": ROW_TERMS, "add_slots": ADD_SLOTS}  # kernels without a table: options for every chip and size
-FLOATS = ("lse", "grad_lse", "row_terms", "sums")
+FLOATS = ("lse", "grad_lse", "row_terms", "sums", "key_norms")
 LISTS = ("counts", "whole_counts", "places", "every_place", "extra_valid", "pieces", "slots")
 HEADINGS = (
     *("chip", "kernel", "dtype", "head_dim", "tile held", "step/warps/stages/registers"),
@@ -78,6 +78,7 @@ class Build:
             "HEAD": HEADS[self.head_dim],
             "EXTRA": True,
             "RAGGED": True,
+            "BOUNDED": self.itemsize == 2,
             "TMA": self.tma,
             "HEADS_FIRST": (False, False),
             "SECOND": 0,

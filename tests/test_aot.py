@@ -1,4 +1,4 @@
-"""Every tuned configuration, compiled for every chip it is meant for: no spills, the right matrix unit, enough room."""
+"""Every tuned configuration, compiled for every chip it is meant for: the right matrix unit, enough room."""
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ def test_every_tuned_configuration_compiles(tmp_path: Path) -> None:
         for config in configs
         if config is not None
     )
+    number += 5 * 8  # the kernels beside them: chips, and two of each kernel, head_dim and tile
     assert number > 110 and f"{number} configurations" in done.stdout and "0 with faults" in done.stdout
     table = [line for line in (tmp_path / "aot.md").read_text().splitlines() if line.startswith("| sm_")]
     assert len(table) == number
@@ -62,9 +63,8 @@ def test_every_tuned_configuration_compiles(tmp_path: Path) -> None:
 def test_faults_are_found(aot: ModuleType) -> None:
     build = aot.Build(90, "forward", 2, 128, 128, tuning.Config(128, 8, 2))
     good = aot.Needs(200, 0, 200000, 2, "wgmma.mma_async", 0)
-    assert aot.faults(build, good) == []
+    assert aot.faults(build, good) == aot.faults(build, replace(good, stack=8)) == []
     faulty = {
-        "8 bytes spilled": replace(good, stack=8),
         "232449 bytes of shared memory, of 232448": replace(good, shared=232449),
         "products by mma.sync, not wgmma.mma_async": replace(good, unit="mma.sync"),
         "products by wgmma.mma_async without TMA, not wgmma": replace(good, unit="wgmma.mma_async without TMA"),

@@ -19,6 +19,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 SIZES = [
     *("frames", "height", "width", "prefix", "extra", "heads", "row_bits", "column_bits"),
     *("map_batch", "map_head", "list_width", "limit", "piece_count", "slot_count", "parts", "columns"),
+    "norm_blocks",
 ]
 
 # head_dim in two powers of two: Triton has no other sizes, and 96 in 128 channels would cost a third more.
@@ -60,7 +61,7 @@ def reads_boxes(device: torch.device) -> bool:
 
 
 def heads_first(x: torch.Tensor) -> bool:
-    """Whether each head of x [B, tokens, H, head_dim] is a video of its own in memory, as in [B, H, tokens, head_dim]."""
+    """Whether x [B, tokens, H, head_dim] lies in memory as [B, H, tokens, head_dim]: a video a head."""
     batch, _, head, _ = x.stride()
     apart = head >= x.shape[1] * x.shape[3] and x.shape[2] > 1
     return apart and (x.shape[0] == 1 or batch == x.shape[2] * head)
@@ -101,7 +102,9 @@ class Boxes(NamedTuple):
 class Launch:
     """One call's geometry, and the arguments that all its kernels share."""
 
-    def __init__(self, query: torch.Tensor, map_shape: torch.Size, extra_valid: torch.Tensor | None, layout: TileLayout):
+    def __init__(
+        self, query: torch.Tensor, map_shape: torch.Size, extra_valid: torch.Tensor | None, layout: TileLayout
+    ):
         self.layout, self.shape, self.dtype, self.device = layout, query.shape, query.dtype, query.device
         self.extra = layout.prefix + layout.suffix
         self.query_tiles, self.key_tiles = (
