@@ -42,7 +42,13 @@ KERNEL = """
 
 
 def execute(
-    body: str, given: np.ndarray, threads: int = 32, shared: int = 65536, order: Order = ORDERS[0], box: object = 0, size: int = 0
+    body: str,
+    given: np.ndarray,
+    threads: int = 32,
+    shared: int = 65536,
+    order: Order = ORDERS[0],
+    box: object = 0,
+    size: int = 0,
 ) -> np.ndarray:
     """What a block of threads leaves in `to` after `body`: %r1 is the thread, %r2 its 4 bytes of `given`, [%rd4] its result."""
     given = np.resize(given, max(threads, given.size))
@@ -54,7 +60,27 @@ def execute(
 
 
 STORE = "st.global.b32 [%rd4], %r9;"
-F32 = np.array([0.0, -0.0, 1.5, -2.25, 3e38, 1e-30, math.inf, -math.inf, math.nan, 0.1, -7.7, 126.9, -126.2, 65519.0, 65520.0, 6e-8], np.float32)
+F32 = np.array(
+    [
+        0.0,
+        -0.0,
+        1.5,
+        -2.25,
+        3e38,
+        1e-30,
+        math.inf,
+        -math.inf,
+        math.nan,
+        0.1,
+        -7.7,
+        126.9,
+        -126.2,
+        65519.0,
+        65520.0,
+        6e-8,
+    ],
+    np.float32,
+)
 I32 = np.array([0, 1, -1, 7, -7, 2**31 - 1, -(2**31), 12345, -98765, 255, 256, -128], np.int32)
 
 
@@ -68,7 +94,11 @@ COMPUTED: dict[str, tuple[str, np.ndarray, Callable[[np.ndarray], np.ndarray]]] 
     "add": ("add.s32 %r9, %r2, -5;", I32, lambda x: x - 5),
     "sub": ("sub.s32 %r9, 5, %r2;", I32, lambda x: 5 - x),
     "product-low": ("mul.lo.s32 %r9, %r2, 100003;", I32, lambda x: x * np.int32(100003)),
-    "product-high": ("mul.hi.s32 %r9, %r2, -100003;", I32, lambda x: (x.astype(np.int64) * -100003 >> 32).astype(np.int32)),
+    "product-high": (
+        "mul.hi.s32 %r9, %r2, -100003;",
+        I32,
+        lambda x: (x.astype(np.int64) * -100003 >> 32).astype(np.int32),
+    ),
     "division": ("div.s32 %r9, %r2, -7;", I32, lambda x: np.trunc(x / -7).astype(np.int32)),
     "remainder": ("rem.s32 %r9, %r2, 7;", I32, lambda x: np.fmod(x, 7)),
     "minimum-signed": ("min.s32 %r9, %r2, 3;", I32, lambda x: np.minimum(x, 3)),
@@ -78,7 +108,11 @@ COMPUTED: dict[str, tuple[str, np.ndarray, Callable[[np.ndarray], np.ndarray]]] 
     "shift-by-more": ("shl.b32 %r9, %r2, 32;", I32, lambda x: x * 0),
     "field": ("bfe.u32 %r9, %r2, 3, 5;", I32, lambda x: x >> 3 & 31),
     "signed-field": ("bfe.s32 %r9, %r2, 3, 5;", I32, lambda x: ((x >> 3 & 31) ^ 16) - 16),
-    "bytes": ("prmt.b32 %r9, %r2, 0, 0x4123;", I32, lambda x: (x.view(np.uint32) >> 8 & 0xFF) << 16 | x.view(np.uint32) >> 8 & 0xFF00 | x.view(np.uint32) >> 24),
+    "bytes": (
+        "prmt.b32 %r9, %r2, 0, 0x4123;",
+        I32,
+        lambda x: (x.view(np.uint32) >> 8 & 0xFF) << 16 | x.view(np.uint32) >> 8 & 0xFF00 | x.view(np.uint32) >> 24,
+    ),
     "bits-set": ("popc.b32 %r9, %r2;", I32, lambda x: np.array([int(n).bit_count() for n in x.view(np.uint32)])),
     "narrow": ("cvt.u16.u32 %rs1, %r2; cvt.s32.s8 %r9, %rs1;", I32, lambda x: x.astype(np.int8).astype(np.int32)),
     "to-float": ("cvt.rn.f32.s32 %r9, %r2;", I32, lambda x: x.astype(np.float32).view(np.int32)),
@@ -88,13 +122,41 @@ COMPUTED: dict[str, tuple[str, np.ndarray, Callable[[np.ndarray], np.ndarray]]] 
         lambda x: np.where(x == 7, 9, (x > 0).astype(np.int32)),
     ),
     "float-product": ("mul.f32 %r9, %r2, 0f3FC00000;", F32, lambda x: x * np.float32(1.5)),
-    "fused": ("fma.rn.f32 %r9, %r2, %r2, 0fBF800000;", F32, lambda x: (x.astype(np.float64) ** 2 - 1).astype(np.float32)),
+    "fused": (
+        "fma.rn.f32 %r9, %r2, %r2, 0fBF800000;",
+        F32,
+        lambda x: (x.astype(np.float64) ** 2 - 1).astype(np.float32),
+    ),
     "maximum": ("max.f32 %r9, %r2, 0f40000000;", F32, lambda x: np.fmax(x, np.float32(2))),
-    "less-or-unordered": ("setp.ltu.f32 %p1, %r2, 0f00000000; selp.f32 %r9, 0f3F800000, 0f00000000, %p1;", F32, lambda x: (~(x >= 0)).astype(np.float32)),
-    "to-integer": ("cvt.rni.s32.f32 %r9, %r2;", F32, lambda x: np.clip(np.nan_to_num(np.rint(x.astype(np.float64))), -(2**31), 2**31 - 1).astype(np.int32).view(np.float32)),
-    "to-bf16": ("cvt.rn.bf16x2.f32 %r9, 0f00000000, %r2;", F32, lambda x: np.where(np.isnan(x), 0x7FFF, bf16(x)).astype(np.uint32).view(np.float32)),
-    "to-f16": ("cvt.rn.f16.f32 %rs1, %r2; cvt.u32.u16 %r9, %rs1;", F32, lambda x: np.where(np.isnan(x), 0x7FFF, x.astype(np.float16).view(np.uint16)).astype(np.uint32).view(np.float32)),
-    "from-f16": ("cvt.rn.f16.f32 %rs1, %r2; cvt.f32.f16 %r9, %rs1;", F32, lambda x: x.astype(np.float16).astype(np.float32)),
+    "less-or-unordered": (
+        "setp.ltu.f32 %p1, %r2, 0f00000000; selp.f32 %r9, 0f3F800000, 0f00000000, %p1;",
+        F32,
+        lambda x: (~(x >= 0)).astype(np.float32),
+    ),
+    "to-integer": (
+        "cvt.rni.s32.f32 %r9, %r2;",
+        F32,
+        lambda x: (
+            np.clip(np.nan_to_num(np.rint(x.astype(np.float64))), -(2**31), 2**31 - 1).astype(np.int32).view(np.float32)
+        ),
+    ),
+    "to-bf16": (
+        "cvt.rn.bf16x2.f32 %r9, 0f00000000, %r2;",
+        F32,
+        lambda x: np.where(np.isnan(x), 0x7FFF, bf16(x)).astype(np.uint32).view(np.float32),
+    ),
+    "to-f16": (
+        "cvt.rn.f16.f32 %rs1, %r2; cvt.u32.u16 %r9, %rs1;",
+        F32,
+        lambda x: (
+            np.where(np.isnan(x), 0x7FFF, x.astype(np.float16).view(np.uint16)).astype(np.uint32).view(np.float32)
+        ),
+    ),
+    "from-f16": (
+        "cvt.rn.f16.f32 %rs1, %r2; cvt.f32.f16 %r9, %rs1;",
+        F32,
+        lambda x: x.astype(np.float16).astype(np.float32),
+    ),
     "lane": ("mov.u32 %r9, %laneid;", I32, lambda x: np.arange(len(x), dtype=np.int32)),
     "butterfly": ("shfl.sync.bfly.b32 %r9, %r2, 3, 31, -1;", I32, lambda x: x[np.arange(32) ^ 3]),
     "shift-up": ("shfl.sync.up.b32 %r9|%p1, %r2, 2, 0, -1;", I32, lambda x: x[[0, 1, *range(30)]]),
@@ -118,8 +180,13 @@ def test_powers_of_two_are_within_two_ulp() -> None:
     wanted = np.exp2(x.astype(np.float64)).astype(np.float32)
     normal = wanted >= np.finfo(np.float32).tiny
     assert (found[~normal] == 0).all()
-    assert (np.abs(found[normal].astype(np.float64) - np.exp2(x[normal].astype(np.float64))) <= 2 * np.spacing(wanted[normal])).all()
-    special = execute(f"ex2.approx.ftz.f32 %r9, %r2; {STORE}", np.resize(np.array([np.inf, -np.inf, np.nan, 128.5], np.float32), 32))
+    assert (
+        np.abs(found[normal].astype(np.float64) - np.exp2(x[normal].astype(np.float64)))
+        <= 2 * np.spacing(wanted[normal])
+    ).all()
+    special = execute(
+        f"ex2.approx.ftz.f32 %r9, %r2; {STORE}", np.resize(np.array([np.inf, -np.inf, np.nan, 128.5], np.float32), 32)
+    )
     assert special[0] == np.inf and special[1] == 0 and np.isnan(special[2]) and special[3] == np.inf
 
 
@@ -237,20 +304,47 @@ def test_rules_of_tensor_maps(changes: dict[str, object], message: str) -> None:
 # What ends a launch
 
 BROKEN = {
-    "reads-beyond-a-tensor": ("ld.global.b32 %r9, [%rd5+128];", "4 bytes at global address .* outside all tensors: byte 128 of a storage of 128"),
+    "reads-beyond-a-tensor": (
+        "ld.global.b32 %r9, [%rd5+128];",
+        "4 bytes at global address .* outside all tensors: byte 128 of a storage of 128",
+    ),
     "reads-before-a-tensor": ("ld.global.b32 %r9, [%rd5+-4096];", "outside all tensors"),
     "reads-an-odd-address": ("ld.global.b32 %r9, [%rd5+2];", "is not aligned to 4 bytes"),
-    "reads-beyond-shared-memory": ("mov.b32 %r4, global_smem; ld.shared.b32 %r9, [%r4+65536];", "outside the block's 65536"),
+    "reads-beyond-shared-memory": (
+        "mov.b32 %r4, global_smem; ld.shared.b32 %r9, [%r4+65536];",
+        "outside the block's 65536",
+    ),
     "reads-a-null-pointer": ("mov.b32 %r4, 0; ld.shared.b32 %r9, [%r4];", "outside the block's"),
-    "lanes-part": ("setp.lt.s32 %p1, %r1, 5; @%p1 bra $L_end; mov.b32 %r9, 1; $L_end:", "lanes of a warp part at a branch: 0x1f alone"),
+    "lanes-part": (
+        "setp.lt.s32 %p1, %r1, 5; @%p1 bra $L_end; mov.b32 %r9, 1; $L_end:",
+        "lanes of a warp part at a branch: 0x1f alone",
+    ),
     "never-ends": ("$L_loop: bra.uni $L_loop;", "no end after 1000001 instructions"),
     "an-arrival-too-many": (MBARRIER.format(arrivals=1, arrives=2, parity=0), "more than 1 arrivals in one phase"),
-    "an-arrival-too-few": (MBARRIER.format(arrivals=2, arrives=1, parity=0), "deadlock: warps 0 wait for parity 0 of the mbarrier .* lacks 1 of 2 arrivals"),
-    "the-next-phase": (MBARRIER.format(arrivals=1, arrives=1, parity=1), "deadlock: warps 0 wait for parity 1 of the mbarrier"),
-    "an-unknown-mbarrier": ("mov.b32 %r4, global_smem; mbarrier.arrive.shared::cta.b64 _, [%r4], 1;", "no mbarrier is at shared address 0"),
-    "a-barrier-of-two-sizes": ("setp.lt.u32 %p1, %r1, 32; @%p1 bra.uni $L_a; bar.sync 1, 96; $L_a: bar.sync 1, 64;", "barrier 1 is used for"),
-    "a-barrier-that-some-miss": ("setp.lt.u32 %p1, %r1, 32; @%p1 bra.uni $L_a; bar.sync 1, 64; $L_a:", "deadlock: warps 1 wait at barrier 1 with 32 of 64 threads"),
-    "a-copy-that-is-not-waited-for": ("mov.b32 %r4, global_smem; cp.async.ca.shared.global [%r4], [%rd2], 4; cp.async.commit_group;", "nothing has waited for"),
+    "an-arrival-too-few": (
+        MBARRIER.format(arrivals=2, arrives=1, parity=0),
+        "deadlock: warps 0 wait for parity 0 of the mbarrier .* lacks 1 of 2 arrivals",
+    ),
+    "the-next-phase": (
+        MBARRIER.format(arrivals=1, arrives=1, parity=1),
+        "deadlock: warps 0 wait for parity 1 of the mbarrier",
+    ),
+    "an-unknown-mbarrier": (
+        "mov.b32 %r4, global_smem; mbarrier.arrive.shared::cta.b64 _, [%r4], 1;",
+        "no mbarrier is at shared address 0",
+    ),
+    "a-barrier-of-two-sizes": (
+        "setp.lt.u32 %p1, %r1, 32; @%p1 bra.uni $L_a; bar.sync 1, 96; $L_a: bar.sync 1, 64;",
+        "barrier 1 is used for",
+    ),
+    "a-barrier-that-some-miss": (
+        "setp.lt.u32 %p1, %r1, 32; @%p1 bra.uni $L_a; bar.sync 1, 64; $L_a:",
+        "deadlock: warps 1 wait at barrier 1 with 32 of 64 threads",
+    ),
+    "a-copy-that-is-not-waited-for": (
+        "mov.b32 %r4, global_smem; cp.async.ca.shared.global [%r4], [%rd2], 4; cp.async.commit_group;",
+        "nothing has waited for",
+    ),
     "trap": ("trap;", "trap"),
 }
 

@@ -29,7 +29,7 @@ FORWARD, OF_QUERIES, OF_KEYS = "forward_kernel", "query_gradient_kernel", "key_g
 
 @dataclass(frozen=True)
 class Fault:
-    """What is put in the place of every match in one kernel's PTX for a chip, and how it shows: a message, or numbers."""
+    """What is put in the place of every match in one kernel's PTX, and how it shows: a message, or wrong numbers."""
 
     chip: int
     kernel: str
@@ -52,29 +52,48 @@ def without_swizzle(found: re.Match[str]) -> str:
 
 NUMBERS = "numbers"
 WAIT_FOR_PRODUCTS, WAIT_FOR_COPIES = r"wgmma\.wait_group\S+ \d+;", r"cp\.async\.wait_group\s+\S+;"
+LATER = "wgmma.wait_group.sync.aligned 2;"
 WAIT_FOR_BOXES = r"mbarrier\.try_wait[^;]*;\s*@!\w+ bra\.uni \w+;"
 FAULTS = {
     "products-are-not-waited-for": Fault(90, FORWARD, WAIT_FOR_PRODUCTS, "", "nothing has waited for"),
     "dq-products-are-not-waited-for": Fault(90, OF_QUERIES, WAIT_FOR_PRODUCTS, "", "nothing has waited for"),
-    "products-are-waited-for-too-late": Fault(90, FORWARD, but_last(WAIT_FOR_PRODUCTS), "wgmma.wait_group.sync.aligned 2;", NUMBERS),
-    "dk-products-are-waited-for-too-late": Fault(90, OF_KEYS, but_last(WAIT_FOR_PRODUCTS), "wgmma.wait_group.sync.aligned 2;", NUMBERS),
+    "products-are-waited-for-too-late": Fault(90, FORWARD, but_last(WAIT_FOR_PRODUCTS), LATER, NUMBERS),
+    "dk-products-are-waited-for-too-late": Fault(90, OF_KEYS, but_last(WAIT_FOR_PRODUCTS), LATER, NUMBERS),
     "boxes-are-not-waited-for": Fault(90, FORWARD, WAIT_FOR_BOXES, "", "arrivals in one phase"),
     "dk-boxes-are-not-waited-for": Fault(90, OF_KEYS, WAIT_FOR_BOXES, "", "arrivals in one phase"),
-    "parity-stands-still": Fault(90, FORWARD, r"(mbarrier\.try_wait\S+\s+\w+, \[[^\]]*\], )%r\d+;", r"\g<1>0;", "ends while it expects 65536 bytes"),
-    "half-of-the-bytes-are-expected": Fault(90, FORWARD, r"(mbarrier\.arrive\.expect_tx[^;]*, )(\d+);", halved, "ends while a load is under way"),
+    "parity-stands-still": Fault(
+        90,
+        FORWARD,
+        r"(mbarrier\.try_wait\S+\s+\w+, \[[^\]]*\], )%r\d+;",
+        r"\g<1>0;",
+        "ends while it expects 65536 bytes",
+    ),
+    "half-of-the-bytes-are-expected": Fault(
+        90, FORWARD, r"(mbarrier\.arrive\.expect_tx[^;]*, )(\d+);", halved, "ends while a load is under way"
+    ),
     "an-mbarrier-awaits-two": Fault(90, FORWARD, r"(mbarrier\.init[^;]*), 1;", r"\1, 2;", "deadlock"),
     "an-mbarrier-is-never-made": Fault(90, FORWARD, r"mbarrier\.init[^;]*;", "fence.proxy.async;", "no mbarrier is at"),
     "values-are-not-transposed": Fault(90, FORWARD, r"(wgmma\.mma_async[^;]*\}, *\{[^;]*), 1;", r"\1, 0;", NUMBERS),
     "keys-are-read-without-swizzle": Fault(90, FORWARD, r"\b46116\d{14}\b", without_swizzle, NUMBERS),
-    "two-axes-of-a-box-change-places": Fault(90, FORWARD, r"(\{%r\d+, %r\d+, )(%r\d+), (%r\d+)(, %r\d+\}\])", r"\1\3, \2\4", NUMBERS),
-    "no-fence-before-asynchronous-reads": Fault(90, OF_KEYS, r"fence\.proxy\.async[^;]*;", "", "without fence.proxy.async"),
+    "two-axes-of-a-box-change-places": Fault(
+        90, FORWARD, r"(\{%r\d+, %r\d+, )(%r\d+), (%r\d+)(, %r\d+\}\])", r"\1\3, \2\4", NUMBERS
+    ),
+    "no-fence-before-asynchronous-reads": Fault(
+        90, OF_KEYS, r"fence\.proxy\.async[^;]*;", "", "without fence.proxy.async"
+    ),
     "no-barriers": Fault(90, FORWARD, r"bar\.sync\s+0;", "", ""),
-    "a-barrier-awaits-more-threads": Fault(90, FORWARD, r"bar\.sync\s+0;", "bar.sync 0, 512;", "wait at barrier 0 with 256 of 512 threads"),
+    "a-barrier-awaits-more-threads": Fault(
+        90, FORWARD, r"bar\.sync\s+0;", "bar.sync 0, 512;", "wait at barrier 0 with 256 of 512 threads"
+    ),
     "copies-are-not-waited-for": Fault(80, FORWARD, WAIT_FOR_COPIES, "", "nothing has waited for"),
     "copies-are-waited-for-too-late": Fault(80, FORWARD, but_last(WAIT_FOR_COPIES), "cp.async.wait_group 9;", NUMBERS),
     "values-are-loaded-untransposed": Fault(80, FORWARD, r"(ldmatrix\S*)\.trans", r"\1", NUMBERS),
-    "stores-beyond-the-end": Fault(80, FORWARD, r"(st\.global\.\S+ \[ %rd\d+ \+) 0", r"\1 1099511627776", "outside all tensors"),
-    "copies-of-odd-addresses": Fault(80, FORWARD, r"(cp\.async\.cg\S* \[[^\]]*\], \[ %rd\d+ \+) 0", r"\1 2", "is not aligned to 16 bytes"),
+    "stores-beyond-the-end": Fault(
+        80, FORWARD, r"(st\.global\.\S+ \[ %rd\d+ \+) 0", r"\1 1099511627776", "outside all tensors"
+    ),
+    "copies-of-odd-addresses": Fault(
+        80, FORWARD, r"(cp\.async\.cg\S* \[[^\]]*\], \[ %rd\d+ \+) 0", r"\1 2", "is not aligned to 16 bytes"
+    ),
     "scores-are-not-scaled-down": Fault(80, FORWARD, r"ex2\.approx\.ftz\.f32", "lg2.approx.ftz.f32", NUMBERS),
 }
 
