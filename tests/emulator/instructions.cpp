@@ -91,7 +91,6 @@ static void copy_now(Warp& w, const Copy& c) {
   u8* to = w.block.shared(c.shared, c.bytes);
   memset(to, 0, c.bytes);
   memcpy(to, (const u8*)c.global, c.valid);
-  w.block.wrote(c.shared, c.bytes);
 }
 
 // Rows of 16 bytes of 8 x 8 matrices of b16: row i of matrix j is at the address that lane 8 j + i holds.

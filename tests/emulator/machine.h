@@ -23,7 +23,7 @@ using f32 = float;
 constexpr int LANES = 32;
 constexpr u32 ALL = 0xffffffff;
 constexpr u64 SHARED = 1024;            // where shared memory begins: a null pointer lies outside
-constexpr u64 PARAMETERS = u64(1) << 56; // where parameters begin: outside of what a process has
+constexpr u64 PARAMETERS = u64(1) << 56; // where parameters are among all addresses: outside of what a process has
 
 struct Fault : std::runtime_error { using runtime_error::runtime_error; };
 
@@ -120,13 +120,16 @@ struct Block {
     return &memory[address - SHARED];
   }
 
+  // By an address in the space of parameters, or a generic one, which cvta.param makes.
   u8* parameter(u64 address, u64 bytes) const {
-    if (address < PARAMETERS || address + bytes > PARAMETERS + launch.parameter_bytes)
+    const u64 offset = address < PARAMETERS ? address : address - PARAMETERS;
+    if (offset + bytes > u64(launch.parameter_bytes))
       throw Fault(text("%lu bytes at address %#lx are no parameter", bytes, address));
-    return launch.parameters + (address - PARAMETERS);
+    return launch.parameters + offset;
   }
 
-  // The generic proxy (ordinary threads) has written; the async proxy (TMA, wgmma) must not read this before a fence.
+  // The generic proxy (st.shared, stmatrix) has written; the async proxy (TMA, wgmma) must not read it before a fence.
+  // cp.async belongs to the former too, but Triton before 3.7 leaves the fence out there, and has run so for years.
   void wrote(u64 address, u64 bytes) {
     for (u64 i = (address - SHARED) / 16; i <= (address - SHARED + bytes - 1) / 16; i++) written[i] = now;
     now++;
