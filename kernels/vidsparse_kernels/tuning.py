@@ -90,7 +90,7 @@ TABLE: dict[tuple[int, Kernel], dict[tuple[int, int], tuple[Config | None, Confi
         (4, 128): (Config(16, 4, 1), Config(16, 8, 1)),
     },
     (90, "query_gradient"): {
-        (2, 64): (Config(64, 4, 2), Config(64, 8, 3)),
+        (2, 64): (Config(64, 4, 2), Config(64, 8, 3, 128)),
         (2, 128): (Config(64, 4, 2), Config(64, 8, 3)),
         (4, 64): (Config(16, 4, 1), Config(16, 8, 1)),
         (4, 128): (Config(16, 4, 1), Config(16, 8, 1)),
