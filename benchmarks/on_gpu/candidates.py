@@ -19,9 +19,9 @@ key_gradient,128,64    32/4/2       32/4/3       64/4/3
 forward,64,128         128/8/3/128  64/8/2       64/8/3       64/8/4
 query_gradient,64,128  64/8/3       64/8/2/128   128/8/2
 key_gradient,64,128    32/8/2/128   64/8/3       64/8/2/128
-forward,64,64          64/4/2/128   64/4/3/128   64/4/3/168   64/4/1
+forward,64,64          64/4/2       64/4/3/128   64/4/3/168   64/4/1
 query_gradient,64,64   64/4/3/168   64/4/3       64/4/2/128
-key_gradient,64,64     64/4/3/168   64/4/3       64/4/2/168
+key_gradient,64,64     64/4/2       64/4/3       64/4/2/168
 """
 
 # Another kernel that does the work of one of ours is a candidate too, and stands with those of its head_dim and tile.
