@@ -161,23 +161,13 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Start the kernel: out [B, tokens, H, head_dim] contiguous, lse float32 [B, H, tokens]."""
     layout = launch.layout
-    config = launch.config("forward", layout.query_tile)
-    step = step_box(layout.key_tile, config.step)
-    key_boxes, value_boxes = launch.boxes(step, key), launch.boxes(step, value)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(query.shape[0], query.shape[2], query.shape[1], dtype=torch.float32, device=query.device)
     row_bits, column_bits = place_bits(layout.view, layout.key_tile)
-    launch.run(
-        forward_kernel,
-        launch.query_blocks,
-        config.options,
+    arguments = dict(
         query=query,
         key=key,
         value=value,
-        key_boxes_a=key_boxes.a,
-        key_boxes_b=key_boxes.b,
-        value_boxes_a=value_boxes.a,
-        value_boxes_b=value_boxes.b,
         out=out,
         lse=lse,
         counts=lists.counts,
@@ -195,9 +185,28 @@ def forward(
         scale=scale * math.log2(math.e),
         QUERY_TILE=layout.query_tile,
         KEY_TILE=layout.key_tile,
-        STEP=step,
         EXTRA=launch.extra > 0,
         RAGGED=launch.ragged,
+    )
+    specialized = launch.gluon_config()
+    if specialized is not None:
+        from vidsparse_kernels import gluon_forward  # not every Triton has Gluon
+
+        gluon_forward.run(launch, specialized, key, value, arguments)
+        return out, lse
+    config = launch.config("forward", layout.query_tile)
+    step = step_box(layout.key_tile, config.step)
+    key_boxes, value_boxes = launch.boxes(step, key), launch.boxes(step, value)
+    launch.run(
+        forward_kernel,
+        launch.query_blocks,
+        config.options,
+        **arguments,
+        key_boxes_a=key_boxes.a,
+        key_boxes_b=key_boxes.b,
+        value_boxes_a=value_boxes.a,
+        value_boxes_b=value_boxes.b,
+        STEP=step,
         TMA=key_boxes.a is not None,
         HEADS_FIRST=(key_boxes.heads_first, value_boxes.heads_first),
         PRECISION="ieee",

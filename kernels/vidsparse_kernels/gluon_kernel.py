@@ -1,0 +1,395 @@
+"""The forward kernel for Hopper in Gluon: a warp loads, two groups of four warps multiply, each half of a query tile.
+
+The groups do not wait for each other: while one takes the softmax of its scores the other has the matrix unit. Within a
+group the scores of the next step are multiplied before the softmax of this one is waited for, and the product with the
+values runs under that softmax. Needs Triton 3.6 or newer; what it computes is what `forward.forward_kernel` computes.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from vidsparse_kernels.boxes import box_origin, box_start, key_list, tile_count, tile_place, unpack
+from vidsparse_kernels.launch import SIZES
+
+# Triton 3.9 knows only the new name, 3.6 and 3.7 only the old one.
+load_box = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+
+ROWS: gl.constexpr = gl.constexpr(64)  # queries of a group
+LOG2_E: gl.constexpr = gl.constexpr(1.4426950408889634)
+# Registers of a thread: 2 * 240 + 24 are the 504 that three groups of four warps may have.
+COMPUTES: gl.constexpr = gl.constexpr(240)
+LOADS: gl.constexpr = gl.constexpr(24)
+
+
+@gluon.jit
+def following(place, phase, PLACES: gl.constexpr):
+    """The next of the `PLACES` of a ring, and the parity of the phase in which its barriers are waited for."""
+    last = place == PLACES - 1
+    return gl.where(last, 0, place + 1), gl.where(last, phase ^ 1, phase)
+
+
+@gluon.jit
+def before(place, PLACES: gl.constexpr):
+    """The place that comes before one in a ring."""
+    return gl.where(place == 0, PLACES - 1, place - 1)
+
+
+@gluon.jit
+def copy_extra(pointer, stride, first, grid, valid, buffer, KEYS: gl.constexpr, D: gl.constexpr):
+    """Start to copy `KEYS` prefix and suffix tokens from number `first` on; zeros for those that are not `valid`."""
+    PART: gl.constexpr = 32
+    rows: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    view, _, prefix, _ = grid
+    channel = gl.arange(0, D, gl.SliceLayout(0, rows))
+    for part in gl.static_range(KEYS // PART):
+        number = first + part * PART + gl.arange(0, PART, gl.SliceLayout(1, rows))
+        token = number + gl.where(number < prefix, 0, view[0] * view[1] * view[2])
+        source = pointer + token.to(gl.int64)[:, None] * stride + channel[None, :]
+        async_copy.async_copy_global_to_shared(buffer.slice(part * PART, PART), source, (number < valid)[:, None])
+    async_copy.commit_group()
+
+
+@gluon.jit
+def produce(
+    loaded,
+    ring,
+    seen,
+    grid,
+    KEY_TILE: gl.constexpr,
+    STEP: gl.constexpr,
+    SLOTS: gl.constexpr,
+    D: gl.constexpr,
+    EXTRA: gl.constexpr,
+):
+    """What the loading warps do: keys, then values of each step into the next slot that both groups have left."""
+    boxes, starts, pointers, strides = loaded
+    buffers, full, empty, _ = ring
+    listed, count, _, valid = seen
+    view, bits, _, _ = grid
+    KEYS: gl.constexpr = STEP[0] * STEP[1] * STEP[2]
+    STEPS: gl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2] // KEYS
+    BYTES: gl.constexpr = KEYS * D * 2
+    # A barrier that has seen nothing counts as one whose phase of parity 1 is over: slots are empty at first.
+    slot = gl.to_tensor(0)
+    phase = gl.to_tensor(1)
+    entry = gl.load(listed, mask=count > 0, other=0)
+    for i in range(count * STEPS):
+        upcoming = gl.load(listed + (i + 1) // STEPS, mask=i + 1 < count * STEPS, other=0)
+        f, y, x = box_origin(unpack(entry, bits), i % STEPS, KEY_TILE, STEP)
+        for which in gl.static_range(2):
+            mbarrier.wait(empty.index(slot), phase)
+            mbarrier.expect(full.index(slot), BYTES)
+            place = [starts[which][0], f, y, x, starts[which][1]]
+            load_box(boxes[which], place, full.index(slot), buffers.index(slot))
+            slot, phase = following(slot, phase, SLOTS)
+        entry = upcoming
+    if EXTRA:
+        copies = 2 * gl.cdiv(valid, KEYS)
+        for i in range(copies):
+            mbarrier.wait(empty.index(slot), phase)
+            buffer = buffers.index(slot).reshape([KEYS, D])
+            pointer, stride = pointers[0], strides[0]
+            if i % 2 == 1:
+                pointer, stride = pointers[1], strides[1]
+            copy_extra(pointer, stride, i // 2 * KEYS, grid, valid, buffer, KEYS, D)
+            # The copy before this one has arrived; this one is under way.
+            async_copy.wait_group(1)
+            fence_async_shared()
+            mbarrier.arrive(full.index(before(slot, SLOTS)), count=1, pred=i > 0)
+            slot, phase = following(slot, phase, SLOTS)
+        async_copy.wait_group(0)
+        fence_async_shared()
+        mbarrier.arrive(full.index(before(slot, SLOTS)), count=1, pred=copies > 0)
+
+
+@gluon.jit
+def real_keys(i, seen, grid, KEY_TILE: gl.constexpr, STEP: gl.constexpr, LAYOUT: gl.constexpr):
+    """Which keys of step `i` are tokens, bool [keys]: inside the grid, or among the valid prefix and suffix tokens."""
+    listed, count, _, valid = seen
+    view, bits, _, _ = grid
+    KEYS: gl.constexpr = STEP[0] * STEP[1] * STEP[2]
+    STEPS: gl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2] // KEYS
+    number = gl.arange(0, KEYS, LAYOUT)
+    f, y, x = number // (STEP[1] * STEP[2]), number // STEP[2] % STEP[1], number % STEP[2]
+    video = i < count * STEPS
+    entry = gl.load(listed + i // STEPS, mask=video, other=0)
+    origin = box_origin(unpack(entry, bits), i % STEPS, KEY_TILE, STEP)
+    inside = (origin[0] + f < view[0]) & (origin[1] + y < view[1]) & (origin[2] + x < view[2])
+    return gl.where(video, inside, (i - count * STEPS) * KEYS + number < valid)
+
+
+@gluon.jit
+def softmax_step(scores, top, total, scale, real, MASKED: gl.constexpr):
+    """One step of the online softmax in base 2; `scale` holds log2(e).
+
+    Returns the weights, by how much what was summed up before shrinks, and the new highest logit and sum of each row.
+    """
+    if MASKED:
+        scores = gl.where(real[None, :], scores, float("-inf"))
+    highest = gl.maximum(top, gl.max(scores, 1) * scale)
+    # A row that has seen no key yet would be -inf minus -inf.
+    shift = gl.where(highest == float("-inf"), 0.0, highest) if MASKED else highest
+    weights = gl.exp2(scores * scale - shift[:, None])
+    decay = gl.exp2(top - shift)
+    return weights, decay, highest, total * decay + gl.sum(weights, 1)
+
+
+@gluon.jit
+def walk(
+    first,
+    last,
+    state,
+    q,
+    ring,
+    seen,
+    grid,
+    scale,
+    GROUP: gl.constexpr,
+    KEY_TILE: gl.constexpr,
+    STEP: gl.constexpr,
+    STAGES: gl.constexpr,
+    D: gl.constexpr,
+    TURNS: gl.constexpr,
+    MASKED: gl.constexpr,
+):
+    """Steps `first` to `last`: the scores of each with the product of the weights and values of the one before."""
+    buffers, full, empty, turns = ring
+    KEYS: gl.constexpr = STEP[0] * STEP[1] * STEP[2]
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    acc, weights, top, total, stage, phase = state
+    unset = gl.zeros([ROWS, KEYS], gl.float32, SCORES)
+    for i in range(first, last):
+        upcoming, upcoming_phase = following(stage, phase, STAGES)
+        real = real_keys(i, seen, grid, KEY_TILE, STEP, gl.SliceLayout(0, SCORES)) if MASKED else None
+        if TURNS:
+            mbarrier.wait(turns.index(GROUP), (i + 1 - GROUP) & 1)
+        mbarrier.wait(full.index(2 * upcoming), upcoming_phase)
+        k = buffers.index(2 * upcoming).reshape([KEYS, D]).permute([1, 0])
+        scores = warpgroup_mma(q, k, unset, use_acc=False, is_async=True)
+        mbarrier.wait(full.index(2 * stage + 1), phase)
+        sums = warpgroup_mma(weights, buffers.index(2 * stage + 1).reshape([KEYS, D]), acc, is_async=True)
+        if TURNS:
+            mbarrier.arrive(turns.index(1 - GROUP), count=1)
+        scores = warpgroup_mma_wait(1, deps=[scores])
+        mbarrier.arrive(empty.index(2 * upcoming), count=1)
+        upcoming_weights, decay, top, total = softmax_step(scores, top, total, scale, real, MASKED)
+        acc, weights = warpgroup_mma_wait(0, deps=[sums, weights])
+        mbarrier.arrive(empty.index(2 * stage + 1), count=1)
+        acc = acc * gl.convert_layout(decay, gl.SliceLayout(1, SUMS))[:, None]
+        weights = gl.convert_layout(upcoming_weights.to(q.dtype), gl.DotOperandLayout(0, SUMS, 2))
+        stage, phase = upcoming, upcoming_phase
+    return acc, weights, top, total, stage, phase
+
+
+@gluon.jit
+def consume(
+    rows,
+    ring,
+    seen,
+    grid,
+    tile,
+    scale,
+    GROUP: gl.constexpr,
+    QUERY_TILE: gl.constexpr,
+    KEY_TILE: gl.constexpr,
+    STEP: gl.constexpr,
+    STAGES: gl.constexpr,
+    D: gl.constexpr,
+    TURNS: gl.constexpr,
+    EXTRA: gl.constexpr,
+    RAGGED: gl.constexpr,
+):
+    """What a computing group does: attention of queries `64 * GROUP` to `64 * GROUP + 63` of the program's tile."""
+    query, out, lse, query_stride, out_stride, queries = rows
+    buffers, full, empty, turns = ring
+    _, count, whole, valid = seen
+    view, _, prefix, extra = grid
+    KEYS: gl.constexpr = STEP[0] * STEP[1] * STEP[2]
+    STEPS: gl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2] // KEYS
+    MASKED: gl.constexpr = EXTRA or RAGGED
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    LINES: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+
+    row = GROUP * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, LINES))
+    origin = box_origin(tile_place(tile, view, QUERY_TILE), 0, QUERY_TILE, QUERY_TILE)
+    f = origin[0] + row // (QUERY_TILE[1] * QUERY_TILE[2])
+    y = origin[1] + row // QUERY_TILE[2] % QUERY_TILE[1]
+    x = origin[2] + row % QUERY_TILE[2]
+    mine = (f < view[0]) & (y < view[1]) & (x < view[2])
+    token = prefix + (f * view[1] + y) * view[2] + x
+    video = view[0] * view[1] * view[2]
+    if EXTRA:
+        number = gl.program_id(0) * (2 * ROWS) + row
+        token = gl.where(tile < 0, number + gl.where(number < prefix, 0, video), token)
+        mine = gl.where(tile < 0, number < extra, mine)
+    channel = gl.arange(0, D, gl.SliceLayout(0, LINES))[None, :]
+    wide = token.to(gl.int64)[:, None]
+    q = queries.index(GROUP)
+    q.store(gl.load(query + wide * query_stride + channel, mask=mine[:, None], other=0.0))
+    fence_async_shared()
+
+    acc = gl.zeros([ROWS, D], gl.float32, SUMS)
+    top = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))
+    total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))
+    steps = count * STEPS + gl.cdiv(valid, KEYS) if EXTRA else count * STEPS
+    if steps > 0:
+        real = real_keys(0, seen, grid, KEY_TILE, STEP, gl.SliceLayout(0, SCORES)) if MASKED else None
+        if TURNS:
+            mbarrier.wait(turns.index(GROUP), 1 - GROUP)
+        mbarrier.wait(full.index(0), 0)
+        k = buffers.index(0).reshape([KEYS, D]).permute([1, 0])
+        scores = warpgroup_mma(q, k, gl.zeros([ROWS, KEYS], gl.float32, SCORES), use_acc=False, is_async=True)
+        if TURNS:
+            mbarrier.arrive(turns.index(1 - GROUP), count=1)
+        scores = warpgroup_mma_wait(0, deps=[scores])
+        mbarrier.arrive(empty.index(0), count=1)
+        weights, decay, top, total = softmax_step(scores, top, total, scale, real, MASKED)
+        weights = gl.convert_layout(weights.to(q.dtype), gl.DotOperandLayout(0, SUMS, 2))
+
+        state = (acc, weights, top, total, gl.to_tensor(0), gl.to_tensor(0))
+        unmasked = whole * STEPS if MASKED else steps
+        state = walk(1, unmasked, state, q, ring, seen, grid, scale, GROUP, KEY_TILE, STEP, STAGES, D, TURNS, False)
+        if MASKED:
+            state = walk(
+                gl.maximum(1, unmasked),
+                steps,
+                state,
+                q,
+                ring,
+                seen,
+                grid,
+                scale,
+                GROUP,
+                KEY_TILE,
+                STEP,
+                STAGES,
+                D,
+                TURNS,
+                True,
+            )
+        acc, weights, top, total, stage, phase = state
+        mbarrier.wait(full.index(2 * stage + 1), phase)
+        sums = warpgroup_mma(weights, buffers.index(2 * stage + 1).reshape([KEYS, D]), acc, is_async=True)
+        acc = warpgroup_mma_wait(0, deps=[sums])
+
+    # A row without keys has total 0: its output is 0 and its lse -inf.
+    divisor = gl.where(total > 0.0, total, 1.0)
+    acc = acc * gl.convert_layout(1.0 / divisor, gl.SliceLayout(1, SUMS))[:, None]
+    gl.store(out + wide * out_stride + channel, gl.convert_layout(acc.to(q.dtype), LINES), mask=mine[:, None])
+    natural = gl.where(total > 0.0, (top + gl.log2(divisor)) / LOG2_E, float("-inf"))
+    gl.store(lse + token, gl.convert_layout(natural, gl.SliceLayout(1, LINES)), mask=mine)
+
+
+@gluon.jit
+def barriers(NUMBER: gl.constexpr, ARRIVALS: gl.constexpr):
+    """`NUMBER` barriers whose phase is over after so many arrivals."""
+    made = gl.allocate_shared_memory(gl.int64, [NUMBER, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(NUMBER):
+        mbarrier.init(made.index(i), count=ARRIVALS)
+    return made
+
+
+@gluon.jit(do_not_specialize=SIZES)
+def gluon_forward_kernel(
+    query,
+    key,
+    value,
+    key_boxes,
+    value_boxes,
+    out,
+    lse,
+    counts,
+    whole_counts,
+    places,
+    every_place,
+    extra_valid,
+    query_strides,
+    key_strides,
+    value_strides,
+    out_strides,
+    map_batch,
+    map_head,
+    list_width,
+    frames,
+    height,
+    width,
+    row_bits,
+    column_bits,
+    prefix,
+    extra,
+    heads,
+    scale,
+    QUERY_TILE: gl.constexpr,
+    KEY_TILE: gl.constexpr,
+    STEP: gl.constexpr,
+    HEAD: gl.constexpr,
+    STAGES: gl.constexpr,
+    TURNS: gl.constexpr,
+    EXTRA: gl.constexpr,
+    RAGGED: gl.constexpr,
+    HEADS_FIRST: gl.constexpr,
+):
+    """Grid (blocks of extra queries + query tiles, batch * heads); arguments as those of `forward.forward_kernel`.
+
+    STAGES buffers of a step's keys and values; TURNS: the groups take turns at the matrix unit.
+    """
+    view, bits = (frames, height, width), (row_bits, column_bits)
+    D: gl.constexpr = HEAD[0]
+    dtype: gl.constexpr = query.dtype.element_ty
+    batch, head = gl.program_id(1) // heads, gl.program_id(1) % heads
+    wide_batch, wide_head = batch.to(gl.int64), head.to(gl.int64)
+    query += wide_batch * query_strides[0] + wide_head * query_strides[2]
+    key += wide_batch * key_strides[0] + wide_head * key_strides[2]
+    value += wide_batch * value_strides[0] + wide_head * value_strides[2]
+    out += wide_batch * out_strides[0] + wide_head * out_strides[2]
+    lse += gl.program_id(1).to(gl.int64) * (frames * height * width + extra)
+    starts = (
+        box_start(batch, head, heads, key_strides, HEADS_FIRST[0]),
+        box_start(batch, head, heads, value_strides, HEADS_FIRST[1]),
+    )
+    tile = gl.program_id(0) - gl.cdiv(extra, 2 * ROWS)
+    map_row = (wide_batch * map_batch + wide_head * map_head) * tile_count(view, QUERY_TILE) + tile
+    listed, count, whole = key_list(
+        places, counts, whole_counts, every_place, map_row, tile, list_width, view, KEY_TILE
+    )
+    valid = gl.load(extra_valid + batch) if EXTRA else 0
+
+    LINES: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], dtype)
+    queries = gl.allocate_shared_memory(dtype, [2, ROWS, D], LINES)
+    SLOTS: gl.constexpr = 2 * STAGES
+    buffers = gl.allocate_shared_memory(dtype, [SLOTS] + key_boxes.block_type.shape, key_boxes.layout)
+    full, empty, turns = barriers(SLOTS, 1), barriers(SLOTS, 2), barriers(2, 1)
+    fence_async_shared()
+
+    grid = (view, bits, prefix, extra)
+    seen = (listed, count, whole, valid)
+    ring = (buffers, full, empty, turns)
+    rows = (query, out, lse, query_strides[1], out_strides[1], queries)
+    loaded = ((key_boxes, value_boxes), starts, (key, value), (key_strides[1], value_strides[1]))
+    gl.warp_specialize(
+        [
+            (
+                consume,
+                (rows, ring, seen, grid, tile, scale, 0, QUERY_TILE, KEY_TILE, STEP, STAGES, D, TURNS, EXTRA, RAGGED),
+            ),
+            (
+                consume,
+                (rows, ring, seen, grid, tile, scale, 1, QUERY_TILE, KEY_TILE, STEP, STAGES, D, TURNS, EXTRA, RAGGED),
+            ),
+            (produce, (loaded, ring, seen, grid, KEY_TILE, STEP, SLOTS, D, EXTRA)),
+        ],
+        [4, 4 if EXTRA else 1],
+        [COMPUTES, LOADS],
+    )
