@@ -18,7 +18,7 @@ def triton_lacks(device: torch.device) -> str | None:
 
 @lru_cache(maxsize=1)
 def gluon_lacks() -> str | None:
-    """What the forward kernel in Gluon misses, in words that complete "the forward in Gluon ..."; None if it can run."""
+    """What the forward in Gluon misses, in words that complete "the forward in Gluon ..."; None if it can run."""
     try:
         import triton
 

@@ -1,4 +1,4 @@
-"""Launch the forward kernel for Hopper in Gluon. Importing this needs a Triton that has Gluon: ask `gluon_lacks` first."""
+"""Launch the forward kernel for Hopper in Gluon; `available.gluon_lacks` says whether this can be imported."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from vidsparse_kernels.boxes import box_origin, box_start, key_list, tile_count,
 from vidsparse_kernels.launch import SIZES
 
 # Triton 3.9 knows only the new name, 3.6 and 3.7 only the old one.
-load_box = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+load_box, load_rows = (getattr(x, "async_load", None) or x.async_copy_global_to_shared for x in (tma, async_copy))
 
 ROWS: gl.constexpr = gl.constexpr(64)  # queries of a group
 LOG2_E: gl.constexpr = gl.constexpr(1.4426950408889634)
@@ -49,13 +49,13 @@ def copy_extra(pointer, stride, first, grid, valid, buffer, KEYS: gl.constexpr, 
     """Start to copy `KEYS` prefix and suffix tokens from number `first` on; zeros for those that are not `valid`."""
     PART: gl.constexpr = 32
     rows: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    view, _, prefix, _ = grid
+    view, prefix = grid[0], grid[2]
     channel = gl.arange(0, D, gl.SliceLayout(0, rows))
     for part in gl.static_range(KEYS // PART):
         number = first + part * PART + gl.arange(0, PART, gl.SliceLayout(1, rows))
         token = number + gl.where(number < prefix, 0, view[0] * view[1] * view[2])
         source = pointer + token.to(gl.int64)[:, None] * stride + channel[None, :]
-        async_copy.async_copy_global_to_shared(buffer.slice(part * PART, PART), source, (number < valid)[:, None])
+        load_rows(buffer.slice(part * PART, PART), source, (number < valid)[:, None])
     async_copy.commit_group()
 
 
@@ -73,9 +73,9 @@ def produce(
 ):
     """What the loading warps do: keys, then values of each step into the next slot that both groups have left."""
     boxes, starts, pointers, strides = loaded
-    buffers, full, empty, _ = ring
-    listed, count, _, valid = seen
-    view, bits, _, _ = grid
+    buffers, full, empty, _turns = ring
+    listed, count, _whole, valid = seen
+    bits = grid[1]
     KEYS: gl.constexpr = STEP[0] * STEP[1] * STEP[2]
     STEPS: gl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2] // KEYS
     BYTES: gl.constexpr = KEYS * D * 2
@@ -115,8 +115,8 @@ def produce(
 @gluon.jit
 def real_keys(i, seen, grid, KEY_TILE: gl.constexpr, STEP: gl.constexpr, LAYOUT: gl.constexpr):
     """Which keys of step `i` are tokens, bool [keys]: inside the grid, or among the valid prefix and suffix tokens."""
-    listed, count, _, valid = seen
-    view, bits, _, _ = grid
+    listed, count, _whole, valid = seen
+    view, bits = grid[0], grid[1]
     KEYS: gl.constexpr = STEP[0] * STEP[1] * STEP[2]
     STEPS: gl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2] // KEYS
     number = gl.arange(0, KEYS, LAYOUT)
@@ -213,8 +213,8 @@ def consume(
     """What a computing group does: attention of queries `64 * GROUP` to `64 * GROUP + 63` of the program's tile."""
     query, out, lse, query_stride, out_stride, queries = rows
     buffers, full, empty, turns = ring
-    _, count, whole, valid = seen
-    view, _, prefix, extra = grid
+    _listed, count, whole, valid = seen
+    view, _bits, prefix, extra = grid
     KEYS: gl.constexpr = STEP[0] * STEP[1] * STEP[2]
     STEPS: gl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2] // KEYS
     MASKED: gl.constexpr = EXTRA or RAGGED
@@ -255,7 +255,7 @@ def consume(
             mbarrier.arrive(turns.index(1 - GROUP), count=1)
         scores = warpgroup_mma_wait(0, deps=[scores])
         mbarrier.arrive(empty.index(0), count=1)
-        weights, decay, top, total = softmax_step(scores, top, total, scale, real, MASKED)
+        weights, _decay, top, total = softmax_step(scores, top, total, scale, real, MASKED)
         weights = gl.convert_layout(weights.to(q.dtype), gl.DotOperandLayout(0, SUMS, 2))
 
         state = (acc, weights, top, total, gl.to_tensor(0), gl.to_tensor(0))
