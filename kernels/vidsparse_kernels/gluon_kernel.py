@@ -113,32 +113,48 @@ def produce(
 
 
 @gluon.jit
-def real_keys(i, seen, grid, KEY_TILE: gl.constexpr, STEP: gl.constexpr, LAYOUT: gl.constexpr):
-    """Which keys of step `i` are tokens, bool [keys]: inside the grid, or among the valid prefix and suffix tokens."""
+def limit(i, seen, grid, KEY_TILE: gl.constexpr, STEP: gl.constexpr):
+    """The last token among the keys of step `i`, for `real_keys`.
+
+    Frame, row and column in the box, of 8 bits each, or, with bit 24, how many prefix and suffix tokens precede it. Of
+    every part the highest bit is set, for a subtraction to borrow.
+    """
     listed, count, _whole, valid = seen
     view, bits = grid[0], grid[1]
     KEYS: gl.constexpr = STEP[0] * STEP[1] * STEP[2]
     STEPS: gl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2] // KEYS
-    number = gl.arange(0, KEYS, LAYOUT)
-    f, y, x = number // (STEP[1] * STEP[2]), number // STEP[2] % STEP[1], number % STEP[2]
     video = i < count * STEPS
     entry = gl.load(listed + i // STEPS, mask=video, other=0)
     origin = box_origin(unpack(entry, bits), i % STEPS, KEY_TILE, STEP)
-    inside = (origin[0] + f < view[0]) & (origin[1] + y < view[1]) & (origin[2] + x < view[2])
-    return gl.where(video, inside, (i - count * STEPS) * KEYS + number < valid)
+    last = gl.to_tensor(0)
+    for axis in gl.static_range(3):
+        last = (last << 8) + 127 + gl.minimum(gl.maximum(view[axis] - origin[axis], 0), STEP[axis])
+    return gl.where(video, last, 0x1808000 + 127 + gl.minimum(valid - (i - count * STEPS) * KEYS, KEYS))
 
 
 @gluon.jit
-def softmax_step(scores, top, total, scale, real, MASKED: gl.constexpr):
-    """One step of the online softmax in base 2; `scale` holds log2(e).
+def real_keys(last, STEP: gl.constexpr, KIND: gl.constexpr, LAYOUT: gl.constexpr):
+    """Which keys of a step are tokens, bool [keys]: those of which no part is above that of the `last`."""
+    number = gl.arange(0, STEP[0] * STEP[1] * STEP[2], LAYOUT)
+    f, y, x = number // (STEP[1] * STEP[2]), number // STEP[2] % STEP[1], number % STEP[2]
+    place = number if KIND == "extra" else (f << 16) + (y << 8) + x
+    if KIND == "any":
+        place = gl.where(last < 0x1000000, place, number)
+    return ((last - place) & 0x808080) == 0x808080
+
+
+@gluon.jit
+def softmax_step(scores, top, total, scale, last, STEP: gl.constexpr, KIND: gl.constexpr):
+    """One step of the online softmax in base 2: `scale` holds log2(e); `last` says what is a key, unless all are.
 
     Returns the weights, by how much what was summed up before shrinks, and the new highest logit and sum of each row.
     """
-    if MASKED:
+    if KIND != "whole":
+        real = real_keys(last, STEP, KIND, gl.SliceLayout(0, scores.type.layout))
         scores = gl.where(real[None, :], scores, float("-inf"))
     highest = gl.maximum(top, gl.max(scores, 1) * scale)
     # A row that has seen no key yet would be -inf minus -inf.
-    shift = gl.where(highest == float("-inf"), 0.0, highest) if MASKED else highest
+    shift = gl.where(highest == float("-inf"), 0.0, highest) if KIND != "whole" else highest
     weights = gl.exp2(scores * scale - shift[:, None])
     decay = gl.exp2(top - shift)
     return weights, decay, highest, total * decay + gl.sum(weights, 1)
@@ -160,7 +176,7 @@ def walk(
     STAGES: gl.constexpr,
     D: gl.constexpr,
     TURNS: gl.constexpr,
-    MASKED: gl.constexpr,
+    KIND: gl.constexpr,
 ):
     """Steps `first` to `last`: the scores of each with the product of the weights and values of the one before."""
     buffers, full, empty, turns = ring
@@ -171,7 +187,7 @@ def walk(
     unset = gl.zeros([ROWS, KEYS], gl.float32, SCORES)
     for i in range(first, last):
         upcoming, upcoming_phase = following(stage, phase, STAGES)
-        real = real_keys(i, seen, grid, KEY_TILE, STEP, gl.SliceLayout(0, SCORES)) if MASKED else None
+        last_key = limit(i, seen, grid, KEY_TILE, STEP) if KIND != "whole" else None
         if TURNS:
             mbarrier.wait(turns.index(GROUP), (i + 1 - GROUP) & 1)
         mbarrier.wait(full.index(2 * upcoming), upcoming_phase)
@@ -183,7 +199,7 @@ def walk(
             mbarrier.arrive(turns.index(1 - GROUP), count=1)
         scores = warpgroup_mma_wait(1, deps=[scores])
         mbarrier.arrive(empty.index(2 * upcoming), count=1)
-        upcoming_weights, decay, top, total = softmax_step(scores, top, total, scale, real, MASKED)
+        upcoming_weights, decay, top, total = softmax_step(scores, top, total, scale, last_key, STEP, KIND)
         acc, weights = warpgroup_mma_wait(0, deps=[sums, weights])
         mbarrier.arrive(empty.index(2 * stage + 1), count=1)
         acc = acc * gl.convert_layout(decay, gl.SliceLayout(1, SUMS))[:, None]
@@ -217,7 +233,8 @@ def consume(
     view, _bits, prefix, extra = grid
     KEYS: gl.constexpr = STEP[0] * STEP[1] * STEP[2]
     STEPS: gl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2] // KEYS
-    MASKED: gl.constexpr = EXTRA or RAGGED
+    # A step of whole tiles may be the first of all.
+    FIRST: gl.constexpr = "any" if EXTRA else "border" if RAGGED else "whole"
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     LINES: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
@@ -245,7 +262,7 @@ def consume(
     total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))
     steps = count * STEPS + gl.cdiv(valid, KEYS) if EXTRA else count * STEPS
     if steps > 0:
-        real = real_keys(0, seen, grid, KEY_TILE, STEP, gl.SliceLayout(0, SCORES)) if MASKED else None
+        last_key = limit(0, seen, grid, KEY_TILE, STEP) if FIRST != "whole" else None
         if TURNS:
             mbarrier.wait(turns.index(GROUP), 1 - GROUP)
         mbarrier.wait(full.index(0), 0)
@@ -255,30 +272,18 @@ def consume(
             mbarrier.arrive(turns.index(1 - GROUP), count=1)
         scores = warpgroup_mma_wait(0, deps=[scores])
         mbarrier.arrive(empty.index(0), count=1)
-        weights, _decay, top, total = softmax_step(scores, top, total, scale, real, MASKED)
+        weights, _decay, top, total = softmax_step(scores, top, total, scale, last_key, STEP, FIRST)
         weights = gl.convert_layout(weights.to(q.dtype), gl.DotOperandLayout(0, SUMS, 2))
 
         state = (acc, weights, top, total, gl.to_tensor(0), gl.to_tensor(0))
-        unmasked = whole * STEPS if MASKED else steps
-        state = walk(1, unmasked, state, q, ring, seen, grid, scale, GROUP, KEY_TILE, STEP, STAGES, D, TURNS, False)
-        if MASKED:
-            state = walk(
-                gl.maximum(1, unmasked),
-                steps,
-                state,
-                q,
-                ring,
-                seen,
-                grid,
-                scale,
-                GROUP,
-                KEY_TILE,
-                STEP,
-                STAGES,
-                D,
-                TURNS,
-                True,
-            )
+        wholes, ragged = whole * STEPS, count * STEPS
+        state = walk(1, wholes, state, q, ring, seen, grid, scale, GROUP, KEY_TILE, STEP, STAGES, D, TURNS, "whole")
+        if RAGGED:
+            first = gl.maximum(1, wholes)
+            state = walk(first, ragged, state, q, ring, seen, grid, scale, GROUP, KEY_TILE, STEP, STAGES, D, TURNS, "border")
+        if EXTRA:
+            first = gl.maximum(1, ragged)
+            state = walk(first, steps, state, q, ring, seen, grid, scale, GROUP, KEY_TILE, STEP, STAGES, D, TURNS, "extra")
         acc, weights, top, total, stage, phase = state
         mbarrier.wait(full.index(2 * stage + 1), phase)
         sums = warpgroup_mma(weights, buffers.index(2 * stage + 1).reshape([KEYS, D]), acc, is_async=True)
