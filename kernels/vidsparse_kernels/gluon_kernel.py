@@ -194,16 +194,16 @@ def walk(
         k = buffers.index(2 * upcoming).reshape([KEYS, D]).permute([1, 0])
         scores = warpgroup_mma(q, k, unset, use_acc=False, is_async=True)
         mbarrier.wait(full.index(2 * stage + 1), phase)
-        sums = warpgroup_mma(weights, buffers.index(2 * stage + 1).reshape([KEYS, D]), acc, is_async=True)
+        operand = gl.convert_layout(weights.to(q.dtype), gl.DotOperandLayout(0, SUMS, 2))
+        sums = warpgroup_mma(operand, buffers.index(2 * stage + 1).reshape([KEYS, D]), acc, is_async=True)
         if TURNS:
             mbarrier.arrive(turns.index(1 - GROUP), count=1)
         scores = warpgroup_mma_wait(1, deps=[scores])
         mbarrier.arrive(empty.index(2 * upcoming), count=1)
-        upcoming_weights, decay, top, total = softmax_step(scores, top, total, scale, last_key, STEP, KIND)
-        acc, weights = warpgroup_mma_wait(0, deps=[sums, weights])
+        weights, decay, top, total = softmax_step(scores, top, total, scale, last_key, STEP, KIND)
+        acc, operand = warpgroup_mma_wait(0, deps=[sums, operand])
         mbarrier.arrive(empty.index(2 * stage + 1), count=1)
         acc = acc * gl.convert_layout(decay, gl.SliceLayout(1, SUMS))[:, None]
-        weights = gl.convert_layout(upcoming_weights.to(q.dtype), gl.DotOperandLayout(0, SUMS, 2))
         stage, phase = upcoming, upcoming_phase
     return acc, weights, top, total, stage, phase
 
@@ -227,7 +227,7 @@ def consume(
     RAGGED: gl.constexpr,
 ):
     """What a computing group does: attention of queries `64 * GROUP` to `64 * GROUP + 63` of the program's tile."""
-    query, out, lse, query_stride, out_stride, queries = rows
+    query, out, lse, query_stride, out_stride, queries, positions = rows
     buffers, full, empty, turns = ring
     _listed, count, whole, valid = seen
     view, _bits, prefix, extra = grid
@@ -252,10 +252,12 @@ def consume(
         token = gl.where(tile < 0, number + gl.where(number < prefix, 0, video), token)
         mine = gl.where(tile < 0, number < extra, mine)
     channel = gl.arange(0, D, gl.SliceLayout(0, LINES))[None, :]
-    wide = token.to(gl.int64)[:, None]
+    source = query + token.to(gl.int64)[:, None] * query_stride + channel
     q = queries.index(GROUP)
-    q.store(gl.load(query + wide * query_stride + channel, mask=mine[:, None], other=0.0))
+    q.store(gl.load(source, mask=mine[:, None], other=0.0))
     fence_async_shared()
+    # The walk needs all registers.
+    positions.index(GROUP).store(gl.where(mine, token, -1))
 
     acc = gl.zeros([ROWS, D], gl.float32, SUMS)
     top = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))
@@ -273,7 +275,6 @@ def consume(
         scores = warpgroup_mma_wait(0, deps=[scores])
         mbarrier.arrive(empty.index(0), count=1)
         weights, _decay, top, total = softmax_step(scores, top, total, scale, last_key, STEP, FIRST)
-        weights = gl.convert_layout(weights.to(q.dtype), gl.DotOperandLayout(0, SUMS, 2))
 
         state = (acc, weights, top, total, gl.to_tensor(0), gl.to_tensor(0))
         wholes, ragged = whole * STEPS, count * STEPS
@@ -286,13 +287,17 @@ def consume(
             state = walk(first, steps, state, q, ring, seen, grid, scale, GROUP, KEY_TILE, STEP, STAGES, D, TURNS, "extra")
         acc, weights, top, total, stage, phase = state
         mbarrier.wait(full.index(2 * stage + 1), phase)
-        sums = warpgroup_mma(weights, buffers.index(2 * stage + 1).reshape([KEYS, D]), acc, is_async=True)
+        operand = gl.convert_layout(weights.to(q.dtype), gl.DotOperandLayout(0, SUMS, 2))
+        sums = warpgroup_mma(operand, buffers.index(2 * stage + 1).reshape([KEYS, D]), acc, is_async=True)
         acc = warpgroup_mma_wait(0, deps=[sums])
 
     # A row without keys has total 0: its output is 0 and its lse -inf.
+    token = positions.index(GROUP).load(gl.SliceLayout(1, LINES))
+    mine = token >= 0
+    target = out + token.to(gl.int64)[:, None] * out_stride + channel
     divisor = gl.where(total > 0.0, total, 1.0)
     acc = acc * gl.convert_layout(1.0 / divisor, gl.SliceLayout(1, SUMS))[:, None]
-    gl.store(out + wide * out_stride + channel, gl.convert_layout(acc.to(q.dtype), LINES), mask=mine[:, None])
+    gl.store(target, gl.convert_layout(acc.to(q.dtype), LINES), mask=mine[:, None])
     natural = gl.where(total > 0.0, (top + gl.log2(divisor)) / LOG2_E, float("-inf"))
     gl.store(lse + token, gl.convert_layout(natural, gl.SliceLayout(1, LINES)), mask=mine)
 
@@ -373,6 +378,7 @@ def gluon_forward_kernel(
 
     LINES: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], dtype)
     queries = gl.allocate_shared_memory(dtype, [2, ROWS, D], LINES)
+    positions = gl.allocate_shared_memory(gl.int32, [2, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     SLOTS: gl.constexpr = 2 * STAGES
     buffers = gl.allocate_shared_memory(dtype, [SLOTS] + key_boxes.block_type.shape, key_boxes.layout)
     full, empty, turns = barriers(SLOTS, 1), barriers(SLOTS, 2), barriers(2, 1)
@@ -381,7 +387,7 @@ def gluon_forward_kernel(
     grid = (view, bits, prefix, extra)
     seen = (listed, count, whole, valid)
     ring = (buffers, full, empty, turns)
-    rows = (query, out, lse, query_strides[1], out_strides[1], queries)
+    rows = (query, out, lse, query_strides[1], out_strides[1], queries, positions)
     loaded = ((key_boxes, value_boxes), starts, (key, value), (key_strides[1], value_strides[1]))
     gl.warp_specialize(
         [
