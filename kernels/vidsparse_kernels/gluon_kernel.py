@@ -32,16 +32,18 @@ LOADS: gl.constexpr = gl.constexpr(24)
 
 
 @gluon.jit
-def following(place, phase, PLACES: gl.constexpr):
-    """The next of the `PLACES` of a ring, and the parity of the phase in which its barriers are waited for."""
-    last = place == PLACES - 1
-    return gl.where(last, 0, place + 1), gl.where(last, phase ^ 1, phase)
+def slot(position, STAGES: gl.constexpr):
+    """Where a ring of 2 * STAGES slots holds the keys of step i (position 2 * i) or its values (2 * i + 1).
+
+    Returns the slot, and the parity of the phase in which its barrier says that it is full.
+    """
+    return position % (2 * STAGES), position // (2 * STAGES) & 1
 
 
 @gluon.jit
-def before(place, PLACES: gl.constexpr):
-    """The place that comes before one in a ring."""
-    return gl.where(place == 0, PLACES - 1, place - 1)
+def head_start(strides, heads):
+    """How far the program's head is from the first one of a tensor."""
+    return (gl.program_id(1) // heads).to(gl.int64) * strides[0] + (gl.program_id(1) % heads).to(gl.int64) * strides[2]
 
 
 @gluon.jit
@@ -67,49 +69,49 @@ def produce(
     grid,
     KEY_TILE: gl.constexpr,
     STEP: gl.constexpr,
-    SLOTS: gl.constexpr,
+    STAGES: gl.constexpr,
     D: gl.constexpr,
     EXTRA: gl.constexpr,
 ):
     """What the loading warps do: keys, then values of each step into the next slot that both groups have left."""
-    boxes, starts, pointers, strides = loaded
+    boxes, starts, pointers, strides, heads = loaded
     buffers, full, empty, _turns = ring
     listed, count, _whole, valid = seen
     bits = grid[1]
     KEYS: gl.constexpr = STEP[0] * STEP[1] * STEP[2]
     STEPS: gl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2] // KEYS
-    BYTES: gl.constexpr = KEYS * D * 2
-    # A barrier that has seen nothing counts as one whose phase of parity 1 is over: slots are empty at first.
-    slot = gl.to_tensor(0)
-    phase = gl.to_tensor(1)
     entry = gl.load(listed, mask=count > 0, other=0)
     for i in range(count * STEPS):
         upcoming = gl.load(listed + (i + 1) // STEPS, mask=i + 1 < count * STEPS, other=0)
         f, y, x = box_origin(unpack(entry, bits), i % STEPS, KEY_TILE, STEP)
         for which in gl.static_range(2):
-            mbarrier.wait(empty.index(slot), phase)
-            mbarrier.expect(full.index(slot), BYTES)
+            at, phase = slot(2 * i + which, STAGES)
+            # What has not been used yet counts as left in a phase of parity 1.
+            mbarrier.wait(empty.index(at), phase ^ 1)
+            mbarrier.expect(full.index(at), KEYS * D * 2)
             place = [starts[which][0], f, y, x, starts[which][1]]
-            load_box(boxes[which], place, full.index(slot), buffers.index(slot))
-            slot, phase = following(slot, phase, SLOTS)
+            load_box(boxes[which], place, full.index(at), buffers.index(at))
         entry = upcoming
     if EXTRA:
-        copies = 2 * gl.cdiv(valid, KEYS)
-        for i in range(copies):
-            mbarrier.wait(empty.index(slot), phase)
-            buffer = buffers.index(slot).reshape([KEYS, D])
-            pointer, stride = pointers[0], strides[0]
-            if i % 2 == 1:
-                pointer, stride = pointers[1], strides[1]
-            copy_extra(pointer, stride, i // 2 * KEYS, grid, valid, buffer, KEYS, D)
+        first = 2 * count * STEPS
+        last = first + 2 * gl.cdiv(valid, KEYS)
+        for position in range(first, last):
+            at, phase = slot(position, STAGES)
+            mbarrier.wait(empty.index(at), phase ^ 1)
+            buffer = buffers.index(at).reshape([KEYS, D])
+            pointer, stride = pointers[0] + head_start(strides[0], heads), strides[0][1]
+            if position % 2 == 1:
+                pointer, stride = pointers[1] + head_start(strides[1], heads), strides[1][1]
+            copy_extra(pointer, stride, (position - first) // 2 * KEYS, grid, valid, buffer, KEYS, D)
             # The copy before this one has arrived; this one is under way.
             async_copy.wait_group(1)
             fence_async_shared()
-            mbarrier.arrive(full.index(before(slot, SLOTS)), count=1, pred=i > 0)
-            slot, phase = following(slot, phase, SLOTS)
+            before, _phase = slot(position - 1, STAGES)
+            mbarrier.arrive(full.index(before), count=1, pred=position > first)
         async_copy.wait_group(0)
         fence_async_shared()
-        mbarrier.arrive(full.index(before(slot, SLOTS)), count=1, pred=copies > 0)
+        before, _phase = slot(last - 1, STAGES)
+        mbarrier.arrive(full.index(before), count=1, pred=last > first)
 
 
 @gluon.jit
@@ -161,6 +163,24 @@ def softmax_step(scores, top, total, scale, last, STEP: gl.constexpr, KIND: gl.c
 
 
 @gluon.jit
+def keys_of(step, ring, KEYS: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr):
+    """Wait for the keys of a step: [head_dim, keys] in shared memory, and the barrier to tell when they are left."""
+    buffers, full, empty, _turns = ring
+    at, phase = slot(2 * step, STAGES)
+    mbarrier.wait(full.index(at), phase)
+    return buffers.index(at).reshape([KEYS, D]).permute([1, 0]), empty.index(at)
+
+
+@gluon.jit
+def values_of(step, ring, KEYS: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr):
+    """Wait for the values of a step: [keys, head_dim] in shared memory, and the barrier to tell when they are left."""
+    buffers, full, empty, _turns = ring
+    at, phase = slot(2 * step + 1, STAGES)
+    mbarrier.wait(full.index(at), phase)
+    return buffers.index(at).reshape([KEYS, D]), empty.index(at)
+
+
+@gluon.jit
 def walk(
     first,
     last,
@@ -178,34 +198,31 @@ def walk(
     TURNS: gl.constexpr,
     KIND: gl.constexpr,
 ):
-    """Steps `first` to `last`: the scores of each with the product of the weights and values of the one before."""
-    buffers, full, empty, turns = ring
+    """Steps `first` to `last`: the scores of each, and the product of the weights and values of the one before."""
+    turns = ring[3]
     KEYS: gl.constexpr = STEP[0] * STEP[1] * STEP[2]
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    acc, weights, top, total, stage, phase = state
+    acc, weights, top, total = state
     unset = gl.zeros([ROWS, KEYS], gl.float32, SCORES)
     for i in range(first, last):
-        upcoming, upcoming_phase = following(stage, phase, STAGES)
         last_key = limit(i, seen, grid, KEY_TILE, STEP) if KIND != "whole" else None
         if TURNS:
             mbarrier.wait(turns.index(GROUP), (i + 1 - GROUP) & 1)
-        mbarrier.wait(full.index(2 * upcoming), upcoming_phase)
-        k = buffers.index(2 * upcoming).reshape([KEYS, D]).permute([1, 0])
+        k, k_left = keys_of(i, ring, KEYS, D, STAGES)
         scores = warpgroup_mma(q, k, unset, use_acc=False, is_async=True)
-        mbarrier.wait(full.index(2 * stage + 1), phase)
+        v, v_left = values_of(i - 1, ring, KEYS, D, STAGES)
         operand = gl.convert_layout(weights.to(q.dtype), gl.DotOperandLayout(0, SUMS, 2))
-        sums = warpgroup_mma(operand, buffers.index(2 * stage + 1).reshape([KEYS, D]), acc, is_async=True)
+        sums = warpgroup_mma(operand, v, acc, is_async=True)
         if TURNS:
             mbarrier.arrive(turns.index(1 - GROUP), count=1)
         scores = warpgroup_mma_wait(1, deps=[scores])
-        mbarrier.arrive(empty.index(2 * upcoming), count=1)
+        mbarrier.arrive(k_left, count=1)
         weights, decay, top, total = softmax_step(scores, top, total, scale, last_key, STEP, KIND)
         acc, operand = warpgroup_mma_wait(0, deps=[sums, operand])
-        mbarrier.arrive(empty.index(2 * stage + 1), count=1)
+        mbarrier.arrive(v_left, count=1)
         acc = acc * gl.convert_layout(decay, gl.SliceLayout(1, SUMS))[:, None]
-        stage, phase = upcoming, upcoming_phase
-    return acc, weights, top, total, stage, phase
+    return acc, weights, top, total
 
 
 @gluon.jit
@@ -227,8 +244,8 @@ def consume(
     RAGGED: gl.constexpr,
 ):
     """What a computing group does: attention of queries `64 * GROUP` to `64 * GROUP + 63` of the program's tile."""
-    query, out, lse, query_stride, out_stride, queries, positions = rows
-    buffers, full, empty, turns = ring
+    query, out, lse, query_strides, out_strides, heads, queries, positions = rows
+    turns = ring[3]
     _listed, count, whole, valid = seen
     view, _bits, prefix, extra = grid
     KEYS: gl.constexpr = STEP[0] * STEP[1] * STEP[2]
@@ -252,7 +269,7 @@ def consume(
         token = gl.where(tile < 0, number + gl.where(number < prefix, 0, video), token)
         mine = gl.where(tile < 0, number < extra, mine)
     channel = gl.arange(0, D, gl.SliceLayout(0, LINES))[None, :]
-    source = query + token.to(gl.int64)[:, None] * query_stride + channel
+    source = query + head_start(query_strides, heads) + token.to(gl.int64)[:, None] * query_strides[1] + channel
     q = queries.index(GROUP)
     q.store(gl.load(source, mask=mine[:, None], other=0.0))
     fence_async_shared()
@@ -267,38 +284,37 @@ def consume(
         last_key = limit(0, seen, grid, KEY_TILE, STEP) if FIRST != "whole" else None
         if TURNS:
             mbarrier.wait(turns.index(GROUP), 1 - GROUP)
-        mbarrier.wait(full.index(0), 0)
-        k = buffers.index(0).reshape([KEYS, D]).permute([1, 0])
+        k, k_left = keys_of(0, ring, KEYS, D, STAGES)
         scores = warpgroup_mma(q, k, gl.zeros([ROWS, KEYS], gl.float32, SCORES), use_acc=False, is_async=True)
         if TURNS:
             mbarrier.arrive(turns.index(1 - GROUP), count=1)
         scores = warpgroup_mma_wait(0, deps=[scores])
-        mbarrier.arrive(empty.index(0), count=1)
+        mbarrier.arrive(k_left, count=1)
         weights, _decay, top, total = softmax_step(scores, top, total, scale, last_key, STEP, FIRST)
 
-        state = (acc, weights, top, total, gl.to_tensor(0), gl.to_tensor(0))
-        wholes, ragged = whole * STEPS, count * STEPS
+        state = (acc, weights, top, total)
+        wholes, boxes = whole * STEPS, count * STEPS
         state = walk(1, wholes, state, q, ring, seen, grid, scale, GROUP, KEY_TILE, STEP, STAGES, D, TURNS, "whole")
         if RAGGED:
             first = gl.maximum(1, wholes)
-            state = walk(first, ragged, state, q, ring, seen, grid, scale, GROUP, KEY_TILE, STEP, STAGES, D, TURNS, "border")
+            state = walk(first, boxes, state, q, ring, seen, grid, scale, GROUP, KEY_TILE, STEP, STAGES, D, TURNS, "border")
         if EXTRA:
-            first = gl.maximum(1, ragged)
+            first = gl.maximum(1, boxes)
             state = walk(first, steps, state, q, ring, seen, grid, scale, GROUP, KEY_TILE, STEP, STAGES, D, TURNS, "extra")
-        acc, weights, top, total, stage, phase = state
-        mbarrier.wait(full.index(2 * stage + 1), phase)
+        acc, weights, top, total = state
+        v, _v_left = values_of(steps - 1, ring, KEYS, D, STAGES)
         operand = gl.convert_layout(weights.to(q.dtype), gl.DotOperandLayout(0, SUMS, 2))
-        sums = warpgroup_mma(operand, buffers.index(2 * stage + 1).reshape([KEYS, D]), acc, is_async=True)
-        acc = warpgroup_mma_wait(0, deps=[sums])
+        acc = warpgroup_mma_wait(0, deps=[warpgroup_mma(operand, v, acc, is_async=True)])
 
     # A row without keys has total 0: its output is 0 and its lse -inf.
     token = positions.index(GROUP).load(gl.SliceLayout(1, LINES))
     mine = token >= 0
-    target = out + token.to(gl.int64)[:, None] * out_stride + channel
+    target = out + head_start(out_strides, heads) + token.to(gl.int64)[:, None] * out_strides[1] + channel
     divisor = gl.where(total > 0.0, total, 1.0)
     acc = acc * gl.convert_layout(1.0 / divisor, gl.SliceLayout(1, SUMS))[:, None]
     gl.store(target, gl.convert_layout(acc.to(q.dtype), LINES), mask=mine[:, None])
     natural = gl.where(total > 0.0, (top + gl.log2(divisor)) / LOG2_E, float("-inf"))
+    lse += gl.program_id(1).to(gl.int64) * (view[0] * view[1] * view[2] + extra)
     gl.store(lse + token, gl.convert_layout(natural, gl.SliceLayout(1, LINES)), mask=mine)
 
 
@@ -360,11 +376,6 @@ def gluon_forward_kernel(
     dtype: gl.constexpr = query.dtype.element_ty
     batch, head = gl.program_id(1) // heads, gl.program_id(1) % heads
     wide_batch, wide_head = batch.to(gl.int64), head.to(gl.int64)
-    query += wide_batch * query_strides[0] + wide_head * query_strides[2]
-    key += wide_batch * key_strides[0] + wide_head * key_strides[2]
-    value += wide_batch * value_strides[0] + wide_head * value_strides[2]
-    out += wide_batch * out_strides[0] + wide_head * out_strides[2]
-    lse += gl.program_id(1).to(gl.int64) * (frames * height * width + extra)
     starts = (
         box_start(batch, head, heads, key_strides, HEADS_FIRST[0]),
         box_start(batch, head, heads, value_strides, HEADS_FIRST[1]),
@@ -387,8 +398,8 @@ def gluon_forward_kernel(
     grid = (view, bits, prefix, extra)
     seen = (listed, count, whole, valid)
     ring = (buffers, full, empty, turns)
-    rows = (query, out, lse, query_strides[1], out_strides[1], queries, positions)
-    loaded = ((key_boxes, value_boxes), starts, (key, value), (key_strides[1], value_strides[1]))
+    rows = (query, out, lse, query_strides, out_strides, heads, queries, positions)
+    loaded = ((key_boxes, value_boxes), starts, (key, value), (key_strides, value_strides), heads)
     gl.warp_specialize(
         [
             (
@@ -399,7 +410,7 @@ def gluon_forward_kernel(
                 consume,
                 (rows, ring, seen, grid, tile, scale, 1, QUERY_TILE, KEY_TILE, STEP, STAGES, D, TURNS, EXTRA, RAGGED),
             ),
-            (produce, (loaded, ring, seen, grid, KEY_TILE, STEP, SLOTS, D, EXTRA)),
+            (produce, (loaded, ring, seen, grid, KEY_TILE, STEP, STAGES, D, EXTRA)),
         ],
         [4, 4 if EXTRA else 1],
         [COMPUTES, LOADS],
