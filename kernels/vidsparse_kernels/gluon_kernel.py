@@ -49,8 +49,8 @@ def head_start(strides, heads):
 @gluon.jit
 def copy_extra(pointer, stride, first, grid, valid, buffer, KEYS: gl.constexpr, D: gl.constexpr):
     """Start to copy `KEYS` prefix and suffix tokens from number `first` on; zeros for those that are not `valid`."""
-    PART: gl.constexpr = 32
-    rows: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    PART: gl.constexpr = 16
+    rows: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [1, 1], [1, 0])
     view, prefix = grid[0], grid[2]
     channel = gl.arange(0, D, gl.SliceLayout(0, rows))
     for part in gl.static_range(KEYS // PART):
@@ -206,13 +206,13 @@ def walk(
     acc, weights, top, total = state
     unset = gl.zeros([ROWS, KEYS], gl.float32, SCORES)
     for i in range(first, last):
+        operand = gl.convert_layout(weights.to(q.dtype), gl.DotOperandLayout(0, SUMS, 2))
         last_key = limit(i, seen, grid, KEY_TILE, STEP) if KIND != "whole" else None
         if TURNS:
             mbarrier.wait(turns.index(GROUP), (i + 1 - GROUP) & 1)
         k, k_left = keys_of(i, ring, KEYS, D, STAGES)
         scores = warpgroup_mma(q, k, unset, use_acc=False, is_async=True)
         v, v_left = values_of(i - 1, ring, KEYS, D, STAGES)
-        operand = gl.convert_layout(weights.to(q.dtype), gl.DotOperandLayout(0, SUMS, 2))
         sums = warpgroup_mma(operand, v, acc, is_async=True)
         if TURNS:
             mbarrier.arrive(turns.index(1 - GROUP), count=1)
@@ -412,6 +412,6 @@ def gluon_forward_kernel(
             ),
             (produce, (loaded, ring, seen, grid, KEY_TILE, STEP, STAGES, D, EXTRA)),
         ],
-        [4, 4 if EXTRA else 1],
+        [4, 1],
         [COMPUTES, LOADS],
     )
