@@ -115,48 +115,36 @@ def produce(
 
 
 @gluon.jit
-def limit(i, seen, grid, KEY_TILE: gl.constexpr, STEP: gl.constexpr):
-    """The last token among the keys of step `i`, for `real_keys`.
+def hidden_keys(i, seen, grid, KEY_TILE: gl.constexpr, STEP: gl.constexpr):
+    """What to add to the logits of step `i`, float32 [keys]: 0, or -inf where no token is.
 
-    Frame, row and column in the box, of 8 bits each, or, with bit 24, how many prefix and suffix tokens precede it. Of
-    every part the highest bit is set, for a subtraction to borrow.
+    Tokens are inside the grid, or among the valid prefix and suffix ones.
     """
     listed, count, _whole, valid = seen
     view, bits = grid[0], grid[1]
     KEYS: gl.constexpr = STEP[0] * STEP[1] * STEP[2]
     STEPS: gl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2] // KEYS
+    number = gl.arange(0, KEYS, gl.BlockedLayout([1], [32], [4], [0]))
+    f, y, x = number // (STEP[1] * STEP[2]), number // STEP[2] % STEP[1], number % STEP[2]
     video = i < count * STEPS
     entry = gl.load(listed + i // STEPS, mask=video, other=0)
     origin = box_origin(unpack(entry, bits), i % STEPS, KEY_TILE, STEP)
-    last = gl.to_tensor(0)
-    for axis in gl.static_range(3):
-        last = (last << 8) + 127 + gl.minimum(gl.maximum(view[axis] - origin[axis], 0), STEP[axis])
-    return gl.where(video, last, 0x1808000 + 127 + gl.minimum(valid - (i - count * STEPS) * KEYS, KEYS))
+    inside = (origin[0] + f < view[0]) & (origin[1] + y < view[1]) & (origin[2] + x < view[2])
+    real = gl.where(video, inside, (i - count * STEPS) * KEYS + number < valid)
+    return gl.where(real, 0.0, float("-inf"))
 
 
 @gluon.jit
-def real_keys(last, STEP: gl.constexpr, KIND: gl.constexpr, LAYOUT: gl.constexpr):
-    """Which keys of a step are tokens, bool [keys]: those of which no part is above that of the `last`."""
-    number = gl.arange(0, STEP[0] * STEP[1] * STEP[2], LAYOUT)
-    f, y, x = number // (STEP[1] * STEP[2]), number // STEP[2] % STEP[1], number % STEP[2]
-    place = number if KIND == "extra" else (f << 16) + (y << 8) + x
-    if KIND == "any":
-        place = gl.where(last < 0x1000000, place, number)
-    return ((last - place) & 0x808080) == 0x808080
-
-
-@gluon.jit
-def softmax_step(scores, top, total, scale, last, STEP: gl.constexpr, KIND: gl.constexpr):
-    """One step of the online softmax in base 2: `scale` holds log2(e); `last` says what is a key, unless all are.
+def softmax_step(scores, top, total, scale, hidden, MASKED: gl.constexpr):
+    """One step of the online softmax in base 2: `scale` holds log2(e); `hidden`, if MASKED, is added to all rows.
 
     Returns the weights, by how much what was summed up before shrinks, and the new highest logit and sum of each row.
     """
-    if KIND != "whole":
-        real = real_keys(last, STEP, KIND, gl.SliceLayout(0, scores.type.layout))
-        scores = gl.where(real[None, :], scores, float("-inf"))
+    if MASKED:
+        scores = scores + gl.convert_layout(hidden, gl.SliceLayout(0, scores.type.layout))[None, :]
     highest = gl.maximum(top, gl.max(scores, 1) * scale)
     # A row that has seen no key yet would be -inf minus -inf.
-    shift = gl.where(highest == float("-inf"), 0.0, highest) if KIND != "whole" else highest
+    shift = gl.where(highest == float("-inf"), 0.0, highest) if MASKED else highest
     weights = gl.exp2(scores * scale - shift[:, None])
     decay = gl.exp2(top - shift)
     return weights, decay, highest, total * decay + gl.sum(weights, 1)
@@ -196,7 +184,7 @@ def walk(
     STAGES: gl.constexpr,
     D: gl.constexpr,
     TURNS: gl.constexpr,
-    KIND: gl.constexpr,
+    MASKED: gl.constexpr,
 ):
     """Steps `first` to `last`: the scores of each, and the product of the weights and values of the one before."""
     turns = ring[3]
@@ -207,7 +195,7 @@ def walk(
     unset = gl.zeros([ROWS, KEYS], gl.float32, SCORES)
     for i in range(first, last):
         operand = gl.convert_layout(weights.to(q.dtype), gl.DotOperandLayout(0, SUMS, 2))
-        last_key = limit(i, seen, grid, KEY_TILE, STEP) if KIND != "whole" else None
+        hidden = hidden_keys(i, seen, grid, KEY_TILE, STEP) if MASKED else None
         if TURNS:
             mbarrier.wait(turns.index(GROUP), (i + 1 - GROUP) & 1)
         k, k_left = keys_of(i, ring, KEYS, D, STAGES)
@@ -218,7 +206,7 @@ def walk(
             mbarrier.arrive(turns.index(1 - GROUP), count=1)
         scores = warpgroup_mma_wait(1, deps=[scores])
         mbarrier.arrive(k_left, count=1)
-        weights, decay, top, total = softmax_step(scores, top, total, scale, last_key, STEP, KIND)
+        weights, decay, top, total = softmax_step(scores, top, total, scale, hidden, MASKED)
         acc, operand = warpgroup_mma_wait(0, deps=[sums, operand])
         mbarrier.arrive(v_left, count=1)
         acc = acc * gl.convert_layout(decay, gl.SliceLayout(1, SUMS))[:, None]
@@ -250,8 +238,7 @@ def consume(
     view, _bits, prefix, extra = grid
     KEYS: gl.constexpr = STEP[0] * STEP[1] * STEP[2]
     STEPS: gl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2] // KEYS
-    # A step of whole tiles may be the first of all.
-    FIRST: gl.constexpr = "any" if EXTRA else "border" if RAGGED else "whole"
+    MASKED: gl.constexpr = EXTRA or RAGGED
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     LINES: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
@@ -281,7 +268,7 @@ def consume(
     total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))
     steps = count * STEPS + gl.cdiv(valid, KEYS) if EXTRA else count * STEPS
     if steps > 0:
-        last_key = limit(0, seen, grid, KEY_TILE, STEP) if FIRST != "whole" else None
+        hidden = hidden_keys(0, seen, grid, KEY_TILE, STEP) if MASKED else None
         if TURNS:
             mbarrier.wait(turns.index(GROUP), 1 - GROUP)
         k, k_left = keys_of(0, ring, KEYS, D, STAGES)
@@ -290,17 +277,14 @@ def consume(
             mbarrier.arrive(turns.index(1 - GROUP), count=1)
         scores = warpgroup_mma_wait(0, deps=[scores])
         mbarrier.arrive(k_left, count=1)
-        weights, _decay, top, total = softmax_step(scores, top, total, scale, last_key, STEP, FIRST)
+        weights, _decay, top, total = softmax_step(scores, top, total, scale, hidden, MASKED)
 
         state = (acc, weights, top, total)
-        wholes, boxes = whole * STEPS, count * STEPS
-        state = walk(1, wholes, state, q, ring, seen, grid, scale, GROUP, KEY_TILE, STEP, STAGES, D, TURNS, "whole")
-        if RAGGED:
+        wholes = whole * STEPS
+        state = walk(1, wholes, state, q, ring, seen, grid, scale, GROUP, KEY_TILE, STEP, STAGES, D, TURNS, False)
+        if MASKED:
             first = gl.maximum(1, wholes)
-            state = walk(first, boxes, state, q, ring, seen, grid, scale, GROUP, KEY_TILE, STEP, STAGES, D, TURNS, "border")
-        if EXTRA:
-            first = gl.maximum(1, boxes)
-            state = walk(first, steps, state, q, ring, seen, grid, scale, GROUP, KEY_TILE, STEP, STAGES, D, TURNS, "extra")
+            state = walk(first, steps, state, q, ring, seen, grid, scale, GROUP, KEY_TILE, STEP, STAGES, D, TURNS, True)
         acc, weights, top, total = state
         v, _v_left = values_of(steps - 1, ring, KEYS, D, STAGES)
         operand = gl.convert_layout(weights.to(q.dtype), gl.DotOperandLayout(0, SUMS, 2))
