@@ -50,7 +50,7 @@ def head_start(strides, heads):
 def copy_extra(pointer, stride, first, grid, valid, buffer, KEYS: gl.constexpr, D: gl.constexpr):
     """Start to copy `KEYS` prefix and suffix tokens from number `first` on; zeros for those that are not `valid`."""
     PART: gl.constexpr = 16
-    rows: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [1, 1], [1, 0])
+    rows: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [2, 1], [1, 0])
     view, prefix = grid[0], grid[2]
     channel = gl.arange(0, D, gl.SliceLayout(0, rows))
     for part in gl.static_range(KEYS // PART):
@@ -396,6 +396,6 @@ def gluon_forward_kernel(
             ),
             (produce, (loaded, ring, seen, grid, KEY_TILE, STEP, STAGES, D, EXTRA)),
         ],
-        [4, 1],
+        [4, 2],
         [COMPUTES, LOADS],
     )
