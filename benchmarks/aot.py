@@ -43,7 +43,7 @@ KERNELS = {
     "add_slots": add_slots_kernel,
 }
 BESIDE = {"row_terms": ROW_TERMS, "add_slots": ADD_SLOTS}  # kernels without a table: options for every chip and size
-FLOATS = ("lse", "grad_lse", "row_terms", "sums")
+FLOATS = ("lse", "grad_lse", "row_terms", "sums", "key_norms")
 LISTS = ("counts", "whole_counts", "places", "every_place", "extra_valid", "pieces", "slots")
 HEADINGS = (
     *("chip", "kernel", "dtype", "head_dim", "tile held", "step/warps/stages/registers"),
@@ -78,6 +78,7 @@ class Build:
             "HEAD": HEADS[self.head_dim],
             "EXTRA": True,
             "RAGGED": True,
+            "BOUNDED": self.itemsize == 2,
             "TMA": self.tma,
             "HEADS_FIRST": (False, False),
             "SECOND": 0,

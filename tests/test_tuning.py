@@ -53,7 +53,7 @@ def test_a_step_halves_the_first_axes() -> None:
 def test_launches_that_fail_or_give_other_numbers_are_left_out(
     kernel: tuning.Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, values in (("STEPS", (16, 32, 64, 128)), ("WARPS", (4,)), ("STAGES", (1,))):
+    for name, values in (("STEPS", (16, 32, 64, 128)), ("WARPS", (4,)), ("STAGES", (1,)), ("REGISTERS", (None,))):
         monkeypatch.setattr(profile, name, values)
     right, launches = launch.Launch.run, []
     result = {"forward": "out", "query_gradient": "grad_query", "key_gradient": "grad_key"}[kernel]

@@ -375,7 +375,7 @@ def gluon_forward_kernel(
     queries = gl.allocate_shared_memory(dtype, [2, ROWS, D], LINES)
     positions = gl.allocate_shared_memory(gl.int32, [2, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     SLOTS: gl.constexpr = 2 * STAGES
-    buffers = gl.allocate_shared_memory(dtype, [SLOTS] + key_boxes.block_type.shape, key_boxes.layout)
+    buffers = gl.allocate_shared_memory(dtype, [SLOTS, 1, STEP[0], STEP[1], STEP[2], D], key_boxes.layout)
     full, empty, turns = barriers(SLOTS, 1), barriers(SLOTS, 2), barriers(2, 1)
     fence_async_shared()
 

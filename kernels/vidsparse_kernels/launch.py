@@ -19,6 +19,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 SIZES = [
     *("frames", "height", "width", "prefix", "extra", "heads", "row_bits", "column_bits"),
     *("map_batch", "map_head", "list_width", "limit", "piece_count", "slot_count", "parts", "columns"),
+    "norm_blocks",
 ]
 
 # head_dim in two powers of two: Triton has no other sizes, and 96 in 128 channels would cost a third more.

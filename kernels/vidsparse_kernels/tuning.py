@@ -1,7 +1,8 @@
 """How each kernel is launched: a literal table, and the rule that finds a row for what stands in none.
 
-Every row fits the chip's shared memory, and those of 2 bytes compile without spills, with Triton 3.6 and 3.7
-(benchmarks/results/aot.md). None has been timed on a GPU yet; `vidsparse bench --tune` measures and prints new rows.
+Every row fits the chip's shared memory with Triton 3.6 and 3.7; where one spills, benchmarks/results/aot.md says so.
+None has been timed on a GPU yet: those of 2 bytes for capability 9.0 are the best by a model of their machine code
+(benchmarks/results/model.md), which errs by 10 %. `vidsparse bench --tune` measures and prints new rows.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ TABLE: dict[tuple[int, Kernel], dict[tuple[int, int], tuple[Config | None, Confi
         (4, 128): (Config(16, 4, 1), None),
     },
     (90, "forward"): {
-        (2, 64): (Config(64, 4, 2), Config(128, 8, 3)),
-        (2, 128): (Config(64, 4, 2), Config(128, 8, 3)),
+        (2, 64): (Config(64, 4, 2), Config(128, 8, 2, 128)),
+        (2, 128): (Config(64, 4, 2), Config(64, 8, 2, 128)),
         (4, 64): (Config(16, 4, 1), Config(16, 8, 1)),
         (4, 128): (Config(16, 4, 1), Config(16, 8, 1)),
     },
@@ -116,7 +117,7 @@ TABLE: dict[tuple[int, Kernel], dict[tuple[int, int], tuple[Config | None, Confi
     },
     (90, "key_gradient"): {
         (2, 64): (Config(64, 4, 2), Config(64, 8, 2)),
-        (2, 128): (Config(64, 8, 2), Config(32, 8, 2)),
+        (2, 128): (Config(64, 4, 2), Config(64, 8, 2)),
         (4, 64): (Config(16, 4, 1), Config(16, 8, 1)),
         (4, 128): (Config(16, 4, 1), Config(16, 8, 1)),
     },

@@ -1,0 +1,88 @@
+"""Launches of the kernels that take the place of the table's rows, for as long as a measurement lasts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vidsparse_kernels import launch as chips
+from vidsparse_kernels.tuning import KERNELS, TABLE, Config, Kernel, family
+
+ITEMSIZE = 2
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How one kernel is launched for bfloat16 and float16: a row of the table that `active` puts into its place.
+
+    Attributes:
+        head_dim: 64 or 128, as the table has it. held: tokens of the tile that a program holds, 64 or 128.
+    """
+
+    kernel: Kernel
+    head_dim: int
+    held: int
+    config: Config
+
+    def __str__(self) -> str:
+        return f"{self.kernel},{self.head_dim},{self.held},{self.config}"
+
+    @classmethod
+    def parse(cls, text: str) -> Launch:
+        """Read "kernel,head_dim,tile held,step/warps/stages[/registers]", which is how one prints.
+
+        Raises:
+            argparse.ArgumentTypeError: what is not one.
+        """
+        try:
+            name, head_dim, held, numbers = text.split(",")
+            (kernel,) = (kernel for kernel in KERNELS if kernel == name)
+            if head_dim not in ("64", "128") or held not in ("64", "128"):
+                raise ValueError("head_dim and the tile held are 64 or 128")
+            return cls(kernel, int(head_dim), int(held), Config(*map(int, numbers.split("/"))))
+        except (TypeError, ValueError) as error:
+            form = f"{'|'.join(KERNELS)},head_dim,tile held,step/warps/stages[/registers]"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {form} ({error})") from error
+
+    @classmethod
+    def of_table(cls, device: torch.device, kernel: Kernel, head_dim: int, held: int) -> Launch:
+        """The row that the table has for this device.
+
+        Raises:
+            ValueError: it has none.
+        """
+        config = TABLE[family(chips.capability(device)), kernel][ITEMSIZE, head_dim][held > 64]
+        if config is None:
+            raise ValueError(f"{kernel} with head_dim {head_dim} and tiles of {held} tokens does not fit this chip")
+        return cls(kernel, head_dim, held, config)
+
+    @contextmanager
+    def active(self, device: torch.device) -> Iterator[None]:
+        """Launch so on this device."""
+        rows, key = TABLE[family(chips.capability(device)), self.kernel], (ITEMSIZE, self.head_dim)
+        before = rows[key]
+        rows[key] = (before[0], self.config) if self.held > 64 else (self.config, before[1])
+        try:
+            yield
+        finally:
+            rows[key] = before
+
+
+@contextmanager
+def together(launches: tuple[Launch, ...], device: torch.device) -> Iterator[None]:
+    """All of them active."""
+    with ExitStack() as stack:
+        for launch in launches:
+            stack.enter_context(launch.active(device))
+        yield
+
+
+def winners(path: Path | None) -> tuple[Launch, ...]:
+    """What `gpu_tune.py` wrote down as the fastest; nothing without a path."""
+    return () if path is None else tuple(Launch.parse(text) for text in json.loads(path.read_text())["winners"])
