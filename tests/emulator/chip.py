@@ -18,9 +18,10 @@ from unittest import mock
 
 import torch
 import triton
-from emulator import core
-from emulator.launch import SWIZZLES, Order, run, tensor_map
 from triton.backends.compiler import GPUTarget
+
+from emulator import core
+from emulator.launch import LATE, SWIZZLES, Order, run, tensor_map
 
 # The most shared memory that a block may have, in bytes (CUDA C++ Programming Guide, "Compute Capabilities").
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 120: 101376}
@@ -80,7 +81,9 @@ class Chip:
         """The kernel as (module, function, registers, spills, most threads): the function is its PTX."""
         return name, binary.decode(), 0, 0, 1024
 
-    def start(self, ptx: str, signature: Sequence[Any], metadata: Any, grid: tuple[int, int, int], values: Sequence[Any]) -> None:
+    def start(
+        self, ptx: str, signature: Sequence[Any], metadata: Any, grid: tuple[int, int, int], values: Sequence[Any]
+    ) -> None:
         """Execute a kernel on these arguments."""
         if any(not 1 <= size <= most for size, most in zip(grid, MOST_PROGRAMS, strict=True)):
             raise ValueError(f"a grid of {grid} programs: each axis has 1 to {MOST_PROGRAMS}")
@@ -144,7 +147,7 @@ def _without_ptxas(*call: Any) -> tuple[str, str] | None:
 
 
 @contextmanager
-def emulated(capability: int, order: Order = Order(), edit: Callable[[str], str] = str) -> Iterator[Chip]:  # noqa: B008, frozen
+def emulated(capability: int, order: Order = LATE, edit: Callable[[str], str] = str) -> Iterator[Chip]:
     """Let Triton's kernels run on a chip that is not there, on CPU tensors, and vidsparse take CPU tensors for its own.
 
     Args:
@@ -162,7 +165,7 @@ def emulated(capability: int, order: Order = Order(), edit: Callable[[str], str]
     if capability not in SHARED_MEMORY:
         raise ValueError(f"capability {capability} is unknown; choose one of {', '.join(map(str, SHARED_MEMORY))}")
     if triton.knobs.runtime.interpret:
-        raise RuntimeError("kernels were defined for Triton's interpreter: unset TRITON_INTERPRET before triton is imported")
+        raise RuntimeError("kernels are made for Triton's interpreter: unset TRITON_INTERPRET before triton comes")
     from vidsparse_kernels import launch
 
     chip = Chip(capability, order, edit)

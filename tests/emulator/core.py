@@ -42,7 +42,8 @@ class Launch(ctypes.Structure):
     """As in machine.h."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("code", "operands", "constants", "ranges", "parameters", "counts", "message")),
+        *((name, ctypes.c_void_p) for name in ("code", "operands", "constants", "ranges", "parameters")),
+        *((name, ctypes.c_void_p) for name in ("counts", "message")),
         *((name, ctypes.c_int64) for name in ("length", "constant_count", "range_count", "parameter_bytes")),
         *((name, ctypes.c_int64) for name in ("register_bytes", "shared_bytes", "warps", "limit")),
         ("grid", ctypes.c_int64 * 3),
@@ -52,7 +53,8 @@ class Launch(ctypes.Structure):
 
 def compiler() -> str | None:
     """The C++ compiler: CXX, or what is found; None if there is none."""
-    return next((path for name in (os.environ.get("CXX"), "g++", "clang++") if name and (path := shutil.which(name))), None)
+    names = os.environ.get("CXX"), "g++", "clang++"
+    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 def cache_folder() -> Path:

@@ -268,6 +268,9 @@ template <class D> static void from_float(const string& to) {
 }
 
 template <class Half> static void halves(const string& type) {
+  table["fma.f32." + type] = lanewise<f32, u16, u16, f32>([](u16 a, u16 b, f32 c) { return Half::widen(a) * Half::widen(b) + c; });
+  table["add.f32." + type] = lanewise<f32, u16, f32>([](u16 a, f32 b) { return Half::widen(a) + b; });
+  table["sub.f32." + type] = lanewise<f32, u16, f32>([](u16 a, f32 b) { return Half::widen(a) - b; });
   table["cvt.f32." + type] = convert<f32, u16>([](u16 x) { return Half::widen(x); });
   table["cvt." + type + ".f32"] = convert<u16, f32>([](f32 x) { return Half::round(x); });
   table["cvt." + type + "x2.f32"] = lanewise<u32, f32, f32>([](f32 high, f32 low) { return u32(Half::round(high)) << 16 | Half::round(low); });

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+
 from emulator import core
 from emulator.encode import Code
 from emulator.ptx import parse
@@ -38,11 +39,17 @@ class Order:
         return "-".join(("late" if late else "early") for late in (self.late_copies, self.late_products))
 
 
+LATE = Order()
 ORDERS = [Order(copies, products) for copies in (True, False) for products in (True, False)]
 
 
-def tensor_map(base: int, shape: Sequence[int], strides: Sequence[int], box: Sequence[int], element: int, swizzle: int) -> core.TensorMap:
+def tensor_map(
+    base: int, shape: Sequence[int], strides: Sequence[int], box: Sequence[int], element: int, swizzle: int
+) -> core.TensorMap:
     """What cuTensorMapEncodeTiled makes, under its rules; the innermost axis last, strides in elements.
+
+    Args:
+        base: address. element: bytes of a number. swizzle: bytes, 0, 32, 64 or 128.
 
     Raises:
         EmulationError: what the driver would refuse.
@@ -80,7 +87,7 @@ def run(
     storages: Sequence[tuple[int, int]],
     grid: tuple[int, int, int],
     shared_bytes: int = 0,
-    order: Order = Order(),  # noqa: B008, frozen
+    order: Order = LATE,
     limit: int = 50_000_000,
 ) -> Counter[str]:
     """Execute a kernel's blocks, one after another.
@@ -112,7 +119,9 @@ def run(
     ranges, counts = np.array(storages, dtype=np.uint64).reshape(-1, 2), np.zeros(len(core.names()), dtype=np.uint64)
     message = ctypes.create_string_buffer(1024)
     launch = core.Launch(
-        **{name: getattr(code, attribute).ctypes.data for name, attribute in (("code", "instructions"), ("operands", "operands"), ("constants", "constants"))},
+        code=code.instructions.ctypes.data,
+        operands=code.operands.ctypes.data,
+        constants=code.constants.ctypes.data,
         ranges=ranges.ctypes.data,
         parameters=ctypes.addressof(parameters),
         counts=counts.ctypes.data,
@@ -132,7 +141,7 @@ def run(
     )
     if core.library().run(ctypes.byref(launch)):
         at = launch.fault_at
-        where = f" at `{kernel.place(code.statement_of[at])}`" if 0 <= at < len(code.statement_of) else ""
+        where = f" at `{code.place(at)}`" if 0 <= at < len(code.instructions) else ""
         raise EmulationError(f"{kernel.name}: {message.value.decode()}{where}")
     return Counter({name: int(n) for name, n in zip(core.names(), counts, strict=True) if n})
 

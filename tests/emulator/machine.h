@@ -296,7 +296,10 @@ inline void Block::run(const Handler* handlers) {
   const Warp* current = nullptr;
   try {
     for (bool alive = true, moved = true; alive;) {
-      if (!moved) throw Fault("deadlock: " + standstill());
+      if (!moved) {
+        for (const Warp& w : warps) if (w.state != Warp::ENDED) { current = &w; break; }
+        throw Fault("deadlock: " + standstill());
+      }
       alive = moved = false;
       for (Warp& w : warps) {
         current = &w;
@@ -304,6 +307,7 @@ inline void Block::run(const Handler* handlers) {
         alive |= w.state != Warp::ENDED;
       }
     }
+    current = nullptr;
     if (!boxes.empty()) throw Fault("the block ends while a load is under way");
     for (const Warp& w : warps)
       if (!w.copies.idle() || !w.products.idle() || !w.stores.idle())
@@ -311,23 +315,28 @@ inline void Block::run(const Handler* handlers) {
     for (const auto& [address, b] : mbarriers)
       if (b.bytes) throw Fault(text("the block ends while the mbarrier at %#lx expects %ld bytes", address - SHARED, b.bytes));
   } catch (Fault& fault) {
-    const_cast<Launch&>(launch).fault_at = current ? current->pc : -1;
-    throw Fault(text("block (%u, %u, %u), warp %u: %s", index[0], index[1], index[2], current ? current->id : 0, fault.what()));
+    // A warp at a barrier has gone past its instruction.
+    const_cast<Launch&>(launch).fault_at = current ? current->pc - (current->state == Warp::AT_BARRIER) : -1;
+    const std::string who = current ? text(", warp %u", current->id) : "";
+    throw Fault(text("block (%u, %u, %u)%s: %s", index[0], index[1], index[2], who.c_str(), fault.what()));
   }
 }
 
 inline std::string Block::standstill() {
-  std::string found;
+  std::map<std::string, std::string> warps_by_reason;
   for (const Warp& w : warps) {
+    std::string reason;
     if (w.state == Warp::ENDED) continue;
-    found += found.empty() ? "" : "; ";
     if (w.state == Warp::AT_BARRIER) {
-      found += text("warp %u stands at barrier %u with %u of %u threads", w.id, w.waits_for, named[w.waits_for].threads, named[w.waits_for].expected);
+      reason = text("at barrier %u with %u of %u threads", w.waits_for, named[w.waits_for].threads, named[w.waits_for].expected);
     } else {
       const Mbarrier& b = mbarriers[w.waits_for];
-      found += text("warp %u waits for parity %u of the mbarrier at %#lx, which lacks %ld of %ld arrivals and %ld bytes",
-                    w.id, w.parity & 1, w.waits_for - SHARED, b.pending, b.count, b.bytes);
+      reason = text("for parity %u of the mbarrier at %#lx, which lacks %ld of %ld arrivals and %ld bytes",
+                    w.parity & 1, w.waits_for - SHARED, b.pending, b.count, b.bytes);
     }
+    warps_by_reason[reason] += text(" %u", w.id);
   }
+  std::string found;
+  for (const auto& [reason, those] : warps_by_reason) found += (found.empty() ? "warps" : "; warps") + those + " wait " + reason;
   return found;
 }

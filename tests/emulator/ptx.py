@@ -5,9 +5,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-PIECE = re.compile(r"\s*(?:(?P<open>\{)|(?P<close>\})|(?P<label>[\w$]+):(?!:)|(?P<statement>[^;{}]+(?:\{[^{}]*\}[^;{}]*)*);)")
+PIECE = re.compile(
+    r"""\s* (?: (?P<open>\{) | (?P<close>\}) | (?P<label>[\w$]+) : (?!:)
+          | (?P<statement> [^;{}]+ (?: \{ [^{}]* \} [^;{}]* )* ) ; )""",
+    re.X,
+)
 ENTRY = re.compile(r"\.entry\s+(?P<name>[\w$]+)\s*\((?P<parameters>.*?)\)(?P<directives>[^{]*)\{", re.S)
-PARAMETER = re.compile(r"\.param\s+(?:\.align\s+(?P<align>\d+)\s+)?\.(?P<type>\w+)[^,]*?\s(?P<name>[\w$]+)(?:\[(?P<count>\d+)\])?\s*(?:,|$)")
+PARAMETER = re.compile(
+    r"""\.param \s+ (?:\.align\s+(?P<align>\d+)\s+)? \.(?P<type>\w+) [^,]*?
+        \s (?P<name>[\w$]+) (?:\[(?P<count>\d+)\])? \s* (?:,|$)""",
+    re.X,
+)
 LOCATION = re.compile(r"\.loc\s+\d+ \d+ \d+.*?//\s*(.*)")
 
 
