@@ -22,9 +22,12 @@ def gluon_lacks() -> str | None:
     try:
         import triton
 
+        found = triton.__version__
+        if tuple(map(int, found.split(".")[:2])) < (3, 6):  # Gluon is there, with other signatures
+            return f"needs Triton 3.6 or newer, not {found}"
+        if triton.knobs.runtime.interpret:
+            return "does not run in Triton's interpreter: unset TRITON_INTERPRET"
         from vidsparse_kernels import gluon_forward  # noqa: F401
-    except ImportError as error:
-        return f"needs Triton 3.6 or newer with Gluon ({error})"
-    if triton.knobs.runtime.interpret:
-        return "does not run in Triton's interpreter (TRITON_INTERPRET=1)"
+    except (ImportError, AttributeError) as error:
+        return f"needs a Triton with the Gluon of 3.6 to 3.9 ({error})"
     return None

@@ -57,8 +57,25 @@ class GluonConfig:
     stages: int
     turns: bool = False
 
+    @property
+    def options(self) -> dict[str, int]:
+        """Triton's launch options: the warps of one group, to which the kernel adds the others."""
+        return {"num_warps": 4}
+
     def __str__(self) -> str:
-        return f"gluon {self.step}/{self.stages}{'/turns' if self.turns else ''}"
+        return f"gluon/{self.step}/{self.stages}{'/turns' if self.turns else ''}"
+
+    @classmethod
+    def parse(cls, text: str) -> GluonConfig:
+        """Read what one prints: "gluon/step/stages" or "gluon/step/stages/turns".
+
+        Raises:
+            ValueError: what is not one.
+        """
+        name, step, stages, *turns = text.split("/")
+        if name != "gluon" or turns not in ([], ["turns"]):
+            raise ValueError(f"{text!r} is not gluon/step/stages[/turns]")
+        return cls(int(step), int(stages), bool(turns))
 
 
 # Chips whose kernels need the same: the most shared memory that a program may have, in bytes.
@@ -144,6 +161,12 @@ TABLE: dict[tuple[int, Kernel], dict[tuple[int, int], tuple[Config | None, Confi
 # head_dim -> the forward kernel in Gluon, for chips of the family 90, tiles of 128 tokens and numbers of 2 bytes: only
 # where a GPU has measured that it is faster than the row of TABLE, which takes all other calls.
 GLUON: dict[int, GluonConfig] = {}
+
+# What fits the chip, for measuring.
+GLUON_CANDIDATES = {
+    64: (GluonConfig(128, 4), GluonConfig(128, 2), GluonConfig(128, 4, turns=True), GluonConfig(64, 4)),
+    128: (GluonConfig(128, 2), GluonConfig(64, 4), GluonConfig(128, 2, turns=True), GluonConfig(64, 4, turns=True)),
+}
 
 
 def family(capability: int) -> int:
