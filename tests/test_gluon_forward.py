@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import against_float64
 import pytest
@@ -16,7 +17,7 @@ from vidsparse import BlockMap, VideoGrid, sparse_attention
 pytest.importorskip("triton.experimental.gluon", reason="this Triton has no Gluon", exc_type=ImportError)
 from emulator import ORDERS, Chip, EmulationError, Order, emulated
 
-from vidsparse_kernels import available, reference, tuning
+from vidsparse_kernels import available, reference, trial, tuning
 from vidsparse_kernels.tuning import GluonConfig, trying
 
 BF16, F16 = torch.bfloat16, torch.float16
@@ -180,6 +181,21 @@ def test_what_it_does_not_take_is_refused() -> None:
         trying("forward", TWO),
     ):
         sparse_attention(*tensors, of.block_map(), impl="triton")  # type: ignore[call-overload]
+
+
+@pytest.mark.machine_code
+def test_the_trial_tries_it() -> None:
+    call, layout = torch.empty(1, 1, 1, 64, dtype=BF16), case(TEXT, LARGE, 64).block_map().layout
+    with emulated(90) as chip, mock.patch.dict(tuning.GLUON, {64: TWO}):
+        assert trial.found_wrong(call, layout) is None
+    assert "gluon_forward_kernel" in {launched.kernel for launched in chip.launches}
+    trial._answer.cache_clear()
+
+    def without_text(ptx: str) -> str:
+        return re.sub(r"(cp\.async\.cg[^;]*0x10, )%r\d+;", r"\g<1>0;", ptx)
+
+    with emulated(90, Order(), without_text), mock.patch.dict(tuning.GLUON, {64: TWO}):
+        assert "computes out with a relative error" in str(trial.found_wrong(call, layout))
 
 
 # Where it is launched
