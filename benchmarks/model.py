@@ -23,7 +23,7 @@ from cycle_model.simulate import simulate
 
 from vidsparse.replacing import replacing
 from vidsparse_kernels.launch import HEADS
-from vidsparse_kernels.tuning import KERNELS, TABLE, Config
+from vidsparse_kernels.tuning import KERNELS, TABLE, Config, GluonConfig
 
 CHIP, ITEMSIZE = 90, 2
 PRODUCTS = {"forward": 2, "query_gradient": 3, "key_gradient": 4}  # of queries x keys x head_dim in a step
@@ -99,14 +99,18 @@ def model(build: Build, maximum: bool = False) -> Modelled:
     if build.config.stages < 2:
         raise ValueError(f"{build.config} has one stage: it waits for each box, and the model has all come in time")
     needed, config = needs(build), build.config
-    resident = programs(needed.registers, needed.shared, config.warps)
+    gluon = isinstance(config, GluonConfig)
+    warps = 12 if isinstance(config, GluonConfig) else config.warps  # two groups of four, and what loads fills a third
+    resident = programs(needed.registers, needed.shared, warps)
     if not resident:
         raise ValueError(f"{build} needs {needed.registers} registers and {needed.shared} bytes: it fits no chip")
-    loop = main_loop(disassemble(build.compile().asm["cubin"]), "FMNMX" if maximum else None)
-    groups, step = config.warps // 4, min(config.step, build.held)
-    cycles = simulate(loop, resident, groups)
-    in_turn = simulate(loop, resident, groups, turns=True)
-    limits = {name: 1 - simulate(loop, resident, groups, faster=name) / cycles for name in RESOURCES}
+    loop = main_loop(disassemble(build.compile().asm["cubin"]), "FMNMX" if maximum else None, loads=not gluon)
+    step = min(config.step, build.held)
+    # The groups of the forward in Gluon do not wait for each other, as if they were programs.
+    apart, groups = (2 * resident, 1) if gluon else (resident, warps // 4)
+    cycles = simulate(loop, apart, groups)
+    in_turn = simulate(loop, apart, groups, turns=True)
+    limits = {name: 1 - simulate(loop, apart, groups, faster=name) / cycles for name in RESOURCES}
     of_step = cycles / resident  # of the multiprocessor, for one step of one program
     share = PRODUCTS[build.kernel] * build.held * step * build.head_dim / MULTIPLY_ADDS / of_step
     return Modelled(
@@ -131,7 +135,7 @@ def dense_share() -> float:
 
 
 def parse(text: str) -> Build:
-    """A launch from "kernel,head_dim,tile held,step/warps/stages[/registers]".
+    """A launch from "kernel,head_dim,tile held,step/warps/stages[/registers]", or "...,gluon/step/stages[/turns]".
 
     Raises:
         argparse.ArgumentTypeError: what is not one.
@@ -141,7 +145,11 @@ def parse(text: str) -> Build:
         (kernel,) = (kernel for kernel in KERNELS if kernel == name)
         if int(head_dim) not in HEADS or int(held) not in TILES:
             raise ValueError(f"head_dim is one of {list(HEADS)}, the tile held one of {list(TILES)}")
-        return Build(CHIP, kernel, ITEMSIZE, int(head_dim), int(held), Config(*map(int, launch.split("/"))))
+        of_gluon = launch.startswith("gluon")
+        if of_gluon and (kernel, held) != ("forward", "128"):
+            raise ValueError("the kernel in Gluon is a forward with tiles of 128 tokens")
+        config = GluonConfig.parse(launch) if of_gluon else Config(*map(int, launch.split("/")))
+        return Build(CHIP, kernel, ITEMSIZE, int(head_dim), int(held), config)
     except (TypeError, ValueError) as error:
         form = f"{'|'.join(KERNELS)},head_dim,tile held,step/warps/stages[/registers]"
         raise argparse.ArgumentTypeError(f"{text!r} is not {form} ({error})") from error

@@ -77,6 +77,26 @@ def test_what_is_no_launch_is_refused(text: str) -> None:
         Launch.parse(text)
 
 
+def test_the_forward_in_gluon_takes_the_place_of_triton_s(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    gluon, rival = launches.parse("forward,128,128,gluon/128/2/turns"), launches.parse("forward,128,128,64/8/2/128")
+    assert isinstance(gluon, launches.GluonForward) and str(gluon) == "forward,128,128,gluon/128/2/turns"
+    for module in (launches, table):
+        monkeypatch.setattr(module, "gluon_lacks", lambda: None)
+    with launches.together((gluon,), CPU):
+        assert table.choose_gluon(90, 2, 128, 128) == gluon.config
+        assert table.choose_gluon(90, 2, 64, 128) is table.choose_gluon(90, 2, 128, 64) is None
+        with rival.active(CPU):
+            assert table.choose_gluon(90, 2, 128, 128) is None
+        assert table.choose_gluon(90, 2, 128, 128) == gluon.config
+    assert table.choose_gluon(90, 2, 128, 128) is None
+    monkeypatch.setattr(launches, "gluon_lacks", lambda: "is not here")
+    with pytest.raises(NotImplementedError, match="the forward in Gluon is not here"), gluon.active(CPU):
+        pass
+    for text in ("forward,128,64,gluon/128/2", "forward,96,128,gluon/128/2", "forward,128,128,gluon/128"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"is not forward,head_dim,128,gluon/step/stages"):
+            launches.parse(text)
+
+
 def test_candidates_fit_their_tiles(hopper: None) -> None:
     listed = list(tuning.with_table(CANDIDATES, CPU))
     assert len({str(one) for one in listed}) == len(listed) > len(CANDIDATES)

@@ -136,7 +136,7 @@ def tune(tensors: list[torch.Tensor], block_map: BlockMap, kernel: str) -> Itera
     Raises:
         NotImplementedError: tensors or tiles that the kernels do not take.
     """
-    from vidsparse_kernels.tuning import Config, trying
+    from vidsparse_kernels.tuning import GLUON_CANDIDATES, Config, GluonConfig, trying
 
     device = tensors[0].device
     query, key, value = leaves = [x.detach().requires_grad_(kernel != "forward") for x in tensors]
@@ -152,8 +152,11 @@ def tune(tensors: list[torch.Tensor], block_map: BlockMap, kernel: str) -> Itera
     run: Callable[[], tuple[torch.Tensor, ...]] = (lambda: (attend(),)) if kernel == "forward" else differentiate
     expected = run()
     walked = math.prod(block_map.query_tile if kernel == "key_gradient" else block_map.key_tile)
-    for launch in product([step for step in STEPS if step <= walked], WARPS, STAGES, REGISTERS):
-        config = Config(*launch)
+    launches = product([step for step in STEPS if step <= walked], WARPS, STAGES, REGISTERS)
+    configs: list[Config | GluonConfig] = [Config(*launch) for launch in launches]
+    # Where the forward in Gluon cannot run it says so, as any launch that fails.
+    configs += GLUON_CANDIDATES.get(query.shape[3], ()) if kernel == "forward" else ()
+    for config in configs:
         try:
             with trying(kernel, config):
                 # Values of such attention are small: what counts is the error beside them.

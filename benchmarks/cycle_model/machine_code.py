@@ -97,10 +97,11 @@ def _instruction(address: int, operation: str, operands: str, control: int, labe
     )
 
 
-def main_loop(code: list[Instruction], having: str | None = None) -> list[Instruction]:
+def main_loop(code: list[Instruction], having: str | None = None, loads: bool = True) -> list[Instruction]:
     """The loop over whole tiles: of those with matrix products and exponentials the shortest, which has no masks.
 
-    One that has boxes brought by the tensor memory accelerator goes before one that reads rows, such as that over text.
+    With `loads`, one that has boxes brought by the tensor memory accelerator goes before one that reads rows, such as
+    that over text. Without, other warps load.
 
     Args:
         code: of a kernel, in order.
@@ -120,7 +121,7 @@ def main_loop(code: list[Instruction], having: str | None = None) -> list[Instru
     if not attention:
         also = "" if having is None else f" and {having}"
         raise ValueError(f"none of {len(loops)} loops has products of {', '.join(PRODUCTS)} and MUFU.EX2{also}")
-    return min(attention, key=lambda loop: (not any(x.name == "UTMALDG" for x in loop), len(loop)))
+    return min(attention, key=lambda loop: (loads and not any(x.name == "UTMALDG" for x in loop), len(loop)))
 
 
 PRODUCTS = ("HGMMA", "IGMMA", "QGMMA", "HMMA", "IMMA")

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from vidsparse_kernels import launch as chips
-from vidsparse_kernels.tuning import KERNELS, TABLE, Config, Kernel, family
+from vidsparse_kernels.available import gluon_lacks
+from vidsparse_kernels.tuning import GLUON, KERNELS, TABLE, Config, GluonConfig, Kernel, family
 
 ITEMSIZE = 2
 
@@ -66,16 +67,82 @@ class Launch:
     def active(self, device: torch.device) -> Iterator[None]:
         """Launch so on this device."""
         rows, key = TABLE[family(chips.capability(device)), self.kernel], (ITEMSIZE, self.head_dim)
-        before = rows[key]
+        before, gluon = rows[key], dict(GLUON)
         rows[key] = (before[0], self.config) if self.held > 64 else (self.config, before[1])
+        if self.kernel == "forward" and self.held > 64:
+            GLUON.pop(self.head_dim, None)
         try:
             yield
         finally:
             rows[key] = before
+            GLUON.update(gluon)
+
+
+@dataclass(frozen=True)
+class GluonForward:
+    """The forward kernel in Gluon in the place of the one in Triton, for tiles of 128 tokens.
+
+    Attributes:
+        head_dim: 64 or 128.
+    """
+
+    head_dim: int
+    config: GluonConfig
+
+    @property
+    def kernel(self) -> Kernel:
+        return "forward"
+
+    @property
+    def held(self) -> int:
+        return 128
+
+    def __str__(self) -> str:
+        return f"{self.kernel},{self.head_dim},{self.held},{self.config}"
+
+    @contextmanager
+    def active(self, device: torch.device) -> Iterator[None]:
+        """Launch so on this device.
+
+        Raises:
+            NotImplementedError: the forward in Gluon cannot run here.
+        """
+        chip = chips.capability(device)
+        reason = gluon_lacks() or (None if family(chip) == 90 else f"needs compute capability 9.0, not {chip / 10}")
+        if reason is not None:
+            raise NotImplementedError(f"the forward in Gluon {reason}")
+        before = dict(GLUON)
+        GLUON[self.head_dim] = self.config
+        try:
+            yield
+        finally:
+            GLUON.clear()
+            GLUON.update(before)
+
+
+Replacement = Launch | GluonForward
+
+
+def parse(text: str) -> Replacement:
+    """Read what a `Launch` or a `GluonForward` prints.
+
+    Raises:
+        argparse.ArgumentTypeError: what is neither.
+    """
+    *row, config = text.split(",")
+    if not config.startswith("gluon"):
+        return Launch.parse(text)
+    try:
+        if row not in (["forward", "64", "128"], ["forward", "128", "128"]):
+            raise ValueError("it is a forward with head_dim 64 or 128 and tiles of 128 tokens")
+        return GluonForward(int(row[1]), GluonConfig.parse(config))
+    except ValueError as error:
+        form = "forward,head_dim,128,gluon/step/stages[/turns]"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {form} ({error})") from error
 
 
 @contextmanager
-def together(launches: tuple[Launch, ...], device: torch.device) -> Iterator[None]:
+def together(launches: tuple[Replacement, ...], device: torch.device) -> Iterator[None]:
     """All of them active."""
     with ExitStack() as stack:
         for launch in launches:
@@ -83,6 +150,6 @@ def together(launches: tuple[Launch, ...], device: torch.device) -> Iterator[Non
         yield
 
 
-def winners(path: Path | None) -> tuple[Launch, ...]:
+def winners(path: Path | None) -> tuple[Replacement, ...]:
     """What `gpu_tune.py` wrote down as the fastest; nothing without a path."""
-    return () if path is None else tuple(Launch.parse(text) for text in json.loads(path.read_text())["winners"])
+    return () if path is None else tuple(parse(text) for text in json.loads(path.read_text())["winners"])

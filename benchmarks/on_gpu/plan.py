@@ -10,7 +10,7 @@ from itertools import product
 
 import torch
 
-from on_gpu.launches import Launch
+from on_gpu.launches import Replacement
 from vidsparse.block_map import BlockMap
 from vidsparse.grid import Tile, VideoGrid
 from vidsparse.patterns import Radial
@@ -71,7 +71,7 @@ class Plan:
     tiles: dict[int, Tile]
     densities: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0)
     flex: bool = False
-    launches: tuple[Launch, ...] = ()
+    launches: tuple[Replacement, ...] = ()
     workers: int = min(14, os.cpu_count() or 1)
     product: int = 8192
     copied: int = 2**31
@@ -83,13 +83,13 @@ def small_cases() -> tuple[Case, ...]:
     return tuple(case for case in found if case.dtype != torch.float32 or case.grid == "ragged")
 
 
-def full(device: torch.device, flex: bool, launches: tuple[Launch, ...]) -> Plan:
+def full(device: torch.device, flex: bool, launches: tuple[Replacement, ...]) -> Plan:
     """Everything; some minutes."""
     problems = [Problem(n, GRIDS[n], h, d) for h in (3, 24) for n in ("75k", "115k") for d in (128, 64)]
     return Plan(device, small_cases(), tuple(problems), TILES, flex=flex, launches=launches)
 
 
-def quick(device: torch.device, launches: tuple[Launch, ...]) -> Plan:
+def quick(device: torch.device, launches: tuple[Replacement, ...]) -> Plan:
     """All small cases and one problem."""
     return Plan(device, small_cases(), (Problem("75k", GRIDS["75k"], 3, 128),), TILES, launches=launches)
 

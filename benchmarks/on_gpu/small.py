@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
-from on_gpu.launches import Launch, together
+from on_gpu.launches import Replacement, together
 from on_gpu.plan import SMALL, TILES, Case, Plan, random_map
 from vidsparse.attention import sparse_attention
 
@@ -65,7 +65,7 @@ def error(case: Case, device: torch.device) -> tuple[float, str]:
     return worst
 
 
-def result(case: Case, device: torch.device, launches: tuple[Launch, ...] = ()) -> tuple[float, str]:
+def result(case: Case, device: torch.device, launches: tuple[Replacement, ...] = ()) -> tuple[float, str]:
     """`error`, or an infinite one with what was raised."""
     torch.manual_seed(0)
     try:

@@ -206,27 +206,17 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Start the kernel: out [B, tokens, H, head_dim] contiguous, lse float32 [B, H, tokens].
 
-    `bounded`, for bfloat16: measure the keys first, so that programs with small scores need no online maximum.
+    `bounded`, for bfloat16: measure the keys first, so that programs with small scores need no online maximum. The
+    kernel in Gluon keeps its maximum: it has the time under its products.
     """
     layout = launch.layout
-    config = launch.config("forward", layout.query_tile)
-    step = step_box(layout.key_tile, config.step)
-    key_boxes, value_boxes = launch.boxes(step, key), launch.boxes(step, value)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(query.shape[0], query.shape[2], query.shape[1], dtype=torch.float32, device=query.device)
     row_bits, column_bits = place_bits(layout.view, layout.key_tile)
-    norms = key_norms(launch, key) if bounded else None
-    launch.run(
-        forward_kernel,
-        launch.query_blocks,
-        config.options,
+    arguments = dict(
         query=query,
         key=key,
         value=value,
-        key_boxes_a=key_boxes.a,
-        key_boxes_b=key_boxes.b,
-        value_boxes_a=value_boxes.a,
-        value_boxes_b=value_boxes.b,
         out=out,
         lse=lse,
         counts=lists.counts,
@@ -234,8 +224,6 @@ def forward(
         places=lists.places,
         every_place=lists.every_place,
         extra_valid=launch.valid,
-        key_norms=norms,
-        norm_blocks=0 if norms is None else norms.shape[1],
         query_strides=strides(query),
         key_strides=strides(key),
         value_strides=strides(value),
@@ -246,9 +234,31 @@ def forward(
         scale=scale * math.log2(math.e),
         QUERY_TILE=layout.query_tile,
         KEY_TILE=layout.key_tile,
-        STEP=step,
         EXTRA=launch.extra > 0,
         RAGGED=launch.ragged,
+    )
+    specialized = launch.gluon_config()
+    if specialized is not None:
+        from vidsparse_kernels import gluon_forward  # not every Triton has Gluon
+
+        gluon_forward.run(launch, specialized, key, value, arguments)
+        return out, lse
+    config = launch.config("forward", layout.query_tile)
+    step = step_box(layout.key_tile, config.step)
+    key_boxes, value_boxes = launch.boxes(step, key), launch.boxes(step, value)
+    norms = key_norms(launch, key) if bounded else None
+    launch.run(
+        forward_kernel,
+        launch.query_blocks,
+        config.options,
+        **arguments,
+        key_boxes_a=key_boxes.a,
+        key_boxes_b=key_boxes.b,
+        value_boxes_a=value_boxes.a,
+        value_boxes_b=value_boxes.b,
+        key_norms=norms,
+        norm_blocks=0 if norms is None else norms.shape[1],
+        STEP=step,
         BOUNDED=bounded,
         TMA=key_boxes.a is not None,
         HEADS_FIRST=(key_boxes.heads_first, value_boxes.heads_first),

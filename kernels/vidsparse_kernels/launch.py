@@ -10,7 +10,7 @@ import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vidsparse_kernels.tiles import TileLayout, Triple, tile_counts
-from vidsparse_kernels.tuning import Config, Kernel, choose
+from vidsparse_kernels.tuning import Config, GluonConfig, Kernel, choose, choose_gluon
 
 # Whether kernels run in the interpreter, on the CPU (TRITON_INTERPRET=1): Triton decides it where they are defined.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -124,6 +124,11 @@ class Launch:
         return HEADS[self.shape[3]]
 
     @property
+    def chip(self) -> int:
+        """The device's `capability`."""
+        return capability(self.device)
+
+    @property
     def programs(self) -> int:
         """Heads of all samples."""
         return self.shape[0] * self.shape[2]
@@ -153,10 +158,15 @@ class Launch:
 
     def config(self, kernel: Kernel, held: Triple) -> Config:
         """How to launch `kernel` when each program holds one tile of sides `held`."""
-        config = choose(capability(self.device), kernel, self.dtype.itemsize, self.shape[3], math.prod(held))
+        config = choose(self.chip, kernel, self.dtype.itemsize, self.shape[3], math.prod(held))
         if config is None:
             raise NotImplementedError(f"{kernel} with {self.dtype} and a tile {held} does not fit this chip")
         return config
+
+    def gluon_config(self) -> GluonConfig | None:
+        """How to launch the forward kernel in Gluon, where it is to be launched instead of the one in Triton."""
+        held = math.prod(self.layout.query_tile)
+        return choose_gluon(self.chip, self.dtype.itemsize, self.shape[3], held)
 
     def run(self, kernel: Any, blocks: int, options: dict[str, int], **arguments: Any) -> None:
         """Start `blocks` programs for each head of each sample."""
