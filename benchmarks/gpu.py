@@ -57,14 +57,12 @@ def check(planned: plan.Plan, results: Results) -> dict[plan.Case, float]:
     found: dict[plan.Case, float] = {}
     for case, share, part in small.results(planned):
         found[case] = share
-        results["errors"] = {str(case): round(share, 4) for case, share in found.items()}
         if share > 1:
             print(f"WRONG {case}: {share:.2f} of the allowed error ({part})", flush=True)
             results.setdefault("wrong", {})[str(case)] = part
-            results.save()
+        results.save(errors={str(case): round(share, 4) for case, share in found.items()})
     right = sum(share <= 1 for share in found.values())
     print(f"{right} of {len(found)} configurations are right at {results.seconds:.0f} s", flush=True)
-    results.save()
     return found
 
 

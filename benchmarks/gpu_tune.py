@@ -26,9 +26,7 @@ def run(search: tuning.Search, out: Path) -> Results:
         if search.workers:
             tuning.compile_all(search)
             print(f"{len(search.candidates)} candidates compiled at {results.seconds:.0f} s", flush=True)
-        rows = tuning.time_all(search, results)
-        best = tuning.fastest(search, rows)
-        results.save(winners=[str(one) for one in best])
+        best = tuning.fastest(search, tuning.time_all(search, results))
         results.add("together", lambda: tuning.beside_table(search, best))
     results.save(clocks=clocks)
     print("winners:", *results["winners"], sep="\n")

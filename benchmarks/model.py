@@ -87,8 +87,8 @@ class Modelled:
         )
 
 
-def model(build: Build) -> Modelled:
-    """Compile a launch and run its main loop through the model.
+def model(build: Build, maximum: bool = False) -> Modelled:
+    """Compile a launch and run its main loop through the model; with `maximum`, the one with the scores' maximum.
 
     Raises:
         ValueError: another chip than sm_90 or other numbers than of 2 bytes, one stage, a launch that does not fit, or
@@ -104,7 +104,7 @@ def model(build: Build) -> Modelled:
     resident = programs(needed.registers, needed.shared, warps)
     if not resident:
         raise ValueError(f"{build} needs {needed.registers} registers and {needed.shared} bytes: it fits no chip")
-    loop = main_loop(disassemble(build.compile().asm["cubin"]), loads=not gluon)
+    loop = main_loop(disassemble(build.compile().asm["cubin"]), "FMNMX" if maximum else None, loads=not gluon)
     step = min(config.step, build.held)
     # The groups of the forward in Gluon do not wait for each other, as if they were programs.
     apart, groups = (2 * resident, 1) if gluon else (resident, warps // 4)
@@ -155,9 +155,10 @@ def parse(text: str) -> Build:
         raise argparse.ArgumentTypeError(f"{text!r} is not {form} ({error})") from error
 
 
-def line(build: Build, found: Modelled) -> tuple[str, ...]:
+def line(build: Build, maximum: bool) -> tuple[str, ...]:
     """A row of the table."""
-    return build.kernel, str(build.head_dim), str(build.held), str(build.config), *found.cells
+    name = f"{build.kernel}, maximum" if maximum else build.kernel
+    return name, str(build.head_dim), str(build.held), str(build.config), *model(build, maximum).cells
 
 
 def table(lines: list[tuple[str, ...]]) -> str:
@@ -171,6 +172,7 @@ Made by `python benchmarks/model.py`, without a GPU: it ranks launches of one ke
 the loop over whole tiles of the build of `aot.md` (ragged grid, text before and after, bfloat16), in the warps of one
 quarter of a multiprocessor, in order, with the stalls and scoreboards that the compiler wrote; boxes come in time.
 
+* `forward` is the loop without an online maximum, for scores that the norms bound; `forward, maximum` is the other.
 * `cycles per 128 x 128`: of a multiprocessor, for as many pairs of a query and a key.
 * `share`: of these cycles, those that the matrix unit would take at its full rate. Calibration: the dense loop of
   Triton's tutorial has {share:.2f} here and {published:.2f} of the data sheet's peak in print, so shares times
@@ -199,7 +201,8 @@ def main() -> None:
         if config is not None
     ]
     with ProcessPoolExecutor() as pool:
-        lines = [line(build, found) for build, found in zip(builds, pool.map(model, builds), strict=True)]
+        loops = [(build, m) for build in builds for m in ((False, True) if build.kernel == "forward" else (False,))]
+        lines = list(pool.map(line, *zip(*loops, strict=True)))
     print(table(lines))
     if not arguments.config:
         with replacing(arguments.out) as temporary:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
@@ -44,25 +44,26 @@ class MachineCode:
         """Wait for the test's result from another process."""
         if pyfuncitem.get_closest_marker("machine_code") is None:
             return None
-        if self._pool is None:
-            self._hand_out(pyfuncitem.session.items)
+        if pyfuncitem.nodeid not in self._results:
+            distributed = hasattr(pyfuncitem.config, "workerinput")  # pytest-xdist runs others elsewhere
+            self._hand_out([pyfuncitem] if distributed else pyfuncitem.session.items)
         self._results[pyfuncitem.nodeid].result()
         return True
 
-    def _hand_out(self, items: list[pytest.Item]) -> None:
+    def _hand_out(self, items: Sequence[pytest.Item]) -> None:
         from emulator import core
 
         if core.compiler() is None:
             pytest.skip("needs a C++ compiler: the emulator's core is built with g++ or clang++")
         core.build()
-        self._pool = ProcessPoolExecutor(PROCESSES, get_context("spawn"), _start)
+        self._pool = self._pool or ProcessPoolExecutor(PROCESSES, get_context("spawn"), _start)
         with mock.patch.dict(os.environ):
             os.environ.pop("TRITON_INTERPRET", None)
             for item in items:
                 if isinstance(item, pytest.Function) and item.get_closest_marker("machine_code"):
-                    call = item.module.__name__, item.function.__name__, getattr(item, "callspec", None)
-                    parameters = {} if call[2] is None else call[2].params
-                    self._results[item.nodeid] = self._pool.submit(_call, call[0], call[1], parameters)
+                    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+                    call = item.module.__name__, item.function.__name__, parameters
+                    self._results[item.nodeid] = self._pool.submit(_call, *call)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(self) -> Generator[None, Any, Any]:

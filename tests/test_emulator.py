@@ -24,7 +24,9 @@ KERNEL = """
 .target sm_90a
 .address_size 64
 .extern .shared .align 16 .b8 global_smem[];
-.visible .entry kernel(.param .u64 .ptr .global .align 1 to, .param .u64 from, .param .align 64 .b8 box[128], .param .f32 number)
+.visible .entry kernel(
+  .param .u64 .ptr .global .align 1 to, .param .u64 from, .param .align 64 .b8 box[128], .param .f32 number
+)
 .reqntid {threads}
 {{
   .reg .pred %p<9>; .reg .b16 %rs<9>; .reg .b32 %r<99>; .reg .b64 %rd<9>;
@@ -50,7 +52,10 @@ def execute(
     box: object = 0,
     size: int = 0,
 ) -> np.ndarray:
-    """What a block of threads leaves in `to` after `body`: %r1 is the thread, %r2 its 4 bytes of `given`, [%rd4] its result."""
+    """What a block of threads leaves in `to` after `body`.
+
+    %r1 is the thread, %r2 its 4 bytes of `given` at [%rd5], [%rd4] the place of its result.
+    """
     given = np.resize(given, max(threads, given.size))
     to = np.zeros(size or threads, dtype=given.dtype)
     memory = [(x.ctypes.data, x.ctypes.data + x.nbytes) for x in (to, given)]
@@ -117,7 +122,8 @@ COMPUTED: dict[str, tuple[str, np.ndarray, Callable[[np.ndarray], np.ndarray]]] 
     "narrow": ("cvt.u16.u32 %rs1, %r2; cvt.s32.s8 %r9, %rs1;", I32, lambda x: x.astype(np.int8).astype(np.int32)),
     "to-float": ("cvt.rn.f32.s32 %r9, %r2;", I32, lambda x: x.astype(np.float32).view(np.int32)),
     "predicates": (
-        "setp.gt.s32 %p1, %r2, 0; setp.ne.s32 %p2, %r2, 7; and.pred %p3, %p1, %p2; selp.b32 %r9, 1, 0, %p3; @!%p2 mov.b32 %r9, 9;",
+        "setp.gt.s32 %p1, %r2, 0; setp.ne.s32 %p2, %r2, 7; and.pred %p3, %p1, %p2;"
+        "selp.b32 %r9, 1, 0, %p3; @!%p2 mov.b32 %r9, 9;",
         I32,
         lambda x: np.where(x == 7, 9, (x > 0).astype(np.int32)),
     ),
@@ -221,7 +227,11 @@ def test_a_table_of_branches() -> None:
 
 
 def test_labels_and_registers_of_inner_scopes_are_their_own() -> None:
-    inner = "{ .reg .b32 count; mov.b32 count, 0; again: add.s32 count, count, 1; setp.lt.s32 %p1, count, 3; @%p1 bra.uni again; add.s32 %r9, %r9, count; }"
+    inner = """{
+      .reg .b32 count; mov.b32 count, 0;
+      again: add.s32 count, count, 1; setp.lt.s32 %p1, count, 3; @%p1 bra.uni again;
+      add.s32 %r9, %r9, count;
+    }"""
     assert execute(f"mov.b32 %r9, 0; {inner} {inner} {STORE}", I32).tolist() == [6] * 32
 
 
@@ -230,7 +240,11 @@ MBARRIER = """
   @%p1 mbarrier.init.shared::cta.b64 [%r4], {arrivals};
   bar.sync 0;
   @%p1 mbarrier.arrive.shared::cta.b64 _, [%r4], {arrives};
-  {{ .reg .pred complete; waitLoop: mbarrier.try_wait.parity.shared::cta.b64 complete, [%r4], {parity}; @!complete bra.uni waitLoop; }}
+  {{
+    .reg .pred complete;
+    waitLoop: mbarrier.try_wait.parity.shared::cta.b64 complete, [%r4], {parity};
+    @!complete bra.uni waitLoop;
+  }}
   bar.sync 0;
   @%p1 mbarrier.inval.shared::cta.b64 [%r4];
   mov.b32 %r9, 1;
@@ -250,7 +264,11 @@ BOX = """
   mov.b64 %rd6, box; cvta.param.u64 %rd7, %rd6;
   @%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r3], {bytes};
   @%p1 cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%r4], [%rd7, {{{x}, {y}}}], [%r3];
-  {{ .reg .pred complete; waitLoop: mbarrier.try_wait.parity.shared::cta.b64 complete, [%r3], 0; @!complete bra.uni waitLoop; }}
+  {{
+    .reg .pred complete;
+    waitLoop: mbarrier.try_wait.parity.shared::cta.b64 complete, [%r3], 0;
+    @!complete bra.uni waitLoop;
+  }}
   shl.b32 %r5, %r1, 2; add.s32 %r6, %r4, %r5;
   ld.shared.b32 %r9, [%r6];
 """
@@ -385,7 +403,9 @@ def test_names_lose_what_makes_no_difference() -> None:
         "mad.lo.s32": "mad.s32",
         "setp.lo.u32": "setp.lo.u32",
         "ld.global.L1::evict_last.v4.b32": "ld.global.v4.b32",
-        "cp.async.bulk.tensor.5d.shared::cta.global.mbarrier::complete_tx::bytes": "cp.async.bulk.tensor.5d.shared.global.mbarrier",
+        "cp.async.bulk.tensor.5d.shared::cta.global.mbarrier::complete_tx::bytes": (
+            "cp.async.bulk.tensor.5d.shared.global.mbarrier"
+        ),
         "bar.sync": "bar.sync",
         "wgmma.fence.sync.aligned": "nop",
         "cvt.rn.bf16x2.f32": "cvt.bf16x2.f32",

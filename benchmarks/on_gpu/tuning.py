@@ -82,8 +82,10 @@ def compile_all(search: Search) -> None:
     """Compile every candidate in processes side by side, for at most half of the time."""
     pool = ProcessPoolExecutor(search.workers, multiprocessing.get_context("spawn"))
     futures = [pool.submit(compile_one, one, search.device, search.short) for one in search.candidates]
-    wait(futures, timeout=search.seconds / 2)
-    pool.shutdown(wait=False, cancel_futures=True)
+    waiting = wait(futures, timeout=search.seconds / 2).not_done
+    pool.shutdown(wait=not waiting, cancel_futures=True)
+    for process in multiprocessing.active_children() if waiting else []:
+        process.terminate()  # a kernel that hangs would share the device with those that are timed
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ def time_all(search: Search, results: Results) -> list[dict[str, Any]]:
             row["failed"] = repr(error)[:200]
         rows.append(row)
         print(json.dumps(row), flush=True)
-        results.save(rows=rows)
+        # At once: one that hangs later must not cost what is known.
+        results.save(rows=rows, winners=[str(one) for one in fastest(search, rows)])
     return rows
 
 

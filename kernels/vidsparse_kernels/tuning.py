@@ -121,19 +121,19 @@ TABLE: dict[tuple[int, Kernel], dict[tuple[int, int], tuple[Config | None, Confi
         (4, 128): (Config(16, 4, 1), None),
     },
     (90, "forward"): {
-        (2, 64): (Config(64, 4, 2), Config(128, 8, 2, 128)),
+        (2, 64): (Config(64, 4, 2, 128), Config(128, 8, 2, 128)),
         (2, 128): (Config(64, 4, 2), Config(64, 8, 2, 128)),
         (4, 64): (Config(16, 4, 1), Config(16, 8, 1)),
         (4, 128): (Config(16, 4, 1), Config(16, 8, 1)),
     },
     (90, "query_gradient"): {
-        (2, 64): (Config(64, 4, 2), Config(64, 8, 3)),
+        (2, 64): (Config(64, 4, 2), Config(64, 8, 3, 128)),
         (2, 128): (Config(64, 4, 2), Config(64, 8, 3)),
         (4, 64): (Config(16, 4, 1), Config(16, 8, 1)),
         (4, 128): (Config(16, 4, 1), Config(16, 8, 1)),
     },
     (90, "key_gradient"): {
-        (2, 64): (Config(64, 4, 2), Config(64, 8, 2)),
+        (2, 64): (Config(64, 4, 3, 168), Config(64, 8, 2)),
         (2, 128): (Config(64, 4, 2), Config(64, 8, 2)),
         (4, 64): (Config(16, 4, 1), Config(16, 8, 1)),
         (4, 128): (Config(16, 4, 1), Config(16, 8, 1)),

@@ -49,7 +49,7 @@ class Chip:
     """
 
     capability: int
-    order: Order = field(default_factory=Order)
+    order: Order = LATE
     edit: Callable[[str], str] = str
     launches: list[Launched] = field(default_factory=list)
 
@@ -84,7 +84,13 @@ class Chip:
     def start(
         self, ptx: str, signature: Sequence[Any], metadata: Any, grid: tuple[int, int, int], values: Sequence[Any]
     ) -> None:
-        """Execute a kernel on these arguments."""
+        """Execute a kernel on these arguments.
+
+        Raises:
+            NotImplementedError: clusters of blocks, or scratch memory.
+        """
+        if metadata.num_ctas > 1 or metadata.global_scratch_size:
+            raise NotImplementedError(f"{metadata.name} wants clusters or scratch memory, which the emulator has not")
         if any(not 1 <= size <= most for size, most in zip(grid, MOST_PROGRAMS, strict=True)):
             raise ValueError(f"a grid of {grid} programs: each axis has 1 to {MOST_PROGRAMS}")
         boxes = iter(getattr(metadata, "tensordesc_meta", None) or ())
@@ -119,7 +125,11 @@ def _flat(value: Any, kind: Any) -> Iterator[tuple[Any, str]]:
 def _arguments(value: Any, kind: str, boxes: Iterator[dict[str, Any]], storages: dict[int, int]) -> list[Any]:
     """What a kernel gets for one argument; the memory that comes with it is entered into `storages`."""
     if kind.startswith("tensordesc"):
-        box = next(boxes)
+        box = next(boxes, None)
+        if box is None or value.padding != "zero":
+            raise NotImplementedError(
+                "the emulator takes descriptors as tensor maps alone, with zeros beyond the tensor"
+            )
         address = _address(value.base, storages)
         sizes = box["block_size"], box["elem_size"], SWIZZLES[box["swizzle"]]
         return [tensor_map(address, value.shape, value.strides, *sizes), *value.shape, *value.strides]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-SOURCES = [HERE / "machine.h", HERE / "instructions.cpp"]
+SOURCES = [HERE / "machine.h", HERE / "arithmetic.h", HERE / "instructions.cpp"]
 # Signed numbers wrap, as on the chip; a product and a sum are one operation only where the code says so.
 FLAGS = [
     *("-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-fwrapv", "-fno-strict-aliasing"),

@@ -12,7 +12,7 @@ from emulator.ptx import Kernel, Statement
 
 T = TypeVar("T")
 
-SHARED, PARAMETERS = 1024, 1 << 56  # where these spaces begin, as in machine.h
+SHARED, PARAMETERS = 1024, 1 << 56  # where these spaces begin among all addresses, as in machine.h
 BYTES = {"pred": 0, "b8": 1, "u8": 1, "s8": 1, "f16": 2, "bf16": 2, "f32": 4, "f64": 8}
 BYTES |= {"f16x2": 4, "bf16x2": 4, "f32x2": 8}
 BYTES |= {f"{kind}{8 * size}": size for kind in "bus" for size in (2, 4, 8)}
@@ -130,7 +130,7 @@ class Line:
         if text == "global_smem":
             return self.code.constant(SHARED, size)
         if text in self.code.kernel.parameters:
-            return self.code.constant(PARAMETERS + self.code.kernel.parameters[text].offset, size)
+            return self.code.constant(self.code.kernel.parameters[text].offset, size)
         if number := re.fullmatch(r"(-?(?:0[xX][0-9a-fA-F]+|\d+))U?", text):
             return self.code.constant(int(number[1], 0), size)
         if number := re.fullmatch(r"0[fFdD]([0-9a-fA-F]+)", text):

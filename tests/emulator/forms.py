@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from emulator.encode import BYTES, Line, vector
+from emulator.encode import BYTES, PARAMETERS, Line, vector
 
 SPECIAL = [
     *("%tid.x", "%tid.y", "%tid.z", "%ntid.x", "%ntid.y", "%ntid.z", "%ctaid.x", "%ctaid.y", "%ctaid.z"),
@@ -84,8 +84,14 @@ def _move(line: Line) -> None:
 
 
 def _change_space(line: Line) -> None:
-    """cvta.space.u64 d, a: addresses of all spaces are apart here"""
-    line.emit("mov.b64", *(line.register(x, 8) for x in line.operands))
+    """cvta.param.u64 d, a; cvta.global.u64 d, a, of which the global ones are generic as they are"""
+    to, source = (line.register(x, 8) for x in line.operands)
+    if line.name == "cvta.param.u64":
+        line.emit("add.s64", to, source, line.code.constant(PARAMETERS, 8))
+    elif line.name in ("cvta.global.u64", "cvta.to.global.u64"):
+        line.emit("mov.b64", to, source)
+    else:
+        raise ValueError(line.name)
 
 
 def _convert(line: Line) -> None:

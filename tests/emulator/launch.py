@@ -150,5 +150,6 @@ def _packed(argument: Any, kind: str, size: int) -> bytes:
     if isinstance(argument, core.TensorMap):
         return bytes(argument).ljust(size, b"\0")
     if kind in ("f32", "f64"):
-        return struct.pack("<f" if kind == "f32" else "<d", argument)
+        packed: bytes = struct.pack("<f" if kind == "f32" else "<d", argument)
+        return packed
     return (int(argument) % 2 ** (8 * size)).to_bytes(size, "little")

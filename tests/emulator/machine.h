@@ -4,6 +4,7 @@
 // late as something waits for it: code that is right in both orders needs no luck. Every rule that is checked here ends
 // the launch with a Fault.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdarg>
 #include <cstdint>
@@ -22,7 +23,7 @@ using f32 = float;
 constexpr int LANES = 32;
 constexpr u32 ALL = 0xffffffff;
 constexpr u64 SHARED = 1024;            // where shared memory begins: a null pointer lies outside
-constexpr u64 PARAMETERS = u64(1) << 56; // where parameters begin: outside of what a process has
+constexpr u64 PARAMETERS = u64(1) << 56; // where parameters are among all addresses: outside of what a process has
 
 struct Fault : std::runtime_error { using runtime_error::runtime_error; };
 
@@ -35,7 +36,7 @@ struct Fault : std::runtime_error { using runtime_error::runtime_error; };
   return line;
 }
 
-// What Python hands over; `launch.py` holds the same structures.
+// What Python hands over; `core.py` holds the same structures.
 struct Instruction { i32 handler, guard, negated, operands; };  // guard: a predicate register or -1
 struct Constant { i64 offset, bytes; u64 value; };               // a register that never changes
 struct Range { u64 begin, end; };
@@ -74,7 +75,7 @@ template <class Work> struct Groups {
 struct Mbarrier { i64 count, pending, bytes; u32 phase; };
 struct Box { const TensorMap* map; i64 start[5]; u32 shared, barrier; };   // a box on its way, `barrier` 0 for a store
 struct Copy { u32 shared; u64 global; u32 bytes, valid; };                   // cp.async of one lane
-struct Product { void (*multiply)(Warp&, const Product&); const i64* operands; u64 a, b; bool accumulate; };  // wgmma of a warp
+struct Product { void (*multiply)(Warp&, const Product&); const i64* operands; u64 a, b; bool accumulate; };  // wgmma
 
 struct Block {
   const Launch& launch;
@@ -114,17 +115,21 @@ struct Block {
   u8* shared(u64 address, u64 bytes) {
     if (address % bytes) throw Fault(text("shared address %#lx is not aligned to %lu bytes", address, bytes));
     if (address < SHARED || address + bytes > SHARED + memory.size())
-      throw Fault(text("%lu bytes at shared address %#lx are outside the block's %zu", bytes, address - SHARED, memory.size()));
+      throw Fault(text("%lu bytes at shared address %#lx are outside the block's %zu", bytes, address - SHARED,
+                       memory.size()));
     return &memory[address - SHARED];
   }
 
+  // By an address in the space of parameters, or a generic one, which cvta.param makes.
   u8* parameter(u64 address, u64 bytes) const {
-    if (address < PARAMETERS || address + bytes > PARAMETERS + launch.parameter_bytes)
+    const u64 offset = address < PARAMETERS ? address : address - PARAMETERS;
+    if (offset + bytes > u64(launch.parameter_bytes))
       throw Fault(text("%lu bytes at address %#lx are no parameter", bytes, address));
-    return launch.parameters + (address - PARAMETERS);
+    return launch.parameters + offset;
   }
 
-  // The generic proxy (ordinary threads) has written; the async proxy (TMA, wgmma) must not read this before a fence.
+  // The generic proxy (st.shared, stmatrix) has written; the async proxy (TMA, wgmma) must not read it before a fence.
+  // cp.async belongs to the former too, but Triton before 3.7 leaves the fence out there, and has run so for years.
   void wrote(u64 address, u64 bytes) {
     for (u64 i = (address - SHARED) / 16; i <= (address - SHARED + bytes - 1) / 16; i++) written[i] = now;
     now++;
@@ -191,7 +196,10 @@ struct Block {
       }
   }
 
-  static u32 swizzled(u32 address, u32 swizzle) { return swizzle ? address ^ ((address >> 7 & (swizzle / 16 - 1)) << 4) : address; }
+  // Rows of `swizzle` bytes, of which lines of 128 exchange pieces of 16.
+  static u32 swizzled(u32 address, u32 swizzle) {
+    return swizzle ? address ^ ((address >> 7 & (swizzle / 16 - 1)) << 4) : address;
+  }
 
   void load(const Box& box) {
     const u32 bytes = box.map->box[0] * box.map->element;
@@ -204,7 +212,8 @@ struct Block {
     });
     Mbarrier& b = mbarrier(box.barrier);
     b.bytes -= total;
-    if (b.bytes < 0) throw Fault(text("%ld bytes more than expected arrive on the mbarrier at %#lx", -b.bytes, box.barrier - SHARED));
+    if (b.bytes < 0)
+      throw Fault(text("%ld bytes more than expected arrive on the mbarrier at %#lx", -b.bytes, box.barrier - SHARED));
     turn(b);
   }
 
@@ -313,7 +322,8 @@ inline void Block::run(const Handler* handlers) {
       if (!w.copies.idle() || !w.products.idle() || !w.stores.idle())
         throw Fault(text("warp %u ends with asynchronous work that nothing has waited for", w.id));
     for (const auto& [address, b] : mbarriers)
-      if (b.bytes) throw Fault(text("the block ends while the mbarrier at %#lx expects %ld bytes", address - SHARED, b.bytes));
+      if (b.bytes)
+        throw Fault(text("the block ends while the mbarrier at %#lx expects %ld bytes", address - SHARED, b.bytes));
   } catch (Fault& fault) {
     // A warp at a barrier has gone past its instruction.
     const_cast<Launch&>(launch).fault_at = current ? current->pc - (current->state == Warp::AT_BARRIER) : -1;
@@ -328,7 +338,8 @@ inline std::string Block::standstill() {
     std::string reason;
     if (w.state == Warp::ENDED) continue;
     if (w.state == Warp::AT_BARRIER) {
-      reason = text("at barrier %u with %u of %u threads", w.waits_for, named[w.waits_for].threads, named[w.waits_for].expected);
+      const Named& b = named[w.waits_for];
+      reason = text("at barrier %u with %u of %u threads", w.waits_for, b.threads, b.expected);
     } else {
       const Mbarrier& b = mbarriers[w.waits_for];
       reason = text("for parity %u of the mbarrier at %#lx, which lacks %ld of %ld arrivals and %ld bytes",
@@ -337,6 +348,7 @@ inline std::string Block::standstill() {
     warps_by_reason[reason] += text(" %u", w.id);
   }
   std::string found;
-  for (const auto& [reason, those] : warps_by_reason) found += (found.empty() ? "warps" : "; warps") + those + " wait " + reason;
+  for (const auto& [reason, those] : warps_by_reason)
+    found += (found.empty() ? "warps" : "; warps") + those + " wait " + reason;
   return found;
 }

@@ -16,6 +16,8 @@ PARAMETER = re.compile(
         \s (?P<name>[\w$]+) (?:\[(?P<count>\d+)\])? \s* (?:,|$)""",
     re.X,
 )
+# What has no semicolon: comments and places in the source.
+ASIDE = re.compile(r"//[^\n]*|^\s*\.loc[^\n]*", re.M)
 LOCATION = re.compile(r"\.loc\s+\d+ \d+ \d+.*?//\s*(.*)")
 
 
@@ -65,7 +67,7 @@ class Kernel:
     def place(self, number: int) -> str:
         """A statement's text, and the line of the source that it was made from, if the PTX says so."""
         at = self.statements[number].position
-        line = self.text[at : self.text.index(";", at) + 1]
+        line = ASIDE.sub("", self.text[at : self.text.index(";", at) + 1])
         source = [*LOCATION.finditer(self.text, 0, at)]
         return " ".join(line.split()) + (f" ({source[-1][1].strip()})" if source else "")
 
@@ -96,8 +98,7 @@ def parse(text: str) -> Kernel:
     if threads is None:
         raise ValueError(f"{entry['name']} has no .reqntid: how many threads a block has is unknown")
     kernel = Kernel(text, entry["name"], int(threads[1]), parameters(entry["parameters"]))
-    # Comments and .loc, which have no semicolon, give way to as many blanks: positions stay those of the text.
-    body = re.sub(r"//[^\n]*|^\s*\.loc[^\n]*", lambda m: " " * len(m[0]), text[entry.end() :], flags=re.M)
+    body = ASIDE.sub(lambda aside: " " * len(aside[0]), text[entry.end() :])  # positions stay those of the text
     scopes, opened, label, at = [0], 0, "", 0
     while scopes:
         piece = PIECE.match(body, at)
