@@ -100,12 +100,12 @@ def _instruction(address: int, operation: str, operands: str, control: int, labe
 def main_loop(code: list[Instruction], having: str | None = None, loads: bool = True) -> list[Instruction]:
     """The loop over whole tiles: of those with matrix products and exponentials the shortest, which has no masks.
 
-    With `loads`, one that has boxes brought by the tensor memory accelerator goes before one that reads rows, such as
-    that over text. Without, other warps load.
+    One that has boxes brought by the tensor memory accelerator goes before one that reads rows, such as that over text.
 
     Args:
         code: of a kernel, in order.
         having: the name of an instruction that the loop must have too.
+        loads: whether the warps that multiply are those that have boxes brought.
 
     Raises:
         ValueError: no loop has them.
