@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from vidsparse.shapes.outlines import FEATURES, OutlineReader, outlines
+from outlines import FEATURES, OutlineReader, outlines
 from vidsparse.shapes.render import draw_trajectories, render
 from vidsparse.shapes.scene import MOTIONS, Scene, SceneObject
 

@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from vidsparse.shapes import model as parts
-from vidsparse.shapes import stored_attention as module
-from vidsparse.shapes.stored_attention import store_attention, stored_attention
+import stored_attention as module
+from stored_attention import store_attention, stored_attention
 
 
 def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

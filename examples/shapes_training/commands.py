@@ -1,0 +1,133 @@
+"""What `python examples/shapes_training COMMAND` does: each command reads and writes the folder --out."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from autoencoder import measure, train_decoder
+from latents import SHARD, Example, Pool, Statistics, encode, encode_shards, read_pool, read_shard, write_shard
+from plan import PLANS
+from safetensors.torch import load_file, save_file
+from strip import draw_strip
+from transformer import Training, Weights
+
+from vidsparse.shapes.model import load_pipeline
+from vidsparse.shapes.render import draw_trajectories
+from vidsparse.shapes.scene import held_out_scenes
+from vidsparse.shapes.world import ENDLESS
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
+
+WORLD = ENDLESS
+WEIGHTS = Path(__file__).parent / "weights"
+TRANSFORMER, DECODER, STATISTICS = "transformer.safetensors", "decoder.safetensors", "statistics.json"
+
+
+def newest(out: Path, name: str) -> Path:
+    """The file of that name in the folder of a run, or in this folder's weights; it may be in neither."""
+    return out / name if (out / name).is_file() else WEIGHTS / name
+
+
+def autoencoder(out: Path) -> AutoencoderKLWan:
+    """Today's autoencoder with the newest decoder, in float32."""
+    vae = load_pipeline().vae.eval().requires_grad_(False)
+    path = newest(out, DECODER)
+    if path.is_file():
+        vae.load_state_dict({k: v.float() for k, v in load_file(path).items()}, strict=False)
+    return vae
+
+
+def start(out: Path) -> Weights:
+    """The newest weights of the transformer; before the first phase those of the model that ships."""
+    path = newest(out, TRANSFORMER)
+    return Weights.read(path) if path.is_file() else Weights(load_pipeline().transformer.state_dict(), 1, {})
+
+
+def decoder(given: Namespace) -> None:
+    """Fine-tune the decoder and say how well the autoencoder then does."""
+    vae = train_decoder(autoencoder(given.out), WORLD, given.out, given.steps, given.device, given.minutes)
+    state = {
+        k: v.half().cpu().contiguous() for k, v in vae.state_dict().items() if not k.startswith(("encoder", "quant"))
+    }
+    save_file(state, given.out / DECODER)
+    check(given)
+
+
+def check(given: Namespace) -> None:
+    """Measure the autoencoder on drawn videos of the usual length and of four times that."""
+    vae = autoencoder(given.out)
+    for frames, videos in ((WORLD.frames, 8), (4 * WORLD.frames - 3, 2)):
+        print(json.dumps(measure(vae, WORLD, frames, videos, given.device)), flush=True)
+
+
+def latents(given: Namespace) -> None:
+    """Draw and encode videos, those that the log asks about first."""
+    vae = autoencoder(given.out).to(given.device, torch.bfloat16)
+    held_out(given.out, vae)
+    encode_shards(vae, WORLD, given.out / "latents", range(-(-given.videos // SHARD)), WORLD.frames)
+
+
+def held_out(out: Path, vae: AutoencoderKLWan) -> Pool:
+    """Every second of the held-out scenes, encoded."""
+    path = out / "held_out.pt"
+    if not path.is_file():
+        rng = random.Random(0)
+
+        def examples() -> Iterator[Example]:
+            for scene in held_out_scenes()[::2]:
+                yield scene, draw_trajectories(scene, rng, WORLD.frames, WORLD)
+
+        write_shard(encode(vae, WORLD, examples(), WORLD.frames), path)
+    return read_shard(path)
+
+
+def train(given: Namespace) -> None:
+    """Train the transformer by the plan."""
+    vae = autoencoder(given.out).to(given.device, torch.bfloat16)
+    asked = held_out(given.out, vae)
+    path = given.out / STATISTICS
+    if not newest(given.out, STATISTICS).is_file():
+        Statistics.measure(read_pool(given.out / "latents").latents).write(path)
+    statistics = Statistics.read(newest(given.out, STATISTICS))
+    training = Training(PLANS[given.plan], load_pipeline(), statistics, given.out, asked, given.device)
+    weights = training.run(start(given.out), given.minutes)
+    print(f"{weights.phase}: {weights.step} steps", flush=True)
+
+
+def strip(given: Namespace) -> None:
+    """Generate eight held-out prompts and write nine frames of each to strip.png."""
+    statistics = Statistics.read(newest(given.out, STATISTICS))
+    draw_strip(autoencoder(given.out), start(given.out), statistics, WORLD, given.out / "strip.png", given.device)
+
+
+def keep(given: Namespace) -> None:
+    """Copy the newest weights and statistics into the repository."""
+    for name in (TRANSFORMER, DECODER, STATISTICS):
+        if (given.out / name).is_file():
+            shutil.copy(given.out / name, WEIGHTS / name)
+            print(f"{name}: {(WEIGHTS / name).stat().st_size / 1e6:.1f} MB")
+
+
+def everything(given: Namespace) -> None:
+    """The decoder, the latents, the transformer and a strip, one after the other."""
+    for command in (decoder, latents, train, strip):
+        command(given)
+
+
+COMMANDS: dict[str, Callable[[Namespace], None]] = {
+    "decoder": decoder,
+    "check": check,
+    "latents": latents,
+    "train": train,
+    "strip": strip,
+    "keep": keep,
+    "all": everything,
+}
