@@ -6,8 +6,8 @@ import random
 
 import pytest
 import torch
-
 from outlines import FEATURES, OutlineReader, outlines
+
 from vidsparse.shapes.render import draw_trajectories, render
 from vidsparse.shapes.scene import MOTIONS, Scene, SceneObject
 

@@ -32,12 +32,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop at a checkpoint after so long")
     parser.add_argument("--videos", type=int, default=4096, help="to draw and encode")
     parser.add_argument("--steps", type=int, default=400, help="of the decoder")
+    parser.add_argument("--prompts", type=int, default=8, help="of the strip")
+    parser.add_argument("--sampling-steps", type=int, default=30, help="of the strip")
     parser.add_argument("--threads", type=int, help="of torch; on a busy machine 1 is the most efficient")
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: STOP.set())
     if given.threads:
         torch.set_num_threads(given.threads)
-    given.plan = given.plan or given.device
+    given.plan = PLANS[given.plan or given.device]
     given.out.mkdir(parents=True, exist_ok=True)
     COMMANDS[given.command](given)
 

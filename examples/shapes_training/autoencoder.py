@@ -27,6 +27,7 @@ CROPS = (((2, 33, 32), 5), ((4, 9, 48), 3), ((1, 17, 128), 1))
 
 def crops(rng: random.Random, world: World, count: int, frames: int, size: int) -> torch.Tensor:
     """Draw crops that show an object: float32 [count, 3, frames, size, size]."""
+    size = min(size, world.size)
     batch: list[torch.Tensor] = []
     while len(batch) < count:
         _, video = training_video(rng, frames, two_objects=0.5, world=world)

@@ -13,20 +13,18 @@ from typing import TYPE_CHECKING
 import torch
 from autoencoder import measure, train_decoder
 from latents import SHARD, Example, Pool, Statistics, encode, encode_shards, read_pool, read_shard, write_shard
-from plan import PLANS
 from safetensors.torch import load_file, save_file
-from strip import draw_strip
+from strip import draw_strip, pipeline
 from transformer import Training, Weights
 
 from vidsparse.shapes.model import load_pipeline
 from vidsparse.shapes.render import draw_trajectories
 from vidsparse.shapes.scene import held_out_scenes
-from vidsparse.shapes.world import ENDLESS
+from vidsparse.shapes.world import World
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
 
-WORLD = ENDLESS
 WEIGHTS = Path(__file__).parent / "weights"
 TRANSFORMER, DECODER, STATISTICS = "transformer.safetensors", "decoder.safetensors", "statistics.json"
 
@@ -53,7 +51,7 @@ def start(out: Path) -> Weights:
 
 def decoder(given: Namespace) -> None:
     """Fine-tune the decoder and say how well the autoencoder then does."""
-    vae = train_decoder(autoencoder(given.out), WORLD, given.out, given.steps, given.device, given.minutes)
+    vae = train_decoder(autoencoder(given.out), given.plan.world, given.out, given.steps, given.device, given.minutes)
     state = {
         k: v.half().cpu().contiguous() for k, v in vae.state_dict().items() if not k.startswith(("encoder", "quant"))
     }
@@ -63,19 +61,19 @@ def decoder(given: Namespace) -> None:
 
 def check(given: Namespace) -> None:
     """Measure the autoencoder on drawn videos of the usual length and of four times that."""
-    vae = autoencoder(given.out)
-    for frames, videos in ((WORLD.frames, 8), (4 * WORLD.frames - 3, 2)):
-        print(json.dumps(measure(vae, WORLD, frames, videos, given.device)), flush=True)
+    vae, world = autoencoder(given.out), given.plan.world
+    for frames, videos in ((world.frames, 8), (4 * world.frames - 3, 2)):
+        print(json.dumps(measure(vae, world, frames, videos, given.device)), flush=True)
 
 
 def latents(given: Namespace) -> None:
     """Draw and encode videos, those that the log asks about first."""
-    vae = autoencoder(given.out).to(given.device, torch.bfloat16)
-    held_out(given.out, vae)
-    encode_shards(vae, WORLD, given.out / "latents", range(-(-given.videos // SHARD)), WORLD.frames)
+    vae, world = autoencoder(given.out).to(given.device, torch.bfloat16), given.plan.world
+    held_out(given.out, vae, world)
+    encode_shards(vae, world, given.out / "latents", range(-(-given.videos // SHARD)), world.frames)
 
 
-def held_out(out: Path, vae: AutoencoderKLWan) -> Pool:
+def held_out(out: Path, vae: AutoencoderKLWan, world: World) -> Pool:
     """Every second of the held-out scenes, encoded."""
     path = out / "held_out.pt"
     if not path.is_file():
@@ -83,29 +81,30 @@ def held_out(out: Path, vae: AutoencoderKLWan) -> Pool:
 
         def examples() -> Iterator[Example]:
             for scene in held_out_scenes()[::2]:
-                yield scene, draw_trajectories(scene, rng, WORLD.frames, WORLD)
+                yield scene, draw_trajectories(scene, rng, world.frames, world)
 
-        write_shard(encode(vae, WORLD, examples(), WORLD.frames), path)
+        write_shard(encode(vae, world, examples(), world.frames), path)
     return read_shard(path)
 
 
 def train(given: Namespace) -> None:
     """Train the transformer by the plan."""
     vae = autoencoder(given.out).to(given.device, torch.bfloat16)
-    asked = held_out(given.out, vae)
+    asked = held_out(given.out, vae, given.plan.world)
     path = given.out / STATISTICS
     if not newest(given.out, STATISTICS).is_file():
         Statistics.measure(read_pool(given.out / "latents").latents).write(path)
     statistics = Statistics.read(newest(given.out, STATISTICS))
-    training = Training(PLANS[given.plan], load_pipeline(), statistics, given.out, asked, given.device)
+    training = Training(given.plan, load_pipeline(), statistics, given.out, asked, given.device)
     weights = training.run(start(given.out), given.minutes)
     print(f"{weights.phase}: {weights.step} steps", flush=True)
 
 
 def strip(given: Namespace) -> None:
-    """Generate eight held-out prompts and write nine frames of each to strip.png."""
+    """Generate held-out prompts and write nine frames of each to strip.png."""
     statistics = Statistics.read(newest(given.out, STATISTICS))
-    draw_strip(autoencoder(given.out), start(given.out), statistics, WORLD, given.out / "strip.png", given.device)
+    pipe = pipeline(autoencoder(given.out), start(given.out), statistics, given.device)
+    draw_strip(pipe, given.plan.world, given.out / "strip.png", given.prompts, given.sampling_steps)
 
 
 def keep(given: Namespace) -> None:

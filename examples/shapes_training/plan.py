@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from vidsparse.shapes.world import ENDLESS, World
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,14 @@ class Plan:
 
     Attributes:
         phases: each goes on from the weights of the one before.
+        world: what is drawn.
         learning_rate: of Muon; AdamW has half of it.
         shift: of the noise levels in training.
         density: of the sparse steps.
     """
 
     phases: tuple[Phase, ...]
+    world: World = ENDLESS
     learning_rate: float = 3e-3
     shift: float = 5.0
     density: float = 0.2
@@ -61,5 +65,8 @@ PLANS = {
         )
     ),
     # A dry run.
-    "tiny": Plan((Phase("patch4", 4, 2, 2, (1.0, 0.5)), Phase("patch2", 2, 2, 2, (0.5, 0.0), sparse=0.5))),
+    "tiny": Plan(
+        (Phase("patch4", 4, 2, 2, (1.0, 0.5)), Phase("patch2", 2, 2, 2, (0.5, 0.0), sparse=1.0)),
+        replace(ENDLESS, size=32, frames=5),
+    ),
 }

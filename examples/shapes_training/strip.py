@@ -18,36 +18,25 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan, WanPipeline
 
 
-def pipeline(vae: AutoencoderKLWan, weights: Weights, statistics: Statistics, device: str, shift: float) -> WanPipeline:
-    """A pipeline with the transformer at the size of tokens it was trained with."""
+def pipeline(
+    vae: AutoencoderKLWan, weights: Weights, statistics: Statistics, device: str, shift: float = 5.0
+) -> WanPipeline:
+    """A pipeline in bfloat16 with the transformer at the size of tokens it was last trained with."""
     from diffusers import UniPCMultistepScheduler
 
     pipe = load_pipeline()
-    normalised = build_vae(list(statistics.mean), list(statistics.std)).eval()
-    normalised.load_state_dict(vae.state_dict())
-    pipe.vae = normalised
+    pipe.vae = build_vae(list(statistics.mean), list(statistics.std)).eval()
+    pipe.vae.load_state_dict(vae.state_dict())
     pipe.transformer, _ = build(weights, weights.patch, device)
     pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config, flow_shift=shift)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device, torch.bfloat16)
 
 
-def draw_strip(
-    vae: AutoencoderKLWan,
-    weights: Weights,
-    statistics: Statistics,
-    world: World,
-    path: Path,
-    device: str,
-    prompts: int = 8,
-    steps: int = 30,
-    guidance: float = 2.0,
-    shift: float = 5.0,
-) -> None:
+def draw_strip(pipe: WanPipeline, world: World, path: Path, prompts: int, steps: int, guidance: float = 2.0) -> None:
     """Write a PNG with a row for each prompt, and print what the judge says of each video."""
     import imageio.v3 as imageio
 
-    pipe = pipeline(vae, weights, statistics, device, shift)
     rows = []
     for i, scene in enumerate(held_out_scenes()[:: 64 // prompts][:prompts]):
         frames = pipe(
@@ -63,6 +52,7 @@ def draw_strip(
         ).frames[0]
         video = frames.float().cpu().transpose(0, 1) * 2 - 1
         print(scene.caption, judge.score(video, scene), flush=True)
-        rows.append(video[:, :: (world.frames - 1) // 8].transpose(1, 2).flatten(2))
+        shown = torch.linspace(0, world.frames - 1, 9).round().long()
+        rows.append(video[:, shown].transpose(1, 2).flatten(2))
     picture = (torch.cat(rows, dim=1).clamp(-1, 1) + 1) * 127.5
     imageio.imwrite(path, picture.byte().permute(1, 2, 0).numpy())

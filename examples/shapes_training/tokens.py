@@ -7,14 +7,13 @@ import torch
 
 def widen_positions(rope: torch.nn.Module, patch: int) -> None:
     """Give each token of a coarse model the position of its patch's centre in the fine model's grid."""
-    sizes = [rope.t_dim, rope.h_dim, rope.w_dim]
-    for name, function in (("freqs_cos", torch.cos), ("freqs_sin", torch.sin)):
-        angle = torch.atan2(rope.freqs_sin[1].double(), rope.freqs_cos[1].double())
-        place = torch.arange(len(rope.freqs_cos), dtype=torch.float64)[:, None]
-        time, height, width = angle.split(sizes)
-        centre = patch * place + (patch - 1) / 2
-        table = torch.cat((place * time, centre * height, centre * width), dim=1)
-        getattr(rope, name).copy_(function(table))
+    angle = torch.atan2(rope.freqs_sin[1].double(), rope.freqs_cos[1].double())  # of one step, before it is changed
+    time, height, width = angle.split([rope.t_dim, rope.h_dim, rope.w_dim])
+    place = torch.arange(len(rope.freqs_cos), dtype=torch.float64)[:, None]
+    centre = patch * place + (patch - 1) / 2
+    table = torch.cat((place * time, centre * height, centre * width), dim=1)
+    rope.freqs_cos.copy_(table.cos())
+    rope.freqs_sin.copy_(table.sin())
 
 
 def refine(state: dict[str, torch.Tensor], patch: int) -> dict[str, torch.Tensor]:
@@ -33,8 +32,8 @@ def refine(state: dict[str, torch.Tensor], patch: int) -> dict[str, torch.Tensor
 def coarsen(state: dict[str, torch.Tensor], fresh: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Start a model of coarse tokens from one whose tokens are single latents: a token sees their mean.
 
-    What differs within a coarse token the fine model knows nothing of. There embedding and head begin as in `fresh`, the
-    state of a new model of coarse tokens: if both began at zero, neither would ever get a gradient.
+    What differs within a coarse token the fine model knows nothing of. There embedding and head begin as in `fresh`,
+    the state of a new model of coarse tokens: if both began at zero, neither would ever get a gradient.
     """
     coarse = dict(state)
     new = fresh["patch_embedding.weight"]
