@@ -63,10 +63,17 @@ def test_muon_takes_matrices_and_kernels_and_adam_the_rest() -> None:
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_line() -> None:
-    rates = [learning_rate_factor(step, 0, 1000, (1.0, 0.5)) for step in (0, 49, 500, 1000)]
-    assert rates == pytest.approx([0.02, 1.0 - 0.5 * 0.049, 0.75, 0.5])
-    resumed = [learning_rate_factor(step, 500, 1000, (1.0, 0.5)) for step in (500, 549, 1000)]
-    assert resumed == pytest.approx([0.75 / 50, 1.0 - 0.5 * 0.549, 0.5])
+    rates = [learning_rate_factor(progress, (1.0, 0.5), 1000) for progress in (0.0, 0.5, 1.0)]
+    assert rates == pytest.approx([1.0, 0.75, 0.5])
+    assert [learning_rate_factor(0.5, (1.0, 0.5), steps) for steps in (0, 49)] == pytest.approx([0.75 / 50, 0.75])
+
+
+def test_a_stage_ends_with_its_budget(tmp_path: Path) -> None:
+    made, module = stage(tmp_path)
+    made.run(lambda rng: (module(torch.randn(2, 16, 6)).square().mean(), {}), 10**6, (1.0, 0.0), budget=0.2)
+    assert made.done and 0 < made.step < 10**6
+    again, _ = stage(tmp_path)
+    assert again.done and again.step == made.step
 
 
 def test_a_stage_stops_at_a_checkpoint_when_it_is_told(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     given.plan = PLANS[given.plan or given.device]
+    given.until = time.time() + 60 * given.minutes
     given.out.mkdir(parents=True, exist_ok=True)
     COMMANDS[given.command](given)
 

@@ -45,7 +45,7 @@ def psnr(decoded: torch.Tensor, video: torch.Tensor) -> torch.Tensor:
 
 
 def train_decoder(
-    vae: AutoencoderKLWan, world: World, folder: Path, steps: int, device: str, minutes: float = math.inf
+    vae: AutoencoderKLWan, world: World, folder: Path, steps: int, device: str, until: float = math.inf
 ) -> AutoencoderKLWan:
     """Fine-tune the decoder on crops of drawn videos; return the autoencoder with the averaged weights."""
     vae.to(device).requires_grad_(False)
@@ -67,7 +67,7 @@ def train_decoder(
         return loss, details
 
     stage = Stage("decoder", folder, {"decoder": decoder}, optimizers(decoder, LEARNING_RATE))
-    stage.run(loss_of, steps, minutes=minutes, save_every=SAVE_SECONDS[device])
+    stage.run(loss_of, steps, until=until, save_every=SAVE_SECONDS[device])
     decoder.load_state_dict(stage.averages["decoder"])
     return vae.requires_grad_(False)
 

@@ -51,7 +51,7 @@ def start(out: Path) -> Weights:
 
 def decoder(given: Namespace) -> None:
     """Fine-tune the decoder and say how well the autoencoder then does."""
-    vae = train_decoder(autoencoder(given.out), given.plan.world, given.out, given.steps, given.device, given.minutes)
+    vae = train_decoder(autoencoder(given.out), given.plan.world, given.out, given.steps, given.device, given.until)
     state = {
         k: v.half().cpu().contiguous() for k, v in vae.state_dict().items() if not k.startswith(("encoder", "quant"))
     }
@@ -96,7 +96,7 @@ def train(given: Namespace) -> None:
         Statistics.measure(read_pool(given.out / "latents").latents).write(path)
     statistics = Statistics.read(newest(given.out, STATISTICS))
     training = Training(given.plan, load_pipeline(), statistics, given.out, asked, given.device)
-    weights = training.run(start(given.out), given.minutes)
+    weights = training.run(start(given.out), given.until)
     print(f"{weights.phase}: {weights.step} steps", flush=True)
 
 

@@ -58,9 +58,7 @@ class Flow:
 
     def loss(self, pool: Pool, rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss of one step on videos drawn from `pool`, and its parts for the log."""
-        # What is hard to draw is seen more often.
-        weights = [2 if hard(example) else 1 for example in pool.examples]
-        chosen = rng.choices(range(len(pool)), weights, k=self.batch)
+        chosen = rng.choices(range(len(pool)), pool.weights, k=self.batch)
         examples = [pool.examples[i] for i in chosen]
         latent = self.statistics.normalise(pool.latents[chosen].to(self.device))
         texts = ["" if rng.random() < 0.1 else scene.caption for scene, _ in examples]
@@ -70,7 +68,7 @@ class Flow:
         sigma = (self.shift * uniform / (1 + (self.shift - 1) * uniform)).to(self.device)
         patch = self.transformer.config.patch_size[1]
         grid = latent.shape[2], latent.shape[3] // patch, latent.shape[4] // patch
-        drawn = torch.stack([outlines(*example, *grid) for example in examples]).to(self.device)
+        drawn = outlines(examples, *grid, self.device)
         errors = self.errors(latent, torch.randn_like(latent), sigma, condition)
         with torch.autocast(latent.device.type, torch.bfloat16):
             seen = self.reader.loss(drawn)
@@ -104,11 +102,6 @@ class Flow:
                 for name in ("all", kind(example, frames)):
                     found.setdefault(f"{name}_{level}", []).append(error)
         return {name: sum(errors) / len(errors) for name, errors in sorted(found.items())}
-
-
-def hard(example: Example) -> bool:
-    """Whether a video shows a cross or something that bounces."""
-    return any(o.shape == "cross" or o.motion == "bouncing" for o in example[0].objects)
 
 
 def kind(example: Example, frames: int) -> str:

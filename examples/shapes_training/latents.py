@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from vidsparse.shapes.world import World
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
 
-SHARD = 32
+SHARD, BATCH = 32, 8  # videos of a file, and of a call of the encoder
 Example = tuple[Scene, tuple[Trajectory, ...]]
 
 
@@ -29,6 +30,17 @@ class Pool:
 
     latents: torch.Tensor
     examples: tuple[Example, ...]
+
+    @cached_property
+    def weights(self) -> list[int]:
+        """How often each is drawn: what is hard, a cross or something that bounces, twice as often as the rest."""
+        return [
+            2 if any(o.shape == "cross" or o.motion == "bouncing" for o in s.objects) else 1 for s, _ in self.examples
+        ]
+
+    def to(self, device: str) -> Pool:
+        """The same pool with its latents on a device."""
+        return Pool(self.latents.to(device), self.examples)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -75,12 +87,12 @@ def crosses(example: Example, frames: int) -> bool:
 @torch.no_grad()
 def encode(vae: AutoencoderKLWan, world: World, examples: Iterable[Example], frames: int) -> Pool:
     """Render and encode examples, on the device and in the dtype of the autoencoder."""
-    encoded, latents = [], []
-    for scene, paths in examples:
-        video = render(scene, paths, frames, world=world).to(vae.device, vae.dtype)
-        latents.append(vae.encode(video[None]).latent_dist.mean.half().cpu())
-        encoded.append((scene, paths))
-    return Pool(torch.cat(latents), tuple(encoded))
+    drawn = tuple(examples)
+    latents = []
+    for first in range(0, len(drawn), BATCH):
+        batch = [render(*example, frames, world=world, device=vae.device) for example in drawn[first : first + BATCH]]
+        latents.append(vae.encode(torch.stack(batch).to(vae.dtype)).latent_dist.mean.half().cpu())
+    return Pool(torch.cat(latents), drawn)
 
 
 def encode_shards(vae: AutoencoderKLWan, world: World, folder: Path, shards: range, frames: int) -> None:

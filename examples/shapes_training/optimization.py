@@ -26,9 +26,9 @@ def save(state: dict[str, Any], path: Path) -> None:
     os.replace(temporary, path)
 
 
-def learning_rate_factor(step: int, first: int, steps: int, rate: tuple[float, float], warmup: int = 50) -> float:
-    """A line from one factor at step 0 to another at `steps`; from step `first` on the optimizers warm up."""
-    return min(1.0, (step - first + 1) / warmup) * (rate[0] + (rate[1] - rate[0]) * step / steps)
+def learning_rate_factor(progress: float, rate: tuple[float, float], steps: int, warmup: int = 50) -> float:
+    """A line from one factor at progress 0 to another at progress 1; the optimizers warm up in their first steps."""
+    return min(1.0, (steps + 1) / warmup) * (rate[0] + (rate[1] - rate[0]) * progress)
 
 
 class Stage:
@@ -45,11 +45,13 @@ class Stage:
         """Read the checkpoint `folder`/`name`.pt if there is one, else begin at `step`."""
         self.name, self.folder, self.modules, self.optimizers = name, folder, modules, optimizers
         self.path, self.step, self.first, self.seconds = folder / f"{name}.pt", step, step, 0.0
+        self.done = False
         self.base_rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
         self.averages = {key: {k: v.clone() for k, v in module.state_dict().items()} for key, module in modules.items()}
         if self.path.is_file():
             state = torch.load(self.path, weights_only=True, map_location="cpu")
             self.step, self.first, self.seconds = state["step"], state["first"], state["seconds"]
+            self.done = state["done"]
             for key, average in self.averages.items():
                 for entry, value in average.items():
                     value.copy_(state["averages"][key][entry])
@@ -64,6 +66,7 @@ class Stage:
                 "step": self.step,
                 "first": self.first,
                 "seconds": self.seconds,
+                "done": self.done,
                 "modules": {key: module.state_dict() for key, module in self.modules.items()},
                 "averages": self.averages,
                 "optimizers": [o.state_dict() for o in self.optimizers],
@@ -77,29 +80,32 @@ class Stage:
         steps: int,
         rate: tuple[float, float] = (1.0, 0.0),
         log_every: int = 20,
-        minutes: float = math.inf,
+        budget: float = math.inf,
+        until: float = math.inf,
         save_every: float = SAVE_SECONDS["cpu"],
         at_save: Callable[[], dict[str, float]] | None = None,
     ) -> None:
-        """Train until `steps` are done, `minutes` are over or `STOP` is set; then, and every so often, save.
+        """Train until the stage is done, or until it is told to stop; then, and every so often, save.
 
         Args:
             loss_of: gets the random numbers of its step, so that a resumed run sees what it would have seen.
             steps: of the stage in all.
-            rate: factor of the learning rates at the first and the last step.
+            rate: factor of the learning rates at the beginning and at the end.
             log_every: steps for one line of the log.
-            minutes: of this process.
+            budget: seconds of the stage in all, after which it is done even if steps are left.
+            until: when to stop, as `time.time()` counts; `STOP` stops it too.
             save_every: seconds from one checkpoint to the next.
             at_save: is called after a checkpoint; what it returns goes into the log.
         """
-        began, saved = time.time(), time.time()
-        started = began - self.seconds
+        saved = time.time()
+        started = saved - self.seconds
         shown: dict[str, list[float]] = {}
         parameters = [p for module in self.modules.values() for p in module.parameters()]
         stopping = False
-        while self.step < steps and not stopping:
+        while not (self.done or stopping):
             torch.manual_seed(SEED + self.step)
-            factor = learning_rate_factor(self.step, self.first, steps, rate)
+            progress = min(1.0, max(self.step / steps, self.seconds / budget))
+            factor = learning_rate_factor(progress, rate, self.step - self.first)
             for o, rates in zip(self.optimizers, self.base_rates, strict=True):
                 for group, base in zip(o.param_groups, rates, strict=True):
                     group["lr"] = base * factor
@@ -111,14 +117,15 @@ class Stage:
                 o.zero_grad(set_to_none=True)
             self.step += 1
             self.seconds = time.time() - started
-            stopping = STOP.is_set() or time.time() - began > 60 * minutes
+            self.done = self.step >= steps or self.seconds > budget
+            stopping = STOP.is_set() or time.time() > until
             self._average()
             for key, value in {"loss": loss.item(), **details}.items():
                 shown.setdefault(key, []).append(value)
-            if self.step % log_every == 0 or self.step == steps or stopping:
+            if self.step % log_every == 0 or self.done or stopping:
                 self.log({k: sum(v) / len(v) for k, v in shown.items()} | {"rate": factor})
                 shown.clear()
-            if time.time() - saved > save_every or self.step == steps or stopping:
+            if time.time() - saved > save_every or self.done or stopping:
                 self.save()
                 if at_save is not None:
                     self.log(at_save())

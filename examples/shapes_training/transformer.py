@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import random
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +40,7 @@ class Weights:
         reader: the outline reader's state, or nothing yet.
         phase: name of the phase that made them, or "" before the first.
         step: of that phase.
+        done: whether the phase is over.
     """
 
     transformer: dict[str, torch.Tensor]
@@ -48,6 +48,7 @@ class Weights:
     reader: dict[str, torch.Tensor]
     phase: str = ""
     step: int = 0
+    done: bool = False
 
     @staticmethod
     def read(path: Path) -> Weights:
@@ -61,6 +62,7 @@ class Weights:
             {k.removeprefix(READER): v for k, v in tensors.items() if k.startswith(READER)},
             place["phase"],
             int(place["step"]),
+            place["done"] == "True",
         )
 
     def write(self, path: Path) -> None:
@@ -68,7 +70,8 @@ class Weights:
         named = self.transformer | {READER + key: value for key, value in self.reader.items()}
         tensors = {key: value.detach().half().cpu().contiguous() for key, value in named.items()}
         temporary = path.with_suffix(".tmp")
-        save_file(tensors, temporary, {"patch": str(self.patch), "phase": self.phase, "step": str(self.step)})
+        place = {"patch": self.patch, "phase": self.phase, "step": self.step, "done": self.done}
+        save_file(tensors, temporary, {key: str(value) for key, value in place.items()})
         os.replace(temporary, path)
 
     def at(self, patch: int, fresh: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -115,17 +118,20 @@ class Training:
     device: str
     log_every: int = 20
 
-    def run(self, weights: Weights, minutes: float = math.inf) -> Weights:
-        """Go on with the plan from some weights, or from a later checkpoint, and return the newest weights."""
-        until = time.time() + 60 * minutes
+    def run(self, weights: Weights, until: float = math.inf) -> Weights:
+        """Go on with the plan from some weights, or from a later checkpoint, and return the newest weights.
+
+        `until` is when to stop, as `time.time()` counts.
+        """
         names = [phase.name for phase in self.plan.phases]
         for phase in self.plan.phases[names.index(weights.phase) if weights.phase else 0 :]:
-            weights = self._run_phase(phase, weights, (until - time.time()) / 60)
-            if weights.step < phase.steps:
+            if (weights.phase, weights.done) != (phase.name, True):
+                weights = self._run_phase(phase, weights, until)
+            if not weights.done:
                 break
         return weights
 
-    def _run_phase(self, phase: Phase, weights: Weights, minutes: float) -> Weights:
+    def _run_phase(self, phase: Phase, weights: Weights, until: float) -> Weights:
         transformer, reader = build(weights, phase.patch, self.device)
         flow = Flow(
             transformer,
@@ -144,14 +150,14 @@ class Training:
             [*optimizers(transformer, rate, SKIP), *optimizers(reader, rate)],
             weights.step if weights.phase == phase.name else 0,
         )
-        if stage.step >= phase.steps:
+        if stage.done:
             return self._keep(stage, phase)
         if self.device == "cpu":
             store_attention(transformer.blocks)
         else:
             for block in transformer.blocks:
                 block.compile()
-        pool = read_pool(self.folder / "latents")
+        pool = read_pool(self.folder / "latents").to(self.device)
 
         def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
             if rng.random() >= phase.sparse:
@@ -161,14 +167,17 @@ class Training:
 
         def at_save() -> dict[str, float]:
             nonlocal pool
-            pool = read_pool(self.folder / "latents")
+            pool = read_pool(self.folder / "latents").to(self.device)
             self._keep(stage, phase)
             return {"pool": len(pool), **flow.examine(self.held_out)}
 
-        stage.run(loss_of, phase.steps, phase.rate, self.log_every, minutes, SAVE_SECONDS[self.device], at_save)
+        seconds = phase.seconds, until, SAVE_SECONDS[self.device]
+        stage.run(loss_of, phase.steps, phase.rate, self.log_every, *seconds, at_save)
         return self._keep(stage, phase)
 
     def _keep(self, stage: Stage, phase: Phase) -> Weights:
-        weights = Weights(stage.averages["transformer"], phase.patch, stage.averages["reader"], phase.name, stage.step)
+        weights = Weights(
+            stage.averages["transformer"], phase.patch, stage.averages["reader"], phase.name, stage.step, stage.done
+        )
         weights.write(self.folder / "transformer.safetensors")
         return weights

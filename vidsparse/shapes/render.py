@@ -89,7 +89,7 @@ def _start(o: SceneObject, radius: float, rng: random.Random, shared: float, spa
     return Trajectory(x, y, radius, speed, phase)
 
 
-def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: float) -> torch.Tensor:
+def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: float | torch.Tensor) -> torch.Tensor:
     """Distance in pixels from the outline, negative inside. Radii are set so that all shapes have nearly one area."""
     if shape == "circle":
         return torch.hypot(x, y) - radius
@@ -109,18 +109,29 @@ def render(
     height: int | None = None,
     width: int | None = None,
     world: World = FLAT,
+    device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """Draw the video of a scene: float32 [3, frames, height, width] in [-1, 1]; the size is the world's by default."""
+    """Draw the video of a scene on a device: float32 [3, frames, height, width] in [-1, 1].
+
+    Args:
+        scene: what it shows.
+        paths: where its objects are.
+        frames: of the video.
+        height: in pixels; by default the world's, like `width`.
+        width: in pixels.
+        world: how it looks.
+        device: of the video.
+    """
     height, width = height or world.size, width or world.size
-    rows = (torch.arange(height) + 0.5) * (SIZE / height)
-    columns = (torch.arange(width) + 0.5) * (SIZE / width)
-    ground = _colour(BACKGROUNDS[scene.background])
+    rows = (torch.arange(height, device=device) + 0.5) * (SIZE / height)
+    columns = (torch.arange(width, device=device) + 0.5) * (SIZE / width)
+    ground = _colour(BACKGROUNDS[scene.background], device)
     if world.glow:
         ground = ground + world.glow * towards_light(columns / SIZE - 0.5, rows[:, None] / SIZE - 0.5)
     video = ground.expand(3, frames, height, width)
     offsets = []
     for o, path in zip(scene.objects, paths, strict=True):
-        centre = path.centres(o.motion, frames)
+        centre = path.centres(o.motion, frames).to(device)
         offsets.append((columns[None, None] - centre[:, 0, None, None], rows[None, :, None] - centre[:, 1, None, None]))
     if world.shadow:
         for o, path, (x, y) in zip(scene.objects, paths, offsets, strict=True):
@@ -131,7 +142,7 @@ def render(
         x, y = _wrap(x), _wrap(y)
         distance = signed_distance(o.shape, x, y, path.radius)
         cover = (0.5 - distance * (height / SIZE)).clamp(0, 1)
-        colour = _colour(COLOURS[o.colour])
+        colour = _colour(COLOURS[o.colour], device)
         if world.shading or world.bevel:
             # How steeply the distance grows towards the light is the cosine between outline and light.
             rim = signed_distance(o.shape, x + LIGHT[0], y + LIGHT[1], path.radius) - distance
@@ -141,8 +152,8 @@ def render(
     return video.clamp(0, 255) / 127.5 - 1
 
 
-def _colour(levels: tuple[int, int, int]) -> torch.Tensor:
-    return torch.tensor(levels, dtype=torch.float32)[:, None, None, None]
+def _colour(levels: tuple[int, int, int], device: torch.device | str) -> torch.Tensor:
+    return torch.tensor(levels, dtype=torch.float32, device=device)[:, None, None, None]
 
 
 def _wrap(offset: torch.Tensor) -> torch.Tensor:
