@@ -19,7 +19,7 @@ from vidsparse.shapes.world import World
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
 
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 1e-3
 # Videos, frames and side of the crops of a step, and how often. Causal convolutions carry far in time: without clips as
 # long as the video, colours drift after a few frames.
 CROPS = (((2, 33, 32), 5), ((4, 9, 48), 3), ((1, 17, 128), 1))
