@@ -34,11 +34,18 @@ def follow(cover: torch.Tensor) -> tuple[str, str, float]:
     usual = area[area > SMALLEST_AREA].median()
     whole = masks.sum(dim=(1, 2)) > 0.85 * area
     there = (area > 0.65 * usual) & (area < 1.5 * usual) & (area < LARGEST_AREA) & whole
-    jumps = _circular_difference(centres[1:], centres[:-1]).norm(dim=-1) > JUMP
-    smooth = there.clone()
-    smooth[1:] &= ~(jumps & there[:-1])
-    shape, motion = _name_shape(masks[there]), _name_motion(centres[there], there.nonzero().flatten())
-    return shape, motion, smooth.float().mean().item()
+    seen = there.nonzero().flatten()
+    shape, motion = _name_shape(masks[there]), _name_motion(centres[there], seen)
+    return shape, motion, _longest(centres[there], seen) / len(cover)
+
+
+def _longest(centres: torch.Tensor, frame: torch.Tensor) -> int:
+    """Frames of the longest part of a path [seen, 2] without a jump: what jumps is another object from there on."""
+    if not len(frame):
+        return 0
+    steps = _circular_difference(centres[1:], centres[:-1]).norm(dim=-1)
+    parts = (steps > JUMP * frame.diff()).cumsum(dim=0)
+    return int(torch.bincount(torch.cat((parts.new_zeros(1), parts))).max())
 
 
 def steepen(share: torch.Tensor) -> torch.Tensor:
