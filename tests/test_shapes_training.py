@@ -73,6 +73,7 @@ def test_a_stage_ends_with_its_budget(tmp_path: Path) -> None:
     made.run(lambda rng: (module(torch.randn(2, 16, 6)).square().mean(), {}), 10**6, (1.0, 0.0), budget=0.2)
     assert made.done and 0 < made.step < 10**6
     again, _ = stage(tmp_path)
+    again.run(lambda rng: pytest.fail("a step after the end"), 10**6, (1.0, 0.0), budget=0.2)
     assert again.done and again.step == made.step
 
 

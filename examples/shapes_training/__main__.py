@@ -1,6 +1,6 @@
 """Train the `shapes` text-to-video model on its endless world, on a CPU or a GPU.
 
-    python examples/shapes_training decoder --out runs/shapes   # fine-tune the autoencoder's decoder
+    python examples/shapes_training autoencoder --out runs/shapes   # fine-tune the autoencoder
     python examples/shapes_training latents --out runs/shapes   # draw and encode videos; may run beside the training
     python examples/shapes_training train --out runs/shapes     # the transformer, phase by phase
     python examples/shapes_training strip --out runs/shapes     # a picture of what it makes by now
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plan", choices=PLANS, help="default: the plan named after the device")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop at a checkpoint after so long")
     parser.add_argument("--videos", type=int, default=4096, help="to draw and encode")
-    parser.add_argument("--steps", type=int, default=400, help="of the decoder")
+    parser.add_argument("--steps", type=int, default=400, help="of the autoencoder")
     parser.add_argument("--prompts", type=int, default=8, help="of the strip")
     parser.add_argument("--sampling-steps", type=int, default=30, help="of the strip")
     parser.add_argument("--threads", type=int, help="of torch; on a busy machine 1 is the most efficient")

@@ -1,10 +1,11 @@
-"""Fine-tunes the decoder of the `shapes` autoencoder for a world, and measures the autoencoder on it.
+"""Fine-tunes the autoencoder of `shapes` for a world, near to the latents that it had, and measures it there.
 
-The encoder stays as it is: latents, and what the transformer has learnt of them, keep their meaning.
+What the transformer has learnt of latents then keeps its meaning, and latents may be encoded again later.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
 
 LEARNING_RATE = 1e-3
+STAY = 5e-3  # weight of the squared distance from the latents before
 # Videos, frames and side of the crops of a step, and how often. Causal convolutions carry far in time: without clips as
 # long as the video, colours drift after a few frames.
 CROPS = (((2, 33, 32), 5), ((4, 9, 48), 3), ((1, 17, 128), 1))
@@ -44,31 +46,36 @@ def psnr(decoded: torch.Tensor, video: torch.Tensor) -> torch.Tensor:
     return -10 * torch.log10((decoded.clamp(-1, 1) - video).square().mean(dim=(0, 1, 3, 4)) / 4)
 
 
-def train_decoder(
+def train_autoencoder(
     vae: AutoencoderKLWan, world: World, folder: Path, steps: int, device: str, until: float = math.inf
 ) -> AutoencoderKLWan:
-    """Fine-tune the decoder on crops of drawn videos; return the autoencoder with the averaged weights."""
-    vae.to(device).requires_grad_(False)
-    decoder = torch.nn.ModuleDict({"conv": vae.post_quant_conv, "decoder": vae.decoder}).requires_grad_(True)
+    """Fine-tune an autoencoder on crops of drawn videos; return it with the averaged weights."""
+    vae.to(device)
+    before = copy.deepcopy(vae).requires_grad_(False)
+    vae.requires_grad_(True)
 
     def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
         count, frames, size = rng.choices([c for c, _ in CROPS], [w for _, w in CROPS])[0]
         video = crops(rng, world, count, frames, size).to(device)
         with torch.autocast(device, torch.bfloat16):
             with torch.no_grad():
-                latent = vae.encode(video).latent_dist.mean
-            decoded = vae.decode(latent).sample.float()
+                old = before.encode(video).latent_dist.mean.float()
+            posterior = vae.encode(video).latent_dist
+            decoded = vae.decode(posterior.sample()).sample.float()
+        mean = posterior.mean.float()
+        kl = 0.5 * (mean.square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        drift = (mean - old).square().mean()
         difference = decoded - video
         squared = difference.square().mean()
-        loss = torch.sqrt(difference.square() + 1e-4).mean() + squared
-        details = {f"psnr_{frames}": -10 * torch.log10(squared.detach() / 4).item()}
+        loss = torch.sqrt(difference.square() + 1e-4).mean() + squared + 5e-4 * kl + STAY * drift
+        details = {f"psnr_{frames}": -10 * torch.log10(squared.detach() / 4).item(), "drift": drift.item()}
         if frames > 16:
             details["psnr_late"] = -10 * torch.log10(difference[:, :, 12:].detach().square().mean() / 4).item()
         return loss, details
 
-    stage = Stage("decoder", folder, {"decoder": decoder}, optimizers(decoder, LEARNING_RATE))
+    stage = Stage("autoencoder", folder, {"vae": vae}, optimizers(vae, LEARNING_RATE))
     stage.run(loss_of, steps, until=until, save_every=SAVE_SECONDS[device])
-    decoder.load_state_dict(stage.averages["decoder"])
+    vae.load_state_dict(stage.averages["vae"])
     return vae.requires_grad_(False)
 
 

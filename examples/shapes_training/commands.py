@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from autoencoder import measure, train_decoder
+from autoencoder import measure, train_autoencoder
 from latents import SHARD, Example, Pool, Statistics, encode, encode_shards, read_pool, read_shard, write_shard
 from safetensors.torch import load_file, save_file
 from strip import draw_strip, pipeline
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
 
 WEIGHTS = Path(__file__).parent / "weights"
-TRANSFORMER, DECODER, STATISTICS = "transformer.safetensors", "decoder.safetensors", "statistics.json"
+TRANSFORMER, AUTOENCODER, STATISTICS = "transformer.safetensors", "autoencoder.safetensors", "statistics.json"
 
 
 def newest(out: Path, name: str) -> Path:
@@ -34,12 +34,12 @@ def newest(out: Path, name: str) -> Path:
     return out / name if (out / name).is_file() else WEIGHTS / name
 
 
-def autoencoder(out: Path) -> AutoencoderKLWan:
-    """Today's autoencoder with the newest decoder, in float32."""
+def load_autoencoder(out: Path) -> AutoencoderKLWan:
+    """The newest autoencoder, in float32; before the first fine-tuning the one that ships."""
     vae = load_pipeline().vae.eval().requires_grad_(False)
-    path = newest(out, DECODER)
+    path = newest(out, AUTOENCODER)
     if path.is_file():
-        vae.load_state_dict({k: v.float() for k, v in load_file(path).items()}, strict=False)
+        vae.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     return vae
 
 
@@ -49,26 +49,24 @@ def start(out: Path) -> Weights:
     return Weights.read(path) if path.is_file() else Weights(load_pipeline().transformer.state_dict(), 1, {})
 
 
-def decoder(given: Namespace) -> None:
-    """Fine-tune the decoder and say how well the autoencoder then does."""
-    vae = train_decoder(autoencoder(given.out), given.plan.world, given.out, given.steps, given.device, given.until)
-    state = {
-        k: v.half().cpu().contiguous() for k, v in vae.state_dict().items() if not k.startswith(("encoder", "quant"))
-    }
-    save_file(state, given.out / DECODER)
+def autoencoder(given: Namespace) -> None:
+    """Fine-tune the autoencoder and say how good it then is."""
+    world = given.plan.world
+    vae = train_autoencoder(load_autoencoder(given.out), world, given.out, given.steps, given.device, given.until)
+    save_file({k: v.half().cpu().contiguous() for k, v in vae.state_dict().items()}, given.out / AUTOENCODER)
     check(given)
 
 
 def check(given: Namespace) -> None:
     """Measure the autoencoder on drawn videos of the usual length and of four times that."""
-    vae, world = autoencoder(given.out), given.plan.world
+    vae, world = load_autoencoder(given.out), given.plan.world
     for frames, videos in ((world.frames, 8), (4 * world.frames - 3, 2)):
         print(json.dumps(measure(vae, world, frames, videos, given.device)), flush=True)
 
 
 def latents(given: Namespace) -> None:
     """Draw and encode videos, those that the log asks about first."""
-    vae, world = autoencoder(given.out).to(given.device, torch.bfloat16), given.plan.world
+    vae, world = load_autoencoder(given.out).to(given.device, torch.bfloat16), given.plan.world
     held_out(given.out, vae, world)
     encode_shards(vae, world, given.out / "latents", range(-(-given.videos // SHARD)), world.frames)
 
@@ -89,7 +87,7 @@ def held_out(out: Path, vae: AutoencoderKLWan, world: World) -> Pool:
 
 def train(given: Namespace) -> None:
     """Train the transformer by the plan."""
-    vae = autoencoder(given.out).to(given.device, torch.bfloat16)
+    vae = load_autoencoder(given.out).to(given.device, torch.bfloat16)
     asked = held_out(given.out, vae, given.plan.world)
     path = given.out / STATISTICS
     if not newest(given.out, STATISTICS).is_file():
@@ -103,26 +101,26 @@ def train(given: Namespace) -> None:
 def strip(given: Namespace) -> None:
     """Generate held-out prompts and write nine frames of each to strip.png."""
     statistics = Statistics.read(newest(given.out, STATISTICS))
-    pipe = pipeline(autoencoder(given.out), start(given.out), statistics, given.device)
+    pipe = pipeline(load_autoencoder(given.out), start(given.out), statistics, given.device)
     draw_strip(pipe, given.plan.world, given.out / "strip.png", given.prompts, given.sampling_steps)
 
 
 def keep(given: Namespace) -> None:
     """Copy the newest weights and statistics into the repository."""
-    for name in (TRANSFORMER, DECODER, STATISTICS):
+    for name in (TRANSFORMER, AUTOENCODER, STATISTICS):
         if (given.out / name).is_file():
             shutil.copy(given.out / name, WEIGHTS / name)
             print(f"{name}: {(WEIGHTS / name).stat().st_size / 1e6:.1f} MB")
 
 
 def everything(given: Namespace) -> None:
-    """The decoder, the latents, the transformer and a strip, one after the other."""
-    for command in (decoder, latents, train, strip):
+    """The autoencoder, the latents, the transformer and a strip, one after the other."""
+    for command in (autoencoder, latents, train, strip):
         command(given)
 
 
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
-    "decoder": decoder,
+    "autoencoder": autoencoder,
     "check": check,
     "latents": latents,
     "train": train,

@@ -51,7 +51,6 @@ class Stage:
         if self.path.is_file():
             state = torch.load(self.path, weights_only=True, map_location="cpu")
             self.step, self.first, self.seconds = state["step"], state["first"], state["seconds"]
-            self.done = state["done"]
             for key, average in self.averages.items():
                 for entry, value in average.items():
                     value.copy_(state["averages"][key][entry])
@@ -66,7 +65,6 @@ class Stage:
                 "step": self.step,
                 "first": self.first,
                 "seconds": self.seconds,
-                "done": self.done,
                 "modules": {key: module.state_dict() for key, module in self.modules.items()},
                 "averages": self.averages,
                 "optimizers": [o.state_dict() for o in self.optimizers],
@@ -102,6 +100,7 @@ class Stage:
         shown: dict[str, list[float]] = {}
         parameters = [p for module in self.modules.values() for p in module.parameters()]
         stopping = False
+        self.done = self.step >= steps or self.seconds > budget
         while not (self.done or stopping):
             torch.manual_seed(SEED + self.step)
             progress = min(1.0, max(self.step / steps, self.seconds / budget))

@@ -150,8 +150,6 @@ class Training:
             [*optimizers(transformer, rate, SKIP), *optimizers(reader, rate)],
             weights.step if weights.phase == phase.name else 0,
         )
-        if stage.done:
-            return self._keep(stage, phase)
         if self.device == "cpu":
             store_attention(transformer.blocks)
         else:
