@@ -40,6 +40,18 @@ LIBRARY = (
 )
 ARROWS: dict[str, tuple[str, ...]] = {
     "examples": (*LIBRARY, "diffusers", "torch", "transformers", *PICTURES),
+    # A folder that is run as a whole: its modules find each other by their bare names.
+    "examples.shapes_training": (
+        "vidsparse",
+        "vidsparse.shapes",
+        "vidsparse_kernels",
+        "vidsparse_pipelines",
+        "diffusers",
+        "imageio",
+        "safetensors",
+        "torch",
+        *sorted(path.stem for path in (ROOT / "examples/shapes_training").glob("*.py")),
+    ),
     "vidsparse.cli": (*LIBRARY, "vidsparse.written", "diffusers", "rich", "torch", "typer", *PICTURES),
     "vidsparse": (
         "vidsparse.attention",
@@ -164,8 +176,6 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "tokenizers",
         "torch",
         "transformers",
-        "vidsparse_kernels",
-        "vidsparse_pipelines",
     ),
     "vidsparse_kernels": ("torch", "triton"),
 }

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from vidsparse.shapes.training import Stage, learning_rate_factor, optimizers
+from optimization import STOP, Stage, learning_rate_factor, optimizers
 
 
 def stage(folder: Path) -> tuple[Stage, torch.nn.Module]:
@@ -27,12 +26,11 @@ def run(folder: Path, steps: int, total: int) -> torch.nn.Module:
         loss = (module(x) - x[:, :12, 0]).square().mean()
         return loss, {"twice": 2 * loss.item()}
 
-    made.run(loss_of, total, log_every=5, decay=0.3)
+    made.run(loss_of, total, log_every=5, save_every=-1)  # a checkpoint after each step
     return module
 
 
-def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vidsparse.shapes.training.SAVE_SECONDS", -1)  # a checkpoint after each step
+def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     whole = run(tmp_path / "one", 20, 20)
@@ -64,7 +62,38 @@ def test_muon_takes_matrices_and_kernels_and_adam_the_rest() -> None:
     assert [tuple(p.shape) for group in adam.param_groups for p in group["params"]] == [(16,), (4, 16), (4,)]
 
 
-def test_the_learning_rate_warms_up_stays_and_falls() -> None:
-    rates = [learning_rate_factor(step, 1000, decay=0.3) for step in (0, 49, 400, 700, 850, 999)]
-    assert rates == pytest.approx([0.02, 1.0, 1.0, 1.0, 0.5, 1 / 300])
-    assert learning_rate_factor(999, 1000, decay=0.0) == 1.0
+def test_the_learning_rate_warms_up_and_falls_along_a_line() -> None:
+    rates = [learning_rate_factor(progress, (1.0, 0.5), 1000) for progress in (0.0, 0.5, 1.0)]
+    assert rates == pytest.approx([1.0, 0.75, 0.5])
+    assert [learning_rate_factor(0.5, (1.0, 0.5), steps) for steps in (0, 49)] == pytest.approx([0.75 / 50, 0.75])
+
+
+def test_a_stage_ends_with_its_budget(tmp_path: Path) -> None:
+    made, module = stage(tmp_path)
+    made.run(lambda rng: (module(torch.randn(2, 16, 6)).square().mean(), {}), 10**6, (1.0, 0.0), budget=0.2)
+    assert made.done and 0 < made.step < 10**6
+    again, _ = stage(tmp_path)
+    again.run(lambda rng: pytest.fail("a step after the end"), 10**6, (1.0, 0.0), budget=0.2)
+    assert again.done and again.step == made.step
+
+
+def test_a_stage_stops_at_a_checkpoint_when_it_is_told(tmp_path: Path) -> None:
+    made, module = stage(tmp_path)
+
+    def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
+        if made.step == 3:
+            STOP.set()
+        return module(torch.randn(2, 16, 6)).square().mean(), {}
+
+    try:
+        made.run(loss_of, 100)
+    finally:
+        STOP.clear()
+    assert torch.load(tmp_path / "toy.pt", weights_only=True)["step"] == made.step == 4
+
+
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
+    made, module = stage(tmp_path)
+    with pytest.raises(RuntimeError, match="non-finite"):
+        made.run(lambda rng: (module(torch.full((2, 16, 6), torch.nan)).mean(), {}), 10, save_every=-1)
+    assert not (tmp_path / "toy.pt").exists()

@@ -17,10 +17,12 @@ from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, Scene, SceneObject
 from vidsparse.shapes.track import UNKNOWN, follow, steepen
 
 GROUND_REACH = 40.0  # levels: the two nearest backgrounds, black and blue, are 84 apart
+SHADOW = 0.45  # part of its levels that the ground may lose in a shadow; those drawn take 0.4 at most
 COLOUR_REACH = 55.0  # levels: no object's colour is nearer than 109 to a background's, or to another object's
 FLAT = 45.0  # levels between neighbours: inside an object less, even with noise; at its edge more
 CORE_AREA = 24  # pixels: the flat inside of the smallest object, when blurred, has more
 SMALLEST_PRESENCE = 0.1  # part of the frames; a colour seen in fewer is a flicker and no object
+LASTING = 0.9  # permanence below which an object has no shape and no motion: it came apart, jumped or was away
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def look(video: torch.Tensor) -> Sighting:
     frames = interpolate(video.detach().float().cpu().transpose(0, 1), (SIZE, SIZE), mode="area")
     pixels = (frames.permute(0, 2, 3, 1) + 1) * 127.5  # [frames, 64, 64, 3]
     ground = pixels.flatten(0, 2).median(dim=0).values
-    plain = (_distance(pixels, ground[None])[..., 0] < GROUND_REACH).float().mean(dim=(1, 2)) > 0.6
+    plain = (_unmix(pixels, ground, [])[1] < GROUND_REACH).float().mean(dim=(1, 2)) > 0.6
     if plain.float().mean() < 0.9:
         return Sighting((), None)
     distance, nearest = _distance(ground, _palette(BACKGROUNDS)).min(dim=-1)
@@ -74,7 +76,11 @@ def look(video: torch.Tensor) -> Sighting:
 
 
 def score(video: torch.Tensor, scene: Scene) -> Score:
-    """Look at a video and compare it with a scene; objects too many or missing cost, an empty frame earns nothing."""
+    """Look at a video and compare it with a scene.
+
+    Objects too many or missing cost, an object that does not last has neither shape nor motion, and an empty frame
+    earns nothing.
+    """
     sighting = look(video)
     if not sighting.objects:
         return Score(0.0, 0.0, 0.0, 0.0, 0.0)
@@ -89,7 +95,8 @@ def score(video: torch.Tensor, scene: Scene) -> Score:
 def _agreement(seen: SeenObject | None, asked: SceneObject) -> tuple[float, float, float, float]:
     if seen is None:
         return 0.0, 0.0, 0.0, 0.0
-    right = seen.colour == asked.colour, seen.shape == asked.shape, seen.motion == asked.motion
+    lasts = seen.permanence >= LASTING
+    right = seen.colour == asked.colour, lasts and seen.shape == asked.shape, lasts and seen.motion == asked.motion
     return float(right[0]), float(right[1]), float(right[2]), seen.permanence
 
 
@@ -108,7 +115,7 @@ def _find_colours(pixels: torch.Tensor, ground: torch.Tensor) -> dict[str, torch
     # A blend of object and ground at an edge may look like a third colour; only flat places tell.
     slopes = [(pixels - pixels.roll(1, axis)).square().sum(dim=-1) for axis in (1, 2)]
     steepest = torch.stack([*slopes, slopes[0].roll(-1, 1), slopes[1].roll(-1, 2)]).amax(dim=0)
-    core = (_distance(pixels, ground[None])[..., 0] > COLOUR_REACH) & (steepest < FLAT**2)
+    core = (_unmix(pixels, ground, [])[1] > COLOUR_REACH) & (steepest < FLAT**2)
     distance, nearest = _distance(pixels, _palette(COLOURS)).min(dim=-1)
     masks = {name: core & (nearest == i) & (distance < COLOUR_REACH) for i, name in enumerate(COLOURS)}
     found = {name: pixels[mask].median(dim=0).values for name, mask in masks.items() if _lasts(mask)}
@@ -126,12 +133,12 @@ def _lasts(mask: torch.Tensor) -> bool:
 def _unmix(
     pixels: torch.Tensor, ground: torch.Tensor, colours: list[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Explain each pixel as ground and one colour over it.
+    """Explain each pixel as ground, ground in a shadow, or ground and one colour over it.
 
     Returns every colour's cover, float32 [colours, frames, 64, 64], and the distance [frames, 64, 64] that stays.
     """
     offset = pixels - ground
-    spans = torch.stack([torch.zeros(3), *(colour - ground for colour in colours)])  # the ground explains itself
+    spans = torch.stack([-SHADOW * ground, *(colour - ground for colour in colours)])
     along, length = offset @ spans.T, spans.square().sum(dim=-1)
     share = (along / length.clamp(min=1)).clamp(0, 1)
     residual = offset.square().sum(dim=-1, keepdim=True) - 2 * share * along + share.square() * length

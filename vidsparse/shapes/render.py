@@ -8,10 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, Scene, training_scene
+from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, Scene, SceneObject, training_scene
+from vidsparse.shapes.world import FLAT, LIGHT, World, towards_light
 
 SIZE = 64  # pixels: the height and width in which radii and speeds are written
 BOUNCE_PERIOD = 16  # frames from one touch of the ground to the next
+LONGEST = 1024  # frames for which two objects of an endless world are known to stay apart
+SHADOW_REACH, SHADOW_BLUR = 0.35, 1.4  # in radii, how far a shadow lies beside its object; in pixels, its softness
+RIM = 1.6  # pixels from the outline at which the light on the rim has faded to 1 / e
 
 
 @dataclass(frozen=True)
@@ -38,34 +42,54 @@ class Trajectory:
         return torch.stack((x, y), dim=-1) % SIZE
 
 
-def draw_trajectories(scene: Scene, rng: random.Random, frames: int = 33) -> tuple[Trajectory, ...]:
-    """Draw where a scene's objects are: inside the frame for the first 33 frames, and never over each other."""
-    span = min(frames, 33) - 1
+def draw_trajectories(
+    scene: Scene, rng: random.Random, frames: int = 33, world: World = FLAT
+) -> tuple[Trajectory, ...]:
+    """Draw where a scene's objects are, never over each other.
+
+    Args:
+        scene: one or two objects.
+        rng: what is random comes from it.
+        frames: of the video. Paths of an endless world do not depend on it.
+        world: its radii, and for how long what moves stays inside.
+
+    Raises:
+        RuntimeError: a thousand draws hold no two paths that stay apart.
+    """
+    span = min(frames, world.inside) - 1
     for _ in range(1000):
-        paths = []
-        for o in scene.objects:
-            radius = rng.uniform(8.5, 11.0) if len(scene.objects) == 1 else rng.uniform(7.0, 8.5)
-            low, high = 1.45 * radius, SIZE - 1.45 * radius
-            x, y = rng.uniform(low, high), rng.uniform(low, high)
-            speed, phase = min(rng.uniform(0.8, 1.0), (high - low) / span if span else 1.0), rng.random()
-            reach = speed * span
-            if o.motion in ("left", "right"):
-                x = rng.uniform(low + reach, high) if o.motion == "left" else rng.uniform(low, high - reach)
-            elif o.motion in ("up", "down"):
-                y = rng.uniform(low + reach, high) if o.motion == "up" else rng.uniform(low, high - reach)
-            elif o.motion == "bouncing":
-                y = rng.uniform(low + speed * BOUNCE_PERIOD, high)
-            paths.append(Trajectory(x, y, radius, speed, phase))
+        shared = rng.uniform(0.8, 1.0) if not world.inside else 0.0
+        paths = [_start(o, rng.uniform(*world.radii[len(scene.objects) - 1]), rng, shared, span) for o in scene.objects]
         if len(paths) == 1:
             return tuple(paths)
-        a, b = (p.centres(o.motion, frames) for p, o in zip(paths, scene.objects, strict=True))
+        a, b = (
+            p.centres(o.motion, frames if world.inside else LONGEST) for p, o in zip(paths, scene.objects, strict=True)
+        )
         apart = (a - b).abs()
         if torch.minimum(apart, SIZE - apart).norm(dim=-1).min() > paths[0].radius + paths[1].radius + 2:
             return tuple(paths)
     raise RuntimeError(f"no free paths for {scene.caption!r} in {frames} frames")
 
 
-def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: float) -> torch.Tensor:
+def _start(o: SceneObject, radius: float, rng: random.Random, shared: float, span: int) -> Trajectory:
+    """Draw an object's start: inside for `span` frames, or anywhere along its path at the `shared` speed."""
+    low, high = 1.45 * radius, SIZE - 1.45 * radius
+    x, y = rng.uniform(low, high), rng.uniform(low, high)
+    # Two that cross each other's way stay apart for ever at one speed only.
+    speed = shared or min(rng.uniform(0.8, 1.0), (high - low) / span if span else 1.0)
+    phase, reach = rng.random(), speed * span
+    if o.motion in ("left", "right"):
+        x = rng.uniform(low + reach, high) if o.motion == "left" else rng.uniform(low, high - reach)
+        x = rng.uniform(0, SIZE) if shared else x
+    elif o.motion in ("up", "down"):
+        y = rng.uniform(low + reach, high) if o.motion == "up" else rng.uniform(low, high - reach)
+        y = rng.uniform(0, SIZE) if shared else y
+    elif o.motion == "bouncing":
+        y = rng.uniform(low + speed * BOUNCE_PERIOD, high)
+    return Trajectory(x, y, radius, speed, phase)
+
+
+def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: float | torch.Tensor) -> torch.Tensor:
     """Distance in pixels from the outline, negative inside. Radii are set so that all shapes have nearly one area."""
     if shape == "circle":
         return torch.hypot(x, y) - radius
@@ -79,32 +103,74 @@ def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: float)
 
 
 def render(
-    scene: Scene, paths: tuple[Trajectory, ...], frames: int = 33, height: int = SIZE, width: int = SIZE
+    scene: Scene,
+    paths: tuple[Trajectory, ...],
+    frames: int = 33,
+    height: int | None = None,
+    width: int | None = None,
+    world: World = FLAT,
+    device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """Draw the video of a scene: float32 [3, frames, height, width] in [-1, 1]."""
-    rows = (torch.arange(height) + 0.5) * (SIZE / height)
-    columns = (torch.arange(width) + 0.5) * (SIZE / width)
-    video = torch.tensor(BACKGROUNDS[scene.background], dtype=torch.float32)[:, None, None, None].expand(
-        3, frames, height, width
-    )
+    """Draw the video of a scene on a device: float32 [3, frames, height, width] in [-1, 1].
+
+    Args:
+        scene: what it shows.
+        paths: where its objects are.
+        frames: of the video.
+        height: in pixels; by default the world's, like `width`.
+        width: in pixels.
+        world: how it looks.
+        device: of the video.
+    """
+    height, width = height or world.size, width or world.size
+    rows = (torch.arange(height, device=device) + 0.5) * (SIZE / height)
+    columns = (torch.arange(width, device=device) + 0.5) * (SIZE / width)
+    ground = _colour(BACKGROUNDS[scene.background], device)
+    if world.glow:
+        ground = ground + world.glow * towards_light(columns / SIZE - 0.5, rows[:, None] / SIZE - 0.5)
+    video = ground.expand(3, frames, height, width)
+    offsets = []
     for o, path in zip(scene.objects, paths, strict=True):
-        centre = path.centres(o.motion, frames)
-        x = (columns[None, None] - centre[:, 0, None, None] + SIZE / 2) % SIZE - SIZE / 2
-        y = (rows[None, :, None] - centre[:, 1, None, None] + SIZE / 2) % SIZE - SIZE / 2
-        cover = (0.5 - signed_distance(o.shape, x, y, path.radius) * (height / SIZE)).clamp(0, 1)
-        video = torch.lerp(video, torch.tensor(COLOURS[o.colour], dtype=torch.float32)[:, None, None, None], cover)
-    return video / 127.5 - 1
+        centre = path.centres(o.motion, frames).to(device)
+        offsets.append((columns[None, None] - centre[:, 0, None, None], rows[None, :, None] - centre[:, 1, None, None]))
+    if world.shadow:
+        for o, path, (x, y) in zip(scene.objects, paths, offsets, strict=True):
+            away = SHADOW_REACH * path.radius
+            distance = signed_distance(o.shape, _wrap(x + away * LIGHT[0]), _wrap(y + away * LIGHT[1]), path.radius)
+            video = video * (1 - world.shadow * torch.sigmoid(-distance / SHADOW_BLUR))
+    for o, path, (x, y) in zip(scene.objects, paths, offsets, strict=True):
+        x, y = _wrap(x), _wrap(y)
+        distance = signed_distance(o.shape, x, y, path.radius)
+        cover = (0.5 - distance * (height / SIZE)).clamp(0, 1)
+        colour = _colour(COLOURS[o.colour], device)
+        if world.shading or world.bevel:
+            # How steeply the distance grows towards the light is the cosine between outline and light.
+            rim = signed_distance(o.shape, x + LIGHT[0], y + LIGHT[1], path.radius) - distance
+            light = world.shading * towards_light(x, y) / path.radius + world.bevel * rim * (distance / RIM).exp()
+            colour = torch.lerp(colour, torch.where(light > 0, 255.0, 0.0), light.abs().clamp(max=1))
+        video = torch.lerp(video, colour, cover)
+    return video.clamp(0, 255) / 127.5 - 1
+
+
+def _colour(levels: tuple[int, int, int], device: torch.device | str) -> torch.Tensor:
+    return torch.tensor(levels, dtype=torch.float32, device=device)[:, None, None, None]
+
+
+def _wrap(offset: torch.Tensor) -> torch.Tensor:
+    return (offset + SIZE / 2) % SIZE - SIZE / 2
 
 
 def training_example(
-    rng: random.Random, frames: int = 33, two_objects: float = 0.25
+    rng: random.Random, frames: int = 33, two_objects: float = 0.25, world: World = FLAT
 ) -> tuple[Scene, tuple[Trajectory, ...]]:
     """Draw one training example: a scene that is not held out, and the paths of its objects."""
     scene = training_scene(rng, two_objects)
-    return scene, draw_trajectories(scene, rng, frames)
+    return scene, draw_trajectories(scene, rng, frames, world)
 
 
-def training_video(rng: random.Random, frames: int = 33, two_objects: float = 0.25) -> tuple[Scene, torch.Tensor]:
-    """Draw one training example as a video: float32 [3, frames, 64, 64]."""
-    scene, paths = training_example(rng, frames, two_objects)
-    return scene, render(scene, paths, frames)
+def training_video(
+    rng: random.Random, frames: int = 33, two_objects: float = 0.25, world: World = FLAT
+) -> tuple[Scene, torch.Tensor]:
+    """Draw one training example as a video: float32 [3, frames, height, width] in the world's size."""
+    scene, paths = training_example(rng, frames, two_objects, world)
+    return scene, render(scene, paths, frames, world=world)

@@ -15,12 +15,12 @@ from vidsparse.shapes.render import BOUNCE_PERIOD, SIZE, signed_distance
 from vidsparse.shapes.scene import SHAPES
 
 UNKNOWN = "unknown"
-SMALLEST_AREA, LARGEST_AREA = 60.0, 600.0  # the objects drawn have 132 to 395
+SMALLEST_AREA, LARGEST_AREA = 60.0, 700.0  # the objects drawn have 132 to 560
 JUMP = 6.0  # pixels in one frame; a bouncing object makes at most 3.75
 LAG = 4  # frames over which a velocity, and a mask, is measured
 AGREE = 0.8  # part of the clip that must show the same shape, or the same velocity
 STEADY = 2.0  # pixels: how far an object that stands still may seem to stray
-MASK = 18  # pixels from an object's centre to the border of its mask
+MASK = 21  # pixels from an object's centre to the border of its mask
 BLURS = 0.3, 1.3, 2.6  # standard deviations, in pixels, of the blur that a small autoencoder leaves
 # Drawn videos blurred to 22 dB reach 0.88 and, in 95 % of their masks, a margin of 0.018; at 28 dB the margin is 0.044.
 SHAPE_IOU, SHAPE_MARGIN = 0.8, 0.02
@@ -34,11 +34,18 @@ def follow(cover: torch.Tensor) -> tuple[str, str, float]:
     usual = area[area > SMALLEST_AREA].median()
     whole = masks.sum(dim=(1, 2)) > 0.85 * area
     there = (area > 0.65 * usual) & (area < 1.5 * usual) & (area < LARGEST_AREA) & whole
-    jumps = _circular_difference(centres[1:], centres[:-1]).norm(dim=-1) > JUMP
-    smooth = there.clone()
-    smooth[1:] &= ~(jumps & there[:-1])
-    shape, motion = _name_shape(masks[there]), _name_motion(centres[there], there.nonzero().flatten())
-    return shape, motion, smooth.float().mean().item()
+    seen = there.nonzero().flatten()
+    shape, motion = _name_shape(masks[there]), _name_motion(centres[there], seen)
+    return shape, motion, _longest(centres[there], seen) / len(cover)
+
+
+def _longest(centres: torch.Tensor, frame: torch.Tensor) -> int:
+    """Frames of the longest part of a path [seen, 2] without a jump: what jumps is another object from there on."""
+    if not len(frame):
+        return 0
+    steps = _circular_difference(centres[1:], centres[:-1]).norm(dim=-1)
+    parts = (steps > JUMP * frame.diff()).cumsum(dim=0)
+    return int(torch.bincount(torch.cat((parts.new_zeros(1), parts))).max())
 
 
 def steepen(share: torch.Tensor) -> torch.Tensor:
@@ -58,25 +65,25 @@ def _circular_difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _masks(cover: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
-    """Cut an object out of every frame, its centre in the middle of a pixel: float32 [frames, 37, 37]."""
-    place = centres[..., None] + torch.arange(-MASK, MASK + 1)  # [frames, 2, 37]
+    """Cut an object out of every frame, its centre in the middle of a pixel: float32 [frames, 43, 43]."""
+    place = centres[..., None] + torch.arange(-MASK, MASK + 1)  # [frames, 2, 43]
     weight = (1 - _circular_difference(place[..., None], torch.arange(SIZE) + 0.5).abs()).clamp(min=0)
     return weight[:, 1] @ cover @ weight[:, 0].transpose(1, 2)
 
 
 @cache
 def _templates() -> torch.Tensor:
-    """Masks of each shape in radii of 6 to 12.5 pixels, sharp and blurred: float32 [shapes, radii * blurs, 37 * 37]."""
+    """Masks of each shape in radii of 6 to 13.5 pixels, sharp and blurred: float32 [shapes, radii * blurs, 43 * 43]."""
     side = torch.arange(-MASK, MASK + 1).float()
     y, x = torch.meshgrid(side, side, indexing="ij")
-    sharp = torch.stack([(0.5 - signed_distance(s, x, y, r / 4)).clamp(0, 1) for s in SHAPES for r in range(24, 51)])
+    sharp = torch.stack([(0.5 - signed_distance(s, x, y, r / 4)).clamp(0, 1) for s in SHAPES for r in range(24, 55)])
     gauss = [torch.exp(-0.5 * ((side[:, None] - side) / blur) ** 2) for blur in BLURS]
     blurred = torch.stack([(g / g.sum(0)) @ sharp @ (g / g.sum(0)).T for g in gauss], dim=1)
     return steepen(blurred).reshape(len(SHAPES), -1, len(side) ** 2)
 
 
 def _name_shape(masks: torch.Tensor) -> str:
-    """Name the shape that the masks [frames, 37, 37] show all through the clip, from the mean of every four frames."""
+    """Name the shape that the masks [frames, 43, 43] show all through the clip, from the mean of every four frames."""
     if not len(masks):
         return UNKNOWN
     mean = torch.stack([part.mean(dim=0).flatten() for part in masks.split(LAG)])[:, None, None]

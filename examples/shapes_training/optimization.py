@@ -1,10 +1,12 @@
-"""What every training stage of `shapes` does: optimizers, averages, a checkpoint to resume from, a log."""
+"""What every stage of the training does: optimizers, averages, a checkpoint to resume from, a log."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Any
 import torch
 
 SEED = 2026
-SAVE_SECONDS = 120
+SAVE_SECONDS = {"cpu": 600, "cuda": 60}
+STOP = threading.Event()  # set it, and a running stage ends with its step, at a checkpoint
 
 
 def save(state: dict[str, Any], path: Path) -> None:
@@ -23,25 +26,34 @@ def save(state: dict[str, Any], path: Path) -> None:
     os.replace(temporary, path)
 
 
-def learning_rate_factor(step: int, steps: int, decay: float, warmup: int = 50) -> float:
-    """Linear warm-up, a plateau, and a linear fall to zero over the last `decay` of the steps."""
-    return min(1.0, (step + 1) / warmup, (steps - step) / (decay * steps) if decay else 1.0)
+def learning_rate_factor(progress: float, rate: tuple[float, float], steps: int, warmup: int = 50) -> float:
+    """A line from one factor at progress 0 to another at progress 1; the optimizers warm up in their first steps."""
+    return min(1.0, (steps + 1) / warmup) * (rate[0] + (rate[1] - rate[0]) * progress)
 
 
 class Stage:
     """One resumable training: modules and their running averages, optimizers, a checkpoint, a log of JSON lines."""
 
-    def __init__(self, name: str, folder: Path, modules: dict[str, torch.nn.Module], optimizers: list[Any]):
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        modules: dict[str, torch.nn.Module],
+        optimizers: list[Any],
+        step: int = 0,
+    ):
+        """Read the checkpoint `folder`/`name`.pt if there is one, else begin at `step`."""
         self.name, self.folder, self.modules, self.optimizers = name, folder, modules, optimizers
-        self.path, self.step, self.seconds = folder / f"{name}.pt", 0, 0.0
+        self.path, self.step, self.first, self.seconds = folder / f"{name}.pt", step, step, 0.0
+        self.done = False
         self.base_rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
         self.averages = {key: {k: v.clone() for k, v in module.state_dict().items()} for key, module in modules.items()}
         if self.path.is_file():
             state = torch.load(self.path, weights_only=True, map_location="cpu")
-            self.step, self.seconds = state["step"], state["seconds"]
+            self.step, self.first, self.seconds = state["step"], state["first"], state["seconds"]
             for key, average in self.averages.items():
-                for name, value in average.items():
-                    value.copy_(state["averages"][key][name])
+                for entry, value in average.items():
+                    value.copy_(state["averages"][key][entry])
             for key, module in modules.items():
                 module.load_state_dict(state["modules"][key])
             for o, kept in zip(optimizers, state["optimizers"], strict=True):
@@ -51,8 +63,8 @@ class Stage:
         save(
             {
                 "step": self.step,
+                "first": self.first,
                 "seconds": self.seconds,
-                "seed": SEED,
                 "modules": {key: module.state_dict() for key, module in self.modules.items()},
                 "averages": self.averages,
                 "optimizers": [o.state_dict() for o in self.optimizers],
@@ -64,48 +76,75 @@ class Stage:
         self,
         loss_of: Callable[[random.Random], tuple[torch.Tensor, dict[str, float]]],
         steps: int,
-        log_every: int,
-        decay: float,
+        rate: tuple[float, float] = (1.0, 0.0),
+        log_every: int = 20,
+        budget: float = math.inf,
+        until: float = math.inf,
+        save_every: float = SAVE_SECONDS["cpu"],
+        at_save: Callable[[], dict[str, float]] | None = None,
     ) -> None:
-        """Train until `steps`. `loss_of` gets the random numbers of its step, so a resumed run sees the same data."""
-        started, saved = time.time() - self.seconds, time.time()
+        """Train until the stage is done, or until it is told to stop; then, and every so often, save.
+
+        Args:
+            loss_of: gets the random numbers of its step, so that a resumed run sees what it would have seen.
+            steps: of the stage in all.
+            rate: factor of the learning rates at the beginning and at the end.
+            log_every: steps for one line of the log.
+            budget: seconds of the stage in all, after which it is done even if steps are left.
+            until: when to stop, as `time.time()` counts; `STOP` stops it too.
+            save_every: seconds from one checkpoint to the next.
+            at_save: is called after a checkpoint; what it returns goes into the log.
+        """
+        saved = time.time()
+        started = saved - self.seconds
         shown: dict[str, list[float]] = {}
         parameters = [p for module in self.modules.values() for p in module.parameters()]
-        while self.step < steps:
+        stopping = False
+        self.done = self.step >= steps or self.seconds > budget
+        while not (self.done or stopping):
             torch.manual_seed(SEED + self.step)
-            factor = learning_rate_factor(self.step, steps, decay)
+            progress = min(1.0, max(self.step / steps, self.seconds / budget))
+            factor = learning_rate_factor(progress, rate, self.step - self.first)
             for o, rates in zip(self.optimizers, self.base_rates, strict=True):
-                for group, rate in zip(o.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
+                for group, base in zip(o.param_groups, rates, strict=True):
+                    group["lr"] = base * factor
             loss, details = loss_of(random.Random(SEED * 1_000_003 + self.step))
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
             for o in self.optimizers:
                 o.step()
                 o.zero_grad(set_to_none=True)
             self.step += 1
             self.seconds = time.time() - started
-            keep = min(0.995, self.step / (self.step + 10))
-            for key, module in self.modules.items():
-                for name, value in module.state_dict().items():
-                    self.averages[key][name].lerp_(value, 1 - keep)
+            self.done = self.step >= steps or self.seconds > budget
+            stopping = STOP.is_set() or time.time() > until
+            self._average()
             for key, value in {"loss": loss.item(), **details}.items():
                 shown.setdefault(key, []).append(value)
-            if self.step % log_every == 0 or self.step == steps:
-                line: dict[str, object] = {key: round(sum(values) / len(values), 5) for key, values in shown.items()}
-                line |= {
-                    "stage": self.name,
-                    "step": self.step,
-                    "seconds": round(self.seconds),
-                    "rate": round(factor, 3),
-                }
-                with (self.folder / "log.jsonl").open("a") as log:
-                    log.write(json.dumps(line) + "\n")
-                print(json.dumps(line), flush=True)
+            if self.step % log_every == 0 or self.done or stopping:
+                self.log({k: sum(v) / len(v) for k, v in shown.items()} | {"rate": factor})
                 shown.clear()
-            if time.time() - saved > SAVE_SECONDS or self.step == steps:
+            if time.time() - saved > save_every or self.done or stopping:
                 self.save()
+                if at_save is not None:
+                    self.log(at_save())
                 saved = time.time()
+
+    def _average(self) -> None:
+        keep = min(0.995, (self.step - self.first) / (self.step - self.first + 10))
+        for key, module in self.modules.items():
+            for entry, value in module.state_dict().items():
+                self.averages[key][entry].lerp_(value, 1 - keep)
+
+    def log(self, numbers: dict[str, float]) -> None:
+        """Write numbers as one line of the log, if there are any, and print them."""
+        if not numbers:
+            return
+        line: dict[str, object] = {"stage": self.name, "step": self.step, "seconds": round(self.seconds)}
+        line |= {key: round(value, 4) for key, value in numbers.items()}
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
 
 
 class MatrixMuon:

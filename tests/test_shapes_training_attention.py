@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import stored_attention as module
 import torch
+from stored_attention import store_attention, stored_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from vidsparse.shapes import model as parts
-from vidsparse.shapes import stored_attention as module
-from vidsparse.shapes.stored_attention import store_attention, stored_attention
 
 
 def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,112 @@
+"""The loss of the transformer: flow matching on latents, and the outlines that its hidden states must tell."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from latents import Example, Pool, Statistics, crosses
+from outlines import OutlineReader, outlines
+
+from vidsparse.shapes.model import MAX_WORDS
+
+if TYPE_CHECKING:
+    from diffusers import WanPipeline, WanTransformer3DModel
+
+LEVELS = (0.97, 0.92, 0.85, 0.5)  # noise at which held-out videos are asked about
+
+
+class Prompts:
+    """Prompt embeddings as `WanPipeline` makes them: zeros after the last word, up to a length."""
+
+    def __init__(self, pipe: WanPipeline, device: str):
+        self.encoder, self.tokenizer, self.device = pipe.text_encoder.float(), pipe.tokenizer, device
+        self.known: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[str], length: int = MAX_WORDS) -> torch.Tensor:
+        for prompt in prompts:
+            if prompt not in self.known:
+                ids = self.tokenizer(prompt, return_tensors="pt")
+                self.known[prompt] = self.encoder(ids.input_ids, ids.attention_mask).last_hidden_state[0]
+        padded = [F.pad(e, (0, 0, 0, length - len(e))) for e in (self.known[p] for p in prompts)]
+        return torch.stack(padded).to(self.device)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What a training step asks of the transformer.
+
+    Attributes:
+        transformer, reader: what is trained.
+        prompts, statistics: how prompts become embeddings, and latents are normalised.
+        batch: videos of a step; their noise levels are a draw from each of as many strata.
+        shift: of the noise levels; more is more noise.
+        device: where the transformer is.
+    """
+
+    transformer: WanTransformer3DModel
+    reader: OutlineReader
+    prompts: Prompts
+    statistics: Statistics
+    batch: int
+    shift: float
+    device: str
+
+    def loss(self, pool: Pool, rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss of one step on videos drawn from `pool`, and its parts for the log."""
+        chosen = rng.choices(range(len(pool)), pool.weights, k=self.batch)
+        examples = [pool.examples[i] for i in chosen]
+        latent = self.statistics.normalise(pool.latents[chosen].to(self.device))
+        texts = ["" if rng.random() < 0.1 else scene.caption for scene, _ in examples]
+        # The pipeline pads to 512 words unless told otherwise: the model must not care.
+        condition = self.prompts(texts, 512 if rng.random() < 0.05 else MAX_WORDS)
+        uniform = (torch.rand(self.batch) + torch.arange(self.batch)) / self.batch
+        sigma = (self.shift * uniform / (1 + (self.shift - 1) * uniform)).to(self.device)
+        patch = self.transformer.config.patch_size[1]
+        grid = latent.shape[2], latent.shape[3] // patch, latent.shape[4] // patch
+        drawn = outlines(examples, *grid, self.device)
+        errors = self.errors(latent, torch.randn_like(latent), sigma, condition)
+        with torch.autocast(latent.device.type, torch.bfloat16):
+            seen = self.reader.loss(drawn)
+        high = sigma > 0.75
+        logged = {"flow": errors, "high_noise": errors[high], "low_noise": errors[~high], "outlines": seen}
+        details = {name: part.detach().mean().item() for name, part in logged.items() if part.numel()}
+        return errors.mean() + seen / 2, details
+
+    def errors(
+        self, latent: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean squared error of the predicted flow, noise minus latent, for each video: float32 [batch]."""
+        level = sigma[:, None, None, None, None]
+        noisy = (1 - level) * latent + level * noise
+        with torch.autocast(latent.device.type, torch.bfloat16):
+            flow = self.transformer(noisy, 1000 * sigma, condition).sample
+        return (flow.float() - (noise - latent)).square().mean(dim=(1, 2, 3, 4))
+
+    @torch.no_grad()
+    def examine(self, pool: Pool) -> dict[str, float]:
+        """Flow loss on held-out videos, the same noise each time, by noise level and by what the objects do."""
+        frames = 4 * pool.latents.shape[2] - 3
+        found: dict[str, list[float]] = {}
+        for i, example in enumerate(pool.examples):
+            latent = self.statistics.normalise(pool.latents[i : i + 1].to(self.device))
+            noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(i)).to(self.device)
+            condition = self.prompts([example[0].caption])
+            for level in LEVELS:
+                sigma = torch.tensor([level], device=self.device)
+                error = self.errors(latent, noise, sigma, condition).item()
+                for name in ("all", kind(example, frames)):
+                    found.setdefault(f"{name}_{level}", []).append(error)
+        return {name: sum(errors) / len(errors) for name, errors in sorted(found.items())}
+
+
+def kind(example: Example, frames: int) -> str:
+    """What the one object of a video does: still, bouncing, crossing the border, or moving inside."""
+    motion = example[0].objects[0].motion
+    if motion in ("still", "bouncing"):
+        return motion
+    return "crossing" if crosses(example, frames) else "inside"

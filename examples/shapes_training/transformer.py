@@ -1,0 +1,181 @@
+"""Trains the transformer by a plan, and keeps its weights in one small file with the place in the plan."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from flow import Flow, Prompts
+from latents import Pool, Statistics, read_pool
+from optimization import SAVE_SECONDS, SEED, Stage, optimizers
+from outlines import OutlineReader
+from plan import Phase, Plan
+from safetensors import safe_open
+from safetensors.torch import save_file
+from stored_attention import store_attention
+from tokens import coarsen, refine, widen_positions
+
+import vidsparse
+from vidsparse.shapes.model import build_transformer
+
+if TYPE_CHECKING:
+    from diffusers import WanPipeline, WanTransformer3DModel
+
+SKIP = ("patch_embedding", "proj_out", "scale_shift_table")  # AdamW has these
+READER = "reader."
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What is kept of a training: averaged weights, and how far in the plan they are.
+
+    Attributes:
+        transformer: its state.
+        patch: the size of its tokens, in latents.
+        reader: the outline reader's state, or nothing yet.
+        phase: name of the phase that made them, or "" before the first.
+        step: of that phase.
+        done: whether the phase is over.
+    """
+
+    transformer: dict[str, torch.Tensor]
+    patch: int
+    reader: dict[str, torch.Tensor]
+    phase: str = ""
+    step: int = 0
+    done: bool = False
+
+    @staticmethod
+    def read(path: Path) -> Weights:
+        """Read a file that `write` wrote, in float32."""
+        with safe_open(path, "pt") as file:
+            place = file.metadata()
+            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+        return Weights(
+            {k: v for k, v in tensors.items() if not k.startswith(READER)},
+            int(place["patch"]),
+            {k.removeprefix(READER): v for k, v in tensors.items() if k.startswith(READER)},
+            place["phase"],
+            int(place["step"]),
+            place["done"] == "True",
+        )
+
+    def write(self, path: Path) -> None:
+        """Write float16 tensors under a temporary name, then rename the file."""
+        named = self.transformer | {READER + key: value for key, value in self.reader.items()}
+        tensors = {key: value.detach().half().cpu().contiguous() for key, value in named.items()}
+        temporary = path.with_suffix(".tmp")
+        place = {"patch": self.patch, "phase": self.phase, "step": self.step, "done": self.done}
+        save_file(tensors, temporary, {key: str(value) for key, value in place.items()})
+        os.replace(temporary, path)
+
+    def at(self, patch: int, fresh: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The transformer's state for tokens of another size; `fresh` is the state of a new one of that size."""
+        state, size = self.transformer, self.patch
+        if patch > size:
+            return coarsen(state, fresh)
+        while size > patch:
+            state, size = refine(state, size), size // 2
+        return state
+
+
+def build(weights: Weights, patch: int, device: str) -> tuple[WanTransformer3DModel, OutlineReader]:
+    """A transformer with tokens of a size, and the reader of outlines that listens to it."""
+    torch.manual_seed(SEED)
+    transformer = build_transformer(patch)
+    widen_positions(transformer.rope, patch)
+    transformer.load_state_dict(weights.at(patch, transformer.state_dict()))
+    reader = OutlineReader(transformer.blocks, transformer.patch_embedding.out_channels)
+    if weights.reader:
+        reader.load_state_dict(weights.reader)
+    return transformer.to(device), reader.to(device)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A plan at work: what does not change from phase to phase.
+
+    Attributes:
+        plan: the phases.
+        pipe: whose text encoder reads the prompts.
+        statistics: of the latents.
+        folder: of the checkpoints, the log, the latents in `latents` and the newest weights.
+        held_out: videos that the log tells the flow loss of.
+        device: "cpu" or "cuda".
+        log_every: steps of a line of the log.
+    """
+
+    plan: Plan
+    pipe: WanPipeline
+    statistics: Statistics
+    folder: Path
+    held_out: Pool
+    device: str
+    log_every: int = 20
+
+    def run(self, weights: Weights, until: float = math.inf) -> Weights:
+        """Go on with the plan from some weights, or from a later checkpoint, and return the newest weights.
+
+        `until` is when to stop, as `time.time()` counts.
+        """
+        names = [phase.name for phase in self.plan.phases]
+        for phase in self.plan.phases[names.index(weights.phase) if weights.phase else 0 :]:
+            if (weights.phase, weights.done) != (phase.name, True):
+                weights = self._run_phase(phase, weights, until)
+            if not weights.done:
+                break
+        return weights
+
+    def _run_phase(self, phase: Phase, weights: Weights, until: float) -> Weights:
+        transformer, reader = build(weights, phase.patch, self.device)
+        flow = Flow(
+            transformer,
+            reader,
+            Prompts(self.pipe, self.device),
+            self.statistics,
+            phase.batch,
+            self.plan.shift,
+            self.device,
+        )
+        rate = self.plan.learning_rate
+        stage = Stage(
+            phase.name,
+            self.folder,
+            {"transformer": transformer, "reader": reader},
+            [*optimizers(transformer, rate, SKIP), *optimizers(reader, rate)],
+            weights.step if weights.phase == phase.name else 0,
+        )
+        if self.device == "cpu":
+            store_attention(transformer.blocks)
+        else:
+            for block in transformer.blocks:
+                block.compile()
+        pool = read_pool(self.folder / "latents").to(self.device)
+
+        def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
+            if rng.random() >= phase.sparse:
+                return flow.loss(pool, rng)
+            with vidsparse.sparsify(transformer, vidsparse.Radial(self.plan.density)):
+                return flow.loss(pool, rng)
+
+        def at_save() -> dict[str, float]:
+            nonlocal pool
+            pool = read_pool(self.folder / "latents").to(self.device)
+            self._keep(stage, phase)
+            return {"pool": len(pool), **flow.examine(self.held_out)}
+
+        seconds = phase.seconds, until, SAVE_SECONDS[self.device]
+        stage.run(loss_of, phase.steps, phase.rate, self.log_every, *seconds, at_save)
+        return self._keep(stage, phase)
+
+    def _keep(self, stage: Stage, phase: Phase) -> Weights:
+        weights = Weights(
+            stage.averages["transformer"], phase.patch, stage.averages["reader"], phase.name, stage.step, stage.done
+        )
+        weights.write(self.folder / "transformer.safetensors")
+        return weights

@@ -1,0 +1,44 @@
+"""The worlds that `shapes` can draw: how large, how objects start, and how they look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+LIGHT = (-0.6, -0.8)  # unit vector (x, y) towards the light, y pointing down: upper left
+
+
+@dataclass(frozen=True)
+class World:
+    """Size, motion and look of a video. Lengths are pixels of a 64x64 frame unless said otherwise.
+
+    Attributes:
+        size: height and width of a video in its own pixels.
+        frames: of a video, unless another number is asked for.
+        radii: smallest and largest radius of an object that is alone, and of each of two.
+        inside: frames that a moving object stays inside the frame. With 0 the motion is endless: it starts anywhere
+            along its path, and a clip of any length is a window into it.
+        shading: how much an object brightens towards the light, as a part of its colour; 0 is flat.
+        bevel: how much its rim does.
+        shadow: how much an object darkens the ground beside it, 0 to 1.
+        glow: levels (0 to 255) by which the ground brightens towards the light.
+    """
+
+    size: int
+    frames: int
+    radii: tuple[tuple[float, float], tuple[float, float]]
+    inside: int = 0
+    shading: float = 0.0
+    bevel: float = 0.0
+    shadow: float = 0.0
+    glow: float = 0.0
+
+
+FLAT = World(64, 33, ((8.5, 11.0), (7.0, 8.5)), inside=33)
+ENDLESS = World(128, 33, ((10.0, 13.0), (8.0, 9.5)), shading=0.12, bevel=0.25, shadow=0.4, glow=14.0)
+
+
+def towards_light(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """How far points (x, y) lie in the direction of the light, in their own unit."""
+    return x * LIGHT[0] + y * LIGHT[1]
