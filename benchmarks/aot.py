@@ -182,6 +182,7 @@ def faults(build: Build, needed: Needs) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chip", type=int, action="append", choices=sum(CHIPS.values(), ()), help="this one alone")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "aot.md")
     arguments = parser.parse_args()
     builds = [
@@ -204,6 +205,7 @@ def main() -> None:
         for head_dim, configs in (GLUON_CANDIDATES if gluon_lacks() is None else {}).items()
         for config in configs
     ]
+    builds = [build for build in builds if build.capability in (arguments.chip or sum(CHIPS.values(), ()))]
     lines: list[tuple[object, ...]] = [HEADINGS, ("---",) * len(HEADINGS)]
     faulty = []
     with ProcessPoolExecutor() as pool:

@@ -1,4 +1,4 @@
-"""Every tuned configuration, compiled for every chip it is meant for: the right matrix unit, enough room."""
+"""Tuned configurations, compiled for the chips that they are meant for: the right matrix unit, enough room."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ def test_launches_bind_and_compile(chip: int) -> None:
 
 
 def test_every_tuned_configuration_compiles(tmp_path: Path) -> None:
-    done = compiling(SCRIPT, "--out", tmp_path / "aot.md")
-    chips = {80: 1, 89: 2, 90: 1, 100: 1}
+    """Of the chips with boxes; test_machine_code.py compiles those of the others, down to the assembler."""
+    done = compiling(SCRIPT, "--chip", 90, "--chip", 100, "--out", tmp_path / "aot.md")
     number = sum(
-        chips[chip]
+        config is not None
         for (chip, _), rows in tuning.TABLE.items()
         for configs in rows.values()
         for config in configs
-        if config is not None
+        if chip in (90, 100)
     )
     number += sum(map(len, tuning.GLUON_CANDIDATES.values()))
-    number += 5 * 8  # the kernels beside them: chips, and two of each kernel, head_dim and tile
-    assert number > 110 and f"{number} configurations" in done.stdout and "0 with faults" in done.stdout
+    number += 2 * 8  # the kernels beside them: chips, and two of each kernel, head_dim and tile
+    assert number > 70 and f"{number} configurations" in done.stdout and "0 with faults" in done.stdout
     table = [line for line in (tmp_path / "aot.md").read_text().splitlines() if line.startswith("| sm_")]
     assert len(table) == number
 

@@ -55,12 +55,14 @@ def triton_attention(case: Case, block_map: BlockMap):  # type: ignore[no-untype
     return attention
 
 
-@pytest.mark.usefixtures("poison_empty", "loads", "large_steps")
+@pytest.mark.usefixtures("poison_empty", "large_steps")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_against_float64(case: Case, dtype: torch.dtype) -> None:
+def test_against_float64(case: Case, dtype: torch.dtype, loads: str) -> None:
     if DEVICE == "cpu" and dtype != torch.float32 and case.head_dim > 96:
         pytest.skip("slow in the interpreter, and float32 covers it")
+    if DEVICE == "cpu" and dtype == torch.float16 and loads == "boxes":
+        pytest.skip("slow in the interpreter: bfloat16 covers the loads, the machine code of sm_90 float16")
     block_map = case.block_map()
     tensors = [x.to(dtype) for x in case.tensors(4)]
 
