@@ -139,7 +139,7 @@ class Words:
         (type("Radial", (), {})(), "Radial is not a pattern"),
         (PowerOfTwo(raster=Words()), "PowerOfTwo.raster=.*Words.* cannot be written"),  # type: ignore[arg-type]
     ],
-    ids=str,
+    ids=["of-ones-own", "around-one-of-ones-own", "no-pattern", "same-name", "field"],
 )
 def test_what_cannot_be_written(value: Any, says: str) -> None:
     with pytest.raises(TypeError, match=says):
