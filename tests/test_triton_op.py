@@ -275,11 +275,7 @@ def test_what_the_kernels_do_not_take(case: Case, dtype: torch.dtype, message: s
         ({"indices": torch.ones(1, 1, 8, 2, dtype=torch.int64)}, TypeError, "indices must be int32"),
         ({"counts": torch.ones(1, 8, dtype=torch.int32)}, ValueError, r"counts has shape \(1, 8\)"),
         ({"indices": torch.ones(1, 1, 7, 2, dtype=torch.int32)}, ValueError, r"indices has shape \(1, 1, 7, 2\)"),
-        (
-            {"indices": torch.ones(1, 1, 2, 8, dtype=torch.int32).mT},
-            ValueError,
-            r"strides \(16, 16, 1, 8\); contiguous",
-        ),
+        ({"indices": torch.ones(1, 1, 2, 8, dtype=torch.int32).mT}, ValueError, r"strides \(16, 16, 1, 8\); contiguous"),
     ],
     ids=["counts-dtype", "indices-dtype", "counts-rank", "indices-shape", "indices-strides"],
 )
@@ -307,9 +303,7 @@ def test_a_scale_that_is_not_positive_and_lists_that_are_elsewhere() -> None:
     ],
     ids=["outside", "twice", "too-many"],
 )
-def test_lists_are_validated_when_asked(
-    row: list[int], count: int, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lists_are_validated_when_asked(row: list[int], count: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDSPARSE_CHECK", "1")
     counts = torch.full((1, 1, 8), count, dtype=torch.int32, device=DEVICE)
     indices = torch.tensor(row, dtype=torch.int32, device=DEVICE).repeat(1, 1, 8, 1)

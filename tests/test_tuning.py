@@ -16,8 +16,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.mark.parametrize(
-    ("capability", "family"),
-    [(80, 80), (86, 89), (87, 80), (89, 89), (90, 90), (100, 100), (103, 100), (110, 89), (120, 89)],
+    ("capability", "family"), [(80, 80), (86, 89), (87, 80), (89, 89), (90, 90), (100, 100), (103, 100), (110, 89), (120, 89)]
 )
 def test_chips_belong_to_a_family(capability: int, family: int) -> None:
     assert tuning.family(capability) == family
