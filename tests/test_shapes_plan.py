@@ -11,12 +11,14 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from commands import STATISTICS, TRANSFORMER, WEIGHTS, load_autoencoder
 from flow import LEVELS, Flow, kind
 from latents import Pool, Statistics, crosses, read_pool
 from needs import needs_weights
 from plan import PLANS
-from transformer import Weights
+from transformer import Weights, build
 
+from vidsparse.shapes.model import load_pipeline
 from vidsparse.shapes.render import Trajectory
 from vidsparse.shapes.scene import Scene, SceneObject
 
@@ -124,3 +126,14 @@ def test_some_of_a_pool_are_evenly_spaced() -> None:
     examples = tuple((Scene((SceneObject("red", "circle", "up"),), b), ()) for b in ("black", "white", "gray", "blue"))
     some = Pool(torch.arange(4.0), examples).some(2)
     assert some.latents.tolist() == [0, 3] and [s.background for s, _ in some.examples] == ["black", "blue"]
+
+
+@needs_weights
+def test_the_weights_that_are_kept_load(tmp_path: Path) -> None:
+    weights = Weights.read(WEIGHTS / TRANSFORMER)
+    assert weights.phase in {phase.name for phase in PLANS["cpu"].phases} and weights.reader
+    transformer, _ = build(weights, weights.patch, "cpu")
+    assert transformer.config.patch_size == (1, weights.patch, weights.patch)
+    shipped, kept = load_pipeline().vae, load_autoencoder(tmp_path)
+    assert not torch.equal(shipped.decoder.conv_in.weight, kept.decoder.conv_in.weight)
+    assert min(Statistics.read(WEIGHTS / STATISTICS).std) > 0.5
