@@ -1,6 +1,6 @@
 """Compile every tuned configuration for every chip it is meant for, without a GPU, and write down what came out.
 
-    python benchmarks/aot.py    # some minutes on two cores; writes results/aot.md, and fails where something does not fit
+    python benchmarks/aot.py    # some minutes on two cores; writes results/aot.md, fails where something does not fit
 
 The compiler's word, not a measurement: it says that a kernel fits a chip, not that it is right or fast there. Registers
 that spill to the stack are said, not refused: two programs on a multiprocessor can be worth more. float32 has no matrix
@@ -23,12 +23,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from vidsparse_kernels.available import gluon_lacks
 from vidsparse_kernels.backward import ROW_TERMS, row_terms_kernel
 from vidsparse_kernels.forward import forward_kernel
 from vidsparse_kernels.key_gradient import ADD_SLOTS, add_slots_kernel, key_gradient_kernel
 from vidsparse_kernels.launch import HEADS, SIZES, step_box
 from vidsparse_kernels.query_gradient import query_gradient_kernel
-from vidsparse_kernels.tuning import SHARED_MEMORY, TABLE, Config, family
+from vidsparse_kernels.tuning import GLUON_CANDIDATES, SHARED_MEMORY, TABLE, Config, GluonConfig, family
+
+if gluon_lacks() is None:
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from vidsparse_kernels.gluon_kernel import gluon_forward_kernel
 
 CHIPS = {80: (80,), 89: (89, 120), 90: (90,), 100: (100,)}
 UNITS = {80: "mma.sync", 89: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
@@ -43,7 +50,7 @@ KERNELS = {
     "add_slots": add_slots_kernel,
 }
 BESIDE = {"row_terms": ROW_TERMS, "add_slots": ADD_SLOTS}  # kernels without a table: options for every chip and size
-FLOATS = ("lse", "grad_lse", "row_terms", "sums")
+FLOATS = ("lse", "grad_lse", "row_terms", "sums", "key_norms")
 LISTS = ("counts", "whole_counts", "places", "every_place", "extra_valid", "pieces", "slots")
 HEADINGS = (
     *("chip", "kernel", "dtype", "head_dim", "tile held", "step/warps/stages/registers"),
@@ -53,14 +60,14 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class Build:
-    """One configuration for one chip."""
+    """One configuration for one chip; a GluonConfig is one of the forward."""
 
     capability: int
     kernel: str
     itemsize: int
     head_dim: int
     held: int
-    config: Config
+    config: Config | GluonConfig
 
     @property
     def tma(self) -> bool:
@@ -68,7 +75,8 @@ class Build:
 
     def compile(self) -> Any:
         """Compile as a launch on a ragged grid with prefix and suffix tokens would."""
-        function = KERNELS[self.kernel]
+        gluon = self.config if isinstance(self.config, GluonConfig) else None
+        function = KERNELS[self.kernel] if gluon is None else gluon_forward_kernel
         walked, held = TILES[WALKED], TILES[self.held]
         step = step_box(walked, self.config.step)
         constants: dict[str, Any] = {
@@ -78,11 +86,15 @@ class Build:
             "HEAD": HEADS[self.head_dim],
             "EXTRA": True,
             "RAGGED": True,
+            "BOUNDED": self.itemsize == 2,
             "TMA": self.tma,
             "HEADS_FIRST": (False, False),
             "SECOND": 0,
             "PRECISION": "ieee",
         }
+        if gluon is not None:
+            constants |= {"STAGES": gluon.stages, "TURNS": gluon.turns}
+            shared = gl.NVMMASharedLayout.get_default_for([1, *step, self.head_dim], gl.bfloat16)
         signature: dict[str, Any] = {}
         values: dict[str, Any] = {}
         aligned: list[tuple[int, ...]] = []
@@ -95,6 +107,9 @@ class Build:
                     signature[name] = f"tensordesc<{NUMBERS[self.itemsize]}{[1, *step, part]}>".replace(" ", "")
                 else:
                     signature[name], values[name] = "constexpr", None
+            elif name.endswith("_boxes"):
+                box = f"bf16{[1, *step, self.head_dim]}".replace(" ", "")
+                signature[name] = f"tensordesc<{box},{shared!r}>"
             elif name.endswith("_strides"):
                 signature[name] = ("i32",) * 3
                 aligned += [(i, axis) for axis in range(3)]
@@ -105,7 +120,7 @@ class Build:
                 signature[name] = f"*{kind}"
                 aligned.append((i,))
         attributes = {place: [["tt.divisibility", 16]] for place in aligned}
-        source = ASTSource(function, signature, constexprs=values, attrs=attributes)
+        source = (ASTSource if gluon is None else GluonASTSource)(function, signature, values, attributes)
         target = GPUTarget("cuda", self.capability, 32)
         return triton.compile(source, target=target, options={**self.config.options, "enable_fp_fusion": True})
 
@@ -146,6 +161,8 @@ def needs(build: Build) -> Needs:
         unit += " without TMA"
     trips = re.findall(rf"ttg\.local_load .*-> tensor<\d+x{HEADS[build.head_dim][0]}x", code)
     buffers = [int(n) for n in re.findall(r"ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x\d+x\d+x", code)]
+    if isinstance(build.config, GluonConfig):  # its ring holds keys and values
+        buffers = [build.config.stages]
     registers, stack = map(int, found.groups())
     return Needs(registers, stack, compiled.metadata.shared, max(buffers, default=1), unit, len(trips))
 
@@ -165,6 +182,7 @@ def faults(build: Build, needed: Needs) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chip", type=int, action="append", choices=sum(CHIPS.values(), ()), help="this one alone")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "aot.md")
     arguments = parser.parse_args()
     builds = [
@@ -182,6 +200,12 @@ def main() -> None:
         for head_dim in (64, 128)
         for held in (64, 128)
     ]
+    builds += [
+        Build(90, "forward", 2, head_dim, 128, config)
+        for head_dim, configs in (GLUON_CANDIDATES if gluon_lacks() is None else {}).items()
+        for config in configs
+    ]
+    builds = [build for build in builds if build.capability in (arguments.chip or sum(CHIPS.values(), ()))]
     lines: list[tuple[object, ...]] = [HEADINGS, ("---",) * len(HEADINGS)]
     faulty = []
     with ProcessPoolExecutor() as pool:
@@ -194,7 +218,9 @@ def main() -> None:
     arguments.out.write_text(
         f"# Ahead-of-time compilation with Triton {triton.__version__}\n\n"
         "Made by `python benchmarks/aot.py`, without a GPU: what the compiler says, not what a chip does. Walked tiles "
-        "have 128 tokens, the grid is ragged, with prefix and suffix tokens. Stack and shared memory in bytes.\n\n"
+        "have 128 tokens, the grid is ragged, with prefix and suffix tokens. Stack and shared memory in bytes. Rows "
+        "with gluon are of the forward in Gluon, whose threads change their registers: 240 for those that compute, 24 "
+        "for those that load.\n\n"
         f"{table}\n"
     )
     spilling = sum(line[7] != 0 for line in lines[2:] if line[2] == "bf16")

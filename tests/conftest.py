@@ -9,6 +9,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is imported
 
+import importlib.util
 import resource
 import sys
 from collections.abc import Callable, Iterator
@@ -16,12 +17,22 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import machine_code
 import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it where a kernel is defined
+    if importlib.util.find_spec("triton"):
+        import interpreter_bf16
+
+        interpreter_bf16.install()
 torch.set_num_threads(2)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let tests of machine code run where Triton compiles."""
+    config.pluginmanager.register(machine_code.MachineCode())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""Every tuned configuration, compiled for every chip it is meant for: no spills, the right matrix unit, enough room."""
+"""Tuned configurations, compiled for the chips that they are meant for: the right matrix unit, enough room."""
 
 from __future__ import annotations
 
@@ -45,16 +45,18 @@ def test_launches_bind_and_compile(chip: int) -> None:
 
 
 def test_every_tuned_configuration_compiles(tmp_path: Path) -> None:
-    done = compiling(SCRIPT, "--out", tmp_path / "aot.md")
-    chips = {80: 1, 89: 2, 90: 1, 100: 1}
+    """Of the chips with boxes; test_machine_code.py compiles those of the others, down to the assembler."""
+    done = compiling(SCRIPT, "--chip", 90, "--chip", 100, "--out", tmp_path / "aot.md")
     number = sum(
-        chips[chip]
+        config is not None
         for (chip, _), rows in tuning.TABLE.items()
         for configs in rows.values()
         for config in configs
-        if config is not None
+        if chip in (90, 100)
     )
-    assert number > 110 and f"{number} configurations" in done.stdout and "0 with faults" in done.stdout
+    number += sum(map(len, tuning.GLUON_CANDIDATES.values()))
+    number += 2 * 8  # the kernels beside them: chips, and two of each kernel, head_dim and tile
+    assert number > 70 and f"{number} configurations" in done.stdout and "0 with faults" in done.stdout
     table = [line for line in (tmp_path / "aot.md").read_text().splitlines() if line.startswith("| sm_")]
     assert len(table) == number
 
@@ -62,9 +64,8 @@ def test_every_tuned_configuration_compiles(tmp_path: Path) -> None:
 def test_faults_are_found(aot: ModuleType) -> None:
     build = aot.Build(90, "forward", 2, 128, 128, tuning.Config(128, 8, 2))
     good = aot.Needs(200, 0, 200000, 2, "wgmma.mma_async", 0)
-    assert aot.faults(build, good) == []
+    assert aot.faults(build, good) == aot.faults(build, replace(good, stack=8)) == []
     faulty = {
-        "8 bytes spilled": replace(good, stack=8),
         "232449 bytes of shared memory, of 232448": replace(good, shared=232449),
         "products by mma.sync, not wgmma.mma_async": replace(good, unit="mma.sync"),
         "products by wgmma.mma_async without TMA, not wgmma": replace(good, unit="wgmma.mma_async without TMA"),

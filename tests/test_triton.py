@@ -1,4 +1,4 @@
-"""Triton's kernels against the float64 specification: on a GPU, or in the interpreter, which cannot do bfloat16."""
+"""Triton's kernels against the float64 specification: on a GPU, or in the interpreter."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CASES = {
     "empty-rows": Case(VideoGrid(2, 9, 8), (1, 8, 8), heads=1, empty=(0, 3), head_dim=32),
     "all-empty": Case(VideoGrid(2, 8, 8), (1, 8, 8), heads=1, empty=(0, 1), head_dim=32),
 }
-DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.fixture(params=["rows", "boxes"])
@@ -55,12 +55,14 @@ def triton_attention(case: Case, block_map: BlockMap):  # type: ignore[no-untype
     return attention
 
 
-@pytest.mark.usefixtures("poison_empty", "loads", "large_steps")
+@pytest.mark.usefixtures("poison_empty", "large_steps")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_against_float64(case: Case, dtype: torch.dtype) -> None:
-    if DEVICE == "cpu" and dtype == torch.float16 and case.head_dim > 96:
+def test_against_float64(case: Case, dtype: torch.dtype, loads: str) -> None:
+    if DEVICE == "cpu" and dtype != torch.float32 and case.head_dim > 96:
         pytest.skip("slow in the interpreter, and float32 covers it")
+    if DEVICE == "cpu" and dtype == torch.float16 and loads == "boxes":
+        pytest.skip("slow in the interpreter: bfloat16 covers the loads, the machine code of sm_90 float16")
     block_map = case.block_map()
     tensors = [x.to(dtype) for x in case.tensors(4)]
 

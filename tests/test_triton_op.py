@@ -16,10 +16,10 @@ import vidsparse.attention
 from vidsparse import BlockMap, VideoGrid, sparse_attention
 
 pytest.importorskip("triton")
-from vidsparse_kernels import block_sparse, columns, launch, lists, pooling_kernel, select_kernel, trial
+from vidsparse_kernels import block_sparse, columns, forward, launch, lists, pooling_kernel, select_kernel, trial
 from vidsparse_kernels.lists import MapLists
 from vidsparse_kernels.select import Rule
-from vidsparse_kernels.tiles import Triple, place_bits, tile_counts
+from vidsparse_kernels.tiles import Triple, place_bits, tile_counts, tile_of_token
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.usefixtures("large_steps")
@@ -112,6 +112,57 @@ def test_a_video_of_too_many_tiles_is_refused() -> None:
         place_bits((2**12, 2**14, 2**14), (1, 8, 8))
 
 
+# The walk without an online maximum
+
+
+def both_walks(tensors: list[torch.Tensor], block_map: BlockMap) -> list[list[torch.Tensor]]:
+    found = []
+    for bounded in (True, False):
+        out, lse = block_sparse.attention(*tensors, block_map.to(DEVICE).lists, CASE.valid, 0.2, bounded)
+        found.append([out.detach().cpu(), lse.detach().cpu()])
+    return found
+
+
+@pytest.mark.parametrize("size", [1.0, 4.0, 100.0], ids=["small", "near-the-bound", "beyond-it"])
+def test_bounded_scores_need_no_maximum(size: float) -> None:
+    block_map, (query, key, value) = CASE.block_map(), inputs(requires_grad=False)
+    # In one direction query and key are as long as the bound says; in all others they are short.
+    for x in (query, key):
+        x *= 0.3
+        x[:, ::7, :, 0] = size
+    query[:, 1::7, :, 0] = -size
+    exact = [x.double().cpu() for x in (query, key, value)]
+    wanted = sparse_attention(*exact, block_map, extra_valid=CASE.valid, scale=0.2, impl="reference", return_lse=True)
+    for found in both_walks([query, key, value], block_map):
+        for got, right in zip(found, wanted, strict=True):
+            # Scores are float32 numbers of up to 0.2 size^2.
+            allowed = 1e-4 + size**2 * torch.finfo(torch.float32).eps
+            torch.testing.assert_close(got, right.float(), rtol=allowed, atol=allowed)
+
+
+def test_the_bound_says_which_walk_a_program_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "key_norms", lambda launch, key: torch.zeros(2, 1, device=DEVICE))
+    query, key, value = (x * 40 for x in inputs(requires_grad=False))
+    (trusting, _), (right, _) = both_walks([query, key, value], CASE.block_map())
+    assert right.isfinite().all() and not trusting.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_key_that_is_no_number_is_seen_by_both_walks(value: float) -> None:
+    tensors = inputs(requires_grad=False)
+    tensors[1][0, 50] = value
+    (one, _), (two, _) = both_walks(tensors, CASE.block_map())
+    assert torch.equal(one.isnan(), two.isnan()) and one.isnan().any()
+
+
+def test_keys_are_measured_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, lists = torch.empty(1, 1, 1, 64, dtype=torch.bfloat16), CASE.block_map().lists
+    assert not block_sparse.measures_keys(query, lists.indices, lists.layout)
+    monkeypatch.setattr(block_sparse, "PAYS", 64 * lists.indices.shape[-1])
+    assert block_sparse.measures_keys(query, lists.indices, lists.layout)
+    assert not block_sparse.measures_keys(query.half(), lists.indices, lists.layout)
+
+
 # Gradients
 
 
@@ -201,7 +252,7 @@ def operands() -> tuple[Any, ...]:
     block_map = CASE.block_map().to(DEVICE)
     valid = torch.tensor([4], dtype=torch.int32, device=DEVICE)
     geometry = [2, 9, 10], [1, 8, 8], [1, 8, 8], [0, 5]
-    return *inputs(), block_map.lists.keys().tensors, block_map.lists.columns(2).tensors, valid, *geometry, 0.2
+    return *inputs(), block_map.lists.keys().tensors, block_map.lists.columns(2).tensors, valid, *geometry, 0.2, False
 
 
 def test_the_operator_keeps_pytorchs_rules() -> None:
@@ -275,7 +326,11 @@ def test_what_the_kernels_do_not_take(case: Case, dtype: torch.dtype, message: s
         ({"indices": torch.ones(1, 1, 8, 2, dtype=torch.int64)}, TypeError, "indices must be int32"),
         ({"counts": torch.ones(1, 8, dtype=torch.int32)}, ValueError, r"counts has shape \(1, 8\)"),
         ({"indices": torch.ones(1, 1, 7, 2, dtype=torch.int32)}, ValueError, r"indices has shape \(1, 1, 7, 2\)"),
-        ({"indices": torch.ones(1, 1, 2, 8, dtype=torch.int32).mT}, ValueError, r"strides \(16, 16, 1, 8\); contiguous"),
+        (
+            {"indices": torch.ones(1, 1, 2, 8, dtype=torch.int32).mT},
+            ValueError,
+            r"contiguous counts \[B",
+        ),
     ],
     ids=["counts-dtype", "indices-dtype", "counts-rank", "indices-shape", "indices-strides"],
 )
@@ -303,7 +358,9 @@ def test_a_scale_that_is_not_positive_and_lists_that_are_elsewhere() -> None:
     ],
     ids=["outside", "twice", "too-many"],
 )
-def test_lists_are_validated_when_asked(row: list[int], count: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_are_validated_when_asked(
+    row: list[int], count: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VIDSPARSE_CHECK", "1")
     counts = torch.full((1, 1, 8), count, dtype=torch.int32, device=DEVICE)
     indices = torch.tensor(row, dtype=torch.int32, device=DEVICE).repeat(1, 1, 8, 1)
@@ -361,11 +418,25 @@ def test_without_an_interpreter_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch
         sparse_attention(*CASE.tensors(), CASE.block_map(), impl="triton")
 
 
-@pytest.mark.parametrize("gradients", [False, True], ids=["forward", "both-passes"])
+@pytest.mark.parametrize(("gradients", "bounded"), [(False, True), (True, False)], ids=["forward", "both-passes"])
 @pytest.mark.parametrize("case", [CASE, replace(CASE, grid=VideoGrid(2, 8, 16))], ids=["ragged-with-text", "whole"])
-def test_the_kernels_stand_their_trial(case: Case, gradients: bool) -> None:
+def test_the_kernels_stand_their_trial(case: Case, gradients: bool, bounded: bool) -> None:
     (query, *_) = inputs(replace(case, extra_valid=None), requires_grad=gradients)
-    assert trial.found_wrong(query, case.block_map().layout) is None
+    assert trial.found_wrong(query, case.block_map().layout, bounded) is None
+
+
+def test_one_wrong_tile_is_noticed() -> None:
+    layout = CASE.block_map().layout
+    right = torch.randn(1, 2, layout.tokens, 32, dtype=torch.float64)
+    found = right + 1e-6 * torch.randn_like(right)
+    assert trial._worst_tile(found, right, layout, layout.query_tile) < 2e-6
+    owner = tile_of_token(layout.view, layout.query_tile)
+    found[:, 1, torch.nonzero(owner == 3)[0] + layout.prefix, 0] += 1.0
+    # Of all rows it is less than what bfloat16 may differ by.
+    assert (found - right).norm() / right.norm() < 0.012
+    assert trial._worst_tile(found, right, layout, layout.query_tile) > 0.03
+    found[0, 0, -1, 0] = float("nan")
+    assert trial._worst_tile(found, right, layout, layout.query_tile) == float("inf")
 
 
 @pytest.fixture

@@ -57,8 +57,9 @@ def choose_impl(impl: str, query: torch.Tensor, block_map: BlockMap) -> Choice:
     if reason is None:
         from vidsparse_kernels import block_sparse, trial
 
+        layout, bounded = block_map.layout, block_sparse.measures_keys(query, block_map.indices, block_map.layout)
         reason = block_sparse.unsupported(query, block_map.query_tile, block_map.key_tile)
-        reason = reason or trial.found_wrong(query, block_map.layout)
+        reason = reason or trial.found_wrong(query, layout, bounded)
     return Choice("triton") if reason is None else Choice("flex", f"impl 'triton' {reason}")
 
 

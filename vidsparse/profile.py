@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from vidsparse.attention import choose_impl, sparse_attention
 from vidsparse.block_map import BlockMap
 
-STEPS, WARPS, STAGES = (16, 32, 64, 128), (4, 8), (1, 2, 3, 4)
+STEPS, WARPS, STAGES, REGISTERS = (16, 32, 64, 128), (4, 8), (1, 2, 3, 4), (None, 128)
 
 
 def seconds(function: Callable[[], object], device: torch.device, at_least: float = 0.2) -> float:
@@ -136,7 +136,7 @@ def tune(tensors: list[torch.Tensor], block_map: BlockMap, kernel: str) -> Itera
     Raises:
         NotImplementedError: tensors or tiles that the kernels do not take.
     """
-    from vidsparse_kernels.tuning import Config, trying
+    from vidsparse_kernels.tuning import GLUON_CANDIDATES, Config, GluonConfig, trying
 
     device = tensors[0].device
     query, key, value = leaves = [x.detach().requires_grad_(kernel != "forward") for x in tensors]
@@ -152,8 +152,11 @@ def tune(tensors: list[torch.Tensor], block_map: BlockMap, kernel: str) -> Itera
     run: Callable[[], tuple[torch.Tensor, ...]] = (lambda: (attend(),)) if kernel == "forward" else differentiate
     expected = run()
     walked = math.prod(block_map.query_tile if kernel == "key_gradient" else block_map.key_tile)
-    for step, warps, stages in product([step for step in STEPS if step <= walked], WARPS, STAGES):
-        config = Config(step, warps, stages)
+    launches = product([step for step in STEPS if step <= walked], WARPS, STAGES, REGISTERS)
+    configs: list[Config | GluonConfig] = [Config(*launch) for launch in launches]
+    # Where the forward in Gluon cannot run it says so, as any launch that fails.
+    configs += GLUON_CANDIDATES.get(query.shape[3], ()) if kernel == "forward" else ()
+    for config in configs:
         try:
             with trying(kernel, config):
                 # Values of such attention are small: what counts is the error beside them.

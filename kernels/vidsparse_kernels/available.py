@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 
@@ -12,3 +14,20 @@ def triton_lacks(device: torch.device) -> str | None:
     except ImportError as error:
         return f"needs Triton, which is not here ({error})"
     return unsupported_device(device)
+
+
+@lru_cache(maxsize=1)
+def gluon_lacks() -> str | None:
+    """What the forward in Gluon misses, in words that complete "the forward in Gluon ..."; None if it can run."""
+    try:
+        import triton
+
+        found = triton.__version__
+        if tuple(map(int, found.split(".")[:2])) < (3, 6):  # Gluon is there, with other signatures
+            return f"needs Triton 3.6 or newer, not {found}"
+        if triton.knobs.runtime.interpret:
+            return "does not run in Triton's interpreter: unset TRITON_INTERPRET"
+        from vidsparse_kernels import gluon_forward  # noqa: F401
+    except (ImportError, AttributeError) as error:
+        return f"needs a Triton with the Gluon of 3.6 to 3.9 ({error})"
+    return None

@@ -1,9 +1,10 @@
 """How a kernel finds its tokens: boxes of the video grid where they stand, and the tokens before and after the video.
 
 A tile is read in steps: boxes of `STEP` sides that fill it, in raster order. Rows of a box that leave the grid are no
-tokens; whoever uses them masks them. Lists of tiles hold each tile's place in the grid of tiles, packed into an int32. A head's channels are read in `HEAD` = (64, 32) or (128, 0): two powers of two
-that sum up to head_dim, so that 96 channels cost no more than 96. What holds channels is therefore a tuple of one or
-two tensors.
+tokens; whoever uses them masks them. Lists of tiles hold each tile's place in the grid of tiles, packed into an int32.
+
+A head's channels are read in `HEAD` = (64, 32) or (128, 0): two powers of two that sum up to head_dim, so that 96
+channels cost no more than 96. What holds channels is therefore a tuple of one or two tensors.
 """
 
 from __future__ import annotations

@@ -32,9 +32,7 @@ def mark_kernel(counts, indices, kept, list_width, columns, BLOCK: tl.constexpr)
     tl.store(kept + row * columns + tl.load(indices + row * list_width + i, mask=listed, other=0), 1, mask=listed)
 
 
-@triton.jit(
-    do_not_specialize=["rows", "columns", "capacity", "frames", "height", "width", "row_bits", "column_bits"]
-)
+@triton.jit(do_not_specialize=["rows", "columns", "capacity", "frames", "height", "width", "row_bits", "column_bits"])
 def column_lists_kernel(
     kept,
     starts,
@@ -185,7 +183,7 @@ def _columns(
 
 @_columns.register_fake
 def _(counts, indices, view, query_tile, key_tile, programs):
-    groups, rows, list_width = counts.shape[0] * counts.shape[1], *indices.shape[-2:]
+    groups, (rows, list_width) = counts.shape[0] * counts.shape[1], indices.shape[-2:]
     tiles = math.prod(-(-size // side) for size, side in zip(view, key_tile, strict=True))
     pieces = tiles + rows * list_width // piece_limit(rows * list_width, tiles, programs)
     shapes = (groups, rows * list_width), (groups, pieces, 5), (groups, tiles, 2), (rows,)

@@ -10,7 +10,7 @@ import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vidsparse_kernels.tiles import TileLayout, Triple, tile_counts
-from vidsparse_kernels.tuning import Config, Kernel, choose
+from vidsparse_kernels.tuning import Config, GluonConfig, Kernel, choose, choose_gluon
 
 # Whether kernels run in the interpreter, on the CPU (TRITON_INTERPRET=1): Triton decides it where they are defined.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -19,6 +19,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 SIZES = [
     *("frames", "height", "width", "prefix", "extra", "heads", "row_bits", "column_bits"),
     *("map_batch", "map_head", "list_width", "limit", "piece_count", "slot_count", "parts", "columns"),
+    "norm_blocks",
 ]
 
 # head_dim in two powers of two: Triton has no other sizes, and 96 in 128 channels would cost a third more.
@@ -60,7 +61,7 @@ def reads_boxes(device: torch.device) -> bool:
 
 
 def heads_first(x: torch.Tensor) -> bool:
-    """Whether each head of x [B, tokens, H, head_dim] is a video of its own in memory, as in [B, H, tokens, head_dim]."""
+    """Whether x [B, tokens, H, head_dim] lies in memory as [B, H, tokens, head_dim]: a video a head."""
     batch, _, head, _ = x.stride()
     apart = head >= x.shape[1] * x.shape[3] and x.shape[2] > 1
     return apart and (x.shape[0] == 1 or batch == x.shape[2] * head)
@@ -101,7 +102,9 @@ class Boxes(NamedTuple):
 class Launch:
     """One call's geometry, and the arguments that all its kernels share."""
 
-    def __init__(self, query: torch.Tensor, map_shape: torch.Size, extra_valid: torch.Tensor | None, layout: TileLayout):
+    def __init__(
+        self, query: torch.Tensor, map_shape: torch.Size, extra_valid: torch.Tensor | None, layout: TileLayout
+    ):
         self.layout, self.shape, self.dtype, self.device = layout, query.shape, query.dtype, query.device
         self.extra = layout.prefix + layout.suffix
         self.query_tiles, self.key_tiles = (
@@ -119,6 +122,11 @@ class Launch:
     def head(self) -> tuple[int, int]:
         """The parts in which kernels read a head's channels."""
         return HEADS[self.shape[3]]
+
+    @property
+    def chip(self) -> int:
+        """The device's `capability`."""
+        return capability(self.device)
 
     @property
     def programs(self) -> int:
@@ -150,10 +158,15 @@ class Launch:
 
     def config(self, kernel: Kernel, held: Triple) -> Config:
         """How to launch `kernel` when each program holds one tile of sides `held`."""
-        config = choose(capability(self.device), kernel, self.dtype.itemsize, self.shape[3], math.prod(held))
+        config = choose(self.chip, kernel, self.dtype.itemsize, self.shape[3], math.prod(held))
         if config is None:
             raise NotImplementedError(f"{kernel} with {self.dtype} and a tile {held} does not fit this chip")
         return config
+
+    def gluon_config(self) -> GluonConfig | None:
+        """How to launch the forward kernel in Gluon, where it is to be launched instead of the one in Triton."""
+        held = math.prod(self.layout.query_tile)
+        return choose_gluon(self.chip, self.dtype.itemsize, self.shape[3], held)
 
     def run(self, kernel: Any, blocks: int, options: dict[str, int], **arguments: Any) -> None:
         """Start `blocks` programs for each head of each sample."""

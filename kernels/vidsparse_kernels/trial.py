@@ -19,19 +19,21 @@ from vidsparse_kernels.lists import MapLists
 from vidsparse_kernels.tiles import TileLayout, Triple, tile_counts, tile_of_token
 
 
-def found_wrong(query: torch.Tensor, layout: TileLayout) -> str | None:
+def found_wrong(query: torch.Tensor, layout: TileLayout, bounded: bool = False) -> str | None:
     """What the kernels get wrong for calls like this one, in words that complete "impl='triton' ..."; None if nothing.
+
+    `bounded` is what `block_sparse.attention` takes.
 
     The first call of a kind waits for the device. While a CUDA graph is recorded nothing can be tried, and the answer
     is None; `torch.compile` tries when it traces.
     """
-    if query.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
+    if block_sparse.recording(query):
         return None
     ragged = any(size % side for size, side in zip(layout.view, layout.key_tile, strict=True))
     extra = 3 if layout.prefix else 0, 70 if layout.suffix else 0
     small = _small_view(layout, ragged), layout.query_tile, layout.key_tile, *extra
     gradients = torch.is_grad_enabled() and query.requires_grad
-    found: str | None = _try(query.device, query.dtype, query.shape[-1], small, gradients)
+    found: str | None = _try(query.device, query.dtype, query.shape[-1], small, bounded, gradients)
     return found
 
 
@@ -56,11 +58,13 @@ def _answer(*call: Any) -> str | None:
 
 
 def _compare(
-    device: torch.device, dtype: torch.dtype, head_dim: int, small: tuple[Any, ...], gradients: bool
+    device: torch.device, dtype: torch.dtype, head_dim: int, small: tuple[Any, ...], bounded: bool, gradients: bool
 ) -> str | None:
     layout, generator = TileLayout(*small), torch.Generator().manual_seed(0)
     shape = (4, 1, layout.tokens, 2, head_dim)
     *operands, grad_out = torch.randn(shape, generator=generator).to(device, dtype).unbind()
+    # By their norms the scores of the first head are small, those of the second are not: both walks of the forward.
+    operands[0][:, :, 1, 0], operands[1][:, 0, 1, 0] = 0, 100
     rows, columns = (math.prod(tile_counts(layout.view, tile)) for tile in (layout.query_tile, layout.key_tile))
     kept = torch.rand(1, 1, rows, columns, generator=generator) < 0.6
     indices = (~kept).to(torch.uint8).argsort(dim=-1, stable=True).to(device, torch.int32)
@@ -73,7 +77,7 @@ def _compare(
     lists = MapLists(counts, indices, layout)
 
     def kernels(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return block_sparse.attention(q, k, v, lists, None, scale)
+        return block_sparse.attention(q, k, v, lists, None, scale, bounded)
 
     wanted = _results(specification, [x.double() for x in operands], grad_out.double(), gradients)
     try:
@@ -104,7 +108,8 @@ def _worst_tile(found: torch.Tensor, right: torch.Tensor, layout: TileLayout, ti
         return right.new_zeros(*right.shape[:2], len(sizes)).index_add_(2, owner, x.square().sum(dim=-1))
 
     average = right.square().sum(dim=-1).mean() * sizes.clamp(min=1)
-    return float((squares(found - right) / torch.maximum(squares(right), average)).nan_to_num(nan=torch.inf).max().sqrt())
+    shares = squares(found - right) / torch.maximum(squares(right), average)
+    return float(shares.nan_to_num(nan=torch.inf).max().sqrt())
 
 
 def _results(
@@ -119,4 +124,5 @@ def _results(
     results = {"out": out, "lse": lse.transpose(1, 2)[..., None]}
     if gradients:
         results |= zip(("dq", "dk", "dv"), torch.autograd.grad(out, leaves, grad_out), strict=True)
-    return {name: x.detach().double().nan_to_num(nan=torch.nan, neginf=0.0).transpose(1, 2) for name, x in results.items()}
+    wide = {name: x.detach().double().transpose(1, 2) for name, x in results.items()}
+    return {name: x.nan_to_num(nan=torch.nan, neginf=0.0) for name, x in wide.items()}

@@ -1,0 +1,1 @@
+"""The parts of benchmarks/gpu.py and gpu_tune.py. They need torch and triton alone."""
