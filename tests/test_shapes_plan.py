@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from flow import LEVELS, kind
+from commands import STATISTICS, TRANSFORMER, WEIGHTS, load_autoencoder
+from flow import LEVELS, Flow, kind
 from latents import Pool, Statistics, crosses, read_pool
 from needs import needs_weights
 from plan import PLANS
-from transformer import Weights
+from transformer import Weights, build
 
+from vidsparse.shapes.model import load_pipeline
 from vidsparse.shapes.render import Trajectory
 from vidsparse.shapes.scene import Scene, SceneObject
 
@@ -35,7 +39,7 @@ def test_a_dry_run_of_all_commands(command: Any, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("commands.WEIGHTS", tmp_path / "kept")
     (tmp_path / "kept").mkdir()
     options = ["--out", str(tmp_path), "--plan", "tiny", "--device", "cpu"]
-    small = ["--videos", "32", "--steps", "2", "--prompts", "1", "--sampling-steps", "2"]
+    small = ["--videos", "32", "--steps", "1", "--prompts", "1", "--sampling-steps", "2", "--threads", "1"]
     command(["all", *options, *small])
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log if line["stage"] == "patch4" and "loss" in line] == [2]
@@ -94,3 +98,42 @@ def test_no_latents_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="run the command `latents` first"):
         read_pool(tmp_path)
     assert len(Pool(torch.zeros(0), ())) == 0
+
+
+def test_parts_of_a_step_share_its_strata_of_noise() -> None:
+    class Stub(torch.nn.Module):
+        config = SimpleNamespace(patch_size=(1, 4, 4))
+        levels: ClassVar[list[float]] = []
+
+        def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor) -> Any:
+            self.levels += (timestep / 1000).tolist()
+            return SimpleNamespace(sample=noisy)
+
+    example = Scene((SceneObject("red", "cross", "up"),), "blue"), (Trajectory(9.0, 9.0, 8.0, 0.8),)
+    pool = Pool(torch.randn(3, 8, 2, 8, 8).half(), (example,) * 3)
+    reader = SimpleNamespace(loss=lambda targets: targets.nanmean())
+    prompts: Any = lambda texts, length: torch.zeros(len(texts), length, 64)  # noqa: E731
+    flow = Flow(Stub(), reader, prompts, Statistics((0.0,) * 8, (1.0,) * 8), 8, 4, 5.0, "cpu")  # type: ignore[arg-type]
+    for part in range(4):
+        loss, details = flow.loss(pool, random.Random(part), part)
+        assert loss.isfinite() and details["flow"] > 0
+    # Undone, the shift of 5 leaves one draw in each eighth of the range.
+    drawn = sorted(level / (5 - 4 * level) for level in Stub.levels)
+    assert [int(8 * u) for u in drawn] == list(range(8))
+
+
+def test_some_of_a_pool_are_evenly_spaced() -> None:
+    examples = tuple((Scene((SceneObject("red", "circle", "up"),), b), ()) for b in ("black", "white", "gray", "blue"))
+    some = Pool(torch.arange(4.0), examples).some(2)
+    assert some.latents.tolist() == [0, 3] and [s.background for s, _ in some.examples] == ["black", "blue"]
+
+
+@needs_weights
+def test_the_weights_that_are_kept_load(tmp_path: Path) -> None:
+    weights = Weights.read(WEIGHTS / TRANSFORMER)
+    assert weights.phase in {phase.name for phase in PLANS["cpu"].phases} and weights.reader
+    transformer, _ = build(weights, weights.patch, "cpu")
+    assert transformer.config.patch_size == (1, weights.patch, weights.patch)
+    shipped, kept = load_pipeline().vae, load_autoencoder(tmp_path)
+    assert not torch.equal(shipped.decoder.conv_in.weight, kept.decoder.conv_in.weight)
+    assert min(Statistics.read(WEIGHTS / STATISTICS).std) > 0.5

@@ -44,6 +44,7 @@ class Flow:
         transformer, reader: what is trained.
         prompts, statistics: how prompts become embeddings, and latents are normalised.
         batch: videos of a step; their noise levels are a draw from each of as many strata.
+        parts: in which the videos of a step go through the transformer.
         shift: of the noise levels; more is more noise.
         device: where the transformer is.
     """
@@ -53,18 +54,20 @@ class Flow:
     prompts: Prompts
     statistics: Statistics
     batch: int
+    parts: int
     shift: float
     device: str
 
-    def loss(self, pool: Pool, rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
-        """The loss of one step on videos drawn from `pool`, and its parts for the log."""
-        chosen = rng.choices(range(len(pool)), pool.weights, k=self.batch)
+    def loss(self, pool: Pool, rng: random.Random, part: int = 0) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss of one part of a step, on videos drawn from `pool`, and what it consists of for the log."""
+        strata = torch.arange(part, self.batch, self.parts)
+        chosen = rng.choices(range(len(pool)), pool.weights, k=len(strata))
         examples = [pool.examples[i] for i in chosen]
         latent = self.statistics.normalise(pool.latents[chosen].to(self.device))
         texts = ["" if rng.random() < 0.1 else scene.caption for scene, _ in examples]
         # The pipeline pads to 512 words unless told otherwise: the model must not care.
         condition = self.prompts(texts, 512 if rng.random() < 0.05 else MAX_WORDS)
-        uniform = (torch.rand(self.batch) + torch.arange(self.batch)) / self.batch
+        uniform = (torch.rand(len(strata)) + strata) / self.batch
         sigma = (self.shift * uniform / (1 + (self.shift - 1) * uniform)).to(self.device)
         patch = self.transformer.config.patch_size[1]
         grid = latent.shape[2], latent.shape[3] // patch, latent.shape[4] // patch

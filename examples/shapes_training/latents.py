@@ -42,6 +42,11 @@ class Pool:
         """The same pool with its latents on a device."""
         return Pool(self.latents.to(device), self.examples)
 
+    def some(self, count: int) -> Pool:
+        """So many videos of it, evenly spaced."""
+        chosen = torch.linspace(0, len(self) - 1, min(count, len(self))).long()
+        return Pool(self.latents[chosen], tuple(self.examples[i] for i in chosen))
+
     def __len__(self) -> int:
         return len(self.examples)
 

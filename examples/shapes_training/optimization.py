@@ -80,18 +80,21 @@ class Stage:
         log_every: int = 20,
         budget: float = math.inf,
         until: float = math.inf,
+        parts: int = 1,
         save_every: float = SAVE_SECONDS["cpu"],
         at_save: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         """Train until the stage is done, or until it is told to stop; then, and every so often, save.
 
         Args:
-            loss_of: gets the random numbers of its step, so that a resumed run sees what it would have seen.
+            loss_of: the loss of a step, or of each of its parts in turn, and numbers for the log. It gets the random
+                numbers of the step, so that a resumed run sees what it would have seen.
             steps: of the stage in all.
             rate: factor of the learning rates at the beginning and at the end.
             log_every: steps for one line of the log.
             budget: seconds of the stage in all, after which it is done even if steps are left.
             until: when to stop, as `time.time()` counts; `STOP` stops it too.
+            parts: of a step, one after the other in memory; the gradient is their mean.
             save_every: seconds from one checkpoint to the next.
             at_save: is called after a checkpoint; what it returns goes into the log.
         """
@@ -108,8 +111,12 @@ class Stage:
             for o, rates in zip(self.optimizers, self.base_rates, strict=True):
                 for group, base in zip(o.param_groups, rates, strict=True):
                     group["lr"] = base * factor
-            loss, details = loss_of(random.Random(SEED * 1_000_003 + self.step))
-            loss.backward()
+            rng = random.Random(SEED * 1_000_003 + self.step)
+            for _ in range(parts):
+                loss, details = loss_of(rng)
+                (loss / parts).backward()
+                for key, value in {"loss": loss.item(), **details}.items():
+                    shown.setdefault(key, []).append(value)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
             for o in self.optimizers:
                 o.step()
@@ -119,8 +126,6 @@ class Stage:
             self.done = self.step >= steps or self.seconds > budget
             stopping = STOP.is_set() or time.time() > until
             self._average()
-            for key, value in {"loss": loss.item(), **details}.items():
-                shown.setdefault(key, []).append(value)
             if self.step % log_every == 0 or self.done or stopping:
                 self.log({k: sum(v) / len(v) for k, v in shown.items()} | {"rate": factor})
                 shown.clear()

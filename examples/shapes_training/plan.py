@@ -18,7 +18,9 @@ class Phase:
         steps: of the phase.
         batch: videos of a step.
         rate: factor of the learning rate at the first and at the last step.
-        sparse: part of the steps with sparse attention.
+        sparse: share of the steps, or of their parts, with sparse attention.
+        parts: in which the videos of a step go through the transformer, to save memory.
+        asked: held-out videos that each checkpoint is asked about, for the log.
         seconds: after which the phase ends even if steps are left; the rate falls accordingly.
     """
 
@@ -28,6 +30,8 @@ class Phase:
     batch: int
     rate: tuple[float, float]
     sparse: float = 0.0
+    parts: int = 1
+    asked: int = 32
     seconds: float = math.inf
 
 
@@ -55,11 +59,11 @@ PLANS = {
     "cpu": Plan(
         (
             Phase("patch4", 4, 3000, 8, (1.0, 0.8)),
-            Phase("patch2", 2, 4000, 8, (0.8, 0.3)),
-            Phase("patch1", 1, 800, 8, (0.3, 0.0), sparse=0.7),
+            Phase("patch2", 2, 4000, 8, (0.8, 0.3), asked=16),
+            Phase("patch1", 1, 800, 8, (0.3, 0.0), sparse=0.7, parts=4, asked=4),
         )
     ),
-    # Eight minutes of a GPU with the decoder, the latents and a strip; no GPU has run it yet.
+    # Eight minutes of a GPU with the autoencoder, the latents and a strip; no GPU has run it yet.
     "cuda": Plan(
         (
             Phase("patch4", 4, 4000, 64, (1.0, 0.8), seconds=90),
@@ -69,7 +73,7 @@ PLANS = {
     ),
     # A dry run.
     "tiny": Plan(
-        (Phase("patch4", 4, 2, 2, (1.0, 0.5)), Phase("patch2", 2, 2, 2, (0.5, 0.0), sparse=1.0)),
+        (Phase("patch4", 4, 2, 2, (1.0, 0.5)), Phase("patch2", 2, 2, 2, (0.5, 0.0), sparse=1.0, parts=2)),
         replace(ENDLESS, size=32, frames=5),
     ),
 }

@@ -6,6 +6,7 @@ import math
 import os
 import random
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,6 +140,7 @@ class Training:
             Prompts(self.pipe, self.device),
             self.statistics,
             phase.batch,
+            phase.parts,
             self.plan.shift,
             self.device,
         )
@@ -150,27 +152,38 @@ class Training:
             [*optimizers(transformer, rate, SKIP), *optimizers(reader, rate)],
             weights.step if weights.phase == phase.name else 0,
         )
-        if self.device == "cpu":
+        if self.device == "cpu" and phase.patch > 1:  # all pairs of 9,216 tokens do not fit
             store_attention(transformer.blocks)
-        else:
+        if self.device == "cuda":
             for block in transformer.blocks:
                 block.compile()
         pool = read_pool(self.folder / "latents").to(self.device)
+        parts = cycle(range(phase.parts))
 
         def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
+            part = next(parts)
             if rng.random() >= phase.sparse:
-                return flow.loss(pool, rng)
+                return flow.loss(pool, rng, part)
             with vidsparse.sparsify(transformer, vidsparse.Radial(self.plan.density)):
-                return flow.loss(pool, rng)
+                return flow.loss(pool, rng, part)
 
         def at_save() -> dict[str, float]:
             nonlocal pool
             pool = read_pool(self.folder / "latents").to(self.device)
             self._keep(stage, phase)
-            return {"pool": len(pool), **flow.examine(self.held_out)}
+            return {"pool": len(pool), **flow.examine(self.held_out.some(phase.asked))}
 
-        seconds = phase.seconds, until, SAVE_SECONDS[self.device]
-        stage.run(loss_of, phase.steps, phase.rate, self.log_every, *seconds, at_save)
+        stage.run(
+            loss_of,
+            phase.steps,
+            phase.rate,
+            self.log_every,
+            budget=phase.seconds,
+            until=until,
+            parts=phase.parts,
+            save_every=SAVE_SECONDS[self.device],
+            at_save=at_save,
+        )
         return self._keep(stage, phase)
 
     def _keep(self, stage: Stage, phase: Phase) -> Weights:
