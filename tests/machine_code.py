@@ -16,7 +16,7 @@ from unittest import mock
 
 import pytest
 
-PROCESSES = 2
+PROCESSES = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # each worker of pytest-xdist has its own
 
 
 def _start() -> None:
