@@ -22,8 +22,8 @@ from vidsparse_kernels.tuning import KERNELS, choose
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 VOLUMES = (64, 128)
-# Keys that a query sees from which on it pays to measure them first. Reading all keys once takes about as long as 75
-# keys of each query (H200: 4 TB/s, 600 TFLOP/s); a model of the machine code says a sixth of the walk is saved.
+# From so many keys a query on, keys are measured first. Not timed on a GPU: reading all keys once should take as long as
+# 75 keys of each query (at 4 TB/s and 600 TFLOP/s), and a model of the machine code says that a sixth is saved.
 PAYS = 2048
 
 
