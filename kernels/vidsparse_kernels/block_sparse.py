@@ -22,8 +22,8 @@ from vidsparse_kernels.tuning import KERNELS, choose
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 VOLUMES = (64, 128)
-# From so many keys a query on, keys are measured first. Not timed on a GPU: reading all keys once should take as long as
-# 75 keys of each query (at 4 TB/s and 600 TFLOP/s), and a model of the machine code says that a sixth is saved.
+# Where a query sees this many keys or more, keys are measured first. Not timed on a GPU: reading all keys once should
+# take as long as 75 keys of each query (at 4 TB/s and 600 TFLOP/s); by a model of the machine code a sixth is saved.
 PAYS = 2048
 
 

@@ -148,7 +148,7 @@ def forward_kernel(
     acc = zeros(ROWS, HEAD)
     total = tl.zeros([ROWS], tl.float32)
 
-    # With a maximum, and without. One of the two walks has no steps: loops in a branch are what Triton 3.5 fails on.
+    # With a maximum, and without: one of the two walks has no steps, since Triton 3.5 fails on loops in a branch.
     for bounded in tl.static_range(2 if BOUNDED else 1):
         wholes, tiles, valid = whole, count, 0
         if EXTRA:
