@@ -180,12 +180,18 @@ def test_candidates_compile_in_processes_of_their_own(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 
 
-def test_a_worker_that_hangs_is_ended(tmp_path: Path) -> None:
+def test_a_worker_that_hangs_is_ended_and_no_other_process(tmp_path: Path) -> None:
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    other.start()
+    before = set(multiprocessing.active_children())
     hanging = Marker(path=str(tmp_path / "a"), hangs=True)
     tuning.compile_all(tuning.Search(CPU, (hanging,), 10, short=plan.VideoGrid(1, 8, 8), workers=1))
-    for process in multiprocessing.active_children():
+    for process in set(multiprocessing.active_children()) - before:
         process.join(10)
         assert not process.is_alive()
+    assert other in before and other.is_alive()
+    other.terminate()
+    other.join()
 
 
 def test_a_case_that_raises_is_tried_again_in_a_process_of_its_own() -> None:

@@ -80,11 +80,12 @@ def compile_one(candidate: Candidate, device: torch.device, grid: VideoGrid) -> 
 
 def compile_all(search: Search) -> None:
     """Compile every candidate in processes side by side, for at most half of the time."""
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(search.workers, multiprocessing.get_context("spawn"))
     futures = [pool.submit(compile_one, one, search.device, search.short) for one in search.candidates]
     waiting = wait(futures, timeout=search.seconds / 2).not_done
     pool.shutdown(wait=not waiting, cancel_futures=True)
-    for process in multiprocessing.active_children() if waiting else []:
+    for process in set(multiprocessing.active_children()) - others if waiting else ():
         process.terminate()  # a kernel that hangs would share the device with those that are timed
 
 
