@@ -10,7 +10,7 @@ import torch
 from vidsparse.shapes.judge import score
 from vidsparse.shapes.render import LONGEST, SIZE, draw_trajectories, render, training_video
 from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, MOTIONS, Scene, SceneObject, held_out_scenes, training_scene
-from vidsparse.shapes.world import ENDLESS, FLAT
+from vidsparse.shapes.world import ENDLESS, FLAT, World
 
 
 def one(motion: str, shape: str = "circle", colour: str = "red", background: str = "gray") -> Scene:
@@ -43,6 +43,16 @@ def test_what_moves_starts_anywhere_along_its_path_and_stays_inside_across_it() 
                 assert ((counts - 37.5).abs() < 23).all(), motion
             else:
                 assert counts[0] == counts[-1] == 0, motion
+
+
+@pytest.mark.parametrize("world, fastest", [(FLAT, 4.0), (ENDLESS, 2.7)])
+def test_what_bounces_does_so_at_the_pace_of_its_world(world: World, fastest: float) -> None:
+    for seed in range(40):
+        path = draw_trajectories(one("bouncing"), random.Random(seed), world=world)[0]
+        height = path.centres("bouncing", 4 * world.bounce)[:, 1]
+        steps = ((height[1:] - height[:-1]) + SIZE / 2) % SIZE - SIZE / 2
+        assert 1.5 < steps.abs().max() <= fastest
+        torch.testing.assert_close(height[: -world.bounce], height[world.bounce :], rtol=0, atol=1e-3)
 
 
 def test_two_objects_stay_apart_for_ever() -> None:

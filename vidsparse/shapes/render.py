@@ -12,7 +12,7 @@ from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, Scene, SceneObject, tra
 from vidsparse.shapes.world import FLAT, LIGHT, World, towards_light
 
 SIZE = 64  # pixels: the height and width in which radii and speeds are written
-BOUNCE_PERIOD = 16  # frames from one touch of the ground to the next
+BOUNCE_HEIGHT = 16  # pixels at a speed of 1
 LONGEST = 1024  # frames for which two objects of an endless world are known to stay apart
 SHADOW_REACH, SHADOW_BLUR = 0.35, 1.4  # in radii, how far a shadow lies beside its object; in pixels, its softness
 RIM = 1.6  # pixels from the outline at which the light on the rim has faded to 1 / e
@@ -22,7 +22,8 @@ RIM = 1.6  # pixels from the outline at which the light on the rim has faded to 
 class Trajectory:
     """Where one object is: centre in pixels of a 64x64 frame at frame 0, radius in pixels, speed in pixels per frame.
 
-    For a bouncing object `y` is the height at which it touches the ground and `phase` the part of a bounce at frame 0.
+    For a bouncing object `y` is the height at which it touches the ground, `phase` the part of a bounce at frame 0,
+    `bounce` its frames.
     """
 
     x: float
@@ -30,6 +31,7 @@ class Trajectory:
     radius: float
     speed: float
     phase: float = 0.0
+    bounce: int = 16
 
     def centres(self, motion: str, frames: int) -> torch.Tensor:
         """Centre of every frame, float32 [frames, 2] as (x, y), modulo the frame size."""
@@ -37,8 +39,8 @@ class Trajectory:
         dx, dy = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}.get(motion, (0, 0))
         x, y = self.x + dx * self.speed * time, self.y + dy * self.speed * time
         if motion == "bouncing":
-            fall = (time / BOUNCE_PERIOD + self.phase) % 1.0
-            y = y - 4 * fall * (1 - fall) * self.speed * BOUNCE_PERIOD
+            fall = (time / self.bounce + self.phase) % 1.0
+            y = y - 4 * fall * (1 - fall) * self.speed * BOUNCE_HEIGHT
         return torch.stack((x, y), dim=-1) % SIZE
 
 
@@ -59,7 +61,8 @@ def draw_trajectories(
     span = min(frames, world.inside) - 1
     for _ in range(1000):
         shared = rng.uniform(0.8, 1.0) if not world.inside else 0.0
-        paths = [_start(o, rng.uniform(*world.radii[len(scene.objects) - 1]), rng, shared, span) for o in scene.objects]
+        radii = world.radii[len(scene.objects) - 1]
+        paths = [_start(o, rng.uniform(*radii), rng, shared, span, world.bounce) for o in scene.objects]
         if len(paths) == 1:
             return tuple(paths)
         a, b = (
@@ -71,7 +74,7 @@ def draw_trajectories(
     raise RuntimeError(f"no free paths for {scene.caption!r} in {frames} frames")
 
 
-def _start(o: SceneObject, radius: float, rng: random.Random, shared: float, span: int) -> Trajectory:
+def _start(o: SceneObject, radius: float, rng: random.Random, shared: float, span: int, bounce: int) -> Trajectory:
     """Draw an object's start: inside for `span` frames, or anywhere along its path at the `shared` speed."""
     low, high = 1.45 * radius, SIZE - 1.45 * radius
     x, y = rng.uniform(low, high), rng.uniform(low, high)
@@ -85,8 +88,8 @@ def _start(o: SceneObject, radius: float, rng: random.Random, shared: float, spa
         y = rng.uniform(low + reach, high) if o.motion == "up" else rng.uniform(low, high - reach)
         y = rng.uniform(0, SIZE) if shared else y
     elif o.motion == "bouncing":
-        y = rng.uniform(low + speed * BOUNCE_PERIOD, high)
-    return Trajectory(x, y, radius, speed, phase)
+        y = rng.uniform(low + speed * BOUNCE_HEIGHT, high)
+    return Trajectory(x, y, radius, speed, phase, bounce)
 
 
 def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: float | torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from vidsparse.shapes.render import BOUNCE_PERIOD, SIZE, signed_distance
+from vidsparse.shapes.render import SIZE, signed_distance
 from vidsparse.shapes.scene import SHAPES
 
 UNKNOWN = "unknown"
@@ -21,6 +21,8 @@ LAG = 4  # frames over which a velocity, and a mask, is measured
 AGREE = 0.8  # part of the clip that must show the same shape, or the same velocity
 STEADY = 2.0  # pixels: how far an object that stands still may seem to stray
 MASK = 21  # pixels from an object's centre to the border of its mask
+# Frames of a bounce: those of FLAT and of ENDLESS, and an eighth more or less.
+BOUNCE = (torch.tensor([16.0, 24.0])[:, None] * torch.arange(0.875, 1.125, 0.0125)).flatten()
 BLURS = 0.3, 1.3, 2.6  # standard deviations, in pixels, of the blur that a small autoencoder leaves
 # Drawn videos blurred to 22 dB reach 0.88 and, in 95 % of their masks, a margin of 0.018; at 28 dB the margin is 0.044.
 SHAPE_IOU, SHAPE_MARGIN = 0.8, 0.02
@@ -117,9 +119,10 @@ def _name_motion(centres: torch.Tensor, frame: torch.Tensor) -> str:
 
 def _bounces(y: torch.Tensor, frame: torch.Tensor) -> bool:
     """Whether heights y [seen] follow parabolas of about the period and the height that are drawn."""
-    if frame[-1] - frame[0] < BOUNCE_PERIOD:
+    longest = 1.125 * (frame[-1] - frame[0])
+    period = BOUNCE[BOUNCE.le(longest), None, None]
+    if not len(period):
         return False  # less than one bounce cannot be told from a throw
-    period = torch.arange(0.875, 1.125, 0.0125)[:, None, None] * BOUNCE_PERIOD
     phase = torch.arange(0, 1, 1 / 32)[:, None]
     fall = (frame / period + phase) % 1.0
     curve = -4 * fall * (1 - fall)  # [periods, phases, frames]

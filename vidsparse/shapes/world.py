@@ -19,6 +19,7 @@ class World:
         radii: smallest and largest radius of an object that is alone, and of each of two.
         inside: frames that a moving object stays inside the frame. With 0 the motion is endless: it starts anywhere
             along its path, and a clip of any length is a window into it.
+        bounce: frames from one touch of the ground to the next.
         shading: how much an object brightens towards the light, as a part of its colour; 0 is flat.
         bevel: how much its rim does.
         shadow: how much an object darkens the ground beside it, 0 to 1.
@@ -29,6 +30,7 @@ class World:
     frames: int
     radii: tuple[tuple[float, float], tuple[float, float]]
     inside: int = 0
+    bounce: int = 16
     shading: float = 0.0
     bevel: float = 0.0
     shadow: float = 0.0
@@ -36,7 +38,8 @@ class World:
 
 
 FLAT = World(64, 33, ((8.5, 11.0), (7.0, 8.5)), inside=33)
-ENDLESS = World(128, 33, ((10.0, 13.0), (8.0, 9.5)), shading=0.12, bevel=0.25, shadow=0.4, glow=14.0)
+# A bounce of 16 frames would reach 8 pixels a frame, which the autoencoder blurs.
+ENDLESS = World(128, 33, ((10.0, 13.0), (8.0, 9.5)), bounce=24, shading=0.12, bevel=0.25, shadow=0.4, glow=14.0)
 
 
 def towards_light(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
