@@ -24,18 +24,19 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from vidsparse_kernels.available import gluon_lacks
-from vidsparse_kernels.backward import ROW_TERMS, row_terms_kernel
-from vidsparse_kernels.forward import forward_kernel
-from vidsparse_kernels.key_gradient import ADD_SLOTS, add_slots_kernel, key_gradient_kernel
-from vidsparse_kernels.launch import HEADS, SIZES, step_box
-from vidsparse_kernels.query_gradient import query_gradient_kernel
-from vidsparse_kernels.tuning import GLUON_CANDIDATES, SHARED_MEMORY, TABLE, Config, GluonConfig, family
+from vidsparse_kernels.gpu.backward import ROW_TERMS, row_terms_kernel
+from vidsparse_kernels.gpu.configs import GLUON_CANDIDATES, SHARED_MEMORY, TABLE, Config, GluonConfig, family
+from vidsparse_kernels.gpu.forward import forward_kernel
+from vidsparse_kernels.gpu.key_gradient import ADD_SLOTS, add_slots_kernel, key_gradient_kernel
+from vidsparse_kernels.gpu.launch import SIZES, step_box
+from vidsparse_kernels.gpu.primitives import HEADS
+from vidsparse_kernels.gpu.query_gradient import query_gradient_kernel
 
 if gluon_lacks() is None:
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    from vidsparse_kernels.gluon_kernel import gluon_forward_kernel
+    from vidsparse_kernels.gpu.gluon.kernel import gluon_forward_kernel
 
 CHIPS = {80: (80,), 89: (89, 120), 90: (90,), 100: (100,)}
 UNITS = {80: "mma.sync", 89: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}

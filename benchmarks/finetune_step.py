@@ -22,8 +22,8 @@ from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 import vidsparse
+from vidsparse.atomic import replacing
 from vidsparse.finetune.objective import Example, flow_loss
-from vidsparse.replacing import replacing
 from vidsparse.shapes import model
 
 RESULTS = Path(__file__).parent / "results"

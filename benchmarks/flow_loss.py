@@ -19,7 +19,7 @@ from subject import add_attention_options, add_model_options, build_attention, l
 
 import vidsparse
 from vidsparse.finetune import Bucket, drawn_clips
-from vidsparse.finetune.cache import Encoded, encode
+from vidsparse.finetune.data.cache import Encoded, encode
 from vidsparse.finetune.noise import by_noise
 from vidsparse.finetune.objective import Example, flow_loss
 from vidsparse.shapes import model

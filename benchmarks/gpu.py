@@ -22,7 +22,7 @@ import torch
 from on_gpu import inside, launches, machine, plan, selection, small, speed
 from on_gpu.saved import Results
 
-from vidsparse.replacing import replacing
+from vidsparse.atomic import replacing
 
 
 def run(planned: plan.Plan, out: Path) -> Results:

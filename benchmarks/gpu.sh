@@ -29,7 +29,7 @@ if [ "$mode" = first ]; then
   many=$(timeout 15 "$python" -c 'import xdist; print("-n 10")' 2>/dev/null)
   # shellcheck disable=SC2086
   part tests 150 "$python" -m pytest -q $many -p no:cacheprovider -W default --color=no \
-    tests/test_triton*.py tests/test_select.py tests/test_tuning.py
+    tests/kernels/gpu/test_{forward_backward,operator,bound,lists,configs}.py tests/kernels/selection
 else
   part again 150 "$python" benchmarks/gpu.py --quick --out "$out" ${tune:+--launches "$tune"}
   for kernel in forward_kernel query_gradient_kernel key_gradient_kernel; do

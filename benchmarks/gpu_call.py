@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from on_gpu import large, launches, plan, small
 
-from vidsparse import profile
+from vidsparse import bench
 
 CASES = {str(case): case for case in plan.small_cases()}
 
@@ -44,7 +44,7 @@ def main() -> None:
             sys.exit(share > 1)
         grid = plan.GRIDS[arguments.problem]
         block_map = plan.clustered_map(grid, plan.TILES[arguments.tile], arguments.density).to(device)
-        tensors = profile.inputs(grid.tokens, arguments.heads, arguments.head_dim, torch.bfloat16, device)
+        tensors = bench.inputs(grid.tokens, arguments.heads, arguments.head_dim, torch.bfloat16, device)
         off = large.error(tensors, torch.randn_like(tensors[0]), block_map)
     print(f"relative error {off:.3g}, allowed {large.ALLOWED}")
     sys.exit(off > large.ALLOWED)

@@ -21,9 +21,9 @@ from cycle_model.hopper import programs
 from cycle_model.machine_code import disassemble, main_loop
 from cycle_model.simulate import simulate
 
-from vidsparse.replacing import replacing
-from vidsparse_kernels.launch import HEADS
-from vidsparse_kernels.tuning import KERNELS, TABLE, Config, GluonConfig
+from vidsparse.atomic import replacing
+from vidsparse_kernels.gpu.configs import KERNELS, TABLE, Config, GluonConfig
+from vidsparse_kernels.gpu.primitives import HEADS
 
 CHIP, ITEMSIZE = 90, 2
 PRODUCTS = {"forward": 2, "query_gradient": 3, "key_gradient": 4}  # of queries x keys x head_dim in a step

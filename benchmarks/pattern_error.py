@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from vidsparse import Pattern, Radial, RadialRaster, SlidingTile, VideoGrid, sparse_attention
+from vidsparse.runtime.adapter import Attend
+from vidsparse.runtime.registry import adapter_for
 from vidsparse.shapes import model
 from vidsparse.shapes.scene import held_out_scenes
-from vidsparse_pipelines import adapter_for
-from vidsparse_pipelines.base import Attend
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -24,7 +24,7 @@ from vidsparse import (
     VideoGrid,
     head_groups,
 )
-from vidsparse.profile import inputs, seconds
+from vidsparse.bench import inputs, seconds
 
 RESULTS = Path(__file__).parent / "results"
 GRIDS = {"shapes, 129 frames": (VideoGrid(33, 16, 16), 3, 64), "Wan 480p, 81 frames": (VideoGrid(21, 30, 52), 2, 128)}

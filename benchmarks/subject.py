@@ -10,8 +10,8 @@ import torch
 
 import vidsparse
 from vidsparse.cli.patterns import CORRECTIONS, build_correction, build_pattern
-from vidsparse.positions import KINDS
-from vidsparse.sampler import KINDS as SAMPLERS
+from vidsparse.generation.positions import KINDS
+from vidsparse.generation.scheduler import KINDS as SAMPLERS
 from vidsparse.shapes import model
 
 

@@ -87,7 +87,7 @@ def large_steps() -> Iterator[None]:
     if torch.cuda.is_available():
         yield
         return
-    from vidsparse_kernels.tuning import KERNELS, Config, trying
+    from vidsparse_kernels.gpu.configs import KERNELS, Config, trying
 
     with ExitStack() as tried:
         for kernel in KERNELS:

@@ -208,8 +208,8 @@ def test_scores_in_small_pieces_give_the_same_result(monkeypatch: pytest.MonkeyP
         return sparse_attention(q, k, v, another, extra_valid=case.valid, impl="cpu", return_lse=True)
 
     whole = run(attention, tensors, torch.float32)
-    monkeypatch.setattr("vidsparse_kernels.rows.ROWS", 32)
-    monkeypatch.setattr("vidsparse_kernels.rows.KEYS", 40)
+    monkeypatch.setattr("vidsparse_kernels.cpu.rows.ROWS", 32)
+    monkeypatch.setattr("vidsparse_kernels.cpu.rows.KEYS", 40)
     pieces = run(attention, tensors, torch.float32)
     for name, expected in whole.items():
         torch.testing.assert_close(

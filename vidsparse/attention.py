@@ -9,8 +9,10 @@ from weakref import WeakKeyDictionary
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse_kernels import cpu, reference, rows
+from vidsparse_kernels import reference
 from vidsparse_kernels.available import triton_lacks
+from vidsparse_kernels.cpu import rows
+from vidsparse_kernels.cpu.attention import attention as cpu_attention
 
 KEPT = 8  # products of one map on a CPU: of several samples, and of texts of other lengths
 _products = WeakKeyDictionary[BlockMap, dict[tuple[int, int | None], rows.Products]]()
@@ -55,10 +57,10 @@ def choose_impl(impl: str, query: torch.Tensor, block_map: BlockMap) -> Choice:
         return Choice("cpu")
     reason = triton_lacks(query.device)
     if reason is None:
-        from vidsparse_kernels import block_sparse, trial
+        from vidsparse_kernels.gpu import operator, trial
 
-        layout, bounded = block_map.layout, block_sparse.measures_keys(query, block_map.indices, block_map.layout)
-        reason = block_sparse.unsupported(query, block_map.query_tile, block_map.key_tile)
+        layout, bounded = block_map.layout, operator.measures_keys(query, block_map.indices, block_map.layout)
+        reason = operator.unsupported(query, block_map.query_tile, block_map.key_tile)
         reason = reason or trial.found_wrong(query, layout, bounded)
     return Choice("triton") if reason is None else Choice("flex", f"impl 'triton' {reason}")
 
@@ -122,14 +124,14 @@ def sparse_attention(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     chosen = choose_impl(impl, query, block_map).impl
     if chosen == "triton":
-        from vidsparse_kernels import block_sparse
+        from vidsparse_kernels.gpu import operator
 
         lists = _on(block_map, query.device).lists
-        out, lse = block_sparse.attention(query, key, value, lists, extra_valid, scale)
+        out, lse = operator.attention(query, key, value, lists, extra_valid, scale)
     elif chosen == "cpu":
         valid = [None] * len(query) if extra_valid is None else extra_valid.tolist()
         products = [_products_of(block_map, b % len(block_map.counts), count) for b, count in enumerate(valid)]
-        out, lse = cpu.attention(query, key, value, products, scale, return_lse)
+        out, lse = cpu_attention(query, key, value, products, scale, return_lse)
     elif chosen == "flex":
         out, lse = _flex(query, key, value, block_map, extra_valid, scale)
     else:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 
 from vidsparse.grid import Tile, VideoGrid
+from vidsparse_kernels.layout import TileLayout, tile_of_token
 from vidsparse_kernels.reference import token_mask
-from vidsparse_kernels.tiles import TileLayout, tile_of_token
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-    from vidsparse_kernels.lists import MapLists
+    from vidsparse_kernels.gpu.lists import MapLists
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,7 @@ class BlockMap:
     def lists(self) -> MapLists:
         """What Triton's kernels walk; what they prepare is kept with the map."""
         if not self._lists:
-            from vidsparse_kernels.lists import MapLists  # Triton may be missing
+            from vidsparse_kernels.gpu.lists import MapLists  # Triton may be missing
 
             self._lists.append(MapLists(self.counts.contiguous(), self.indices.contiguous(), self.layout))
         return self._lists[0]

@@ -15,10 +15,10 @@ from torch.profiler import ProfilerActivity
 
 from on_gpu.plan import Plan, Problem, clustered_map
 from on_gpu.speed import by_kernels
-from vidsparse import profile
+from vidsparse import bench
+from vidsparse.bench import inputs
 from vidsparse.block_map import BlockMap
 from vidsparse.grid import VideoGrid
-from vidsparse.profile import inputs
 
 # What the name of a kernel says of it, by its beginning; the rest prepares lists and output.
 PARTS = {
@@ -117,6 +117,6 @@ def replay(plan: Plan, problem: Problem, volume: int, density: float = DENSITY) 
             out = attention(*tensors)
         graph.replay()
         same = torch.equal(out, expected)
-        call = profile.seconds(lambda: attention(*tensors), plan.device)
-    again = profile.seconds(graph.replay, plan.device)
+        call = bench.seconds(lambda: attention(*tensors), plan.device)
+    again = bench.seconds(graph.replay, plan.device)
     return {"call_ms": round(1000 * call, 3), "replay_ms": round(1000 * again, 3), "same_bits": same}

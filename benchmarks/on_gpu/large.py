@@ -8,7 +8,7 @@ import torch
 
 from vidsparse.attention import sparse_attention
 from vidsparse.block_map import BlockMap
-from vidsparse_kernels.tiles import tile_tokens
+from vidsparse_kernels.layout import tile_tokens
 
 ALLOWED = 0.01
 

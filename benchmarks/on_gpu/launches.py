@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from vidsparse_kernels import launch as chips
 from vidsparse_kernels.available import gluon_lacks
-from vidsparse_kernels.tuning import GLUON, KERNELS, TABLE, Config, GluonConfig, Kernel, family
+from vidsparse_kernels.gpu import launch as chips
+from vidsparse_kernels.gpu.configs import GLUON, KERNELS, TABLE, Config, GluonConfig, Kernel, family
 
 ITEMSIZE = 2
 

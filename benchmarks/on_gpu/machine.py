@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import triton
 
-from vidsparse import profile
+from vidsparse import bench
 
 CLOCKS = ("timestamp", "clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "utilization.gpu")
 IN_CACHE = 2**24  # bytes: two of them fit the second-level cache of a large GPU
@@ -43,9 +43,9 @@ def ceilings(device: torch.device, product: int, copied: int) -> dict[str, float
     a, b = (torch.randn(product, product, device=device, dtype=torch.bfloat16) for _ in range(2))
     source = torch.randint(256, (copied,), device=device, dtype=torch.uint8)
     target, short = torch.empty_like(source), min(copied, IN_CACHE)
-    took = profile.seconds(lambda: a @ b, device, 0.1)
-    copy = profile.seconds(lambda: target.copy_(source), device, 0.05)
-    cached = profile.seconds(lambda: target[:short].copy_(source[:short]), device, 0.05)
+    took = bench.seconds(lambda: a @ b, device, 0.1)
+    copy = bench.seconds(lambda: target.copy_(source), device, 0.05)
+    cached = bench.seconds(lambda: target[:short].copy_(source[:short]), device, 0.05)
     figures = {"product_tflops": 2 * product**3 / took / 1e12, "copy_tbs": 2 * copied / copy / 1e12}
     return {k: float(f"{v:.4g}") for k, v in (figures | {"cached_copy_tbs": 2 * short / cached / 1e12}).items()}
 

@@ -14,7 +14,8 @@ from on_gpu.launches import Replacement
 from vidsparse.block_map import BlockMap
 from vidsparse.grid import Tile, VideoGrid
 from vidsparse.patterns import Radial
-from vidsparse_kernels.select import Rule, select_tiles
+from vidsparse_kernels.selection.rule import Rule
+from vidsparse_kernels.selection.select import select_tiles
 
 GRIDS = {"115k": VideoGrid(30, 48, 80), "75k": VideoGrid(21, 45, 80)}
 TILES: dict[int, Tile] = {128: (2, 8, 8), 64: (1, 8, 8)}

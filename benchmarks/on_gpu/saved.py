@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vidsparse.replacing import replacing
+from vidsparse.atomic import replacing
 
 
 class Results(dict[str, Any]):

@@ -11,7 +11,7 @@ import torch
 
 from on_gpu import large
 from on_gpu.plan import Plan, Problem, maps
-from vidsparse import profile
+from vidsparse import bench
 from vidsparse.attention import sparse_attention
 from vidsparse.block_map import BlockMap
 
@@ -60,11 +60,11 @@ def passes(attention: Callable[..., torch.Tensor], tensors: list[torch.Tensor]) 
     """Seconds of the forward and of the backward pass."""
     device = tensors[0].device
     with torch.no_grad():
-        forward = profile.seconds(lambda: attention(*tensors), device, ONCE)
+        forward = bench.seconds(lambda: attention(*tensors), device, ONCE)
     leaves = [x.detach().requires_grad_() for x in tensors]
     out = attention(*leaves)
     grad_out = torch.randn_like(out)
-    return forward, profile.seconds(lambda: torch.autograd.grad(out, leaves, grad_out, retain_graph=True), device, ONCE)
+    return forward, bench.seconds(lambda: torch.autograd.grad(out, leaves, grad_out, retain_graph=True), device, ONCE)
 
 
 def by_kernels(block_map: BlockMap) -> Callable[..., torch.Tensor]:
@@ -80,7 +80,7 @@ def dense_passes(tensors: list[torch.Tensor]) -> Dense:
     """The fastest of PyTorch's backends, pass by pass."""
     heads_first = [x.transpose(1, 2) for x in tensors]
     found: dict[str, tuple[float, float]] = {}
-    for name, attention in profile.dense_attention(tensors[0].device).items():
+    for name, attention in bench.dense_attention(tensors[0].device).items():
         try:
             found[name] = passes(attention, heads_first)
         except torch.AcceleratorError:
@@ -107,7 +107,7 @@ def flex_passes(tensors: list[torch.Tensor], block_map: BlockMap) -> tuple[float
 
 def measure(plan: Plan, problem: Problem, wrong: set[int]) -> Iterator[Measurement]:
     """All maps of one problem; tiles whose volume is in `wrong` get no time."""
-    tensors = profile.inputs(problem.grid.tokens, problem.heads, problem.head_dim, torch.bfloat16, plan.device)
+    tensors = bench.inputs(problem.grid.tokens, problem.heads, problem.head_dim, torch.bfloat16, plan.device)
     grad_out = torch.randn_like(tensors[0])
     before: tuple[int, str] | None = None
     for volume, kind, block_map in maps(plan, problem):

@@ -16,10 +16,10 @@ from on_gpu import speed
 from on_gpu.launches import Launch
 from on_gpu.plan import GRIDS, TILES, clustered_map
 from on_gpu.saved import Results
-from vidsparse import profile
+from vidsparse import bench
 from vidsparse.block_map import BlockMap
 from vidsparse.grid import VideoGrid
-from vidsparse_kernels.tuning import Kernel
+from vidsparse_kernels.gpu.configs import Kernel
 
 DENSITY = 0.2
 SHORT = VideoGrid(5, 13, 80)  # with the ragged edges of the long one, so that it compiles the same code
@@ -68,7 +68,7 @@ def compile_one(candidate: Candidate, device: torch.device, grid: VideoGrid) -> 
     try:
         with candidate.active(device):
             block_map = clustered_map(grid, TILES[candidate.held], DENSITY).to(device)
-            tensors = profile.inputs(grid.tokens, 2, candidate.head_dim, torch.bfloat16, device)
+            tensors = bench.inputs(grid.tokens, 2, candidate.head_dim, torch.bfloat16, device)
             leaves = [x.requires_grad_(candidate.kernel != "forward") for x in tensors]
             out = speed.by_kernels(block_map)(*leaves)
             if out.requires_grad:
@@ -101,7 +101,7 @@ class Call:
     @classmethod
     def of(cls, search: Search, head_dim: int, held: int) -> Call:
         torch.manual_seed(0)
-        tensors = profile.inputs(search.grid.tokens, search.heads, head_dim, torch.bfloat16, search.device)
+        tensors = bench.inputs(search.grid.tokens, search.heads, head_dim, torch.bfloat16, search.device)
         block_map = clustered_map(search.grid, TILES[held], DENSITY).to(search.device)
         return cls(tensors, torch.randn_like(tensors[0]), block_map, speed.dense_passes(tensors))
 

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from vidsparse_kernels.threads import divide
-from vidsparse_pipelines.base import Attend, Output
+from vidsparse.runtime.adapter import Attend, Output
+from vidsparse_kernels.cpu.threads import divide
 from vidsparse_pipelines.wan import WanSparseProcessor
 
 ROWS = 384  # queries of one product: their scores stay in the cache of one core

@@ -10,7 +10,7 @@ import torch
 def triton_lacks(device: torch.device) -> str | None:
     """What Triton's kernels miss on this device, in words that complete "impl='triton' ..."; None if they run."""
     try:
-        from vidsparse_kernels.launch import unsupported_device
+        from vidsparse_kernels.gpu.device import unsupported_device
     except ImportError as error:
         return f"needs Triton, which is not here ({error})"
     return unsupported_device(device)
@@ -27,7 +27,7 @@ def gluon_lacks() -> str | None:
             return f"needs Triton 3.6 or newer, not {found}"
         if triton.knobs.runtime.interpret:
             return "does not run in Triton's interpreter: unset TRITON_INTERPRET"
-        from vidsparse_kernels import gluon_forward  # noqa: F401
+        from vidsparse_kernels.gpu.gluon import forward  # noqa: F401
     except (ImportError, AttributeError) as error:
         return f"needs a Triton with the Gluon of 3.6 to 3.9 ({error})"
     return None

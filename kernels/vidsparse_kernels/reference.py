@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vidsparse_kernels.tiles import TileLayout, tile_of_token
+from vidsparse_kernels.layout import TileLayout, tile_of_token
 
 
 def token_mask(kept: torch.Tensor, layout: TileLayout, extra_valid: torch.Tensor | None = None) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb_allegro
 
 from vidsparse.grid import VideoGrid
-from vidsparse_pipelines.base import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor, text_mask
+from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor, text_mask
 
 
 class AllegroAdapter(Adapter):

@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import FusedCogVideoXAttnProcessor2_0
 from diffusers.models.embeddings import apply_rotary_emb
 
 from vidsparse.grid import VideoGrid
-from vidsparse_pipelines.base import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor
+from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor
 
 
 class CogVideoXAdapter(Adapter):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vidsparse_pipelines.base import Noise
+from vidsparse.runtime.adapter import Noise
 from vidsparse_pipelines.hunyuan_video import HunyuanVideoAdapter
 
 # Latents of the history -> the convolution of `clean_x_embedder` that makes tokens of them, and whether it pads them.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vidsparse_pipelines.base import TEXT_TOKENS, Noise, text_mask
+from vidsparse.runtime.adapter import TEXT_TOKENS, Noise, text_mask
 from vidsparse_pipelines.hunyuan_video import HunyuanVideoAdapter
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse_pipelines.base import TEXT_TOKENS, Attend, Noise, SparseLayer, text_mask
+from vidsparse.runtime.adapter import TEXT_TOKENS, Attend, Noise, SparseLayer, text_mask
 from vidsparse_pipelines.cosmos import rotate_halves
 from vidsparse_pipelines.ltx import LTXAdapter, LTXSparseProcessor
 from vidsparse_pipelines.wan import rotate_pairs

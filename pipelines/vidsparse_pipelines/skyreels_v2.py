@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse_pipelines.base import Noise
+from vidsparse.runtime.adapter import Noise
 from vidsparse_pipelines.wan import WanAdapter
 
 CONDITION = 100  # the most noise, of 1000, of a frame that is given; pipelines warn above 60

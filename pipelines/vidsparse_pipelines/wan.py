@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse_pipelines.base import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor
+from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor
 
 IMAGE_TOKENS, LAST_TOKENS_ARE_TEXT = 5, 512
 
@@ -20,6 +20,7 @@ class WanAdapter(Adapter):
     family = "Wan 2.1, 2.2"
     tasks = "text, image, first and last frame to video; both experts"
     layout = "video only; text and image by cross-attention"
+    gated = True
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         return {f"blocks.{i}.attn1": block.attn1 for i, block in enumerate(transformer.blocks)}  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vidsparse_pipelines.base import Noise
+from vidsparse.runtime.adapter import Noise
 from vidsparse_pipelines.wan import WanAdapter
 
 

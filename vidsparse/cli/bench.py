@@ -44,7 +44,7 @@ def bench(
     chosen = build_pattern(pattern, density, settings)
     import torch
 
-    from vidsparse import BlockMap, Context, profile
+    from vidsparse import BlockMap, Context, bench
 
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if tune and on.type != "cuda":
@@ -54,11 +54,11 @@ def bench(
     block_map = chosen.plan(grid, Context(heads=heads))
     if not isinstance(block_map, BlockMap):
         raise ValueError(f"{chosen!r} has tiles of several shapes; bench times one map")
-    tensors = profile.inputs(grid.tokens, heads, head_dim or family.head_dim, getattr(torch, dtype), on)
+    tensors = bench.inputs(grid.tokens, heads, head_dim or family.head_dim, getattr(torch, dtype), on)
     if tune:
         return _tune(tensors, block_map)
     with live_console().status("measuring"):
-        timing = profile.time_attention(tensors, block_map, impl)
+        timing = bench.time_attention(tensors, block_map, impl)
     result = asdict(timing) | {"speedup": timing.speedup, "R": timing.ratio, "tokens": grid.tokens}
     if as_json:
         print(json.dumps(result))
@@ -70,13 +70,13 @@ def bench(
 
 
 def _tune(tensors: list[torch.Tensor], block_map: BlockMap) -> None:
-    """Print the fastest launch of each kernel, as a row of `vidsparse_kernels.tuning.TABLE`."""
-    from vidsparse import profile
+    """Print the fastest launch of each kernel, as a row of `vidsparse_kernels.gpu.configs.TABLE`."""
+    from vidsparse import bench
 
     for kernel in ("forward", "query_gradient", "key_gradient"):
         tile = block_map.key_tile if kernel == "key_gradient" else block_map.query_tile
         with live_console().status(f"trying launches of {kernel}"):
-            times = sorted(profile.tune(tensors, block_map, kernel), key=lambda found: found[1])
+            times = sorted(bench.tune(tensors, block_map, kernel), key=lambda found: found[1])
         for config, seconds in times[:3]:
             print(f"# {config}: {seconds * 1000:.3f} ms")
-        print(f"{profile.row(kernel, tensors[0], tile)}: {times[0][0] if times else None}", flush=True)
+        print(f"{bench.row(kernel, tensors[0], tile)}: {times[0][0] if times else None}", flush=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from vidsparse.replacing import replacing
+from vidsparse.atomic import replacing
 
 
 def check_output(path: Path | None, suffix: str | None = None) -> None:

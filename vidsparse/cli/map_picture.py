@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidsparse.replacing import replacing
+from vidsparse.atomic import replacing
 
 if TYPE_CHECKING:
     import torch

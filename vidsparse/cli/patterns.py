@@ -86,9 +86,9 @@ def build_pattern(name: str, density: float | None = None, settings: list[str] |
 
 
 def _from_file(path: str) -> Pattern:
-    """What `vidsparse.written.to_data` gave, as JSON."""
+    """What `vidsparse.serialize.to_data` gave, as JSON."""
     import vidsparse
-    from vidsparse.written import from_data
+    from vidsparse.serialize import from_data
 
     try:
         pattern = from_data(json.loads(Path(path).read_text(encoding="utf-8")))

@@ -115,7 +115,7 @@ class Request:
             OSError: no such LoRA.
             ValueError: its file is no LoRA, or of a later vidsparse.
         """
-        from vidsparse.lora import read_recipe
+        from vidsparse.lora.files import read_recipe
 
         return {name: read_recipe(name) for name in self.lora or []}
 

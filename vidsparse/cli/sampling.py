@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidsparse.cli.messages import live_console, note
-from vidsparse.sampler import build_scheduler, check_sampler, seed_steps
+from vidsparse.generation.scheduler import build_scheduler, check_sampler, seed_steps
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ def load_pipeline(request: Request) -> Any:
     check_sampler(request.sampler, request.flow_shift)
     import torch
 
-    from vidsparse.positions import KINDS
+    from vidsparse.generation.positions import KINDS
 
     if request.positions not in (None, *KINDS):
         raise ValueError(f"positions {request.positions!r} is unknown; choose one of {', '.join(KINDS)}")

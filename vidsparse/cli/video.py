@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from vidsparse.replacing import replacing
+from vidsparse.atomic import replacing
 
 if TYPE_CHECKING:
     import numpy as np

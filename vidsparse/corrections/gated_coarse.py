@@ -8,7 +8,7 @@ import torch
 
 from vidsparse.corrections.base import Correction, SparseCall
 from vidsparse.corrections.pooled_complement import differentiable_means
-from vidsparse_kernels.tiles import tile_of_token
+from vidsparse_kernels.layout import tile_of_token
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from vidsparse.attention import merge
 from vidsparse.corrections.base import Correction, SparseCall
 from vidsparse.grid import Tile, check_tile
-from vidsparse_kernels.pooling import tile_means
-from vidsparse_kernels.tiles import Triple, tile_of_token
+from vidsparse_kernels.layout import Triple, tile_of_token
+from vidsparse_kernels.selection.pooling import tile_means
 
 SCORES = 1 << 24  # computed at a time: 64 MiB in float32
 

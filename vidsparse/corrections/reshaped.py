@@ -10,8 +10,8 @@ import torch
 from vidsparse.block_map import BlockMap
 from vidsparse.corrections.base import Correction, SparseCall
 from vidsparse.grid import Tile, VideoGrid
-from vidsparse_kernels.pooling import tile_means
-from vidsparse_kernels.tiles import tile_of_token
+from vidsparse_kernels.layout import tile_of_token
+from vidsparse_kernels.selection.pooling import tile_means
 
 Residual = Literal["none", "tile", "full"]
 

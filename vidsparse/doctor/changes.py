@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vidsparse_pipelines import adapter_for
+from vidsparse.runtime.registry import adapter_for
 
 CPU = torch.device("cpu")
 

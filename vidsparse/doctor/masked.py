@@ -13,7 +13,7 @@ from torch.nn import functional
 from vidsparse.block_map import BlockMap
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Pattern
-from vidsparse_pipelines import adapter_for
+from vidsparse.runtime.registry import adapter_for
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import diffusers
 from diffusers.configuration_utils import ConfigMixin
 
 import vidsparse_pipelines
-from vidsparse_pipelines import served
+from vidsparse.runtime.registry import served
 
 FILE = "config.json"
 NAMES = ("transformer", "transformer_2")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vidsparse.doctor import Result
-from vidsparse_pipelines import adapter_named
+from vidsparse.runtime.registry import adapter_named
 
 START, END = "<!-- support -->", "<!-- /support -->"
 

@@ -12,7 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from vidsparse.grid import VideoGrid
-from vidsparse_pipelines import adapter_of
+from vidsparse.runtime.registry import adapter_of
 
 View = tuple[int, int, int]
 Results = dict[str, torch.Tensor]

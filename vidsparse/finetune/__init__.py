@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from vidsparse.finetune.checks import check_pipeline
-from vidsparse.finetune.clips import Bucket, Clip, Skipped
-from vidsparse.finetune.drawn import drawn_clips
-from vidsparse.finetune.folder import folder_clips
+from vidsparse.finetune.data.clips import Bucket, Clip, Skipped
+from vidsparse.finetune.data.folder import folder_clips
+from vidsparse.finetune.data.synthetic import drawn_clips
 from vidsparse.finetune.job import finetune
 from vidsparse.finetune.settings import Settings
 

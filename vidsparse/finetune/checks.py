@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from vidsparse.finetune.clips import Bucket
-from vidsparse.finetune.encoders import check_bucket
+from vidsparse.finetune.data.clips import Bucket
+from vidsparse.finetune.data.encoders import check_bucket
 from vidsparse.finetune.noise import bounds_of, by_noise, shift_of, sparse_levels
 from vidsparse.finetune.settings import Settings
 from vidsparse.finetune.start import start_weights
-from vidsparse.run import sparsify
-from vidsparse.sampler import build_scheduler
+from vidsparse.generation.scheduler import build_scheduler
+from vidsparse.runtime.run import sparsify
 
 
 def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()) -> None:

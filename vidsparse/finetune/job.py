@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from vidsparse.finetune.cache import encode
 from vidsparse.finetune.checks import check_pipeline
-from vidsparse.finetune.clips import Clip
+from vidsparse.finetune.data.cache import encode
+from vidsparse.finetune.data.clips import Clip
 from vidsparse.finetune.samples import read_prompts
 from vidsparse.finetune.settings import Settings
 from vidsparse.finetune.train import Training, accelerator_for

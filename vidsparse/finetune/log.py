@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from vidsparse.replacing import replacing
+from vidsparse.atomic import replacing
 
 NAME = "log.jsonl"
 

@@ -16,7 +16,7 @@ import torch
 from vidsparse.finetune.noise import draw_levels, uniform_of
 
 if TYPE_CHECKING:
-    from vidsparse.finetune.cache import Encoded
+    from vidsparse.finetune.data.cache import Encoded
 
 
 @dataclass(frozen=True)

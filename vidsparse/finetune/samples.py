@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vidsparse.replacing import replacing
-from vidsparse.sampler import seed_steps
+from vidsparse.atomic import replacing
+from vidsparse.generation.scheduler import seed_steps
 
 
 class Prompt(NamedTuple):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from vidsparse.corrections import Correction, Reshaped
+from vidsparse.generation.positions import KINDS
+from vidsparse.generation.scheduler import check_sampler
 from vidsparse.patterns import Pattern
-from vidsparse.positions import KINDS
-from vidsparse.sampler import check_sampler
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of a LoRA's file; None: as it learns
 
@@ -38,8 +38,8 @@ class Settings:
             trained with.
         trained_frames: frames of the video (not latent) that the base model was trained with; None: no more than here.
         inference_steps: denoising steps of the generation, by which the steps of a `StepSchedule` become noise levels.
-        sampler, flow_shift: of that generation and of sample videos, see `vidsparse.sampler`; noise levels of the
-            training are spaced by the same shift. None: those of the pipeline's scheduler.
+        sampler, flow_shift: of that generation and of sample videos, see `vidsparse.build_scheduler`; noise levels of
+            the training are spaced by the same shift. None: those of the pipeline's scheduler.
         precision: "bf16" or "fp16" (on a GPU) computes in that, "no" in the dtype of the weights. The LoRA
             learns in float32; its file has the precision, with "no" float32.
         gradient_checkpointing: compute activations again in the backward, in exchange for their memory.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vidsparse.finetune.settings import Settings
-from vidsparse.lora_source import find_lora
+from vidsparse.lora.source import find_lora
 
 
 def start_weights(pipe: Any, settings: Settings, start: str) -> dict[str, torch.Tensor]:

@@ -14,23 +14,23 @@ import torch
 
 from vidsparse.finetune import log
 from vidsparse.finetune.checkpoint import load_checkpoint, save_checkpoint
-from vidsparse.finetune.fingerprint import fingerprint
+from vidsparse.finetune.data.fingerprint import fingerprint
 from vidsparse.finetune.noise import bounds_of, by_noise, shift_of, sparse_levels
 from vidsparse.finetune.objective import Sampler, flow_loss
 from vidsparse.finetune.samples import Prompt, write_samples
 from vidsparse.finetune.settings import PRECISIONS, Settings
 from vidsparse.finetune.start import start_hash, start_weights
-from vidsparse.lora import LoraRecipe, save_lora
-from vidsparse.positions import extend_positions
-from vidsparse.run import sparsify
-from vidsparse.sampler import build_scheduler
-from vidsparse.written import to_data
+from vidsparse.generation.positions import extend_positions
+from vidsparse.generation.scheduler import build_scheduler
+from vidsparse.lora.files import LoraRecipe, save_lora
+from vidsparse.runtime.run import sparsify
+from vidsparse.serialize import to_data
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from vidsparse.corrections import Correction
-    from vidsparse.finetune.cache import Encoded
+    from vidsparse.finetune.data.cache import Encoded
     from vidsparse.patterns import Pattern
 
 WRAPPED = ("forward", "_original_forward")  # what accelerate sets on a model that computes in less precision

@@ -12,7 +12,7 @@ import torch
 from vidsparse.block_map import BlockMap
 from vidsparse.grid import Tile, VideoGrid, check_tile
 from vidsparse.patterns.base import ContentPattern, Context
-from vidsparse_kernels.tiles import tile_of_token, tile_tokens
+from vidsparse_kernels.layout import tile_of_token, tile_tokens
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from vidsparse.atomic import replacing
 from vidsparse.block_map import BlockMap, HeadGroup
 from vidsparse.grid import Tile, VideoGrid, check_tile
 from vidsparse.patterns.base import Context, Pattern
 from vidsparse.patterns.gridded import cheapest_tile, tile_gaps
-from vidsparse.replacing import replacing
 
 Mode = Literal["full", "skip-zero", "skip-mean", "diagonal", "temporal", "stripe"]
 Table = tuple[tuple[tuple[str, ...], ...], ...]

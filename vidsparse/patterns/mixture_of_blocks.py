@@ -12,8 +12,8 @@ import torch
 from vidsparse.block_map import BlockMap
 from vidsparse.grid import Tile, VideoGrid, check_tile
 from vidsparse.patterns.base import ContentPattern, Context
-from vidsparse_kernels.pooling import tile_means
-from vidsparse_kernels.tiles import tile_of_token
+from vidsparse_kernels.layout import tile_of_token
+from vidsparse_kernels.selection.pooling import tile_means
 
 Scope = Literal["query", "head", "overall"]
 Routing = Literal["tile", "token"]

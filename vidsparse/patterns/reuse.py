@@ -14,7 +14,7 @@ from vidsparse.grid import VideoGrid
 from vidsparse.patterns.base import Context, Pattern
 from vidsparse.patterns.exact_blocks import ExactBlocks, TiledKeys
 from vidsparse.patterns.schedule import StepSchedule
-from vidsparse_kernels.tiles import tile_of_token
+from vidsparse_kernels.layout import tile_of_token
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import torch
 from vidsparse.block_map import BlockMap
 from vidsparse.grid import Tile, VideoGrid, check_tile
 from vidsparse.patterns.base import ContentPattern, Context, check_density
-from vidsparse_kernels.pooling import tile_means
-from vidsparse_kernels.select import Rule, forced_tiles, select_tiles
-from vidsparse_kernels.tiles import tile_of_token
+from vidsparse_kernels.layout import tile_of_token
+from vidsparse_kernels.selection.pooling import tile_means
+from vidsparse_kernels.selection.rule import Rule, forced_tiles
+from vidsparse_kernels.selection.select import select_tiles
 
 AMOUNTS = ("density", "top_k", "top_p", "threshold")
 

@@ -10,8 +10,9 @@ import torch
 from vidsparse.block_map import BlockMap
 from vidsparse.grid import Tile, VideoGrid, check_tile
 from vidsparse.patterns.base import ContentPattern, Context, check_density
-from vidsparse_kernels.pooling import pooled_scores
-from vidsparse_kernels.select import Rule, select_tiles
+from vidsparse_kernels.selection.pooling import pooled_scores
+from vidsparse_kernels.selection.rule import Rule
+from vidsparse_kernels.selection.select import select_tiles
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,110 @@
+"""Which products attention on a CPU consists of: rows of queries, and the boxes of keys that they see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from vidsparse_kernels.layout import TileLayout, tile_tokens
+
+ROWS = 256  # most queries of one product
+KEYS = 3072  # about the most keys of one product
+SCORES = 3 * 2**17  # about the most scores of one product: 1.5 MiB
+
+
+class Chunk(NamedTuple):
+    """One product: boxes, how many keys they hold, and which queries of the row see them; None for all."""
+
+    boxes: list[int]
+    keys: int
+    seen_by: slice | None
+
+    def part_of(self, x: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """The part of a tensor, whose dimension `dim` are the queries of the row, that sees this chunk."""
+        seen = self.seen_by
+        return x if seen is None else x.narrow(dim, seen.start, seen.stop - seen.start)
+
+
+class Row(NamedTuple):
+    """Queries that are computed together, and what they see. The first chunk is seen by all of them."""
+
+    queries: torch.Tensor  # int64 [rows], positions in the sequence
+    chunks: list[Chunk]
+
+
+class Products(NamedTuple):
+    """What the map of one sample asks for. Box 0 holds the valid prefix and suffix tokens, box 1 + i the key tile i."""
+
+    order: torch.Tensor  # int64 [keys], positions in the sequence, box after box
+    sizes: list[int]  # tokens of each box
+    rows: list[list[Row]]  # of each head, or of all heads alike
+    complete: bool  # every query sees something
+
+    def rows_of(self, head: int) -> list[Row]:
+        return self.rows[head % len(self.rows)]
+
+
+def products(counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, valid: int | None) -> Products:
+    """Read counts int32 [H|1, query tiles] and indices int32 [H|1, query tiles, W] of one sample.
+
+    `valid` is how many prefix and suffix tokens are keys; None for all.
+    """
+    boxes = [layout.valid_extra_tokens(valid), *tile_tokens(layout.view, layout.key_tile, layout.prefix)]
+    sizes = [len(box) for box in boxes]
+    extra = [0] if sizes[0] else []
+    tiles = [*tile_tokens(layout.view, layout.query_tile, layout.prefix), layout.extra_tokens]
+    rows = []
+    for of_counts, of_indices in zip(counts.tolist(), (indices + 1).tolist(), strict=True):
+        lists = [[*extra, *listed[:count]] for count, listed in zip(of_counts, of_indices, strict=True)]
+        lists.append([*extra, *range(1, len(boxes))])
+        of_head = [row for row in _rows(tiles, lists, sizes) if row.chunks]
+        # The longest rows first: buffers need not grow, and what the threads end on is short.
+        of_head.sort(key=lambda row: len(row.queries) * sum(chunk.keys for chunk in row.chunks), reverse=True)
+        rows.append(of_head)
+    complete = all(sum(len(row.queries) for row in of_head) == layout.tokens for of_head in rows)
+    return Products(torch.cat(boxes), sizes, rows, complete)
+
+
+def _rows(tiles: list[torch.Tensor], lists: list[list[int]], sizes: list[int]) -> Iterator[Row]:
+    """Take neighbours together, so that their keys are collected once, while half of what each sees is seen by all."""
+    parts = [(part, boxes) for tile, boxes in zip(tiles, lists, strict=True) for part in tile.split(ROWS) if len(part)]
+    group: list[tuple[torch.Tensor, list[int]]] = []
+    shared: set[int] = set()
+    most = 0  # keys of one of the group
+    for part, boxes in parts:
+        joint = shared.intersection(boxes)
+        fits = sum(len(tokens) for tokens, _ in group) + len(part) <= ROWS
+        keys = sum(sizes[i] for i in boxes)
+        if group and not (fits and 2 * sum(sizes[i] for i in joint) >= max(most, keys)):
+            yield _row(group, shared, sizes)
+            group = []
+        shared, most = (joint, max(most, keys)) if group else (set(boxes), keys)
+        group.append((part, boxes))
+    if group:
+        yield _row(group, shared, sizes)
+
+
+def _row(group: list[tuple[torch.Tensor, list[int]]], shared: set[int], sizes: list[int]) -> Row:
+    queries = group[0][0] if len(group) == 1 else torch.cat([tokens for tokens, _ in group])
+    chunks = [Chunk(*cut, None) for cut in _cut([i for i in group[0][1] if i in shared], sizes, len(queries))]
+    first = 0
+    for tokens, boxes in group:
+        own = slice(first, first + len(tokens))
+        chunks += [Chunk(*cut, own) for cut in _cut([i for i in boxes if i not in shared], sizes, len(tokens))]
+        first = own.stop
+    return Row(queries, chunks)
+
+
+def _cut(boxes: list[int], sizes: list[int], queries: int) -> list[tuple[list[int], int]]:
+    """Cut a list of boxes into runs of nearly equal length, and say how many keys each holds; none for no keys."""
+    total = sum(sizes[i] for i in boxes)
+    number = math.ceil(total / min(KEYS, SCORES // queries))
+    runs: list[list[int]] = [[] for _ in range(number)]
+    before = 0
+    for box in boxes:
+        runs[before * number // total].append(box)
+        before += sizes[box]
+    return [(run, sum(sizes[i] for i in run)) for run in runs if run]

@@ -1,0 +1,104 @@
+"""The backward pass: what each row's softmax asks for, then the gradients of queries, and of keys and values."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from vidsparse_kernels.gpu.columns import Columns
+from vidsparse_kernels.gpu.forward import LOG2_E
+from vidsparse_kernels.gpu.key_gradient import key_gradients
+from vidsparse_kernels.gpu.launch import SIZES, Launch
+from vidsparse_kernels.gpu.lists import KeyLists
+from vidsparse_kernels.gpu.primitives import held_tokens, load_rows, strides
+from vidsparse_kernels.gpu.query_gradient import query_gradient
+
+ROW_TERMS = {"num_warps": 4, "num_stages": 1}
+
+
+@triton.jit(do_not_specialize=SIZES)
+def row_terms_kernel(
+    out,
+    grad_out,
+    lse,
+    grad_lse,
+    row_terms,
+    out_strides,
+    grad_strides,
+    map_batch,
+    map_head,
+    frames,
+    height,
+    width,
+    prefix,
+    extra,
+    heads,
+    QUERY_TILE: tl.constexpr,
+    HEAD: tl.constexpr,
+):
+    """Grid (blocks of extra queries + query tiles, batch * heads): two numbers a query, in the order of the tiles.
+
+    `row_terms` are float32 [batch * heads, 2, rows]: the rows of each tile side by side, so that gradient kernels read
+    them without addresses or masks of their own, and those of extra queries last. The first number is the lse in base
+    2, +inf for what is no query or sees no key, which makes its weights 0. The second is
+    rowsum(out * grad_out) - grad_lse: what the softmax and the lse take from each score's gradient.
+    """
+    view = (frames, height, width)
+    ROWS: tl.constexpr = QUERY_TILE[0] * QUERY_TILE[1] * QUERY_TILE[2]
+    batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
+    tile = tl.program_id(0) - tl.cdiv(extra, ROWS)
+    tokens, mine = held_tokens(tile, tl.program_id(0) * ROWS, view, prefix, extra, QUERY_TILE)
+    o = load_rows(out + batch * out_strides[0] + head * out_strides[2], tokens, out_strides[1], mine, HEAD)
+    g = load_rows(grad_out + batch * grad_strides[0] + head * grad_strides[2], tokens, grad_strides[1], mine, HEAD)
+    at = tl.program_id(1).to(tl.int64) * (view[0] * view[1] * view[2] + extra) + tokens
+    base = tl.load(lse + at, mask=mine, other=float("-inf"))
+    base = tl.where(base == float("-inf"), float("inf"), base * LOG2_E)
+    shift = tl.sum(o[0].to(tl.float32) * g[0].to(tl.float32), 1) - tl.load(grad_lse + at, mask=mine, other=0.0)
+    if HEAD[1] > 0:
+        shift += tl.sum(o[1].to(tl.float32) * g[1].to(tl.float32), 1)
+    block = tl.where(tile >= 0, tile, tile + tl.num_programs(0))
+    row_terms += (tl.program_id(1).to(tl.int64) * 2 * tl.num_programs(0) + block) * ROWS + tl.arange(0, ROWS)
+    tl.store(row_terms, base)
+    tl.store(row_terms + tl.num_programs(0) * ROWS, shift)
+
+
+def backward(
+    launch: Launch,
+    lists: KeyLists,
+    columns: Columns,
+    grad_out: torch.Tensor,
+    grad_lse: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Start all kernels: gradients of query, key and value, contiguous; zero for keys that nobody sees."""
+    layout = launch.layout
+    rows = launch.query_blocks * math.prod(layout.query_tile)
+    row_terms = torch.empty(launch.programs, 2, rows, dtype=torch.float32, device=query.device)
+    launch.run(
+        row_terms_kernel,
+        launch.query_blocks,
+        ROW_TERMS,
+        out=out,
+        grad_out=grad_out,
+        lse=lse,
+        grad_lse=grad_lse,
+        row_terms=row_terms,
+        out_strides=strides(out),
+        grad_strides=strides(grad_out),
+        QUERY_TILE=layout.query_tile,
+    )
+    shared: dict[str, Any] = dict(query=query, key=key, value=value, grad_out=grad_out, row_terms=row_terms)
+    shared |= {f"{name}_strides": strides(x) for name, x in (("query", query), ("key", key), ("value", value))}
+    shared |= dict(grad_strides=strides(grad_out), extra_valid=launch.valid, scale=scale, PRECISION="ieee")
+    shared |= dict(QUERY_TILE=layout.query_tile, KEY_TILE=layout.key_tile, EXTRA=launch.extra > 0)
+    grad_query = query_gradient(launch, lists, query, key, value, shared)
+    return grad_query, *key_gradients(launch, columns, query, key, value, grad_out, shared)

@@ -1,0 +1,199 @@
+"""The transposed lists: for each key tile, its column, the query tiles that see it, divided into pieces of work.
+
+Made on the device, without waiting for it; no order of threads shows in the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from vidsparse_kernels.gpu.primitives import pack, tile_place
+from vidsparse_kernels.layout import TileLayout, Triple, place_bits, tile_counts
+
+# A column is divided if it is longer than this many average ones, and than this part of all work: shorter ones, even
+# last, end with the others (sixteen to each of the 256 programs that run at once on a large GPU).
+SPLIT, SMALL = 4, 1 / 4096
+# Slots for sums of divided columns, of all columns: they take an eighth of what the gradients of keys and values take.
+SLOTS = 1 / 32
+
+
+@triton.jit(do_not_specialize=["list_width", "columns"])
+def mark_kernel(counts, indices, kept, list_width, columns, BLOCK: tl.constexpr):
+    """Grid (rows): kept[row, tile] = 1 for each listed tile."""
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK)
+    listed = i < tl.load(counts + row)
+    tl.store(kept + row * columns + tl.load(indices + row * list_width + i, mask=listed, other=0), 1, mask=listed)
+
+
+@triton.jit(do_not_specialize=["rows", "columns", "capacity", "frames", "height", "width", "row_bits", "column_bits"])
+def column_lists_kernel(
+    kept,
+    starts,
+    places,
+    rows,
+    columns,
+    capacity,
+    frames,
+    height,
+    width,
+    row_bits,
+    column_bits,
+    QUERY_TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Grid (blocks of columns, groups): write each column's list of packed query tiles from its start on."""
+    group = tl.program_id(1).to(tl.int64)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    end = tl.load(starts + group * columns + column, mask=column < columns, other=0)
+    for first in tl.range(0, rows, ROWS):
+        row = first + tl.arange(0, ROWS)
+        real = (row < rows)[:, None] & (column < columns)[None, :]
+        at = (group * rows + row)[:, None] * columns + column[None, :]
+        seen = tl.load(kept + at, mask=real, other=0).to(tl.int32)
+        position = group * capacity + end[None, :] + tl.cumsum(seen, 0) - 1
+        entry = pack(tile_place(row, (frames, height, width), QUERY_TILE), (row_bits, column_bits))
+        tl.store(places + position, tl.broadcast_to(entry[:, None], [ROWS, COLUMNS]), mask=seen > 0)
+        end += tl.sum(seen, 0)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the gradients of keys and values walk. G = batch * heads of the map.
+
+    Attributes:
+        places: int32 [G, capacity], packed places of query tiles, list after list.
+        pieces: int32 [G, P, 5]: column, part of the column, begin and end in `places`, and the slot in which the piece
+            leaves its sums; -1 where it is the column's only piece. Unused pieces have column -1.
+        slots: int32 [G, columns, 2]: a column's first slot and number of slots; 0 slots where it has one piece.
+        every_place: int32 [query tiles], the list of prefix and suffix tokens, which all see.
+    """
+
+    places: torch.Tensor
+    pieces: torch.Tensor
+    slots: torch.Tensor
+    every_place: torch.Tensor
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The attributes, as an operator takes them."""
+        return [self.places, self.pieces, self.slots, self.every_place]
+
+
+def piece_limit(capacity: int, columns: int, programs: int) -> int:
+    """Most queries of a piece, where memory does not ask for longer ones. `capacity` bounds the pairs of one head."""
+    return math.ceil(capacity * max(SPLIT / columns, SMALL * programs))
+
+
+def slot_count(rows: int, columns: int, capacity: int, limit: int) -> int:
+    """How many slots each head has: what `limit` could ask for, and at most a part of the columns."""
+    # A divided column is longer than the limit, so it has fewer than twice as many pieces as limits.
+    return 0 if limit >= rows else min(2 * capacity // limit, int(columns * SLOTS))
+
+
+def divide(lengths: torch.Tensor, rows: int, limit: int, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Divide columns of `lengths` int32 [G, columns], none above `rows`, into parts that need at most `slots` slots.
+
+    Where they would need more, the group's limit doubles until they do not: longer pieces, never a wrong result.
+
+    Returns:
+        Parts of each column, int32 [G, columns], and the limit of each group, int32 [G, 1].
+    """
+    doublings = max(0, math.ceil(math.log2(rows / limit)))
+    limits = limit * 2 ** torch.arange(doublings + 1, device=lengths.device, dtype=torch.int32)
+    parts = ((lengths[..., None] + limits - 1) // limits).clamp(min=1)
+    needed = torch.where(parts > 1, parts, 0).sum(dim=1)
+    # No column is longer than the last limit, so there is always a first one that fits.
+    chosen = (needed <= slots).to(torch.uint8).argmax(dim=-1, keepdim=True)
+    return parts.gather(2, chosen[:, None].expand(-1, lengths.shape[1], 1))[..., 0].to(torch.int32), limits[chosen]
+
+
+def _make(
+    counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, programs: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows, list_width = indices.shape[-2:]
+    columns = math.prod(tile_counts(layout.view, layout.key_tile))
+    groups, capacity, device = counts.shape[0] * counts.shape[1], rows * list_width, counts.device
+    # A byte for each pair of tiles: 20 MB for 115,000 tokens, tiles of 128 and 24 heads.
+    kept = torch.zeros(groups, rows, columns, dtype=torch.int8, device=device)
+    mark_kernel[(groups * rows,)](counts, indices, kept, list_width, columns, triton.next_power_of_2(list_width))
+    lengths = kept.sum(dim=1, dtype=torch.int32)
+    ends = lengths.cumsum(dim=1, dtype=torch.int32)
+    starts = ends - lengths
+    places = torch.empty(groups, capacity, dtype=torch.int32, device=device)
+    column_lists_kernel[(triton.cdiv(columns, 32), groups)](
+        kept,
+        starts,
+        places,
+        rows,
+        columns,
+        capacity,
+        *layout.view,
+        *place_bits(layout.view, layout.query_tile),
+        QUERY_TILE=layout.query_tile,
+        ROWS=128,
+        COLUMNS=32,
+    )
+    limit = piece_limit(capacity, columns, programs)
+    parts, limits = divide(lengths, rows, limit, slot_count(rows, columns, capacity, limit))
+    slots = torch.where(parts > 1, parts, 0)
+    first_slots = slots.cumsum(dim=1, dtype=torch.int32) - slots
+    last_pieces = parts.cumsum(dim=1, dtype=torch.int32)
+    number = torch.arange(columns + capacity // limit, device=device, dtype=torch.int32).expand(groups, -1).contiguous()
+    owner = torch.searchsorted(last_pieces, number, right=True)
+    used = owner < columns
+    owner = owner.clamp(max=columns - 1)
+    part = number - (last_pieces - parts).gather(1, owner)
+    begin = starts.gather(1, owner) + part * limits
+    end = torch.minimum(begin + limits, ends.gather(1, owner))
+    slot = torch.where(slots.gather(1, owner) > 0, first_slots.gather(1, owner) + part, -1)
+    pieces = torch.stack((torch.where(used, owner, -1), part, begin, end, slot), dim=2).to(torch.int32)
+    return places, pieces, torch.stack((first_slots, slots), dim=2)
+
+
+def every_place(view: Triple, tile: Triple, device: torch.device) -> torch.Tensor:
+    """The packed places of all tiles, int32 [tiles]."""
+    row_bits, column_bits = place_bits(view, tile)
+    frames, rows, columns = (torch.arange(n, device=device, dtype=torch.int32) for n in tile_counts(view, tile))
+    return ((((frames[:, None, None] << row_bits) | rows[:, None]) << column_bits) | columns).flatten()
+
+
+@torch.library.custom_op("vidsparse::columns", mutates_args=())
+def _columns(
+    counts: torch.Tensor,
+    indices: torch.Tensor,
+    view: Sequence[int],
+    query_tile: Sequence[int],
+    key_tile: Sequence[int],
+    programs: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    (a, b, c), (d, e, f), (g, h, i) = view, query_tile, key_tile
+    # Kept with the map, also for a later training.
+    with torch.cuda.device_of(counts), torch.inference_mode(False):
+        made = _make(counts, indices, TileLayout((a, b, c), (d, e, f), (g, h, i)), programs)
+        return *made, every_place((a, b, c), (d, e, f), counts.device)
+
+
+@_columns.register_fake
+def _(counts, indices, view, query_tile, key_tile, programs):
+    groups, (rows, list_width) = counts.shape[0] * counts.shape[1], indices.shape[-2:]
+    tiles = math.prod(-(-size // side) for size, side in zip(view, key_tile, strict=True))
+    pieces = tiles + rows * list_width // piece_limit(rows * list_width, tiles, programs)
+    shapes = (groups, rows * list_width), (groups, pieces, 5), (groups, tiles, 2), (rows,)
+    return tuple(counts.new_empty(shape) for shape in shapes)
+
+
+def transpose(counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, programs: int) -> Columns:
+    """Transpose lists int32 [Bm, Hm, rows] and [Bm, Hm, rows, W], and divide the columns.
+
+    `programs` is the number of heads, of all samples, that compute with them.
+    """
+    geometry = list(layout.view), list(layout.query_tile), list(layout.key_tile)
+    return Columns(*_columns(counts, indices, *geometry, programs))

@@ -1,0 +1,1 @@
+"""The forward kernel in Gluon, for Hopper."""

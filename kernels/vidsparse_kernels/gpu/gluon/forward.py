@@ -1,0 +1,71 @@
+"""Launch the forward kernel for Hopper in Gluon; `available.gluon_lacks` says whether this can be imported."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from vidsparse_kernels.gpu.configs import GluonConfig
+from vidsparse_kernels.gpu.gluon.kernel import ROWS, gluon_forward_kernel
+from vidsparse_kernels.gpu.launch import Boxes, Launch, step_box
+
+DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
+HEAD_DIMS = (64, 128)
+
+
+def unsupported(launch: Launch, config: GluonConfig) -> str | None:
+    """Why this kernel cannot take a call, in words that complete "the forward in Gluon ..."; None if it can."""
+    rows, walked = (math.prod(tile) for tile in (launch.layout.query_tile, launch.layout.key_tile))
+    if launch.chip // 10 != 9:
+        return f"needs compute capability 9.0, not {launch.chip / 10}"
+    if launch.dtype not in DTYPES:
+        return f"takes {' and '.join(map(str, DTYPES))}, not {launch.dtype}"
+    if launch.shape[3] not in HEAD_DIMS:
+        return f"takes head_dim {' and '.join(map(str, HEAD_DIMS))}, not {launch.shape[3]}"
+    if rows != 2 * ROWS.value:
+        return f"takes query tiles of {2 * ROWS.value} tokens, not {launch.layout.query_tile}"
+    if config.step not in (64, 128) or config.step > walked:
+        return f"reads 64 or 128 tokens of a key tile in a step, not {config.step} of {launch.layout.key_tile}"
+    if config.stages < 2:
+        return f"needs 2 or more stages, not {config.stages}"
+    return None
+
+
+def run(launch: Launch, config: GluonConfig, key: torch.Tensor, value: torch.Tensor, arguments: dict[str, Any]) -> None:
+    """Start the kernel.
+
+    Args:
+        key, value: [B, tokens, H, head_dim], `readable`.
+        arguments: those that the kernels in Gluon and in Triton share.
+
+    Raises:
+        NotImplementedError: a call that this kernel does not take.
+    """
+    reason = unsupported(launch, config)
+    if reason is not None:
+        raise NotImplementedError(f"the forward in Gluon {reason}")
+    step = step_box(launch.layout.key_tile, config.step)
+    shared = gl.NVMMASharedLayout.get_default_for([1, *step, launch.shape[3]], DTYPES[launch.dtype])
+
+    def descriptor(boxes: Boxes) -> TensorDescriptor:
+        a = boxes.a
+        assert a is not None, "capability 9.0 reads boxes"
+        return TensorDescriptor(a.base, a.shape, a.strides, a.block_shape, shared)
+
+    keys, values = launch.boxes(step, key), launch.boxes(step, value)
+    launch.run(
+        gluon_forward_kernel,
+        launch.query_blocks,
+        config.options,
+        **arguments,
+        key_boxes=descriptor(keys),
+        value_boxes=descriptor(values),
+        STEP=step,
+        STAGES=config.stages,
+        TURNS=config.turns,
+        HEADS_FIRST=(keys.heads_first, values.heads_first),
+    )

@@ -1,0 +1,309 @@
+"""The kernels of the gradients of keys and values: a program takes a key tile and walks the query tiles that see it.
+
+A column that many queries see, such as a sink or a text token, is divided into pieces; each leaves float32 sums in a
+slot of its own, and a second kernel adds the slots in their order: no atomics, so the same input gives the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from vidsparse_kernels.gpu.columns import Columns, piece_limit, slot_count
+from vidsparse_kernels.gpu.forward import LOG2_E
+from vidsparse_kernels.gpu.launch import SIZES, Launch, step_box
+from vidsparse_kernels.gpu.primitives import (
+    add_product,
+    add_rows,
+    box_origin,
+    box_start,
+    box_tokens,
+    extra_tokens,
+    held_tokens,
+    inner_products,
+    keep_rows,
+    load_box,
+    load_rows,
+    scale_rows,
+    store_rows,
+    strides,
+    tile_count,
+    tile_number,
+    unpack,
+    zeros,
+)
+from vidsparse_kernels.layout import place_bits
+
+
+@triton.jit
+def add_key_gradients(grad_k, grad_v, k, v, q, g, lse, shift, scale, HEAD: tl.constexpr, PRECISION: tl.constexpr):
+    """Add one box of queries to the gradients [keys, head_dim], that of the key short of the scale.
+
+    Both products are asked for before the exponentials, which then wait for the first alone.
+    """
+    scores, gains = inner_products(k, q, HEAD, PRECISION), inner_products(v, g, HEAD, PRECISION)
+    weights = tl.exp2(scores * (scale * LOG2_E) - lse[None, :])
+    grad_v = add_product(grad_v, weights, g, HEAD, PRECISION)
+    return add_product(grad_k, weights * (gains - shift[None, :]), q, HEAD, PRECISION), grad_v
+
+
+@triton.jit(do_not_specialize=SIZES)
+def key_gradient_kernel(
+    query,
+    key,
+    value,
+    grad_out,
+    query_boxes_a,
+    query_boxes_b,
+    grad_boxes_a,
+    grad_boxes_b,
+    grad_key,
+    grad_value,
+    sums,
+    row_terms,
+    places,
+    pieces,
+    every_place,
+    extra_valid,
+    query_strides,
+    key_strides,
+    value_strides,
+    grad_strides,
+    grad_key_strides,
+    grad_value_strides,
+    map_batch,
+    map_head,
+    list_width,
+    frames,
+    height,
+    width,
+    row_bits,
+    column_bits,
+    prefix,
+    extra,
+    heads,
+    scale,
+    limit,
+    piece_count,
+    slot_count,
+    QUERY_TILE: tl.constexpr,
+    KEY_TILE: tl.constexpr,
+    STEP: tl.constexpr,
+    HEAD: tl.constexpr,
+    EXTRA: tl.constexpr,
+    TMA: tl.constexpr,
+    HEADS_FIRST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Grid (pieces of the columns of extra keys + pieces of key tiles, batch * heads).
+
+    `sums` are slots float32 [batch * heads, slots, 2, keys, head_dim]; those of extra keys come last. Rows that are no
+    keys of a whole product take part in it, but are never stored; queries that are none have lse +inf, so weight 0.
+    """
+    view, bits = (frames, height, width), (row_bits, column_bits)
+    KEYS: tl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2]
+    ROWS: tl.constexpr = STEP[0] * STEP[1] * STEP[2]
+    STEPS: tl.constexpr = QUERY_TILE[0] * QUERY_TILE[1] * QUERY_TILE[2] // ROWS
+    WIDTH: tl.constexpr = HEAD[0] + HEAD[1]
+    batch, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    wide_batch, wide_head = batch.to(tl.int64), head.to(tl.int64)
+    query += wide_batch * query_strides[0] + wide_head * query_strides[2]
+    key += wide_batch * key_strides[0] + wide_head * key_strides[2]
+    value += wide_batch * value_strides[0] + wide_head * value_strides[2]
+    grad_out += wide_batch * grad_strides[0] + wide_head * grad_strides[2]
+    grad_key += wide_batch * grad_key_strides[0] + wide_head * grad_key_strides[2]
+    grad_value += wide_batch * grad_value_strides[0] + wide_head * grad_value_strides[2]
+    query_start = box_start(batch, head, heads, query_strides, HEADS_FIRST[0])
+    grad_start = box_start(batch, head, heads, grad_strides, HEADS_FIRST[1])
+
+    query_tiles = tile_count(view, QUERY_TILE)
+    term_rows = (query_tiles + tl.cdiv(extra, ROWS * STEPS)) * ROWS * STEPS
+    row_terms += tl.program_id(1).to(tl.int64) * (2 * term_rows)
+    parts = tl.cdiv(query_tiles, limit)
+    extra_pieces = tl.cdiv(extra, KEYS) * parts
+    piece = tl.program_id(0) - extra_pieces
+    group = wide_batch * map_batch + wide_head * map_head
+    if piece >= 0:
+        work = pieces + (group * piece_count + piece) * 5
+        column, part, begin = tl.load(work), tl.load(work + 1), tl.load(work + 2)
+        end, slot = tl.load(work + 3), tl.load(work + 4)
+        if column < 0:
+            return
+        listed = places + group * list_width
+        tokens, mine = held_tokens(column, 0, view, prefix, extra, KEY_TILE)
+        real = mine
+    else:
+        number = piece + extra_pieces
+        column, part = number // parts, number % parts
+        begin, end = part * limit, tl.minimum((part + 1) * limit, query_tiles)
+        slot = tl.where(parts > 1, slot_count - extra_pieces + number, -1)
+        listed = every_place
+        tokens, mine = extra_tokens(column * KEYS, prefix, view, extra, KEYS)
+        real = column * KEYS + tl.arange(0, KEYS) < tl.load(extra_valid + batch)
+
+    k = load_rows(key, tokens, key_strides[1], real, HEAD)
+    v = load_rows(value, tokens, value_strides[1], real, HEAD)
+    grad_k, grad_v = zeros(KEYS, HEAD), zeros(KEYS, HEAD)
+    entry = tl.load(listed + begin, mask=begin < end, other=0)
+    for i in tl.range(begin * STEPS, end * STEPS):
+        following = tl.load(listed + (i + 1) // STEPS, mask=i + 1 < end * STEPS, other=0)
+        place = unpack(entry, bits)
+        origin = box_origin(place, i % STEPS, QUERY_TILE, STEP)
+        if TMA:
+            q = load_box((query_boxes_a, query_boxes_b), query_start, origin, STEP, HEAD)
+            g = load_box((grad_boxes_a, grad_boxes_b), grad_start, origin, STEP, HEAD)
+        else:
+            at, inside = box_tokens(origin, view, prefix, STEP)
+            q = load_rows(query, at, query_strides[1], inside, HEAD)
+            g = load_rows(grad_out, at, grad_strides[1], inside, HEAD)
+        terms = row_terms + (tile_number(place, view, QUERY_TILE) * STEPS + i % STEPS) * ROWS + tl.arange(0, ROWS)
+        lse, shift = tl.load(terms), tl.load(terms + term_rows)
+        grad_k, grad_v = add_key_gradients(grad_k, grad_v, k, v, q, g, lse, shift, scale, HEAD, PRECISION)
+        entry = following
+    if EXTRA:
+        for first in tl.range(0, tl.where(part == 0, extra, 0), ROWS, num_stages=1):
+            at, inside = extra_tokens(first, prefix, view, extra, ROWS)
+            q = load_rows(query, at, query_strides[1], inside, HEAD)
+            g = load_rows(grad_out, at, grad_strides[1], inside, HEAD)
+            terms = row_terms + query_tiles * (ROWS * STEPS) + first + tl.arange(0, ROWS)
+            lse, shift = tl.load(terms), tl.load(terms + term_rows)
+            grad_k, grad_v = add_key_gradients(grad_k, grad_v, k, v, q, g, lse, shift, scale, HEAD, PRECISION)
+
+    # What is no key took part in the products with zeros for its key, and may have overflowed.
+    grad_k, grad_v = keep_rows(grad_k, real, HEAD), keep_rows(grad_v, real, HEAD)
+    if slot < 0:
+        store_rows(grad_key, tokens, grad_key_strides[1], mine, scale_rows(grad_k, scale, HEAD), HEAD)
+        store_rows(grad_value, tokens, grad_value_strides[1], mine, grad_v, HEAD)
+    else:
+        row = tl.arange(0, KEYS)
+        sums += (tl.program_id(1).to(tl.int64) * slot_count + slot) * (2 * KEYS * WIDTH)
+        store_rows(sums, row, WIDTH, None, grad_k, HEAD)
+        store_rows(sums + KEYS * WIDTH, row, WIDTH, None, grad_v, HEAD)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def add_slots_kernel(
+    sums,
+    grad,
+    slots,
+    grad_strides,
+    map_batch,
+    map_head,
+    frames,
+    height,
+    width,
+    prefix,
+    extra,
+    heads,
+    scale,
+    parts,
+    columns,
+    slot_count,
+    SECOND: tl.constexpr,
+    KEY_TILE: tl.constexpr,
+    HEAD: tl.constexpr,
+):
+    """Grid (blocks of extra keys + key tiles, batch * heads): the sums of divided columns, added, scaled and stored.
+
+    For one gradient: the first of each slot, or with SECOND the second.
+    """
+    view = (frames, height, width)
+    KEYS: tl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2]
+    WIDTH: tl.constexpr = HEAD[0] + HEAD[1]
+    batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
+    extra_blocks = tl.cdiv(extra, KEYS)
+    column = tl.program_id(0) - extra_blocks
+    if column >= 0:
+        entry = slots + ((batch * map_batch + head * map_head) * columns + column) * 2
+        first, number = tl.load(entry), tl.load(entry + 1)
+    else:
+        number = tl.where(parts > 1, parts, 0)
+        first = slot_count - extra_blocks * number + tl.program_id(0) * number
+    if number == 0:
+        return
+    tokens, mine = held_tokens(column, tl.program_id(0) * KEYS, view, prefix, extra, KEY_TILE)
+    sums += ((tl.program_id(1).to(tl.int64) * slot_count + first) * 2 + SECOND) * (KEYS * WIDTH)
+    row = tl.arange(0, KEYS)
+    total = zeros(KEYS, HEAD)
+    for _ in range(number):
+        total = add_rows(total, load_rows(sums, row, WIDTH, None, HEAD), HEAD)
+        sums += 2 * KEYS * WIDTH
+    grad += batch * grad_strides[0] + head * grad_strides[2]
+    store_rows(grad, tokens, grad_strides[1], mine, scale_rows(total, scale, HEAD), HEAD)
+
+
+# A gradient of 128 x 128 numbers fills 8 warps; both at once would spill.
+ADD_SLOTS = {"num_warps": 8, "num_stages": 1}
+
+
+def key_gradients(
+    launch: Launch,
+    columns: Columns,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    grad_out: torch.Tensor,
+    shared: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Start the kernels: gradients of keys and values, contiguous, zero for keys that nobody sees."""
+    layout, device = launch.layout, query.device
+    grad_key, grad_value = (torch.empty(x.shape, dtype=x.dtype, device=device) for x in (key, value))
+    keys, capacity = math.prod(layout.key_tile), columns.places.shape[1]
+    limit = piece_limit(capacity, launch.key_tiles, launch.programs)
+    extra_blocks, parts = math.ceil(launch.extra / keys), math.ceil(launch.query_tiles / limit)
+    slots = slot_count(launch.query_tiles, launch.key_tiles, capacity, limit)
+    all_slots = slots + (extra_blocks * parts if parts > 1 else 0)
+    sums = torch.empty(launch.programs, all_slots, 2, keys, query.shape[3], dtype=torch.float32, device=device)
+    config = launch.config("key_gradient", layout.key_tile)
+    step = step_box(layout.query_tile, config.step)
+    query_boxes, grad_boxes = launch.boxes(step, query), launch.boxes(step, grad_out)
+    row_bits, column_bits = place_bits(layout.view, layout.query_tile)
+    launch.run(
+        key_gradient_kernel,
+        extra_blocks * parts + columns.pieces.shape[1],
+        config.options,
+        **shared,
+        query_boxes_a=query_boxes.a,
+        query_boxes_b=query_boxes.b,
+        grad_boxes_a=grad_boxes.a,
+        grad_boxes_b=grad_boxes.b,
+        grad_key=grad_key,
+        grad_value=grad_value,
+        grad_key_strides=strides(grad_key),
+        grad_value_strides=strides(grad_value),
+        sums=sums,
+        slot_count=all_slots,
+        places=columns.places,
+        pieces=columns.pieces,
+        every_place=columns.every_place,
+        list_width=capacity,
+        row_bits=row_bits,
+        column_bits=column_bits,
+        limit=limit,
+        piece_count=columns.pieces.shape[1],
+        STEP=step,
+        TMA=query_boxes.a is not None,
+        HEADS_FIRST=(query_boxes.heads_first, grad_boxes.heads_first),
+    )
+    for second, (grad, factor) in enumerate(((grad_key, shared["scale"]), (grad_value, 1.0))):
+        if all_slots:
+            launch.run(
+                add_slots_kernel,
+                extra_blocks + launch.key_tiles,
+                ADD_SLOTS,
+                sums=sums,
+                grad=grad,
+                slots=columns.slots,
+                grad_strides=strides(grad),
+                parts=parts,
+                columns=launch.key_tiles,
+                slot_count=all_slots,
+                scale=factor,
+                SECOND=second,
+                KEY_TILE=layout.key_tile,
+            )
+    return grad_key, grad_value

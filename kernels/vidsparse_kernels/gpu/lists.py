@@ -1,0 +1,174 @@
+"""The lists of key tiles as kernels walk them: each tile as its packed place, whole tiles before those at the border.
+
+A map that stays the same from call to call keeps its lists (`MapLists`), for both directions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import triton
+import triton.language as tl
+
+from vidsparse_kernels.gpu.columns import Columns, transpose
+from vidsparse_kernels.gpu.primitives import box_origin, pack, tile_place
+from vidsparse_kernels.layout import TileLayout, Triple, place_bits, tile_counts
+
+
+@triton.jit(do_not_specialize=["frames", "height", "width", "row_bits", "column_bits", "list_width"])
+def key_lists_kernel(
+    counts,
+    indices,
+    places,
+    whole_counts,
+    frames,
+    height,
+    width,
+    row_bits,
+    column_bits,
+    list_width,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Grid (rows of the map): one list, of at most BLOCK tiles."""
+    view = (frames, height, width)
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK)
+    listed = i < tl.load(counts + row)
+    place = tile_place(tl.load(indices + row * list_width + i, mask=listed, other=0), view, TILE)
+    f, y, x = box_origin(place, 0, TILE, TILE)
+    whole = listed & (f + TILE[0] <= frames) & (y + TILE[1] <= height) & (x + TILE[2] <= width)
+    ragged = listed & (whole == 0)
+    wholes = tl.sum(whole.to(tl.int32))
+    position = tl.where(whole, tl.cumsum(whole.to(tl.int32)), wholes + tl.cumsum(ragged.to(tl.int32))) - 1
+    tl.store(places + row * list_width + position, pack(place, (row_bits, column_bits)), mask=listed)
+    tl.store(whole_counts + row, wholes)
+
+
+def whole_first(
+    counts: torch.Tensor, indices: torch.Tensor, view: Triple, tile: Triple
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put the tiles that lie inside the grid before those that its border cuts, ascending among themselves.
+
+    Args:
+        counts: int32 [..., rows]. indices: int32 [..., rows, W], numbers of tiles.
+
+    Returns:
+        How many whole tiles each row has, int32 [..., rows], and the lists in their new order, of packed places.
+    """
+    whole_counts, places = torch.empty_like(counts), torch.empty_like(indices)
+    list_width = indices.shape[-1]
+    key_lists_kernel[(counts.numel(),)](
+        counts,
+        indices,
+        places,
+        whole_counts,
+        *view,
+        *place_bits(view, tile),
+        list_width,
+        TILE=tile,
+        BLOCK=triton.next_power_of_2(list_width),
+    )
+    return whole_counts, places
+
+
+# An operator of its own, so that `torch.compile` keeps the launches out of its graphs.
+@torch.library.custom_op("vidsparse::key_lists", mutates_args=())
+def _key_lists(
+    counts: torch.Tensor, indices: torch.Tensor, view: Sequence[int], tile: Sequence[int], every: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    (a, b, c), (d, e, f) = view, tile
+    tiles = math.prod(tile_counts((a, b, c), (d, e, f))) if every else 0
+    # Kept with the map, also for a later training.
+    with torch.cuda.device_of(counts), torch.inference_mode(False):
+        all_tiles = torch.arange(tiles, device=counts.device, dtype=torch.int32)[None]
+        if every:
+            all_tiles = whole_first(all_tiles.new_full((1,), tiles), all_tiles, (a, b, c), (d, e, f))[1]
+        return *whole_first(counts, indices, (a, b, c), (d, e, f)), all_tiles[0]
+
+
+@_key_lists.register_fake
+def _(counts, indices, view, tile, every):
+    tiles = math.prod(-(-size // side) for size, side in zip(view, tile, strict=True)) if every else 0
+    return torch.empty_like(counts), torch.empty_like(indices), counts.new_empty(tiles)
+
+
+@dataclass(frozen=True)
+class KeyLists:
+    """What the forward and the gradient of the queries walk.
+
+    Attributes:
+        counts: int32 [B|1, H|1, query tiles], how long each list is.
+        whole_counts: like counts, how many tiles of each list lie inside the grid.
+        places: int32 [B|1, H|1, query tiles, W], packed places of key tiles, whole ones first.
+        every_place: int32 [key tiles], the list of prefix and suffix tokens, which see all; empty where there are none.
+    """
+
+    counts: torch.Tensor
+    whole_counts: torch.Tensor
+    places: torch.Tensor
+    every_place: torch.Tensor
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The attributes, as an operator takes them."""
+        return [self.counts, self.whole_counts, self.places, self.every_place]
+
+
+def provisional() -> bool:
+    """Whether what is computed now exists only within a recorded CUDA graph or a compiled one, so must not be kept."""
+    return torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+
+
+@dataclass(frozen=True, eq=False)
+class MapLists:
+    """A block map's lists on a device, and what kernels make of them: each form once, when it is first asked for.
+
+    Attributes:
+        counts: int32 [B|1, H|1, query tiles].
+        indices: int32 [B|1, H|1, query tiles, W], numbers of key tiles, ascending.
+        layout: the geometry that the lists speak of.
+
+    Raises:
+        TypeError, ValueError: lists of another dtype, device or shape.
+    """
+
+    counts: torch.Tensor
+    indices: torch.Tensor
+    layout: TileLayout
+    _keys: list[KeyLists] = field(default_factory=list, init=False, repr=False)
+    _columns: dict[int, Columns] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, x, rank in (("counts", self.counts, 3), ("indices", self.indices, 4)):
+            if x.dtype != torch.int32 or x.device != self.counts.device:
+                raise TypeError(f"{name} must be int32 on {self.counts.device}, got {x.dtype} on {x.device}")
+            if x.ndim != rank or x.shape[:3] != self.counts.shape or not x.is_contiguous():
+                raise ValueError(
+                    f"{name} has shape {tuple(x.shape)} and strides {x.stride()}; contiguous counts [B|1, H|1, query "
+                    "tiles] and indices [..., W] are expected"
+                )
+
+    def keys(self) -> KeyLists:
+        """The lists of key tiles."""
+        if self._keys:
+            return self._keys[0]
+        layout = self.layout
+        every = layout.prefix + layout.suffix > 0
+        made = _key_lists(self.counts, self.indices, list(layout.view), list(layout.key_tile), every)
+        keys = KeyLists(self.counts, *made)
+        if not provisional():
+            self._keys.append(keys)
+        return keys
+
+    def columns(self, programs: int) -> Columns:
+        """The lists of query tiles for `programs` heads of all samples, divided into pieces of work."""
+        if programs in self._columns:
+            return self._columns[programs]
+        columns = transpose(self.counts, self.indices, self.layout, programs)
+        if not provisional():
+            self._columns[programs] = columns
+        return columns

@@ -1,0 +1,235 @@
+"""Block-sparse attention on a GPU as PyTorch operators: checked, differentiable, opaque to `torch.compile`.
+
+The operators never wait for the device, so CUDA graphs hold them. Input tensors are read where they are; copied are one
+whose channels do not lie side by side, and on chips with a tensor memory accelerator one that this unit cannot read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+import torch
+
+from vidsparse_kernels.gpu.backward import backward
+from vidsparse_kernels.gpu.columns import Columns
+from vidsparse_kernels.gpu.configs import KERNELS, choose
+from vidsparse_kernels.gpu.device import capability, unsupported_device
+from vidsparse_kernels.gpu.forward import forward
+from vidsparse_kernels.gpu.launch import Launch, readable
+from vidsparse_kernels.gpu.lists import KeyLists, MapLists
+from vidsparse_kernels.gpu.primitives import HEADS
+from vidsparse_kernels.layout import TileLayout, Triple, tile_counts
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+VOLUMES = (64, 128)
+# Where a query sees this many keys or more, keys are measured first. Not timed on a GPU: reading all keys once should
+# take as long as 75 keys of each query (at 4 TB/s and 600 TFLOP/s); by a model of the machine code a sixth is saved.
+PAYS = 2048
+
+
+def unsupported(query: torch.Tensor, query_tile: Triple, key_tile: Triple) -> str | None:
+    """Why the kernels cannot take this call, in words that complete "impl='triton' ..."; None if they can."""
+    reason = unsupported_device(query.device)
+    if reason is not None:
+        return reason
+    if query.dtype not in DTYPES:
+        return f"takes {', '.join(str(d) for d in DTYPES)}, not {query.dtype}"
+    if query.shape[-1] not in HEADS:
+        return f"takes head_dim {', '.join(map(str, HEADS))}, not {query.shape[-1]}"
+    for name, tile in (("query", query_tile), ("key", key_tile)):
+        if math.prod(tile) not in VOLUMES or any(side & (side - 1) for side in tile):
+            volumes = " or ".join(map(str, VOLUMES))
+            return f"takes tiles of {volumes} tokens with power-of-two sides, not the {name} tile {tile}"
+    chip, (itemsize, head_dim) = capability(query.device), (query.element_size(), query.shape[-1])
+    for kernel, tile in zip(KERNELS, (query_tile, query_tile, key_tile), strict=True):
+        if choose(chip, kernel, itemsize, head_dim, math.prod(tile)) is None:
+            return (
+                f"takes {query.dtype} with head_dim {head_dim} in tiles of 64 tokens on this chip, not the tile {tile}"
+            )
+    return None
+
+
+def measures_keys(query: torch.Tensor, indices: torch.Tensor, layout: TileLayout) -> bool:
+    """Whether a call with these lists measures its keys first: see `attention`."""
+    return query.dtype == torch.bfloat16 and indices.shape[-1] * math.prod(layout.key_tile) >= PAYS
+
+
+def recording(query: torch.Tensor) -> bool:
+    """Whether a CUDA graph is being recorded: nothing can be copied from the CPU then, or waited for."""
+    return query.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()
+
+
+def check_lists(lists: MapLists) -> None:
+    """Read every entry, which waits for the device: what VIDSPARSE_CHECK=1 asks for.
+
+    Raises:
+        ValueError: a count outside the lists, a tile outside the grid, or one that does not ascend.
+    """
+    counts, indices = lists.counts, lists.indices
+    tiles = math.prod(tile_counts(lists.layout.view, lists.layout.key_tile))
+    width = indices.shape[-1]
+    if not bool(((counts >= 0) & (counts <= width)).all()):
+        raise ValueError(
+            f"counts hold {int(counts.min())} to {int(counts.max())}; lists of width {width} hold 0 to that"
+        )
+    listed = torch.arange(width, device=indices.device) < counts[..., None]
+    wrong = listed & ((indices < 0) | (indices >= tiles))
+    if bool(wrong.any()):
+        raise ValueError(f"indices hold {int(indices[wrong][0])}, but the grid has key tiles 0 to {tiles - 1}")
+    if bool((listed[..., 1:] & (indices[..., 1:] <= indices[..., :-1])).any()):
+        raise ValueError("indices must ascend within each list: a tile that stands there twice would count twice")
+
+
+def _layout(
+    view: Sequence[int], query_tile: Sequence[int], key_tile: Sequence[int], extra: Sequence[int]
+) -> TileLayout:
+    (a, b, c), (d, e, f), (g, h, i) = view, query_tile, key_tile
+    return TileLayout((a, b, c), (d, e, f), (g, h, i), *extra)
+
+
+# Schemas know tensors, numbers and lists of numbers: lists and layout travel in pieces, `extra` is [prefix, suffix].
+# Triton launches on the current device, wherever the tensors are; the operators make theirs the current one.
+@torch.library.custom_op("vidsparse::block_sparse", mutates_args=())
+def _block_sparse(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_lists: Sequence[torch.Tensor],
+    columns: Sequence[torch.Tensor],
+    extra_valid: torch.Tensor | None,
+    view: Sequence[int],
+    query_tile: Sequence[int],
+    key_tile: Sequence[int],
+    extra: Sequence[int],
+    scale: float,
+    bounded: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    lists, layout = KeyLists(*key_lists), _layout(view, query_tile, key_tile, extra)
+    with torch.cuda.device_of(query):
+        launch = Launch(query, lists.counts.shape, extra_valid, layout)
+        query, key, value = (readable(x, layout) for x in (query, key, value))
+        return forward(launch, lists, query, key, value, scale, bounded)
+
+
+@_block_sparse.register_fake
+def _(query, key, value, key_lists, columns, extra_valid, view, query_tile, key_tile, extra, scale, bounded):
+    batch, tokens, heads, _ = query.shape
+    return query.new_empty(query.shape), query.new_empty((batch, heads, tokens), dtype=torch.float32)
+
+
+@torch.library.custom_op("vidsparse::block_sparse_backward", mutates_args=())
+def _block_sparse_backward(
+    grad_out: torch.Tensor,
+    grad_lse: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    key_lists: Sequence[torch.Tensor],
+    columns: Sequence[torch.Tensor],
+    extra_valid: torch.Tensor | None,
+    view: Sequence[int],
+    query_tile: Sequence[int],
+    key_tile: Sequence[int],
+    extra: Sequence[int],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    lists, layout = KeyLists(*key_lists), _layout(view, query_tile, key_tile, extra)
+    with torch.cuda.device_of(query):
+        launch = Launch(query, lists.counts.shape, extra_valid, layout)
+        query, key, value, grad_out = (readable(x, layout) for x in (query, key, value, grad_out))
+        tensors = grad_out, grad_lse.contiguous(), query, key, value, out, lse
+        return backward(launch, lists, Columns(*columns), *tensors, scale)
+
+
+@_block_sparse_backward.register_fake
+def _(grad_out, grad_lse, query, key, value, *_):
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _remember(ctx, inputs, output):
+    query, key, value, key_lists, columns, extra_valid, *rest, _ = inputs
+    ctx.save_for_backward(query, key, value, *output, extra_valid, *key_lists, *columns)
+    ctx.key_lists, ctx.rest = len(key_lists), rest
+
+
+def _differentiate(ctx, grad_out, grad_lse):
+    query, key, value, out, lse, extra_valid, *lists = ctx.saved_tensors
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
+    key_lists, columns = lists[: ctx.key_lists], lists[ctx.key_lists :]
+    tensors = grad_out, grad_lse, query, key, value, out, lse
+    gradients = _block_sparse_backward(*tensors, key_lists, columns, extra_valid, *ctx.rest)
+    return *gradients, [None] * len(key_lists), [None] * len(columns), *[None] * 7
+
+
+_block_sparse.register_autograd(_differentiate, setup_context=_remember)
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lists: MapLists,
+    extra_valid: torch.Tensor | None,
+    scale: float,
+    bounded: bool | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Block-sparse attention by Triton kernels, differentiable in out and lse.
+
+    Args:
+        query, key, value: [B, tokens, H, head_dim], any strides; float16, bfloat16, or float32 without TF32.
+        lists: of a map, on the device of the query; keep them for as long as the map, and they are prepared once.
+        extra_valid: int32 [B], how many prefix and suffix tokens are real keys; None for all. On the device of the
+            query if a CUDA graph is recorded.
+        scale: positive factor on the logits.
+        bounded: whether to measure the keys first, so that query tiles whose logits are small by their norms need no
+            online maximum: for bfloat16 alone. None: where a query sees keys enough to pay for it.
+
+    Returns:
+        out like query, contiguous, and lse float32 [B, H, tokens]; rows without keys give 0 and -inf.
+
+    Raises:
+        NotImplementedError: a device, dtype, head_dim or tile that the kernels do not have.
+        ValueError, TypeError: lists on another device, a scale that is not positive, `extra_valid` on a CPU while a
+            CUDA graph is recorded; with VIDSPARSE_CHECK=1 in the environment also entries that are no tiles.
+    """
+    layout = lists.layout
+    reason = unsupported(query, layout.query_tile, layout.key_tile)
+    if reason is not None:
+        raise NotImplementedError(f"impl='triton' {reason}; use impl='auto'")
+    if not scale > 0:
+        raise ValueError(f"scale={scale} must be positive for impl='triton'")
+    if lists.counts.device != query.device:
+        raise TypeError(f"the map's lists are on {lists.counts.device}, the query on {query.device}")
+    if os.environ.get("VIDSPARSE_CHECK") == "1":
+        check_lists(lists)
+    if extra_valid is not None:
+        if extra_valid.device != query.device and recording(query):
+            raise ValueError(
+                "extra_valid is on the CPU and cannot be copied while a CUDA graph is recorded: move it to "
+                f"{query.device} before"
+            )
+        # A number that is too large would read beyond the sequence.
+        extra_valid = extra_valid.to(device=query.device, dtype=torch.int32).clamp(0, layout.prefix + layout.suffix)
+    bounded = measures_keys(query, lists.indices, layout) if bounded is None else bounded
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    columns = lists.columns(query.shape[0] * query.shape[2]).tensors if differentiable else []
+    result: tuple[torch.Tensor, torch.Tensor] = _block_sparse(
+        query,
+        key,
+        value,
+        lists.keys().tensors,
+        columns,
+        extra_valid,
+        list(layout.view),
+        list(layout.query_tile),
+        list(layout.key_tile),
+        [layout.prefix, layout.suffix],
+        scale,
+        bounded,
+    )
+    return result

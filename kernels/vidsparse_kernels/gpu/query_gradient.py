@@ -1,0 +1,185 @@
+"""The kernel of the queries' gradient: the walk of the forward, over key tiles, without a softmax to keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from vidsparse_kernels.gpu.forward import LOG2_E
+from vidsparse_kernels.gpu.launch import SIZES, Launch, step_box
+from vidsparse_kernels.gpu.lists import KeyLists
+from vidsparse_kernels.gpu.primitives import (
+    add_product,
+    box_origin,
+    box_start,
+    box_tokens,
+    extra_tokens,
+    held_tokens,
+    inner_products,
+    key_list,
+    load_box,
+    load_rows,
+    scale_rows,
+    store_rows,
+    strides,
+    tile_count,
+    unpack,
+    zeros,
+)
+from vidsparse_kernels.layout import place_bits
+
+
+@triton.jit
+def add_query_gradient(
+    grad, q, g, k, v, lse, shift, real, scale, HEAD: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Add one box of keys to the gradient [queries, head_dim], short of the scale.
+
+    Both products are asked for before the exponentials, which then wait for the first alone.
+    """
+    scores, gains = inner_products(q, k, HEAD, PRECISION), inner_products(g, v, HEAD, PRECISION)
+    exponents = scores * (scale * LOG2_E) - lse[:, None]
+    if not WHOLE:
+        exponents = tl.where(real[None, :], exponents, float("-inf"))
+    return add_product(grad, tl.exp2(exponents) * (gains - shift[:, None]), k, HEAD, PRECISION)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def query_gradient_kernel(
+    query,
+    key,
+    value,
+    grad_out,
+    key_boxes_a,
+    key_boxes_b,
+    value_boxes_a,
+    value_boxes_b,
+    grad_query,
+    row_terms,
+    counts,
+    whole_counts,
+    places,
+    every_place,
+    extra_valid,
+    query_strides,
+    key_strides,
+    value_strides,
+    grad_strides,
+    grad_query_strides,
+    map_batch,
+    map_head,
+    list_width,
+    frames,
+    height,
+    width,
+    row_bits,
+    column_bits,
+    prefix,
+    extra,
+    heads,
+    scale,
+    QUERY_TILE: tl.constexpr,
+    KEY_TILE: tl.constexpr,
+    STEP: tl.constexpr,
+    HEAD: tl.constexpr,
+    EXTRA: tl.constexpr,
+    RAGGED: tl.constexpr,
+    TMA: tl.constexpr,
+    HEADS_FIRST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Grid and walk of the forward kernel."""
+    view, bits = (frames, height, width), (row_bits, column_bits)
+    ROWS: tl.constexpr = QUERY_TILE[0] * QUERY_TILE[1] * QUERY_TILE[2]
+    KEYS: tl.constexpr = STEP[0] * STEP[1] * STEP[2]
+    STEPS: tl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2] // KEYS
+    batch, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    wide_batch, wide_head = batch.to(tl.int64), head.to(tl.int64)
+    query += wide_batch * query_strides[0] + wide_head * query_strides[2]
+    key += wide_batch * key_strides[0] + wide_head * key_strides[2]
+    value += wide_batch * value_strides[0] + wide_head * value_strides[2]
+    grad_out += wide_batch * grad_strides[0] + wide_head * grad_strides[2]
+    grad_query += wide_batch * grad_query_strides[0] + wide_head * grad_query_strides[2]
+    key_start = box_start(batch, head, heads, key_strides, HEADS_FIRST[0])
+    value_start = box_start(batch, head, heads, value_strides, HEADS_FIRST[1])
+
+    tile, tiles = tl.program_id(0) - tl.cdiv(extra, ROWS), tile_count(view, QUERY_TILE)
+    row = (wide_batch * map_batch + wide_head * map_head) * tiles + tile
+    tokens, mine = held_tokens(tile, tl.program_id(0) * ROWS, view, prefix, extra, QUERY_TILE)
+    listed, count, whole = key_list(places, counts, whole_counts, every_place, row, tile, list_width, view, KEY_TILE)
+
+    q = load_rows(query, tokens, query_strides[1], mine, HEAD)
+    g = load_rows(grad_out, tokens, grad_strides[1], mine, HEAD)
+    # Terms of tiles come first, those of extra queries last.
+    block = tl.where(tile >= 0, tile, tile + tl.num_programs(0))
+    row_terms += (tl.program_id(1).to(tl.int64) * 2 * tl.num_programs(0) + block) * ROWS + tl.arange(0, ROWS)
+    row_lse, row_shift = tl.load(row_terms), tl.load(row_terms + tl.num_programs(0) * ROWS)
+    grad = zeros(ROWS, HEAD)
+
+    entry = tl.load(listed, mask=count > 0, other=0)
+    for part in tl.static_range(2 if RAGGED else 1):
+        for i in tl.range(whole * STEPS * part, (whole if part == 0 else count) * STEPS):
+            following = tl.load(listed + (i + 1) // STEPS, mask=i + 1 < count * STEPS, other=0)
+            origin = box_origin(unpack(entry, bits), i % STEPS, KEY_TILE, STEP)
+            at, real = box_tokens(origin, view, prefix, STEP)
+            if TMA:
+                k = load_box((key_boxes_a, key_boxes_b), key_start, origin, STEP, HEAD)
+                v = load_box((value_boxes_a, value_boxes_b), value_start, origin, STEP, HEAD)
+            else:
+                k = load_rows(key, at, key_strides[1], None if part == 0 else real, HEAD)
+                v = load_rows(value, at, value_strides[1], None if part == 0 else real, HEAD)
+            grad = add_query_gradient(grad, q, g, k, v, row_lse, row_shift, real, scale, HEAD, part == 0, PRECISION)
+            entry = following
+    if EXTRA:
+        valid = tl.load(extra_valid + batch)
+        for first in tl.range(0, valid, KEYS):
+            at, real = extra_tokens(first, prefix, view, valid, KEYS)
+            k = load_rows(key, at, key_strides[1], real, HEAD)
+            v = load_rows(value, at, value_strides[1], real, HEAD)
+            grad = add_query_gradient(grad, q, g, k, v, row_lse, row_shift, real, scale, HEAD, False, PRECISION)
+
+    store_rows(grad_query, tokens, grad_query_strides[1], mine, scale_rows(grad, scale, HEAD), HEAD)
+
+
+def query_gradient(
+    launch: Launch,
+    lists: KeyLists,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    shared: dict[str, Any],
+) -> torch.Tensor:
+    """Start the kernel: the gradient of the queries, contiguous. `shared` are arguments of both gradient kernels."""
+    layout = launch.layout
+    grad_query = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    config = launch.config("query_gradient", layout.query_tile)
+    step = step_box(layout.key_tile, config.step)
+    key_boxes, value_boxes = launch.boxes(step, key), launch.boxes(step, value)
+    row_bits, column_bits = place_bits(layout.view, layout.key_tile)
+    launch.run(
+        query_gradient_kernel,
+        launch.query_blocks,
+        config.options,
+        **shared,
+        key_boxes_a=key_boxes.a,
+        key_boxes_b=key_boxes.b,
+        value_boxes_a=value_boxes.a,
+        value_boxes_b=value_boxes.b,
+        grad_query=grad_query,
+        counts=lists.counts,
+        whole_counts=lists.whole_counts,
+        places=lists.places,
+        every_place=lists.every_place,
+        grad_query_strides=strides(grad_query),
+        list_width=lists.places.shape[-1],
+        row_bits=row_bits,
+        column_bits=column_bits,
+        STEP=step,
+        RAGGED=launch.ragged,
+        TMA=key_boxes.a is not None,
+        HEADS_FIRST=(key_boxes.heads_first, value_boxes.heads_first),
+    )
+    return grad_query

@@ -1,0 +1,129 @@
+"""Before "auto" trusts the kernels on a chip it tries them: once, on a small video, against the specification.
+
+Compilers have made wrong code of kernels like these (Triton before 3.7.1 on Hopper); a user would see a worse video and
+no error. The small video has the tiles, dtype and head_dim of the call: the code that is tried is the code that runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from vidsparse_kernels import reference
+from vidsparse_kernels.gpu import operator
+from vidsparse_kernels.gpu.lists import MapLists
+from vidsparse_kernels.layout import TileLayout, Triple, tile_counts, tile_of_token
+
+
+def found_wrong(query: torch.Tensor, layout: TileLayout, bounded: bool = False) -> str | None:
+    """What the kernels get wrong for calls like this one, in words that complete "impl='triton' ..."; None if nothing.
+
+    `bounded` is what `operator.attention` takes.
+
+    The first call of a kind waits for the device. While a CUDA graph is recorded nothing can be tried, and the answer
+    is None; `torch.compile` tries when it traces.
+    """
+    if operator.recording(query):
+        return None
+    ragged = any(size % side for size, side in zip(layout.view, layout.key_tile, strict=True))
+    extra = 3 if layout.prefix else 0, 70 if layout.suffix else 0
+    small = _small_view(layout, ragged), layout.query_tile, layout.key_tile, *extra
+    gradients = torch.is_grad_enabled() and query.requires_grad
+    found: str | None = _try(query.device, query.dtype, query.shape[-1], small, bounded, gradients)
+    return found
+
+
+def _small_view(layout: TileLayout, ragged: bool) -> tuple[int, int, int]:
+    """Two tiles along each axis; the second is cut where the call has cut tiles."""
+    longest = [max(sides) for sides in zip(layout.query_tile, layout.key_tile, strict=True)]
+    f, h, w = (side + math.ceil(side / 2) if ragged else 2 * side for side in longest)
+    return f, h, w
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _try(*call: Any) -> str | None:
+    return _answer(*call)
+
+
+@lru_cache(maxsize=256)
+def _answer(*call: Any) -> str | None:
+    # In a thread of its own, which has none of the caller's modes: checkpointing would count what this saves for its
+    # backward, autocast and a default device would change what is computed.
+    with ThreadPoolExecutor(1) as alone:
+        return alone.submit(_compare, *call).result()
+
+
+def _compare(
+    device: torch.device, dtype: torch.dtype, head_dim: int, small: tuple[Any, ...], bounded: bool, gradients: bool
+) -> str | None:
+    layout, generator = TileLayout(*small), torch.Generator().manual_seed(0)
+    shape = (4, 1, layout.tokens, 2, head_dim)
+    *operands, grad_out = torch.randn(shape, generator=generator).to(device, dtype).unbind()
+    # By their norms the scores of the first head are small, those of the second are not: both walks of the forward.
+    operands[0][:, :, 1, 0], operands[1][:, 0, 1, 0] = 0, 100
+    rows, columns = (math.prod(tile_counts(layout.view, tile)) for tile in (layout.query_tile, layout.key_tile))
+    kept = torch.rand(1, 1, rows, columns, generator=generator) < 0.6
+    indices = (~kept).to(torch.uint8).argsort(dim=-1, stable=True).to(device, torch.int32)
+    counts, scale = kept.sum(dim=-1).to(device, torch.int32), head_dim**-0.5
+    mask = reference.token_mask(kept.to(device), layout)
+
+    def specification(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return reference.attention(q, k, v, mask, scale)
+
+    lists = MapLists(counts, indices, layout)
+
+    def kernels(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return operator.attention(q, k, v, lists, None, scale, bounded)
+
+    wanted = _results(specification, [x.double() for x in operands], grad_out.double(), gradients)
+    try:
+        found = _results(kernels, operands, grad_out, gradients)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # it says nothing of the kernels, or nothing can run after it
+    except Exception as error:  # compilers and drivers refuse in many ways
+        reason = (str(error).strip().splitlines() or ["without a word"])[0]
+        return f"fails on this device: {type(error).__name__}: {reason}"
+    allowed = max(1.5 * torch.finfo(dtype).eps, 1e-5)
+    for name, right in wanted.items():
+        off = _worst_tile(found[name], right, layout, layout.key_tile if name in ("dk", "dv") else layout.query_tile)
+        if not off <= allowed:
+            return f"computes {name} with a relative error of {off:.2g} on this device, where {allowed:.2g} is allowed"
+    return None
+
+
+def _worst_tile(found: torch.Tensor, right: torch.Tensor, layout: TileLayout, tile: Triple) -> float:
+    """The largest relative error of a tile's rows, or of the extra tokens': a norm over all rows could hide one tile.
+
+    `found` and `right` are [B, H, tokens, C]. A tile whose right values are small counts as an average one.
+    """
+    owner = torch.zeros(layout.tokens, dtype=torch.int64)
+    owner[layout.prefix : layout.tokens - layout.suffix] = 1 + tile_of_token(layout.view, tile)
+    sizes, owner = torch.bincount(owner).to(right), owner.to(right.device)
+
+    def squares(x: torch.Tensor) -> torch.Tensor:
+        return right.new_zeros(*right.shape[:2], len(sizes)).index_add_(2, owner, x.square().sum(dim=-1))
+
+    average = right.square().sum(dim=-1).mean() * sizes.clamp(min=1)
+    shares = squares(found - right) / torch.maximum(squares(right), average)
+    return float(shares.nan_to_num(nan=torch.inf).max().sqrt())
+
+
+def _results(
+    attention: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    operands: list[torch.Tensor],
+    grad_out: torch.Tensor,
+    gradients: bool,
+) -> dict[str, torch.Tensor]:
+    """What attention gives, and its gradients if asked for: float64 [B, H, tokens, head_dim, or 1 for lse], by name."""
+    leaves = [x.detach().requires_grad_(gradients) for x in operands]
+    out, lse = attention(*leaves)
+    results = {"out": out, "lse": lse.transpose(1, 2)[..., None]}
+    if gradients:
+        results |= zip(("dq", "dk", "dv"), torch.autograd.grad(out, leaves, grad_out), strict=True)
+    wide = {name: x.detach().double().transpose(1, 2) for name, x in results.items()}
+    return {name: x.nan_to_num(nan=torch.nan, neginf=0.0) for name, x in wide.items()}

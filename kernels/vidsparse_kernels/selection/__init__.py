@@ -1,0 +1,1 @@
+"""Pooling tiles, and choosing among them."""

@@ -1,0 +1,145 @@
+"""`vidsparse finetune`, and what a training refuses before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.commands.launch import launch_command_parser
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from small_videos import leaves_pipes, write_video
+from tiny_training import PATTERN, lines, pipeline, train
+from torch.distributed.run import get_args_parser as torchrun_parser
+from typer.main import get_command
+
+from vidsparse import Radial, StepSchedule
+from vidsparse.cli import app
+from vidsparse.finetune import Bucket, Settings, drawn_clips, finetune
+from vidsparse.lora.files import read_recipe
+
+
+def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, cache: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"targets to_z: no such layers; there are .*to_q"):
+        train(out, cache, targets=("to_z",))
+    with pytest.raises(ValueError, match=r"transformer='transformer_2': the pipeline has none"):
+        train(out, cache, transformer="transformer_2")
+    with pytest.raises(ValueError, match="precision='fp16' needs a GPU"):
+        train(out, cache, precision="fp16")
+    with pytest.raises(ValueError, match="has no sparse step among 20"):
+        train(out, cache, pattern=StepSchedule(Radial(density=0.5), dense_steps=20))
+    with pytest.raises(ValueError, match=r"dense_layers.*99"):
+        train(out, cache, pattern=StepSchedule(Radial(density=0.5), dense_layers=(99,)))
+    with pytest.raises(FileNotFoundError, match="no LoRA 'nowhere'"):
+        train(out, cache, start="nowhere")
+    with pytest.raises(ValueError, match=r"start='shapes-long' does not fit: .*in a training of rank 4 and"):
+        train(out, cache, start="shapes-long")
+    assert not out.exists()
+
+
+def test_an_expert_that_would_train_dense_is_refused(tmp_path: Path, cache: Path) -> None:
+    pipe = pipeline()
+    pipe.register_modules(transformer_2=pipeline().transformer.eval())
+    pipe.register_to_config(boundary_ratio=0.9)
+    with pytest.raises(
+        ValueError, match=r"sparse at noise levels from 0.00 to 0.\d\d, and transformer computes from 0.90"
+    ):
+        train(tmp_path / "out", cache, pipe, pattern=StepSchedule(Radial(density=0.5), dense_steps=8))
+    assert not (tmp_path / "out").exists() and "Sparse" not in str(pipe.transformer.attn_processors)
+
+
+def test_frames_that_the_vae_does_not_take(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(ValueError, match=r"10 frames do not fit the VAE's stride of 4 in time; use 9 or 13"):
+        finetune(pipeline(), drawn_clips(2, Bucket(10, 16, 16)), Settings(PATTERN), tmp_path, base="tiny", cpu=True)
+
+
+def test_another_pipeline_is_not_trained(tmp_path: Path) -> None:
+    with pytest.raises(NotImplementedError, match="object is not trained here: finetune knows WanPipeline"):
+        finetune(object(), [], Settings(PATTERN), tmp_path, base="none")
+
+
+# The command line
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs `vidsparse finetune` in an empty folder: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[Any, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            app(["finetune", *map(str, arguments)], prog_name="vidsparse")
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def test_a_lora_from_the_command_line(command: Any, tmp_path: Path, cache: Path) -> None:
+    asked = ["--out", "run", "--frames", 9, "--size", "16x16", "--videos", 2, "--rank", 2, "--cache", cache, "--cpu"]
+    asked += ["--density", 0.5, "--set", "tile=(1,2,2)", "--dense-steps", 1, "--precision", "no", "--log-every", 1]
+    code, out, errors = command(*asked, "--steps", 1)
+    assert code == 0, errors
+    assert out.splitlines()[-1] == "wrote the LoRA to run; vidsparse generate --lora run uses it"
+    recipe = read_recipe(tmp_path / "run")
+    assert (recipe.frames, recipe.trained_frames, recipe.base) == (9, 33, "shapes")
+    assert recipe.pattern == StepSchedule(Radial(density=0.5, tile=(1, 2, 2)), dense_steps=1)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    code, _, errors = command(*asked, "--steps", 2)
+    assert code == 0 and "going on from step 1" in errors
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2]
+
+
+@leaves_pipes
+def test_a_folder_of_videos_from_the_command_line(command: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, frames, width in (("long", 12, 32), ("short", 5, 16), ("tiny", 3, 16)):
+        write_video(data / f"{name}.mp4", frames, height=16, width=width)
+    (data / "broken.mp4").write_bytes(b"no video")
+    for video in list(data.iterdir()):
+        video.with_suffix(".txt").write_text("a red circle moving left on a blue background")
+    asked = ["--out", "run", "--data", "data", "--frames", 5, "--frames", 9, "--size", "16x16", "--size", "32x16"]
+    asked += ["--cpu", "--rank", 2, "--set", "tile=(1,2,2)", "--precision", "no", "--steps", 2, "--batch", 2]
+    code, _, errors = command(*asked)
+    assert code == 0, errors
+    said = " ".join(errors.split())
+    assert "tiny.mp4 is left out: it has 3 frames, and the shortest clips are of 5" in said
+    assert "broken.mp4 is left out: it cannot be decoded" in said and "2 of 4 videos are left out" in said
+    assert read_recipe(tmp_path / "run").frames == 9
+    cached = [tuple(load_file(path)["tensor"].shape) for path in (tmp_path / "run/cache").glob("latents-*")]
+    assert sorted(cached) == [(8, 2, 4, 4), (8, 3, 4, 8)]
+
+
+def test_launchers_leave_each_option_to_the_command() -> None:
+    params = get_command(app).commands["finetune"].params  # type: ignore[attr-defined]
+    options = [name for param in params for name in (*param.opts, *param.secondary_opts)]
+    for parser in (torchrun_parser(), launch_command_parser()):
+        # They take a beginning that several of their own options share for an error, wherever it stands.
+        parsed = parser.parse_args(["--no-python", "vidsparse", "finetune", *options])
+        assert parsed.training_script_args == ["finetune", *options]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rank", 0], "rank=0 must be 1 or more"),
+        (["--size", "0x16"], "width 0 of the clips must be a multiple of"),
+        (["--data", ".", "--frames", 10, "--size", "16x16"], "10 frames do not fit the VAE's stride of 4 in time"),
+        (["--data", ".", "--targets", "to_z"], "targets to_z: no such layers; there are"),
+        (["--size", "large"], "--size 'large' must be WIDTHxHEIGHT in pixels, such as 832x480"),
+        (["--frames", 10, "--size", "16x16"], "10 frames do not fit the VAE's stride of 4 in time; use 9 or 13"),
+        (["--targets", "to_z"], "targets to_z: no such layers; there are"),
+        (["--data", "nowhere"], "no folder nowhere; give one with videos and their captions"),
+        (["--pattern", "spiral"], "pattern 'spiral' is unknown"),
+        (["--positions", "ntk"], "positions='ntk' is unknown; choose one of plain, riflex"),
+        (["--model", "nowhere"], "model 'nowhere' is unknown"),
+    ],
+)
+def test_bad_options_are_one_line(command: Any, tmp_path: Path, arguments: list[object], message: str) -> None:
+    code, out, errors = command("--out", "run", "--videos", 1, "--cpu", *arguments)
+    assert (code, out) == (1, "")
+    said = errors.splitlines()[-1]  # before it, the bars of the libraries that load the model
+    assert said.startswith("error: ") and message in said and "Traceback" not in errors
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("*.safetensors"))

@@ -1,0 +1,176 @@
+"""The command line: what `generate` and `compare` write, and what is left when they are interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+from command_line import PROMPT, small_sample, tiny_pipeline, vidsparse_in_a_folder
+from diffusers import WanPipeline
+from needs import needs_weights
+from PIL import Image
+
+from vidsparse.atomic import replacing
+from vidsparse.cli import sampling
+from vidsparse.cli.compare import similarity
+from vidsparse.cli.video import side_by_side, to_pixels, write_video
+
+ROOT = Path(__file__).parents[2]
+vidsparse = pytest.fixture(vidsparse_in_a_folder)
+tiny = pytest.fixture(scope="session")(tiny_pipeline)
+small = pytest.fixture(small_sample)
+
+
+def test_generate_writes_a_video_and_a_report(vidsparse: Any, small: list[str]) -> None:
+    done = vidsparse("generate", PROMPT, *small, "-o", "a.mp4", "--report", "a.json", "--fps", 10)
+    assert done.code == 0, done.err
+    assert "wrote a.mp4 and a.json" in done.out
+    assert sorted(os.listdir()) == ["a.json", "a.mp4"]
+    video = imageio.imread("a.mp4", plugin="FFMPEG")
+    assert video.shape == (9, 4 * 32, 4 * 48, 3), "small videos are shown four times as large"
+    assert imageio.immeta("a.mp4", plugin="FFMPEG")["fps"] == 10
+    report = json.loads(Path("a.json").read_text())
+    assert report["request"]["prompt"] == PROMPT
+    assert report["judge"] is None, "only shapes has a judge"
+    # Two steps of two layers, each with and without the prompt; the first step is dense.
+    assert (report["attention"]["sparse_calls"], report["attention"]["dense_calls"]) == (4, 4)
+    assert report["seconds"]["total"] >= report["seconds"]["denoising"] >= report["seconds"]["attention"] > 0
+
+
+def test_generate_is_reproducible(vidsparse: Any, small: list[str]) -> None:
+    for name, seed in (("a.mp4", 3), ("b.mp4", 3), ("c.mp4", 4)):
+        assert vidsparse("generate", PROMPT, *small, "-o", name, "--seed", seed, "--scale", 1).code == 0
+    a, b, c = (imageio.imread(name, plugin="FFMPEG") for name in ("a.mp4", "b.mp4", "c.mp4"))
+    assert a.shape == (9, 32, 48, 3)
+    assert np.array_equal(a, b) and not np.array_equal(a, c)
+
+
+def test_frames_that_do_not_fit_are_replaced_with_a_note(vidsparse: Any, small: list[str]) -> None:
+    done = vidsparse("generate", PROMPT, *small, "--frames", 6, "-o", "a.mp4")
+    assert done.code == 0, done.err
+    assert "note: 6 frames do not fit the VAE's stride of 4 in time: legal are 1, 5, 9, ...; using 5" in done.err
+    assert len(imageio.imread("a.mp4", plugin="FFMPEG")) == 5
+
+
+@pytest.mark.parametrize(
+    ("frames", "stride", "used"), [(33, 4, 33), (34, 4, 33), (35, 4, 33), (36, 4, 37), (2, 4, 1), (10, 8, 9), (7, 1, 7)]
+)
+def test_nearest_legal_frames(frames: int, stride: int, used: int) -> None:
+    assert sampling.fit_frames(frames, stride) == used
+
+
+def test_compare_writes_all_that_is_asked_for(vidsparse: Any, small: list[str]) -> None:
+    files = ["--dense-output", "d.mp4", "--sparse-output", "s.mp4", "--strip", "s.png", "--json", "c.json"]
+    done = vidsparse("compare", PROMPT, *small, "-o", "both.mp4", *files)
+    assert done.code == 0, done.err
+    assert sorted(os.listdir()) == ["both.mp4", "c.json", "d.mp4", "s.mp4", "s.png"]
+    both, dense = (imageio.imread(name, plugin="FFMPEG") for name in ("both.mp4", "d.mp4"))
+    assert both.shape[:1] == dense.shape[:1] and both.shape[2] == 2 * dense.shape[2] + 4
+    with Image.open("s.png") as strip:
+        assert strip.width > 9 * 128
+    result = json.loads(Path("c.json").read_text())
+    assert 0 < result["sparse"]["density"] < 1
+    assert result["psnr"] > 10 and 0 < result["ssim"] <= 1
+    for clock, ratio in result["speedup"].items():
+        assert ratio == pytest.approx(result["dense"][clock] / result["sparse"][clock])
+    assert "PSNR to dense" in done.out
+
+
+def test_compare_prints_json_and_nothing_else(vidsparse: Any, small: list[str]) -> None:
+    done = vidsparse("compare", PROMPT, *small, "--frames", 6, "--pattern", "dense", "-o", "both.mp4", "--json", "-")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["psnr"] is None and result["ssim"] == pytest.approx(1), "dense and dense are identical"
+    assert result["frames"] == 5 and "using 5" in done.err
+    assert os.listdir() == ["both.mp4"]
+
+
+def test_similarity() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.random((3, 16, 20, 3), dtype=np.float32)
+    assert similarity(first, first) == (None, 1.0)
+    second = first.copy()
+    second[1] = second[1] * 0.5
+    psnr, ssim = similarity(first, second)
+    assert psnr == pytest.approx(-10 * np.log10(((first - second) ** 2).mean()), rel=1e-4)
+    alone = [similarity(first[i : i + 1], second[i : i + 1])[1] for i in range(3)]
+    assert ssim == pytest.approx(sum(alone) / 3) and alone[0] == 1.0 > alone[1]
+
+
+def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.json").symlink_to("folder/report.json")
+    with replacing(tmp_path / "link.json") as temporary:
+        temporary.write_text("{}")
+    assert (tmp_path / "link.json").is_symlink() and (tmp_path / "folder/report.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("command", ["generate", "compare"])
+def test_interrupt_restores_the_pipeline_and_leaves_nothing(
+    vidsparse: Any, small: list[str], tiny: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    pipe = WanPipeline.from_pretrained(tiny)
+    processors = dict(pipe.transformer.attn_processors)
+    calls = []
+
+    def interrupt(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    pipe.transformer.register_forward_hook(interrupt)
+    monkeypatch.setattr(sampling, "_load", lambda *_: pipe)
+    done = vidsparse(command, PROMPT, *small, "-o", "a.mp4")
+    assert done.code == 130 and "interrupted" in done.err.splitlines()
+    assert os.listdir() == []
+    assert all(pipe.transformer.attn_processors[name] is processor for name, processor in processors.items())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.mp4"]
+
+
+def test_written_colours_are_those_of_the_frames(tmp_path: Path) -> None:
+    frames = np.zeros((5, 16, 16, 3), np.float32)
+    frames[:, :8, :, 0], frames[:, 8:, :, 2] = 0.9, 0.6
+    pixels = to_pixels(frames, 4)
+    write_video(tmp_path / "a.mp4", side_by_side(pixels, pixels, ("one", "two")), fps=12)
+    read = imageio.imread(tmp_path / "a.mp4", plugin="FFMPEG").astype(float)
+    assert read.shape == (5, 24 + 64, 64 + 4 + 64, 3)
+    for left in (4, 64 + 4 + 4):
+        inner = read[:, 24 + 4 : 24 + 28, left : left + 56], read[:, 24 + 36 : 24 + 60, left : left + 56]
+        for part, colour in zip(inner, ((230, 0, 0), (0, 0, 153)), strict=True):
+            assert np.abs(part - colour).max() < 12
+
+
+@needs_weights
+def test_shapes_end_to_end(vidsparse: Any) -> None:
+    done = vidsparse("generate", PROMPT, "--density", 0.3, "--report", "r.json")
+    assert done.code == 0, done.err
+    report = json.loads(Path("r.json").read_text())
+    assert report["judge"]["colour"] == report["judge"]["background"] == report["judge"]["motion"] == 1, report["judge"]
+    assert report["judge"]["mean"] >= 0.75, report["judge"]
+    assert report["attention"]["density"] == pytest.approx(0.3, abs=0.02)
+    assert imageio.imread("out.mp4", plugin="FFMPEG").shape == (33, 256, 256, 3)
+
+
+@needs_weights
+def test_demo_writes_everything(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples/demo.py"), "--fast", "--out", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    files = ["comparison.json", "dense.mp4", "side_by_side.mp4", "sparse.mp4", "strip.png"]
+    assert sorted(os.listdir(tmp_path / "demo")) == files
+    assert "PSNR to dense" in done.stdout

@@ -1,0 +1,139 @@
+"""The training of `shapes` from its first command to its last, tiny: what it writes, and that it goes on."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from commands import STATISTICS, TRANSFORMER, WEIGHTS, load_autoencoder
+from flow import LEVELS, Flow, kind
+from latents import Pool, Statistics, crosses, read_pool
+from needs import needs_weights
+from plan import PLANS
+from transformer import Weights, build
+
+from vidsparse.shapes.model import load_pipeline
+from vidsparse.shapes.render import Trajectory
+from vidsparse.shapes.scene import Scene, SceneObject
+
+ROOM = Path(__file__).parents[2] / "examples/shapes_training"
+
+
+@pytest.fixture
+def command() -> Any:
+    spec = importlib.util.spec_from_file_location("shapes_training", ROOM / "__main__.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@needs_weights
+def test_a_dry_run_of_all_commands(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("commands.WEIGHTS", tmp_path / "kept")
+    (tmp_path / "kept").mkdir()
+    options = ["--out", str(tmp_path), "--plan", "tiny", "--device", "cpu"]
+    small = ["--videos", "32", "--steps", "1", "--prompts", "1", "--sampling-steps", "2", "--threads", "1"]
+    command(["all", *options, *small])
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if line["stage"] == "patch4" and "loss" in line] == [2]
+    (asked,) = (line for line in log if line["stage"] == "patch2" and "pool" in line)
+    assert {f"{name}_{level}" for name in ("all", "still", "bouncing", "crossing") for level in LEVELS} <= asked.keys()
+    weights = Weights.read(tmp_path / "transformer.safetensors")
+    assert (weights.phase, weights.step, weights.patch) == ("patch2", 2, 2)
+    assert (tmp_path / "strip.png").stat().st_size > 1000
+    assert not list(tmp_path.rglob("*.tmp"))
+
+    # A machine that has the repository alone goes on from what was kept.
+    command(["keep", *options])
+    fresh = tmp_path / "fresh"
+    command(["latents", "--out", str(fresh), *options[2:], *small])
+    torch.testing.assert_close(read_pool(fresh / "latents").latents, read_pool(tmp_path / "latents").latents)
+    command(["train", "--out", str(fresh), *options[2:]])
+    assert not (fresh / "log.jsonl").exists()  # nothing was left to do
+
+
+def test_plans_go_from_coarse_to_fine_under_one_fall_of_the_rate() -> None:
+    for name, plan in PLANS.items():
+        rates = [rate for phase in plan.phases for rate in phase.rate]
+        assert rates == sorted(rates, reverse=True) and rates[0] == 1 and rates[-1] == 0, name
+        assert [phase.patch for phase in plan.phases] == sorted((p.patch for p in plan.phases), reverse=True), name
+        assert {phase.name for phase in plan.phases} == {f"patch{phase.patch}" for phase in plan.phases}
+
+
+def test_weights_come_back_with_their_place_in_the_plan(tmp_path: Path) -> None:
+    state, reader = {"a": torch.randn(3, 4)}, {"layers.0.weight": torch.randn(5)}
+    Weights(state, 2, reader, "patch2", 17).write(tmp_path / "w.safetensors")
+    found = Weights.read(tmp_path / "w.safetensors")
+    assert (found.patch, found.phase, found.step) == (2, "patch2", 17)
+    torch.testing.assert_close(found.transformer, state, rtol=2**-11, atol=1e-6)
+    torch.testing.assert_close(found.reader, reader, rtol=2**-11, atol=1e-6)
+
+
+def test_statistics_make_latents_standard(tmp_path: Path) -> None:
+    latents = torch.randn(4, 8, 3, 6, 6) * torch.arange(1, 9).view(8, 1, 1, 1) + 5
+    Statistics.measure(latents).write(tmp_path / "s.json")
+    standard = Statistics.read(tmp_path / "s.json").normalise(latents).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(standard.mean(dim=1), torch.zeros(8), rtol=0, atol=1e-5)
+    torch.testing.assert_close(standard.std(dim=1), torch.ones(8), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("motion", "x", "expected"),
+    [("right", 20.0, "inside"), ("right", 40.0, "crossing"), ("left", 40.0, "inside"), ("still", 40.0, "still")],
+)
+def test_videos_are_told_apart_by_motion_and_border(motion: str, x: float, expected: str) -> None:
+    example = Scene((SceneObject("red", "circle", motion),), "blue"), (Trajectory(x, 32.0, 8.0, 0.8),)
+    assert kind(example, 33) == expected
+    assert crosses(example, 33) == (expected == "crossing")
+
+
+def test_no_latents_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="run the command `latents` first"):
+        read_pool(tmp_path)
+    assert len(Pool(torch.zeros(0), ())) == 0
+
+
+def test_parts_of_a_step_share_its_strata_of_noise() -> None:
+    class Stub(torch.nn.Module):
+        config = SimpleNamespace(patch_size=(1, 4, 4))
+        levels: ClassVar[list[float]] = []
+
+        def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor) -> Any:
+            self.levels += (timestep / 1000).tolist()
+            return SimpleNamespace(sample=noisy)
+
+    example = Scene((SceneObject("red", "cross", "up"),), "blue"), (Trajectory(9.0, 9.0, 8.0, 0.8),)
+    pool = Pool(torch.randn(3, 8, 2, 8, 8).half(), (example,) * 3)
+    reader = SimpleNamespace(loss=lambda targets: targets.nanmean())
+    prompts: Any = lambda texts, length: torch.zeros(len(texts), length, 64)  # noqa: E731
+    flow = Flow(Stub(), reader, prompts, Statistics((0.0,) * 8, (1.0,) * 8), 8, 4, 5.0, "cpu")  # type: ignore[arg-type]
+    for part in range(4):
+        loss, details = flow.loss(pool, random.Random(part), part)
+        assert loss.isfinite() and details["flow"] > 0
+    # Undone, the shift of 5 leaves one draw in each eighth of the range.
+    drawn = sorted(level / (5 - 4 * level) for level in Stub.levels)
+    assert [int(8 * u) for u in drawn] == list(range(8))
+
+
+def test_some_of_a_pool_are_evenly_spaced() -> None:
+    examples = tuple((Scene((SceneObject("red", "circle", "up"),), b), ()) for b in ("black", "white", "gray", "blue"))
+    some = Pool(torch.arange(4.0), examples).some(2)
+    assert some.latents.tolist() == [0, 3] and [s.background for s, _ in some.examples] == ["black", "blue"]
+
+
+@needs_weights
+def test_the_weights_that_are_kept_load(tmp_path: Path) -> None:
+    weights = Weights.read(WEIGHTS / TRANSFORMER)
+    assert weights.phase in {phase.name for phase in PLANS["cpu"].phases} and weights.reader
+    transformer, _ = build(weights, weights.patch, "cpu")
+    assert transformer.config.patch_size == (1, weights.patch, weights.patch)
+    shipped, kept = load_pipeline().vae, load_autoencoder(tmp_path)
+    assert not torch.equal(shipped.decoder.conv_in.weight, kept.decoder.conv_in.weight)
+    assert min(Statistics.read(WEIGHTS / STATISTICS).std) > 0.5

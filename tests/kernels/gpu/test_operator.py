@@ -1,0 +1,409 @@
+"""Triton's kernels as an operator: divided columns, strides, torch.compile, CUDA graphs and bad input."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from against_float64 import Case
+from torch.utils.checkpoint import checkpoint
+
+import vidsparse.attention
+from vidsparse import BlockMap, VideoGrid, sparse_attention
+
+pytest.importorskip("triton")
+from vidsparse_kernels.gpu import columns, device, launch, lists, operator, trial
+from vidsparse_kernels.gpu.lists import MapLists
+from vidsparse_kernels.layout import tile_of_token
+from vidsparse_kernels.selection import pooling_kernel, select_kernel
+from vidsparse_kernels.selection.rule import Rule
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.usefixtures("large_steps")
+CASE = Case(VideoGrid(2, 9, 10, suffix=5), (1, 8, 8), heads=2, head_dim=32, extra_valid=(4,))
+
+
+def inputs(case: Case = CASE, **settings: Any) -> list[torch.Tensor]:
+    return [x.to(DEVICE).requires_grad_(**settings) for x in case.tensors()]
+
+
+def results(tensors: list[torch.Tensor], block_map: BlockMap, impl: str = "triton") -> list[torch.Tensor]:
+    """out, lse and the gradients of a loss through both."""
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    valid = CASE.valid
+    out, lse = sparse_attention(*leaves, block_map, extra_valid=valid, impl=impl, return_lse=True)  # type: ignore[call-overload]
+    (out.square().sum() + lse.sum()).backward()
+    return [out.detach(), lse.detach(), *(x.grad for x in leaves)]
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("split", [0.2, 1])
+def test_gradients_of_divided_columns(split: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    block_map, tensors = CASE.block_map(), inputs()
+    expected = results([x.double().cpu() for x in tensors], block_map, "reference")
+    monkeypatch.setattr(columns, "SPLIT", split)
+    monkeypatch.setattr(columns, "SLOTS", 4)
+    for got, wanted in zip(results(tensors, block_map), expected, strict=True):
+        torch.testing.assert_close(got.cpu(), wanted.to(got.dtype), rtol=1e-4, atol=1e-4)
+
+
+def test_two_runs_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "SPLIT", 0.5)
+    monkeypatch.setattr(columns, "SLOTS", 4)
+    block_map, tensors = CASE.block_map(), inputs()
+    for one, two in zip(results(tensors, block_map), results(tensors, block_map), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_gradients_flow_through_one_output_alone() -> None:
+    block_map = CASE.block_map()
+    for output in (0, 1):
+        ours = inputs()
+        exact = [x.detach().double().requires_grad_() for x in ours]
+        for leaves, impl in ((ours, "triton"), (exact, "reference")):
+            sparse_attention(*leaves, block_map, impl=impl, return_lse=True)[output].sum().backward()  # type: ignore[call-overload]
+        for x, y in zip(ours, exact, strict=True):
+            wanted = torch.zeros_like(x) if y.grad is None else y.grad.float()
+            torch.testing.assert_close(x.grad, wanted, rtol=1e-4, atol=1e-4)
+
+
+# Memory
+
+
+@pytest.mark.parametrize("boxes", [False, True], ids=["rows", "boxes"])
+@pytest.mark.parametrize("layout", ["fused-projection", "heads-first", "channels-apart", "odd-start", "one-for-all"])
+def test_tensors_of_any_strides(layout: str, boxes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE == "cpu":
+        monkeypatch.setattr(launch, "reads_boxes", lambda device: boxes)
+    elif boxes != launch.reads_boxes(torch.device(DEVICE)):
+        pytest.skip("this GPU reads the other way")
+    block_map, tensors = CASE.block_map(), inputs()
+    q, k, v = (x.detach() for x in tensors)
+    if layout == "fused-projection":
+        strided = list(torch.cat((q, k, v), dim=3).split(CASE.head_dim, dim=3))
+    elif layout == "heads-first":
+        strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    elif layout == "odd-start":
+        strided = [torch.cat((x.flatten()[:1], x.flatten()))[1:].view_as(x) for x in (q, k, v)]
+    elif layout == "one-for-all":
+        strided = [x.as_strided(x.shape, (0, *x.stride()[1:])) for x in (q, k, v)]
+    else:
+        strided = [x.mT.contiguous().mT for x in (q, k, v)]
+    in_place = ("fused-projection", "heads-first")
+    assert all(launch.has_boxes(x, block_map.layout) == (layout in in_place) for x in strided)
+    for got, wanted in zip(results(strided, block_map), results(tensors, block_map), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_offsets_beyond_32_bits() -> None:
+    grid, stride = VideoGrid(1, 8, 17), 2**24  # 2^31 elements, of which few are ever touched
+    apart = torch.empty(grid.tokens * stride, dtype=torch.float16, device=DEVICE)
+    x = apart.as_strided((1, grid.tokens, 1, 32), (grid.tokens * stride, stride, 32, 1))
+    x.copy_(torch.randn(1, grid.tokens, 1, 32))
+    assert (grid.tokens - 1) * stride > 2**31
+    block_map = BlockMap.from_dense(torch.ones(3, 3, dtype=torch.bool), grid, (1, 8, 8))
+    together = x.contiguous()
+    for far, near in ((x, together),):
+        got = sparse_attention(far, far, far, block_map, impl="triton")
+        assert torch.equal(got, sparse_attention(near, near, near, block_map, impl="triton"))
+
+
+def test_more_valid_tokens_than_there_are_read_nothing_beyond() -> None:
+    lists, tensors = CASE.block_map().to(DEVICE).lists, inputs()
+    found = [operator.attention(*tensors, lists, torch.tensor([number], device=DEVICE), 0.2)[0] for number in (5, 99)]
+    assert torch.equal(*found)
+
+
+# PyTorch's machinery
+
+
+def operands() -> tuple[Any, ...]:
+    block_map = CASE.block_map().to(DEVICE)
+    valid = torch.tensor([4], dtype=torch.int32, device=DEVICE)
+    geometry = [2, 9, 10], [1, 8, 8], [1, 8, 8], [0, 5]
+    return *inputs(), block_map.lists.keys().tensors, block_map.lists.columns(2).tensors, valid, *geometry, 0.2, False
+
+
+def test_the_operator_keeps_pytorchs_rules() -> None:
+    torch.library.opcheck(torch.ops.vidsparse.block_sparse.default, operands())
+
+
+def test_it_compiles_into_one_graph() -> None:
+    block_map, tensors = CASE.block_map().to(DEVICE), inputs()
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return operator.attention(q * 2, k, v, block_map.lists, None, 0.2)[0] * 3
+
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    found = []
+    for function in (attention, compiled):
+        leaves = [x.detach().requires_grad_() for x in tensors]
+        out = function(*leaves)
+        out.square().sum().backward()
+        found.append([out.detach(), *(x.grad for x in leaves)])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_holds_it() -> None:
+    block_map, tensors = CASE.block_map().to("cuda"), inputs(requires_grad=False)
+    static = [x.clone() for x in tensors]
+    sparse_attention(*static, block_map, impl="triton")
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = sparse_attention(*static, block_map, impl="triton")
+    for x in static:
+        x.normal_()
+    graph.replay()
+    torch.testing.assert_close(out, sparse_attention(*static, block_map, impl="triton"))
+
+
+# What runs, and what cannot
+
+
+def test_explicit_triton_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("the kernels are broken")
+
+    monkeypatch.setattr(operator, "attention", broken)
+    with pytest.raises(RuntimeError, match="the kernels are broken"):
+        sparse_attention(*inputs(), CASE.block_map(), impl="triton")
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "message"),
+    [
+        (replace(CASE, head_dim=48), torch.float32, "takes head_dim 32, 64, 96, 128, not 48; use impl='auto'"),
+        (CASE, torch.float64, "takes torch.float16, torch.bfloat16, torch.float32, not torch.float64"),
+        (replace(CASE, query_tile=(1, 4, 4)), torch.float32, r"not the query tile \(1, 4, 4\)"),
+        (replace(CASE, key_tile=(1, 8, 12)), torch.float32, r"tiles of 64 or 128 tokens .* the key tile \(1, 8, 12\)"),
+    ],
+    ids=["head-dim", "dtype", "small-tile", "odd-tile"],
+)
+def test_what_the_kernels_do_not_take(case: Case, dtype: torch.dtype, message: str) -> None:
+    tensors = [x.to(DEVICE, dtype) for x in case.tensors()]
+    with pytest.raises(NotImplementedError, match=message):
+        sparse_attention(*tensors, case.block_map(), impl="triton")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"counts": torch.ones(1, 1, 8)}, TypeError, "counts must be int32"),
+        ({"indices": torch.ones(1, 1, 8, 2, dtype=torch.int64)}, TypeError, "indices must be int32"),
+        ({"counts": torch.ones(1, 8, dtype=torch.int32)}, ValueError, r"counts has shape \(1, 8\)"),
+        ({"indices": torch.ones(1, 1, 7, 2, dtype=torch.int32)}, ValueError, r"indices has shape \(1, 1, 7, 2\)"),
+        (
+            {"indices": torch.ones(1, 1, 2, 8, dtype=torch.int32).mT},
+            ValueError,
+            r"contiguous counts \[B",
+        ),
+    ],
+    ids=["counts-dtype", "indices-dtype", "counts-rank", "indices-shape", "indices-strides"],
+)
+def test_bad_lists(changes: dict[str, torch.Tensor], error: type[Exception], message: str) -> None:
+    block_map = CASE.block_map()
+    given = {"counts": block_map.counts, "indices": block_map.indices, **changes}
+    with pytest.raises(error, match=message):
+        MapLists(**given, layout=block_map.layout)
+
+
+def test_a_scale_that_is_not_positive_and_lists_that_are_elsewhere() -> None:
+    block_map = CASE.block_map()
+    with pytest.raises(ValueError, match=r"scale=0\.0 must be positive"):
+        operator.attention(*inputs(), block_map.to(DEVICE).lists, None, 0.0)
+    with pytest.raises(TypeError, match="lists are on meta"):
+        operator.attention(*inputs(), block_map.to(torch.device("meta")).lists, None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("row", "count", "message"),
+    [
+        ([0, 8], 2, "indices hold 8, but the grid has key tiles 0 to 7"),
+        ([3, 3], 2, "indices must ascend"),
+        ([0, 1], 3, "counts hold 3 to 3; lists of width 2 hold 0 to that"),
+    ],
+    ids=["outside", "twice", "too-many"],
+)
+def test_lists_are_validated_when_asked(
+    row: list[int], count: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDSPARSE_CHECK", "1")
+    counts = torch.full((1, 1, 8), count, dtype=torch.int32, device=DEVICE)
+    indices = torch.tensor(row, dtype=torch.int32, device=DEVICE).repeat(1, 1, 8, 1)
+    with pytest.raises(ValueError, match=message):
+        operator.attention(*inputs(), MapLists(counts, indices, CASE.block_map().layout), None, 1.0)
+
+
+def test_a_map_prepares_its_lists_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    block_map, tensors, made = CASE.block_map().to(DEVICE), inputs(), []
+    for module, name in ((lists, "_key_lists"), (columns, "_columns")):
+        right = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, name=name, right=right: made.append(name) or right(*a))
+    with torch.no_grad():
+        sparse_attention(*tensors, block_map, impl="triton")
+    assert made == ["_key_lists"]
+    first = results(tensors, block_map)
+    assert made == ["_key_lists", "_columns"]
+    for one, two in zip(first, results(tensors, block_map), strict=True):
+        assert torch.equal(one, two)
+    assert made == ["_key_lists", "_columns"]
+
+
+def test_nothing_is_kept_while_a_graph_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = CASE.block_map().to(DEVICE).lists
+    for provisional in (True, False):
+        monkeypatch.setattr(lists, "provisional", lambda answer=provisional: answer)
+        assert (found.keys() is found.keys()) == (found.columns(2) is found.columns(2)) == (not provisional)
+
+
+@pytest.mark.parametrize("kernels", ["attention", "tile_means", "select_tiles"])
+def test_operators_launch_on_the_device_of_their_tensors(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    current = []
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: current.append(x.device) or contextlib.nullcontext())
+    query = inputs()[0]
+    if kernels == "attention":
+        results(inputs(), CASE.block_map())
+    elif kernels == "tile_means":
+        pooling_kernel.tile_means(query, CASE.grid.view, (1, 8, 8), 0)
+    else:
+        select_kernel.select_tiles(torch.rand(1, 2, 3, 4, device=DEVICE), Rule("top_k", 2))
+    assert current == [query.device] * (4 if kernels == "attention" else 1)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_tensors_need_not_be_on_the_current_device() -> None:
+    wanted = results(inputs(), CASE.block_map())
+    found = results([x.to("cuda:1") for x in CASE.tensors()], CASE.block_map())
+    for x, y in zip(found, wanted, strict=True):
+        assert x.device == torch.device("cuda:1") and torch.equal(x.cpu(), y.cpu())
+
+
+def test_without_an_interpreter_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "INTERPRETED", False)
+    with pytest.raises(NotImplementedError, match="needs tensors on a CUDA device, these are on cpu; use impl='auto'"):
+        sparse_attention(*CASE.tensors(), CASE.block_map(), impl="triton")
+
+
+@pytest.mark.parametrize(("gradients", "bounded"), [(False, True), (True, False)], ids=["forward", "both-passes"])
+@pytest.mark.parametrize("case", [CASE, replace(CASE, grid=VideoGrid(2, 8, 16))], ids=["ragged-with-text", "whole"])
+def test_the_kernels_stand_their_trial(case: Case, gradients: bool, bounded: bool) -> None:
+    (query, *_) = inputs(replace(case, extra_valid=None), requires_grad=gradients)
+    assert trial.found_wrong(query, case.block_map().layout, bounded) is None
+
+
+def test_one_wrong_tile_is_noticed() -> None:
+    layout = CASE.block_map().layout
+    right = torch.randn(1, 2, layout.tokens, 32, dtype=torch.float64)
+    found = right + 1e-6 * torch.randn_like(right)
+    assert trial._worst_tile(found, right, layout, layout.query_tile) < 2e-6
+    owner = tile_of_token(layout.view, layout.query_tile)
+    found[:, 1, torch.nonzero(owner == 3)[0] + layout.prefix, 0] += 1.0
+    # Of all rows it is less than what bfloat16 may differ by.
+    assert (found - right).norm() / right.norm() < 0.012
+    assert trial._worst_tile(found, right, layout, layout.query_tile) > 0.03
+    found[0, 0, -1, 0] = float("nan")
+    assert trial._worst_tile(found, right, layout, layout.query_tile) == float("inf")
+
+
+@pytest.fixture
+def fresh_trial() -> Iterator[None]:
+    trial._answer.cache_clear()
+    yield
+    trial._answer.cache_clear()
+
+
+@pytest.fixture
+def wrong_kernels(monkeypatch: pytest.MonkeyPatch, fresh_trial: None) -> None:
+    right = operator.attention
+
+    def off_by_a_little(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse = right(*arguments)
+        return out * 1.01, lse
+
+    monkeypatch.setattr(operator, "attention", off_by_a_little)
+
+
+@pytest.mark.usefixtures("wrong_kernels")
+def test_a_kernel_that_is_wrong_is_found_out() -> None:
+    reason = trial.found_wrong(inputs()[0].detach(), CASE.block_map().layout)
+    assert reason is not None and reason.startswith("computes out with a relative error of 0.01 on this device")
+
+
+@pytest.mark.usefixtures("wrong_kernels")
+def test_a_kernel_that_is_wrong_is_found_out_while_compiling() -> None:
+    layout = CASE.block_map().layout
+
+    def scaled(query: torch.Tensor) -> torch.Tensor:
+        return query * (2 if trial.found_wrong(query, layout) is None else 3)
+
+    query = inputs()[0].detach()
+    compiled = torch.compile(scaled, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(query), query * 3)
+
+
+@pytest.mark.usefixtures("fresh_trial")
+def test_a_kernel_that_does_not_compile_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: Any) -> None:
+        raise RuntimeError("PassManager::run failed\nat line 3")
+
+    monkeypatch.setattr(operator, "attention", refuses)
+    reason = trial.found_wrong(inputs()[0].detach(), CASE.block_map().layout)
+    assert reason == "fails on this device: RuntimeError: PassManager::run failed"
+
+
+@pytest.mark.usefixtures("fresh_trial")
+def test_memory_that_is_short_is_no_fault_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def takes_too_much(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(operator, "attention", takes_too_much)
+    with pytest.raises(torch.OutOfMemoryError):
+        trial.found_wrong(inputs()[0].detach(), CASE.block_map().layout)
+
+
+@pytest.mark.usefixtures("fresh_trial")
+def test_the_trial_leaves_gradient_checkpointing_alone() -> None:
+    """The first call tries, the one that is computed again does not: both must save the same tensors."""
+    block_map, layout = CASE.block_map(), CASE.block_map().layout
+    tensors = inputs()
+    wanted = results(tensors, block_map)[2:]
+
+    def layer(*qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert trial.found_wrong(qkv[0] * 1, layout) is None
+        return sparse_attention(*qkv, block_map, extra_valid=CASE.valid, impl="triton", return_lse=True)
+
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    out, lse = checkpoint(layer, *leaves, use_reentrant=False)
+    (out.square().sum() + lse.sum()).backward()
+    for leaf, expected in zip(leaves, wanted, strict=True):
+        assert torch.equal(leaf.grad, expected)
+
+
+@pytest.mark.usefixtures("fresh_trial")
+def test_the_trial_knows_no_default_device_and_no_autocast() -> None:
+    query, layout = inputs()[0].detach(), CASE.block_map().layout
+    with torch.device("meta"), torch.autocast(query.device.type, torch.bfloat16):
+        assert trial.found_wrong(query, layout) is None
+
+
+def test_auto_says_why_it_is_not_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, block_map = torch.empty(1, 185, 2, 48, device="meta"), CASE.block_map()
+    monkeypatch.setattr(vidsparse.attention, "triton_lacks", lambda device: None)
+    monkeypatch.setattr(operator, "unsupported_device", lambda device: None)
+    monkeypatch.setattr(trial, "_try", lambda *_: None)
+    choice = vidsparse.attention.choose_impl("auto", query, block_map)
+    assert choice == ("flex", "impl 'triton' takes head_dim 32, 64, 96, 128, not 48")
+    fitting = torch.empty(1, 185, 2, 64, device="meta")
+    assert vidsparse.attention.choose_impl("auto", fitting, block_map) == ("triton", None)
+    monkeypatch.setattr(trial, "_try", lambda *_: "computes out wrongly")
+    choice = vidsparse.attention.choose_impl("auto", fitting, block_map)
+    assert choice == ("flex", "impl 'triton' computes out wrongly")

@@ -1,0 +1,172 @@
+"""Steps of the sampling, schedules over them, and fallbacks: which calls run dense or slower, and why."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from tiny_wan import SIZES, SPARSE, Pipeline, call, tiny
+
+import vidsparse
+import vidsparse.runtime.layer
+from vidsparse import Dense, Radial, StepSchedule, VideoGrid, sparsify
+from vidsparse.attention import Choice
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not here")
+
+
+def steps_of(run: vidsparse.Run) -> dict[int, int]:
+    """Step -> calls of the first layer."""
+    return {c.step: c.calls for c in run.report().calls if c.layer == 0}
+
+
+@torch.no_grad()
+def test_steps_without_a_scheduler_are_falling_timesteps() -> None:
+    transformer, sizes = tiny(), SIZES["one-frame"]
+    with sparsify(transformer, SPARSE) as run:
+        for timestep in (900.0, 900.0, 500.0, 500.0, 100.0, 900.0, 899.0):  # the pairs are guidance's two calls
+            call(transformer, sizes, timestep=timestep)
+    assert steps_of(run) == {0: 3, 1: 3, 2: 1}
+
+
+@torch.no_grad()
+def test_steps_of_a_scheduler_are_its_indices() -> None:
+    transformer, sizes = tiny(), SIZES["one-frame"]
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipe = Pipeline(transformer=transformer, scheduler=scheduler)
+    with sparsify(pipe, StepSchedule(SPARSE, dense_last_steps=1)) as run:
+        scheduler.set_timesteps(5)
+        for index in (2, 3, 3, 4):  # video to video starts in the middle
+            call(transformer, sizes, timestep=float(scheduler.timesteps[index]))
+        call(transformer, sizes, timestep=0.0)  # no timestep of the schedule: the number of steps is unknown again
+    assert steps_of(run) == {2: 1, 3: 2, 4: 1, 5: 1}
+    assert [c.step for c in run.report().calls if c.reason] == [4, 4]
+
+
+@torch.no_grad()
+def test_rounded_timesteps_find_their_step() -> None:
+    transformer, sizes = tiny(num_layers=1), SIZES["one-frame"]
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=7.0)
+    pipe = Pipeline(transformer=transformer, scheduler=scheduler)
+    with sparsify(pipe, StepSchedule(SPARSE, dense_last_steps=1)) as run:
+        scheduler.set_timesteps(50)
+        rounded = scheduler.timesteps.bfloat16()
+        assert len(set(rounded.tolist())) < 50  # of neighbours some are the same
+        for timestep in scheduler.timesteps:
+            for _ in range(2):  # guidance in calls of its own
+                call(transformer, sizes, timestep=timestep.bfloat16())
+            scheduler.step(torch.zeros(1), timestep, torch.zeros(1))
+    assert {c.step: c.calls for c in run.report().calls} == dict.fromkeys(range(50), 2)
+    assert [c.step for c in run.report().calls if c.reason] == [49]
+
+
+@torch.no_grad()
+def test_a_schedule_says_which_calls_were_dense() -> None:
+    transformer, sizes = tiny(), SIZES["5x7x11"]
+    with sparsify(transformer, StepSchedule(SPARSE, dense_steps=1, dense_layers=(-1,))) as run:
+        found = [call(transformer, sizes, timestep=t) for t in (900.0, 500.0)]
+    report = run.report()
+    assert torch.equal(found[0], call(transformer, sizes, timestep=900.0))
+    assert [(c.step, c.layer) for c in report.calls if c.reason is None] == [(1, 0)]
+    assert sum(report.dense_reasons.values()) == 3
+    assert "the pattern asks for it" in str(report)
+    assert report.calls[0].impl == "dense" and report.calls[0].tiles == () and report.calls[0].density == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("min_tokens", "dense"), [(385, False), (386, True)], ids=["reached", "missed-by-one"])
+def test_min_tokens(min_tokens: int, dense: bool) -> None:
+    transformer = tiny()
+    with sparsify(transformer, SPARSE, min_tokens=min_tokens) as run:
+        call(transformer)
+    assert run.report().dense_reasons == ({"fewer than min_tokens=386 tokens": 2} if dense else {})
+
+
+@torch.no_grad()
+def test_a_slower_implementation_is_reported_with_its_reason_or_raises_if_strict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reason = "impl 'triton' takes head_dim 32, 64, 96, 128, not 12"
+    monkeypatch.setattr(vidsparse.runtime.layer, "choose_impl", lambda *_: Choice("reference", reason))
+    transformer = tiny()
+    with sparsify(transformer, SPARSE) as run:
+        call(transformer)
+    (ran,) = run.report().ran
+    assert ran == f"impl reference, tile (1, 4, 4), 385 tokens ({reason})" and f"ran: {ran}" in str(run.report())
+    assert {c["fallback"] for c in run.report().to_dict()["calls"]} == {reason}
+    with (
+        sparsify(transformer, SPARSE, strict=True),
+        pytest.raises(NotImplementedError, match=r"layer 0 would run impl 'reference': impl 'triton' .*strict=True"),
+    ):
+        call(transformer)
+
+
+@needs_triton
+@torch.no_grad()
+def test_the_kernels_run_in_a_transformer() -> None:
+    transformer, device = tiny(attention_head_dim=32), "cuda" if torch.cuda.is_available() else "cpu"
+    transformer.to(device)
+    pattern = Radial(density=0.5, tile=(1, 8, 8))
+    with sparsify(transformer, pattern, impl="triton") as run:
+        found = call(transformer)
+    with sparsify(transformer, pattern, impl="reference"):
+        expected = call(transformer)
+    assert [c.impl for c in run.report().sparse] == ["triton", "triton"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_what_cannot_be_sparse_runs_dense_with_a_reason_or_raises_if_strict() -> None:
+    transformer = tiny()
+    attention, hidden, mask = transformer.blocks[1].attn1, torch.randn(1, 385, 24), torch.rand(1, 1, 385, 385) < 0.9
+    expected = attention(hidden, None, mask)
+    with sparsify(transformer, SPARSE) as run:
+        call(transformer)
+        assert torch.equal(attention(hidden, None, mask), expected)
+    assert run.report().dense_reasons == {"the call has an attention mask": 1}
+    with sparsify(transformer, SPARSE, strict=True):
+        call(transformer)
+        with pytest.raises(NotImplementedError, match=r"transformer layer 1 cannot be sparse: the call has an .* mask"):
+            attention(hidden, None, mask)
+
+
+def test_context_parallelism_is_not_sparse_yet() -> None:
+    transformer = tiny()
+    original = transformer.blocks[0].attn1.processor
+    with sparsify(transformer, SPARSE, strict=True):
+        transformer.blocks[0].attn1.processor._parallel_config = "ulysses"
+        assert original._parallel_config == "ulysses"
+        with pytest.raises(NotImplementedError, match="context parallelism is on"):
+            call(transformer)
+
+
+def test_patterns_get_their_context() -> None:
+    seen = []
+
+    class Spy(Dense):
+        def is_dense(self, context: vidsparse.Context) -> bool:
+            return False
+
+        def select(self, query: Any, key: Any, grid: VideoGrid, context: vidsparse.Context) -> vidsparse.BlockMap:
+            seen.append(context)
+            assert query.shape == key.shape == (1, grid.tokens, 2, 12)
+            return self.plan(grid)
+
+    transformer = tiny()
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    scheduler.set_timesteps(4)
+    timestep = float(scheduler.timesteps[1])
+    pipe = Pipeline(transformer_2=transformer, scheduler=scheduler)
+    with torch.no_grad(), sparsify(pipe, Spy()):
+        call(transformer, timestep=timestep)
+    common = dict(layers=2, step=1, steps=4, sigma=pytest.approx(timestep / 1000), heads=2, transformer="transformer_2")
+    assert seen == [vidsparse.Context(layer=layer, **common) for layer in range(2)]
+
+
+def test_attention_outside_the_transformer_has_no_grid() -> None:
+    transformer = tiny()
+    with sparsify(transformer, SPARSE), pytest.raises(RuntimeError, match="outside the transformer's forward"):
+        transformer.blocks[0].attn1(torch.randn(1, 385, 24))

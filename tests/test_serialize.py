@@ -1,0 +1,146 @@
+"""Patterns and corrections as plain data: what is read back equals what was written, and nothing else is read."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+import vidsparse
+from vidsparse import (
+    Correction,
+    Dense,
+    ExactBlocks,
+    GatedCoarse,
+    Gridded,
+    GriddedHeads,
+    HeadModes,
+    MixtureOfBlocks,
+    Pattern,
+    PooledComplement,
+    PowerOfTwo,
+    Radial,
+    RadialRaster,
+    Rectified,
+    Reshaped,
+    Reuse,
+    SlidingTile,
+    SpatialTemporal,
+    StepSchedule,
+    TopBlocks,
+    VideoGrid,
+    VideoSparse,
+)
+from vidsparse.serialize import from_data, to_data
+
+EXAMPLES: list[Pattern | Correction] = [
+    Dense(),
+    Dense(tile=(2, 8, 8)),
+    ExactBlocks(ratio=0.1, sink=2),
+    Gridded(stride=(1, 8, 8), local_frames=1, sink=0, phases=((0, 0, 0), (0, 1, 2))),
+    GriddedHeads((Gridded(), Gridded(stride=(1, 4, 4)))),
+    HeadModes(((("full", "temporal"), ("stripe", "diagonal")),) * 2, bounds=(0.75,), stripe=(0, -1)),
+    MixtureOfBlocks.training_free(),
+    MixtureOfBlocks.trained(0.1),
+    PowerOfTwo(axes=2, window=(1, 2, 2)),
+    Radial(density=0.1 + 0.2, sink=False, tile=(1, 8, 8)),
+    Radial(decay=1.5),
+    RadialRaster(adjacent="half"),
+    Reuse.published(steps=20),
+    Reuse(TopBlocks(top_p=0.9), refresh_every=5, min_recall=0.8),
+    SlidingTile(window=(9, 24, 24), stride=(3, 8, 8)),
+    SpatialTemporal(None, 1, 4),
+    StepSchedule(Reuse(Radial(density=0.2)), 4, 1, dense_layers=(0, -1), steps=(2, 30), sigmas=(0.0, 0.9)),
+    VideoSparse(density=0.2),
+    GatedCoarse(),
+    PooledComplement(),
+    Rectified(),
+    Reshaped(),
+]
+
+
+@pytest.mark.parametrize("value", EXAMPLES, ids=lambda value: type(value).__name__)
+def test_what_is_read_equals_what_was_written(value: Pattern | Correction) -> None:
+    found = from_data(json.loads(json.dumps(to_data(value), allow_nan=False)))
+    assert found == value and type(found) is type(value)
+    assert hash(found) == hash(value), "a list has stayed where a tuple was"
+
+
+def test_every_pattern_and_correction_has_an_example() -> None:
+    public = {getattr(vidsparse, name) for name in vidsparse.__all__}
+    kinds = {k for k in public if isinstance(k, type) and issubclass(k, (Pattern, Correction))}
+    examples = {type(value) for value in EXAMPLES} | {TopBlocks}
+    assert examples == {kind for kind in kinds if not inspect.isabstract(kind)}
+
+
+def test_the_data_is_names_and_fields() -> None:
+    assert to_data(StepSchedule(Dense(tile=(1, 8, 8)), dense_steps=4)) == {
+        "class": "StepSchedule",
+        "pattern": {"class": "Dense", "tile": [1, 8, 8]},
+        "dense_steps": 4,
+        "dense_last_steps": 0,
+        "dense_layers": [],
+        "steps": None,
+        "sigmas": None,
+    }
+
+
+def test_a_field_with_a_default_may_be_missing() -> None:
+    assert from_data({"class": "Radial", "density": 0.2}) == Radial(density=0.2)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (
+            {"class": "Spiral", "turns": 3},
+            "class 'Spiral' is no pattern or correction here; known are Dense, ExactB",
+        ),
+        ({"class": "VideoGrid", "frames": 1, "height": 1, "width": 1}, "class 'VideoGrid' is no pattern"),
+        ({"class": "Pattern"}, "class 'Pattern' is no pattern"),
+        ({"class": "os.system"}, "class 'os.system' is no pattern"),
+        ({"class": ["Radial"]}, "is no pattern"),
+        ({"density": 0.2}, "class None is no pattern"),
+        ("Radial", "got 'Radial', expected an object with a class"),
+        ({"class": "Radial", "density": 0.2, "turns": 3}, "Radial has no turns; its fields are density, decay"),
+        (
+            {"class": "StepSchedule", "dense_steps": 4},
+            "lacks pattern; its fields are pattern, dense",
+        ),
+        ({"class": "Radial", "density": 2}, r"must be in \(0, 1\]"),
+        ({"class": "Radial", "density": "much"}, "Radial with {'density': 'much'}"),
+        ({"class": "Reuse", "pattern": 3}, "Reuse with {'pattern': 3}"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_read(data: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        from_data(data)
+
+
+@dataclass(frozen=True)
+class Mine(Dense):
+    """A pattern of one's own."""
+
+
+class Words:
+    """Something that JSON has no word for."""
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (Mine(), "Mine is not a pattern or correction of vidsparse, .* pass yours to vidsparse.sparsify"),
+        (Reuse(Mine()), "Mine is not a pattern"),
+        (VideoGrid(1, 1, 1), "VideoGrid is not a pattern"),
+        (type("Radial", (), {})(), "Radial is not a pattern"),
+        (PowerOfTwo(raster=Words()), "PowerOfTwo.raster=.*Words.* cannot be written"),  # type: ignore[arg-type]
+    ],
+    ids=["of-ones-own", "around-one-of-ones-own", "no-pattern", "same-name", "field"],
+)
+def test_what_cannot_be_written(value: Any, says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        to_data(value)

@@ -1,0 +1,41 @@
+from . import corrections as corrections, patterns as patterns
+from .attention import merge as merge, sparse_attention as sparse_attention
+from .block_map import BlockMap as BlockMap, HeadGroup as HeadGroup, head_groups as head_groups
+from .corrections import (
+    Correction as Correction,
+    GatedCoarse as GatedCoarse,
+    PooledComplement as PooledComplement,
+    Rectified as Rectified,
+    Reshaped as Reshaped,
+    SparseCall as SparseCall,
+)
+from .generation.positions import extend_positions as extend_positions
+from .generation.scheduler import build_scheduler as build_scheduler, seed_steps as seed_steps
+from .grid import VideoGrid as VideoGrid
+from .lora import LoraRecipe as LoraRecipe, load_lora as load_lora, save_lora as save_lora
+from .patterns import (
+    ContentPattern as ContentPattern,
+    Context as Context,
+    Dense as Dense,
+    ExactBlocks as ExactBlocks,
+    Gridded as Gridded,
+    GriddedHeads as GriddedHeads,
+    HeadModes as HeadModes,
+    MixtureOfBlocks as MixtureOfBlocks,
+    Pattern as Pattern,
+    PowerOfTwo as PowerOfTwo,
+    Radial as Radial,
+    RadialRaster as RadialRaster,
+    Reuse as Reuse,
+    SlidingTile as SlidingTile,
+    SpatialTemporal as SpatialTemporal,
+    StepSchedule as StepSchedule,
+    TopBlocks as TopBlocks,
+    VideoSparse as VideoSparse,
+)
+from .runtime.gates import load_gates as load_gates
+from .runtime.registry import register_adapter as register_adapter
+from .runtime.report import Report as Report
+from .runtime.run import Run as Run, attn_processors as attn_processors, sparsify as sparsify
+
+__version__: str

@@ -1,0 +1,1 @@
+"""Videos and captions as latents and embeddings."""

@@ -1,0 +1,132 @@
+"""Latents and prompt embeddings on disk: computed once for a video, a caption and a model, whatever is trained."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+
+from vidsparse.finetune.data import tensor_file
+from vidsparse.finetune.data.clips import Clip, Skipped
+from vidsparse.finetune.data.encoders import WanEncoders, check_bucket
+
+
+class Encoded:
+    """Examples as a transformer learns from them, read from disk one by one.
+
+    Attributes:
+        captions: of the examples. words: to which their embeddings are padded.
+        fingerprint: hash of what they are: two that are equal give a training the same numbers.
+        empty_text: embedding of the empty caption, [words, width], for training without one.
+    """
+
+    def __init__(self, captions: list[str], latents: list[Path], texts: dict[str, Path], words: int):
+        self.captions, self.words, self._latents, self._texts = captions, words, latents, texts
+        # The names of the files are hashes of what decides their content.
+        names = [(path.name, texts[caption].name) for path, caption in zip(latents, captions, strict=True)]
+        self.fingerprint = hashlib.sha256(repr(names).encode()).hexdigest()
+        self.empty_text = self._embedding("")
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def latents(self, index: int) -> torch.Tensor:
+        """float32 [channels, latent frames, latent height, latent width], normalised as the transformer gets them."""
+        return tensor_file.read(self._latents[index])
+
+    def text(self, index: int) -> torch.Tensor:
+        """Embedding of the caption, [words, width] in the text encoder's dtype, padded as the pipeline does."""
+        return self._embedding(self.captions[index])
+
+    def _embedding(self, caption: str) -> torch.Tensor:
+        said = tensor_file.read(self._texts[caption])
+        return pad(said, (0, 0, 0, self.words - len(said)))
+
+
+def encode(
+    pipe: Any,
+    clips: Sequence[Clip],
+    folder: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    rank: int = 0,
+    world: int = 1,
+    wait: Callable[[], None] = lambda: None,
+) -> tuple[Encoded, list[Skipped]]:
+    """Encode what a cache lacks. The VAE and the text encoder are not needed afterwards.
+
+    Args:
+        pipe: a `WanPipeline`, its VAE and text encoder where they shall compute.
+        folder: the cache, made where there is none. Trainings may share it, also at the same time.
+        progress: called with how much of what was lacking this process has encoded, and how much that is in all.
+        rank, world: this process encodes clips[rank::world]. wait: returns when all processes have called it.
+
+    Returns:
+        All examples, those of other processes too, in the order of the clips; and the clips that could not be read.
+
+    Raises:
+        NotImplementedError: a pipeline of another family.
+        ValueError: no clips, none that could be read, a size that the VAE does not take, latents that are not finite.
+        OSError: the disk is full; what was encoded so far is kept.
+    """
+    if not clips:
+        raise ValueError("there are no clips to encode")
+    encoders = WanEncoders(pipe)
+    for clip in clips:
+        check_bucket(pipe, clip.bucket)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensor_file.sweep(folder)
+    latents = [folder / f"latents-{encoders.video_key(clip)}.safetensors" for clip in clips]
+    captions = sorted({"", *(clip.caption for clip in clips)})
+    texts = {caption: folder / f"text-{encoders.text_key(caption)}.safetensors" for caption in captions}
+
+    unseen = {
+        p: c for p, c in zip(latents[rank::world], clips[rank::world], strict=True) if tensor_file.shape(p) is None
+    }
+    unread = {texts[c]: c for c in captions[rank::world] if tensor_file.shape(texts[c]) is None}
+    total = len(unseen) + len(unread)
+    for done, (path, clip) in enumerate(unseen.items()):
+        progress(done, total)
+        _encode_clip(encoders, clip, path)
+    for done, (path, caption) in enumerate(unread.items(), len(unseen)):
+        progress(done, total)
+        tensor_file.write(path, _without_padding(encoders.encode_text(caption)))
+    progress(total, total)
+    wait()
+
+    kept, skipped = list[int](), list[Skipped]()
+    for index, (clip, path) in enumerate(zip(clips, latents, strict=True)):
+        if tensor_file.shape(path) is not None:
+            kept.append(index)
+        elif clip.path is not None:
+            skipped.append(Skipped(clip.path, _reason(path).read_text(encoding="utf-8")))
+    if not kept:
+        raise ValueError(f"none of the {len(clips)} videos can be read; {skipped[0].path}: {skipped[0].reason}")
+    return Encoded([clips[i].caption for i in kept], [latents[i] for i in kept], texts, encoders.words), skipped
+
+
+def _encode_clip(encoders: WanEncoders, clip: Clip, path: Path) -> None:
+    """Write the latents of a clip, or why it cannot be read: other processes do not know that otherwise."""
+    try:
+        video = clip.read()
+    except ValueError as error:
+        if clip.path is None:
+            raise  # no file to blame
+        _reason(path).write_text(str(error), encoding="utf-8")
+    else:
+        tensor_file.write(path, encoders.encode_video(video))
+        _reason(path).unlink(missing_ok=True)
+
+
+def _reason(path: Path) -> Path:
+    """Where it stands why there are no latents."""
+    return path.with_suffix(".txt")
+
+
+def _without_padding(embedding: torch.Tensor) -> torch.Tensor:
+    """The rows up to the last that is not zero: most captions are far shorter than their padding."""
+    said = embedding.any(dim=1).nonzero()
+    return embedding[: int(said.max()) + 1 if len(said) else 0]

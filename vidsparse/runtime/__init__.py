@@ -1,0 +1,1 @@
+"""What runs while a model runs: processors, layers, the clock, the report."""
