@@ -9,8 +9,7 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from vidsparse.grid import VideoGrid
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor, text_mask
+from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor, patch_sizes, text_mask
 
 
 class HunyuanVideoAdapter(Adapter):
@@ -19,6 +18,7 @@ class HunyuanVideoAdapter(Adapter):
     family = "HunyuanVideo"
     tasks = "text and image to video"
     layout = "text after the video, padding masked in each sample"
+    processors = ("HunyuanVideoAttnProcessor2_0",)
 
     def __init__(self) -> None:
         self._counted = WeakTensorKeyDictionary()  # mask -> what `_leading` says of it; all layers get the same mask
@@ -30,15 +30,7 @@ class HunyuanVideoAdapter(Adapter):
             for i, block in enumerate(getattr(transformer, blocks, ()))
         }
 
-    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
-        config: Any = transformer.config
-        frames, height, width = call["hidden_states"].shape[-3:]
-        view = frames // config.patch_size_t, height // config.patch_size, width // config.patch_size
-        prefix, suffix = self.extra_tokens(transformer, call)
-        return VideoGrid(*view, prefix, suffix)
-
     def extra_tokens(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> tuple[int, int]:
-        """How many tokens stand before and after the video in a forward call."""
         return 0, call["encoder_hidden_states"].shape[1]
 
     def real_keys(self, mask: torch.Tensor, batch: int, tokens: int) -> torch.Tensor | None:
@@ -66,8 +58,7 @@ class HunyuanVideoAdapter(Adapter):
         self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
     ) -> dict[str, Any]:
         config: Any = transformer.config
-        patches = config.patch_size_t, config.patch_size, config.patch_size
-        size = (side * patch for side, patch in zip(view, patches, strict=True))
+        size = (side * patch for side, patch in zip(view, patch_sizes(transformer), strict=True))
         return {
             "hidden_states": noise(batch, config.in_channels, *size),
             "timestep": torch.full((batch,), 500.0),
@@ -94,36 +85,37 @@ class HunyuanVideoSparseProcessor(WrappedProcessor):
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: Any = None,
     ) -> tuple[torch.Tensor, ...]:
-        unsupported, valid = self.unsupported(), None
+        unsupported = self.unsupported()
+        valid: torch.Tensor | None = None
         if encoder_hidden_states is None:
             unsupported = "the call has no text tokens"
         elif unsupported is None and attention_mask is not None:
-            (batch, video, _), text = hidden_states.shape, encoder_hidden_states.shape[1]
-            valid = self.adapter.valid(attention_mask, batch, video + text, text)
+            (batch, tokens, _), extra = hidden_states.shape, encoder_hidden_states.shape[1]
+            valid = self.adapter.valid(attention_mask, batch, tokens + extra, extra)
             if valid is None:
                 unsupported = "the attention mask hides other tokens than padding after the text"
 
-        def dense() -> tuple[torch.Tensor, ...]:
+        call = self.layer.begin(unsupported)
+        if call.reason is not None:
             out: tuple[torch.Tensor, ...] = self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
-            return out
+            return self.layer.end(call, out)
 
-        def sparse(attend: Attend) -> tuple[torch.Tensor, ...]:
-            query, key, value = _project(attn, hidden_states)
-            if image_rotary_emb is not None:
-                query, key = (_rotate(x, image_rotary_emb) for x in (query, key))
-            of_text = _project(attn, encoder_hidden_states, added=attn.add_q_proj is not None)
-            query, key, value = (torch.cat(pair, dim=1) for pair in zip((query, key, value), of_text, strict=True))
-            extra_valid = None if valid is None else valid - self.layer.grid.video_tokens
-            out = attend(query, key, value, extra_valid).flatten(2).type_as(query)
-            video, text = out[:, : hidden_states.shape[1]], out[:, hidden_states.shape[1] :]
-            # A single-stream block projects both itself, together with its feed-forward.
-            for module in getattr(attn, "to_out", None) or ():
-                video = module(video)
-            return video, text if getattr(attn, "to_add_out", None) is None else attn.to_add_out(text)
-
-        return self.layer.run(dense, sparse, unsupported)
+        query, key, value = _project(attn, hidden_states)
+        if image_rotary_emb is not None:
+            query, key = (_rotate(x, image_rotary_emb) for x in (query, key))
+        of_text = _project(attn, encoder_hidden_states, added=attn.add_q_proj is not None)
+        query, key, value = (torch.cat(pair, dim=1) for pair in zip((query, key, value), of_text, strict=True))
+        extra_valid = None if valid is None else valid - call.grid.video_tokens
+        attended = call.attend(query, key, value, extra_valid).flatten(2).type_as(query)
+        video, text = attended[:, : hidden_states.shape[1]], attended[:, hidden_states.shape[1] :]
+        # A single-stream block projects both itself, together with its feed-forward.
+        for module in getattr(attn, "to_out", None) or ():
+            video = module(video)
+        return self.layer.end(
+            call, (video, text if getattr(attn, "to_add_out", None) is None else attn.to_add_out(text))
+        )
 
 
 def _project(attn: Any, states: Any, added: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -24,6 +24,7 @@ class SkyReelsV2Adapter(WanAdapter):
 
     family = "SkyReels-V2"
     tasks = "text and image to video, synchronous diffusion forcing"
+    processors = ("SkyReelsV2AttnProcessor",)
 
     def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
         noise = torch.as_tensor(call["timestep"])
