@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from tiny_wan import SIZES, Pipeline, call, tiny, tokens_of
+from tiny_wan import SIZES, WITHOUT_PROMPT, Pipeline, call, tiny, tokens_of
 
 from vidsparse import (
     BlockMap,
@@ -33,7 +33,7 @@ from vidsparse import (
     attn_processors,
     sparsify,
 )
-from vidsparse.runtime.layer import _mean
+from vidsparse.runtime.heads import mean_value
 
 GRID = tokens_of(SIZES["5x7x11"])
 FLAT, LONG = Radial(density=0.3, tile=(1, 4, 4)), SlidingTile(window=(4, 2, 2), tile=(4, 2, 2))
@@ -109,8 +109,10 @@ def test_groups_that_miss_or_share_a_head_are_refused(heads: tuple[tuple[int, ..
 def test_memory_belongs_to_a_layer_and_branch_and_ends_with_the_video() -> None:
     transformer, pattern = tiny(), Recording()
     with sparsify(transformer, pattern):
-        for timestep in (900.0, 900.0, 500.0, 500.0, 900.0):
+        for timestep in (900.0, 500.0):
             call(transformer, timestep=timestep)
+            call(transformer, timestep=timestep, **WITHOUT_PROMPT)
+        call(transformer, timestep=900.0)
     first_layer = [(c.step, c.branch, held) for c, _, held in pattern.seen if c.layer == 0]
     assert first_layer == [(0, 0, 0), (0, 1, 0), (1, 0, 1), (1, 1, 1), (0, 0, 0)]
     assert [(c.step, c.branch, held) for c, _, held in pattern.seen if c.layer == 1] == first_layer
@@ -171,7 +173,7 @@ def test_a_scheduler_without_timesteps_yet() -> None:
 @torch.no_grad()
 def test_triton_is_asked_for_where_the_weights_will_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("vidsparse.runtime.run.check_impl", lambda impl, device: asked.append((impl, device.type)))
+    monkeypatch.setattr("vidsparse.runtime.sparsify.check_impl", lambda impl, device: asked.append((impl, device.type)))
     for there in (False, True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         for impl in ("triton", "cpu"):
@@ -248,16 +250,17 @@ def test_hidden_text_is_not_in_the_mean_of_all_values() -> None:
     hidden = layout.hidden_tokens(torch.tensor([1, 3]))
     assert hidden is not None and hidden.nonzero().tolist() == [[0, 9], [0, 10]]
     expected = torch.stack([value[0, :9].mean(dim=0), value[1].mean(dim=0)])[:, None]
-    torch.testing.assert_close(_mean(value, hidden), expected)
-    torch.testing.assert_close(_mean(value, None), value.mean(dim=1, keepdim=True))
+    torch.testing.assert_close(mean_value(value, hidden), expected)
+    torch.testing.assert_close(mean_value(value, None), value.mean(dim=1, keepdim=True))
 
 
 def test_the_report_counts_what_is_kept() -> None:
     transformer = tiny()
     top = TopBlocks(density=0.3, tile=(1, 4, 4))
     with sparsify(transformer, Reuse(top)) as run:
-        for timestep in (900.0, 900.0, 500.0):  # two branches, then one of them again
-            call(transformer, timestep=timestep)
+        call(transformer, timestep=900.0)
+        call(transformer, timestep=900.0, **WITHOUT_PROMPT)
+        call(transformer, timestep=500.0)  # the first branch again
     tiles = len(top.plan(GRID).counts.flatten())
     width = round(0.3 * tiles)
     # 2 layers, 2 branches, 2 heads, rows of a count and `width` indices of 16 bits.
@@ -311,5 +314,5 @@ def test_attn_processors_take_a_correction() -> None:
 
 
 def test_something_else_than_a_correction_is_refused() -> None:
-    with pytest.raises(TypeError, match="correction='pooled' must be a correction or None"):
+    with pytest.raises(TypeError, match="correction must be a correction or None, not 'pooled'"):
         sparsify(tiny(), FLAT, correction="pooled")  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_wan import SIZES, SPARSE, Pipeline, call, tiny
 
 import vidsparse
-import vidsparse.runtime.layer
+import vidsparse.runtime.heads
 from vidsparse import Dense, Radial, StepSchedule, VideoGrid, sparsify
 from vidsparse.attention import Choice
 
@@ -90,7 +90,7 @@ def test_a_slower_implementation_is_reported_with_its_reason_or_raises_if_strict
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reason = "impl 'triton' takes head_dim 32, 64, 96, 128, not 12"
-    monkeypatch.setattr(vidsparse.runtime.layer, "choose_impl", lambda *_: Choice("reference", reason))
+    monkeypatch.setattr(vidsparse.runtime.heads, "choose_impl", lambda *_: Choice("reference", reason))
     transformer = tiny()
     with sparsify(transformer, SPARSE) as run:
         call(transformer)

@@ -18,6 +18,7 @@ from vidsparse.shapes.model import build_text_encoder, build_tokenizer, build_tr
 SPARSE = Radial(density=0.3, tile=(1, 4, 4))
 SIZES = {"5x7x11": (5, 14, 22), "odd-pixels": (4, 11, 9), "one-frame": (1, 10, 12)}  # latents, patched (1, 2, 2)
 TEXT_TOKENS = 7
+WITHOUT_PROMPT = {"encoder_hidden_states": torch.zeros(1, TEXT_TOKENS, 16)}  # the other call of guidance
 
 
 def tiny(**changes: Any) -> WanTransformer3DModel:
