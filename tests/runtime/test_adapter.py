@@ -142,7 +142,7 @@ def test_every_family_knows_its_processors_and_all_their_arguments(name: str) ->
         assert adapter.unknown(original) is None
         ours = adapter.wrap(original, None)  # type: ignore[arg-type]
         taken, given = (list(inspect.signature(x.__call__).parameters) for x in (original, ours))
-        assert given == taken
+        assert given[: len(taken)] == taken  # one processor of ours replaces both of LTX-2
 
 
 @torch.no_grad()

@@ -73,7 +73,8 @@ def test_memory_is_freed_and_counted_in_graphs_too() -> None:
     transformer: Any = tiny()
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(3)
-    with sparsify(Pipeline(transformer=transformer, scheduler=scheduler), SPARSE, correction=Reshaped()) as run:
+    pipe = Pipeline(transformer=transformer, scheduler=scheduler)
+    with sparsify(pipe, SPARSE, correction=Reshaped()) as run:
         compiled = torch.compile(transformer, backend="eager")
         kept = []
         for timestep in scheduler.timesteps:

@@ -296,6 +296,15 @@ def test_a_correction_sees_the_call_and_its_answer_is_the_layers() -> None:
     assert run.report().density == pytest.approx(FLAT.plan(GRID).density)
 
 
+def test_a_correction_of_a_group_of_heads_sees_that_group_alone() -> None:
+    transformer, correction = tiny(num_attention_heads=3), Halved()
+    with sparsify(transformer, PerHead((((0, 2), FLAT), ((1,), LONG))), correction=correction):
+        call(transformer)
+    assert [seen.context.heads for seen in correction.calls[:2]] == [2, 1]
+    for seen in correction.calls:
+        assert seen.context.value is not None and torch.equal(seen.context.value, seen.value)
+
+
 def test_exact_calls_are_dense_attention_and_counted_as_dense() -> None:
     transformer, correction = tiny(), Halved(exact_steps=(0,))
     expected = call(transformer, timestep=900.0)

@@ -90,7 +90,8 @@ def test_arguments_are_not_kept_with_their_gradients() -> None:
 def test_a_cache_that_skips_layers_in_the_last_step_leaves_no_memory(skipped: int) -> None:
     transformer, scheduler = tiny(), FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(3)
-    with sparsify(Pipeline(transformer=transformer, scheduler=scheduler), SPARSE, correction=Reshaped()):
+    pipe = Pipeline(transformer=transformer, scheduler=scheduler)
+    with sparsify(pipe, SPARSE, correction=Reshaped()):
         for timestep in scheduler.timesteps[:2]:
             call(transformer, timestep=float(timestep))
         assert memories(transformer) == [1, 1]

@@ -49,9 +49,10 @@ def call(transformer: torch.nn.Module, sizes: tuple[int, int, int] = SIZES["5x7x
     batch, timestep = changes.pop("batch", 1), torch.as_tensor(changes.pop("timestep", 500.0))
     generator = torch.Generator().manual_seed(2)
     parameter = next(transformer.parameters())
+    place = "cpu" if parameter.is_meta else parameter.device, parameter.dtype  # accelerate offloads to meta
     arguments = {
-        "hidden_states": torch.randn(batch, 4, *sizes, generator=generator).to(parameter),
-        "encoder_hidden_states": torch.randn(batch, TEXT_TOKENS, 16, generator=generator).to(parameter),
+        "hidden_states": torch.randn(batch, 4, *sizes, generator=generator).to(*place),
+        "encoder_hidden_states": torch.randn(batch, TEXT_TOKENS, 16, generator=generator).to(*place),
         "timestep": timestep.expand(batch) if timestep.ndim == 0 else timestep,
         "return_dict": False,
     }
