@@ -30,9 +30,12 @@ from vidsparse import (
     StepSchedule,
     TopBlocks,
     VideoGrid,
+    attention,
     attn_processors,
     sparsify,
 )
+from vidsparse.attention import Choice
+from vidsparse.runtime import heads
 from vidsparse.runtime.heads import mean_value
 
 GRID = tokens_of(SIZES["5x7x11"])
@@ -98,10 +101,10 @@ def test_each_group_of_heads_has_its_own_map(impl: str) -> None:
     assert "tile (1, 4, 4) and (4, 2, 2)" in report.ran[0]
 
 
-@pytest.mark.parametrize("heads", [((0,), (0,)), ((0,), (2,)), ((0,),)], ids=str)
-def test_groups_that_miss_or_share_a_head_are_refused(heads: tuple[tuple[int, ...], ...]) -> None:
+@pytest.mark.parametrize("of", [((0,), (0,)), ((0,), (2,)), ((0,),)], ids=str)
+def test_groups_that_miss_or_share_a_head_are_refused(of: tuple[tuple[int, ...], ...]) -> None:
     transformer = tiny()
-    with sparsify(transformer, PerHead(tuple((h, FLAT) for h in heads))):  # noqa: SIM117
+    with sparsify(transformer, PerHead(tuple((h, FLAT) for h in of))):  # noqa: SIM117
         with pytest.raises(ValueError, match="expected each of 0 to 1 once"):
             call(transformer)
 
@@ -303,6 +306,23 @@ def test_a_correction_of_a_group_of_heads_sees_that_group_alone() -> None:
     assert [seen.context.heads for seen in correction.calls[:2]] == [2, 1]
     for seen in correction.calls:
         assert seen.context.value is not None and torch.equal(seen.context.value, seen.value)
+
+
+def test_the_implementation_is_chosen_once_in_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def choose(*arguments: Any) -> Choice:
+        asked.append(arguments[0])
+        return right(*arguments)
+
+    right = attention.choose_impl
+    for module in (attention, heads):
+        monkeypatch.setattr(module, "choose_impl", choose)
+    transformer = tiny(num_layers=1)
+    for correction in (None, Halved(exact_steps=(0,))):
+        with sparsify(transformer, FLAT, correction=correction):
+            call(transformer)
+    assert asked == ["auto"] * 2
 
 
 def test_exact_calls_are_dense_attention_and_counted_as_dense() -> None:

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    FasterCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
+)
 from tiny_wan import SIZES, SPARSE, WITHOUT_PROMPT, Pipeline, call, tiny
 
 from vidsparse import BlockMap, Context, Reshaped, Reuse, TopBlocks, VideoGrid, sparsify
@@ -135,3 +142,46 @@ def test_at_most_two_batch_sizes_are_kept() -> None:
             call(transformer, SIZES["one-frame"], timestep=900.0 - 50 * step, batch=batch)
             assert len(transformer.blocks[0].attn1.processor.layer.memories[0]) <= 2
     assert [batch for _, _, batch in pattern.chosen] == [1, 2, 3, 1]
+
+
+def test_corrections_under_faster_cache() -> None:
+    """FasterCache hands blocks the half with the prompt alone in two of three steps, and skips layers."""
+    torch.manual_seed(0)
+    config = dict(num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8)
+    config |= dict(text_embed_dim=16, num_layers=2, sample_width=8, sample_height=8, sample_frames=9)
+    transformer = CogVideoXTransformer3DModel(**config, max_text_seq_length=8, use_rotary_positional_embeddings=True)
+    blocks = ("CogVideoXDownBlock3D",) * 4, ("CogVideoXUpBlock3D",) * 4
+    channels = dict(block_out_channels=(8,) * 4, latent_channels=4, layers_per_block=1, norm_num_groups=2)
+    vae = AutoencoderKLCogVideoX(down_block_types=blocks[0], up_block_types=blocks[1], **channels)
+    scheduler = CogVideoXDDIMScheduler()
+    pipe: Any = CogVideoXPipeline(None, None, vae, transformer.eval(), scheduler)  # type: ignore[arg-type]
+    pipe.set_progress_bar_config(disable=True)
+    text = torch.randn(2, 1, 8, 16)
+    pipe.transformer.enable_cache(
+        FasterCacheConfig(
+            spatial_attention_block_skip_range=2,
+            spatial_attention_timestep_skip_range=(-1, 2000),
+            unconditional_batch_skip_range=3,
+            unconditional_batch_timestep_skip_range=(-1, 2000),
+            attention_weight_callback=lambda _: 0.3,
+            tensor_format="BFCHW",
+            current_timestep_callback=lambda: pipe._current_timestep,
+        )
+    )
+    pattern = counted()
+    with sparsify(pipe, Reuse(pattern), correction=Reshaped(refresh_every=99)) as run:
+        pipe(
+            prompt_embeds=text[0],
+            negative_prompt_embeds=text[1],
+            height=64,
+            width=64,
+            num_frames=9,
+            num_inference_steps=12,
+            guidance_scale=3.0,
+            output_type="latent",
+            max_sequence_length=8,
+        )
+        assert sorted({batch for _, _, batch in pattern.chosen}) == [1, 2] and len(pattern.chosen) == 2
+        exact = [c.step for c in run.report().calls if c.layer == 0 and c.density == 1.0]
+        assert len(exact) == 2, "one dense call for each batch size"
+        assert all(not block.attn1.processor.layer.memories for block in pipe.transformer.transformer_blocks)
