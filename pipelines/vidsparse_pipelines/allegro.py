@@ -9,6 +9,7 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb_allegro
 
 from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor, patch_sizes, text_mask
+from vidsparse_pipelines.attention import Attention
 
 
 class AllegroAdapter(Adapter):
@@ -53,7 +54,7 @@ class AllegroSparseProcessor(WrappedProcessor):
 
     def __call__(
         self,
-        attn: Any,
+        attn: Attention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,

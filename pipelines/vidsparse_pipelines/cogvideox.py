@@ -15,6 +15,7 @@ from diffusers.models.attention_processor import FusedCogVideoXAttnProcessor2_0
 from diffusers.models.embeddings import apply_rotary_emb
 
 from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.attention import FusableAttention, QueryKeyValue
 
 
 class CogVideoXAdapter(Adapter):
@@ -96,7 +97,7 @@ class CogVideoXSparseProcessor(WrappedProcessor):
 
     def __call__(
         self,
-        attn: Any,
+        attn: FusableAttention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -118,7 +119,7 @@ class CogVideoXSparseProcessor(WrappedProcessor):
             attended = module(attended)
         return self.layer.end(call, (attended[:, text:], attended[:, :text]))
 
-    def _project(self, attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _project(self, attn: FusableAttention, hidden_states: torch.Tensor) -> QueryKeyValue:
         """Query, key and value [batch, tokens, heads, head_dim], normalised in each head."""
         # Unfusing sets the old processors and leaves `attn.fused_projections` True, so the processor decides.
         if isinstance(self.original, FusedCogVideoXAttnProcessor2_0):

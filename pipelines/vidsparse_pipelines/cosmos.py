@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.attention import Attention
 from vidsparse_pipelines.rotary import rotate_halves
 
 
@@ -68,7 +69,7 @@ class CosmosSparseProcessor(WrappedProcessor):
 
     def __call__(
         self,
-        attn: Any,
+        attn: Attention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,

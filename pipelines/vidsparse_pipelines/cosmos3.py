@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from vidsparse.grid import VideoGrid
 from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.attention import Layer
 from vidsparse_pipelines.rotary import rotate_halves
 
 
@@ -90,12 +91,32 @@ class Cosmos3Adapter(Adapter):
         return call | {"position_ids": joined, "sequence_length": joined.shape[1]}
 
 
+class _Cosmos3Attention(Protocol):
+    """Text has the plain names, what is generated the added ones; keys may have fewer heads than queries."""
+
+    head_dim: int
+    num_key_value_groups: int
+    to_q: Layer
+    to_k: Layer
+    to_v: Layer
+    norm_q: Layer
+    norm_k: Layer
+    k_norm_und_for_gen: Layer | None
+    add_q_proj: Layer
+    add_k_proj: Layer
+    add_v_proj: Layer
+    norm_added_q: Layer
+    norm_added_k: Layer
+    to_out: Layer
+    to_add_out: Layer
+
+
 class Cosmos3SparseProcessor(WrappedProcessor):
     """Takes the place of diffusers' `Cosmos3AttnProcessor`."""
 
     def __call__(
         self,
-        attn: Any,
+        attn: _Cosmos3Attention,
         und_seq: torch.Tensor,
         gen_seq: torch.Tensor,
         rotary_emb: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, cast
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor, patch_sizes, text_mask
+from vidsparse_pipelines.attention import Layer, QueryKeyValue
 
 
 class HunyuanVideoAdapter(Adapter):
@@ -70,6 +71,24 @@ class HunyuanVideoAdapter(Adapter):
         }
 
 
+class _HunyuanVideoAttention(Protocol):
+    """Attention of dual-stream blocks; single-stream blocks have no weights for the text, nor output projections."""
+
+    heads: int
+    to_q: Layer
+    to_k: Layer
+    to_v: Layer
+    norm_q: Layer | None
+    norm_k: Layer | None
+    add_q_proj: Layer | None
+    add_k_proj: Layer
+    add_v_proj: Layer
+    norm_added_q: Layer | None
+    norm_added_k: Layer | None
+    to_out: Iterable[Layer] | None
+    to_add_out: Layer | None
+
+
 class HunyuanVideoSparseProcessor(WrappedProcessor):
     """Takes the place of diffusers' `HunyuanVideoAttnProcessor2_0`, and of its like in HunyuanVideo 1.5."""
 
@@ -79,7 +98,7 @@ class HunyuanVideoSparseProcessor(WrappedProcessor):
 
     def __call__(
         self,
-        attn: Any,
+        attn: _HunyuanVideoAttention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -105,7 +124,7 @@ class HunyuanVideoSparseProcessor(WrappedProcessor):
         query, key, value = _project(attn, hidden_states)
         if image_rotary_emb is not None:
             query, key = (_rotate(x, image_rotary_emb) for x in (query, key))
-        of_text = _project(attn, encoder_hidden_states, added=attn.add_q_proj is not None)
+        of_text = _project_text(attn, encoder_hidden_states)
         query, key, value = (torch.cat(pair, dim=1) for pair in zip((query, key, value), of_text, strict=True))
         extra_valid = None if valid is None else valid - call.grid.video_tokens
         attended = call.attend(query, key, value, extra_valid).flatten(2).type_as(query)
@@ -113,20 +132,28 @@ class HunyuanVideoSparseProcessor(WrappedProcessor):
         # A single-stream block projects both itself, together with its feed-forward.
         for module in getattr(attn, "to_out", None) or ():
             video = module(video)
-        return self.layer.end(
-            call, (video, text if getattr(attn, "to_add_out", None) is None else attn.to_add_out(text))
-        )
+        to_add_out: Layer | None = getattr(attn, "to_add_out", None)
+        return self.layer.end(call, (video, text if to_add_out is None else to_add_out(text)))
 
 
-def _project(attn: Any, states: Any, added: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query, key and value [batch, tokens, heads, head_dim]; `added`: by the projections that are the text's own."""
-    if added:
-        projections, norms = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), (attn.norm_added_q, attn.norm_added_k)
-    else:
-        projections, norms = (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k)
-    query, key, value = (projection(states).unflatten(2, (attn.heads, -1)) for projection in projections)
-    query, key = (x if norm is None else norm(x) for x, norm in zip((query, key), norms, strict=True))
-    return query, key, value
+def _project(attn: _HunyuanVideoAttention, states: Any) -> QueryKeyValue:
+    """Query, key and value [batch, tokens, heads, head_dim] of hidden states [batch, tokens, width]."""
+    projected = attn.to_q(states), attn.to_k(states), attn.to_v(states)
+    query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in projected)
+    return _normalised(query, attn.norm_q), _normalised(key, attn.norm_k), value
+
+
+def _project_text(attn: _HunyuanVideoAttention, states: Any) -> QueryKeyValue:
+    """The same by the text's own weights, where it has them."""
+    if attn.add_q_proj is None:
+        return _project(attn, states)
+    projected = attn.add_q_proj(states), attn.add_k_proj(states), attn.add_v_proj(states)
+    query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in projected)
+    return _normalised(query, attn.norm_added_q), _normalised(key, attn.norm_added_k), value
+
+
+def _normalised(x: torch.Tensor, norm: Layer | None) -> torch.Tensor:
+    return x if norm is None else norm(x)
 
 
 def _rotate(x: torch.Tensor, rotary: Any) -> torch.Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.attention import Layer
 from vidsparse_pipelines.rotary import rotate_pairs_by_matrices
 
 
@@ -51,12 +52,22 @@ class Kandinsky5Adapter(Adapter):
         }
 
 
+class _Kandinsky5Attention(Protocol):
+    num_heads: int
+    to_query: Layer
+    to_key: Layer
+    to_value: Layer
+    query_norm: Layer
+    key_norm: Layer
+    out_layer: Layer
+
+
 class Kandinsky5SparseProcessor(WrappedProcessor):
     """Takes the place of diffusers' `Kandinsky5AttnProcessor` in visual self-attention."""
 
     def __call__(
         self,
-        attn: Any,
+        attn: _Kandinsky5Attention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         rotary_emb: torch.Tensor | None = None,

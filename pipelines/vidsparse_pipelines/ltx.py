@@ -9,6 +9,7 @@ import torch
 
 from vidsparse.grid import VideoGrid
 from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor, text_mask
+from vidsparse_pipelines.attention import Attention
 from vidsparse_pipelines.coords import grid_of_coords
 from vidsparse_pipelines.rotary import rotate_pairs
 
@@ -35,7 +36,7 @@ class LTXAdapter(Adapter):
             return VideoGrid(call["num_frames"], call["height"], call["width"])
         return grid_of_coords(coords[0])
 
-    def processor(self, original: Any, layer: SparseLayer) -> LTXSparseProcessor:
+    def processor(self, original: Any, layer: SparseLayer) -> WrappedProcessor:
         return LTXSparseProcessor(original, layer)
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +65,7 @@ class LTXSparseProcessor(WrappedProcessor):
 
     def __call__(
         self,
-        attn: Any,
+        attn: Attention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse.runtime.adapter import TEXT_TOKENS, Noise, SparseLayer, patch_sizes, text_mask
-from vidsparse_pipelines.ltx import LTXAdapter, LTXSparseProcessor
+from vidsparse.runtime.adapter import TEXT_TOKENS, Noise, SparseLayer, WrappedProcessor, patch_sizes, text_mask
+from vidsparse_pipelines.attention import Attention, Layer
+from vidsparse_pipelines.ltx import LTXAdapter
 from vidsparse_pipelines.rotary import rotate_halves, rotate_pairs
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
@@ -67,12 +68,19 @@ class LTX2Adapter(LTXAdapter):
         }
 
 
-class LTX2SparseProcessor(LTXSparseProcessor):
+class LTX2Attention(Attention, Protocol):
+    """Attention with one of two rotary embeddings, and in some models a gate for each head."""
+
+    rope_type: str
+    to_gate_logits: Layer | None
+
+
+class LTX2SparseProcessor(WrappedProcessor):
     """Takes the place of `LTX2AudioVideoAttnProcessor` and `LTX2PerturbedAttnProcessor` in video self-attention."""
 
     def __call__(
         self,
-        attn: Any,
+        attn: LTX2Attention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,

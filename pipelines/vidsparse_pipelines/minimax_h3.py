@@ -11,6 +11,7 @@ import torch
 
 from vidsparse.grid import VideoGrid
 from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.attention import FusableAttention
 from vidsparse_pipelines.coords import grid_of_coords
 from vidsparse_pipelines.rotary import rotate_halves_of_first
 
@@ -83,7 +84,7 @@ class MiniMaxH3SparseProcessor(WrappedProcessor):
 
     def __call__(
         self,
-        attn: Any,
+        attn: FusableAttention,
         hidden_states: torch.Tensor,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor, text_mask
+from vidsparse_pipelines.attention import JointAttention, QueryKeyValue
 from vidsparse_pipelines.rotary import rotate_pairs_of_heads
 
 TRAIN_TIMESTEPS = 1000  # Mochi's timesteps are 0 for pure noise and this for none
@@ -55,12 +56,16 @@ class MochiAdapter(Adapter):
         }
 
 
+class _MochiAttention(JointAttention, Protocol):
+    context_pre_only: bool  # in the last block, whose text nothing reads
+
+
 class MochiSparseProcessor(WrappedProcessor):
     """Takes the place of diffusers' `MochiAttnProcessor2_0`."""
 
     def __call__(
         self,
-        attn: Any,
+        attn: _MochiAttention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor,
@@ -93,14 +98,14 @@ class MochiSparseProcessor(WrappedProcessor):
         return self.layer.end(call, (video, text if attn.context_pre_only else attn.to_add_out(text)))
 
 
-def _project_video(attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _project_video(attn: _MochiAttention, hidden_states: torch.Tensor) -> QueryKeyValue:
     """Query, key and value [batch, tokens, heads, head_dim], normalised in each head."""
     projected = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
     query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in projected)
     return attn.norm_q(query), attn.norm_k(key), value
 
 
-def _project_text(attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _project_text(attn: _MochiAttention, hidden_states: torch.Tensor) -> QueryKeyValue:
     """The same by the text's own weights."""
     projected = attn.add_q_proj(hidden_states), attn.add_k_proj(hidden_states), attn.add_v_proj(hidden_states)
     query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in projected)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.attention import FusableAttention, QueryKeyValue
 from vidsparse_pipelines.rotary import rotate_pairs
 
 IMAGE_TOKENS, LAST_TOKENS_ARE_TEXT = 5, 512
@@ -63,7 +64,7 @@ class WanSparseProcessor(WrappedProcessor):
 
     def __call__(
         self,
-        attn: Any,
+        attn: FusableAttention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -82,7 +83,7 @@ class WanSparseProcessor(WrappedProcessor):
         return self.layer.end(call, out)
 
 
-def _project(attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _project(attn: FusableAttention, hidden_states: torch.Tensor) -> QueryKeyValue:
     """Query, key and value [batch, tokens, heads, head_dim], normalised over all heads together as Wan does."""
     if attn.fused_projections:
         query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
@@ -92,7 +93,7 @@ def _project(attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torc
     return query, key, value
 
 
-def _gate(attn: Any, hidden_states: torch.Tensor) -> torch.Tensor | None:
+def _gate(attn: FusableAttention, hidden_states: torch.Tensor) -> torch.Tensor | None:
     """The gate [batch, tokens, heads, head_dim] of a module that has one, see `load_gates`."""
     if not hasattr(attn, "to_gate_compress"):
         return None

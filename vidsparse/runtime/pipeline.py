@@ -12,7 +12,7 @@ import torch
 TRANSFORMERS = ("transformer", "transformer_2", "transformer_ref")
 
 
-def transformers_of(target: Any) -> dict[str, torch.nn.Module]:
+def transformers_of(target: object) -> dict[str, torch.nn.Module]:
     """Name -> transformer, of a pipeline; a transformer alone is called "transformer".
 
     Raises:

@@ -21,7 +21,7 @@ from vidsparse.runtime.untraced import disable_tracing
 
 
 def sparsify(
-    pipe_or_transformer: Any,
+    pipe_or_transformer: object,
     pattern: Pattern,
     *,
     correction: Correction | None = None,
@@ -171,6 +171,6 @@ def _computing_device(transformer: torch.nn.Module) -> torch.device:
     return next(transformer.parameters()).device
 
 
-def _weakly(target: Any) -> Callable[[], object | None]:
+def _weakly(target: object) -> Callable[[], object | None]:
     # A run keeps no pipeline alive; a transformer alone has none.
     return (lambda: None) if isinstance(target, torch.nn.Module) else weakref.ref(target)
