@@ -36,7 +36,7 @@ class AllegroAdapter(Adapter):
     ) -> dict[str, Any]:
         config: Any = transformer.config
         size = (side * patch for side, patch in zip(view, patch_sizes(transformer), strict=True))
-        # Of each axis a table of cosines and sines, and where each token stands on it.
+        # A table of cosines and sines for each axis, and the position of each token on it.
         angles = [3 * noise(side, config.attention_head_dim // 3).float() for side in view]
         positions = torch.cartesian_prod(*(torch.arange(side) for side in view)).T[:, None]
         return {
@@ -50,7 +50,7 @@ class AllegroAdapter(Adapter):
 
 
 class AllegroSparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `AllegroAttnProcessor2_0` in self-attention."""
+    """Replaces diffusers' `AllegroAttnProcessor2_0` in self-attention."""
 
     def __call__(
         self,

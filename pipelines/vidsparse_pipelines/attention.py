@@ -1,4 +1,4 @@
-"""What processors read of the attention modules of diffusers, which have no common class."""
+"""The attributes that processors read of diffusers' attention modules, which share no class."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """CogVideoX 1.0 and 1.5 (`CogVideoXTransformer3DModel`), and ConsisID, which has the same blocks.
 
-Text stands before the video in one sequence, and no text token is masked. Call `fuse_qkv_projections` before
-`sparsify`, not after: it puts processors of its own in the place of ours.
+The text precedes the video in one sequence, and no text token is masked. Call `fuse_qkv_projections` before `sparsify`,
+not after: it replaces the processors.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class ConsisIDAdapter(CogVideoXAdapter):
 
 
 class CogVideoXSparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `CogVideoXAttnProcessor2_0`, or of the one for fused projections."""
+    """Replaces diffusers' `CogVideoXAttnProcessor2_0`, or of the one for fused projections."""
 
     def __call__(
         self,

@@ -65,7 +65,7 @@ class CosmosAdapter(Adapter):
 
 
 class CosmosSparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `CosmosAttnProcessor2_0` in self-attention."""
+    """Replaces diffusers' `CosmosAttnProcessor2_0` in self-attention."""
 
     def __call__(
         self,

@@ -112,7 +112,7 @@ class _Cosmos3Attention(Protocol):
 
 
 class Cosmos3SparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `Cosmos3AttnProcessor`."""
+    """Replaces diffusers' `Cosmos3AttnProcessor`."""
 
     def __call__(
         self,

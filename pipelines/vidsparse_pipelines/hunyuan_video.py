@@ -1,4 +1,4 @@
-"""HunyuanVideo (`HunyuanVideoTransformer3DModel`): text and image to video. The text stands after the video."""
+"""HunyuanVideo (`HunyuanVideoTransformer3DModel`): text and image to video. The text follows the video."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class HunyuanVideoAdapter(Adapter):
     processors = ("HunyuanVideoAttnProcessor2_0",)
 
     def __init__(self) -> None:
-        self._counted = WeakTensorKeyDictionary()  # mask -> what `_leading` says of it; all layers get the same mask
+        self._counted = WeakTensorKeyDictionary()  # mask -> result of `_leading`; all layers get the same mask
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         return {
@@ -35,13 +35,13 @@ class HunyuanVideoAdapter(Adapter):
         return 0, call["encoder_hidden_states"].shape[1]
 
     def real_keys(self, mask: torch.Tensor, batch: int, tokens: int) -> torch.Tensor | None:
-        """The mask that the model gives its attention, as bool [batch, tokens]; None if it says more than that."""
+        """The mask that the model gives its attention, as bool [batch, tokens]; None if it cannot be written so."""
         if mask.dtype == torch.bool and mask.shape == (batch, 1, 1, tokens):
             return mask[:, 0, 0]
         return None
 
     def valid(self, mask: torch.Tensor, batch: int, tokens: int, text: int) -> torch.Tensor | None:
-        """How many tokens are real, int32 [batch]; None if the mask hides more than trailing text."""
+        """The number of real tokens, int32 [batch]; None if the mask hides more than trailing text."""
         if mask not in self._counted:
             keys = self.real_keys(mask, batch, tokens)
             self._counted[mask] = (None, -1) if keys is None else _leading(keys)
@@ -90,7 +90,7 @@ class _HunyuanVideoAttention(Protocol):
 
 
 class HunyuanVideoSparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `HunyuanVideoAttnProcessor2_0`, and of its like in HunyuanVideo 1.5."""
+    """Replaces diffusers' `HunyuanVideoAttnProcessor2_0`, and its counterpart in HunyuanVideo 1.5."""
 
     def __init__(self, original: Any, layer: SparseLayer, adapter: HunyuanVideoAdapter):
         super().__init__(original, layer)
@@ -157,12 +157,12 @@ def _normalised(x: torch.Tensor, norm: Layer | None) -> torch.Tensor:
 
 
 def _rotate(x: torch.Tensor, rotary: Any) -> torch.Tensor:
-    # The annotation of diffusers speaks of query and key together.
+    # diffusers annotates this function for query and key together.
     return cast(torch.Tensor, apply_rotary_emb(x, rotary, sequence_dim=1))
 
 
 def _leading(keys: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """How many keys of bool [batch, tokens] are True, int32 [batch], and the fewest; -1 if a False precedes a True."""
+    """Count the True keys of bool [batch, tokens]: int32 [batch], and the smallest; -1 if a False precedes a True."""
     count = keys.sum(dim=1, dtype=torch.int32)
     leads = keys == (torch.arange(keys.shape[1], device=keys.device) < count[:, None])
     return count, int(torch.where(leads.all(), count.min(), -1))

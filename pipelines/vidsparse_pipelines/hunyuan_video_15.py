@@ -1,4 +1,4 @@
-"""HunyuanVideo 1.5 (`HunyuanVideo15Transformer3DModel`): image, glyph and prompt tokens stand after the video."""
+"""HunyuanVideo 1.5 (`HunyuanVideo15Transformer3DModel`): image, glyph and prompt tokens follow the video."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class HunyuanVideo15Adapter(HunyuanVideoAdapter):
         return 0, sum(call[name].shape[1] for name in encoders)
 
     def real_keys(self, mask: torch.Tensor, batch: int, tokens: int) -> torch.Tensor | None:
-        # The mask speaks of the last tokens alone. The model also hides keys from padded queries, which nobody reads.
+        # The mask covers the last tokens. The model also hides keys from padded queries, whose output is not used.
         if mask.ndim != 2 or mask.shape[0] != batch or mask.shape[1] > tokens:
             return None
         return torch.nn.functional.pad(mask.bool(), (tokens - mask.shape[1], 0), value=True)

@@ -63,7 +63,7 @@ class _Kandinsky5Attention(Protocol):
 
 
 class Kandinsky5SparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `Kandinsky5AttnProcessor` in visual self-attention."""
+    """Replaces diffusers' `Kandinsky5AttnProcessor` in visual self-attention."""
 
     def __call__(
         self,

@@ -61,7 +61,7 @@ class LTXAdapter(Adapter):
 
 
 class LTXSparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `LTXVideoAttnProcessor` in self-attention."""
+    """Replaces diffusers' `LTXVideoAttnProcessor` in self-attention."""
 
     def __call__(
         self,

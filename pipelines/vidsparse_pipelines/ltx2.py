@@ -76,7 +76,7 @@ class LTX2Attention(Attention, Protocol):
 
 
 class LTX2SparseProcessor(WrappedProcessor):
-    """Takes the place of `LTX2AudioVideoAttnProcessor` and `LTX2PerturbedAttnProcessor` in video self-attention."""
+    """Replaces `LTX2AudioVideoAttnProcessor` and `LTX2PerturbedAttnProcessor` in video self-attention."""
 
     def __call__(
         self,

@@ -39,7 +39,7 @@ class MiniMaxH3Adapter(Adapter):
     def timestep(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> float:
         """The noise of the generated video: sound and conditions have their own.
 
-        H3 counts from 0 for pure noise to 1 for none, and says for each token which timestep of a few it has.
+        H3 counts from 0 for pure noise to 1 for none, and gives each token the index of its timestep.
         """
         del transformer
         timestep = torch.as_tensor(call["timestep"])
@@ -80,7 +80,7 @@ class MiniMaxH3Adapter(Adapter):
 
 
 class MiniMaxH3SparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `MiniMaxH3AttnProcessor`, but for the text's refiner."""
+    """Replaces diffusers' `MiniMaxH3AttnProcessor`, but for the text's refiner."""
 
     def __call__(
         self,

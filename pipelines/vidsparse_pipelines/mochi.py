@@ -1,4 +1,4 @@
-"""Mochi (`MochiTransformer3DModel`): two streams with weights of their own, video before text, padded text no key."""
+"""Mochi (`MochiTransformer3DModel`): two streams with their own weights; text after the video, padding masked."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class _MochiAttention(JointAttention, Protocol):
 
 
 class MochiSparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `MochiAttnProcessor2_0`."""
+    """Replaces diffusers' `MochiAttnProcessor2_0`."""
 
     def __call__(
         self,

@@ -60,7 +60,7 @@ class WanAdapter(Adapter):
 
 
 class WanSparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `WanAttnProcessor` in self-attention."""
+    """Replaces diffusers' `WanAttnProcessor` in self-attention."""
 
     def __call__(
         self,

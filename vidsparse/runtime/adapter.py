@@ -22,7 +22,7 @@ class SparseCall(Protocol):
 
     @property
     def reason(self) -> str | None:
-        """Why the call runs the model's own processor; None where it is sparse."""
+        """The reason to run the model's own processor; None where the call is sparse."""
 
     @property
     def grid(self) -> VideoGrid:
@@ -46,7 +46,7 @@ class SparseCall(Protocol):
 
 
 class SparseLayer(Protocol):
-    """What a processor asks of the library: `begin`, then its own way or `attend`, then `end`."""
+    """The interface of the library for a processor: `begin`, then its own way or `attend`, then `end`."""
 
     def begin(self, unsupported: str | None = None) -> SparseCall:
         """Begin a call; `unsupported` is why it cannot be sparse, or None."""
@@ -79,9 +79,9 @@ class Adapter(ABC):
     def wrap(self, original: Any, layer: SparseLayer) -> Any:
         """The processor that replaces `original`.
 
-        A processor of another class computes something else than `processor` does, so it runs dense, with this reason
-        in the report. Such a class can be sparse by a method `sparse_processor(layer)` that returns a processor, as
-        `Adapter.processor` does.
+        A processor of another class may compute something else than `processor` does. It runs dense, and the report
+        says why. Such a class can become sparse: give it a method `sparse_processor(layer)` that returns a processor,
+        as `Adapter.processor` does.
         """
         if hasattr(original, "sparse_processor"):
             return original.sparse_processor(layer)
@@ -89,7 +89,7 @@ class Adapter(ABC):
         return self.processor(original, layer) if reason is None else UnknownProcessor(original, layer, reason)
 
     def unknown(self, original: Any) -> str | None:
-        """Why calls of a processor cannot be sparse, or None."""
+        """The reason why calls of a processor cannot be sparse, or None."""
         kind = type(original)
         own = kind.__name__ in self.processors and kind.__module__.startswith("diffusers.")
         if own or not self.processors or hasattr(original, "sparse_processor"):
@@ -115,7 +115,7 @@ class Adapter(ABC):
         return frames, height, width
 
     def extra_tokens(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> tuple[int, int]:
-        """How many tokens precede and follow the video in a forward call."""
+        """The number of tokens before the video in a forward call, and of those after it."""
         del transformer, call
         return 0, 0
 
@@ -125,7 +125,7 @@ class Adapter(ABC):
         return float(torch.as_tensor(call["timestep"]).max())
 
     def heads(self, attention: torch.nn.Module) -> int | None:
-        """How many heads one of the `self_attentions` has; None where unknown."""
+        """The number of heads of one of the `self_attentions`; None where unknown."""
         names = ("heads", "num_heads", "num_attention_heads")
         return next((int(getattr(attention, name)) for name in names if hasattr(attention, name)), None)
 
@@ -135,7 +135,7 @@ class Adapter(ABC):
         return width
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What to change in a configuration to get a twin: a small model with the same layout.
+        """Changes to a configuration that make a twin of it: a small model with the same layout.
 
         Two layers of each kind, two heads, little text and feed-forward. What attention is made of stays: head_dim,
         patches, positions, norms, and what the model is conditioned on.
@@ -187,7 +187,7 @@ class WrappedProcessor:
         self.layer = layer
 
     def unsupported(self, attention_mask: torch.Tensor | None = None) -> str | None:
-        """Why a call cannot be sparse: a mask of unknown form, or tokens on other devices; None if it can."""
+        """The reason why a call cannot be sparse, an unknown mask or tokens on other devices; None if it can."""
         if attention_mask is not None:
             return "the call has an attention mask"
         return None if getattr(self.original, "_parallel_config", None) is None else "context parallelism is on"

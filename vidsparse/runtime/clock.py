@@ -34,7 +34,7 @@ class Listener(Protocol):
 
 
 class Clock:
-    """Knows where a forward call of one transformer stands.
+    """Knows step, branch and grid of each forward call of one transformer.
 
     Args:
         transformer: gets a forward pre-hook and a forward hook, until `remove` or the end of this object.
@@ -46,7 +46,7 @@ class Clock:
         irregular: why it cannot, or None.
         steps: step, branch and video of the call.
         device: where the call computes.
-        layers: the attention layers that this clock tells.
+        layers: the attention layers that it prepares for each call.
         earlier: the clock of the expert that has done its part when this transformer runs, or None.
     """
 

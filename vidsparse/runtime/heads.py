@@ -15,7 +15,7 @@ from vidsparse.patterns import Context, Dense
 
 
 class Operands(NamedTuple):
-    """What attention is computed from.
+    """The inputs of attention.
 
     Attributes:
         query, key, value: [batch, tokens, heads, head_dim].
@@ -41,7 +41,7 @@ class Operands(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What ran for one group of heads: the heads with their map, and the implementation."""
+    """One group of heads that has run: the heads with their map, and the implementation."""
 
     group: HeadGroup
     choice: Choice

@@ -35,8 +35,8 @@ def uncompiled(module: Any) -> Any:
 def calling_pipeline(transformer: torch.nn.Module) -> object | None:
     """The pipeline whose method is running and calls `transformer`, or None.
 
-    It need not be the pipeline that was sparsified: `from_pipe` shares transformers between pipelines, each with its
-    own scheduler. The call stack knows it in every version of diffusers. Modular pipelines are an argument of blocks.
+    It can differ from the pipeline that was sparsified: `from_pipe` shares transformers between pipelines, each with
+    its own scheduler. It is found on the call stack, as `self` or, in modular pipelines, as `components`.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

@@ -1,4 +1,4 @@
-"""What really ran: density, tile, implementation and seconds of every layer and step, and whether it paid."""
+"""Report what really ran: density, tile, implementation and seconds of every layer and step, and whether it paid."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class LayerCall:
 
     @property
     def way(self) -> tuple[object, ...]:
-        """What calls have in common that are counted together."""
+        """The properties that calls share if they are counted together."""
         return (
             *(self.transformer, self.layer, self.step, self.tokens),
             *(self.impl, self.fallback, self.tiles, self.reason, self.steps == 0),
@@ -100,7 +100,7 @@ class Log:
             self._settle()
 
     def calls(self) -> tuple[LayerCall, ...]:
-        """All calls, those that ran in one way together; waits for the device."""
+        """All calls, those that ran in the same way as one; synchronises with the device."""
         self._settle()
         return tuple(self._calls.values())
 
@@ -142,7 +142,7 @@ class Report:
 
     @property
     def sparse(self) -> list[LayerCall]:
-        """What ran sparse."""
+        """The calls that ran sparse."""
         return [c for c in self.calls if c.reason is None]
 
     @property
@@ -185,7 +185,7 @@ class Report:
 
     @property
     def ran(self) -> list[str]:
-        """What the sparse calls ran with: implementation, tile, tokens, and why it was not a faster one."""
+        """How the sparse calls ran: implementation, tile, tokens, and the reason for a fallback."""
         kinds = sorted({(c.impl, c.tiles, c.tokens, c.fallback or "") for c in self.sparse})
         return [
             f"impl {impl}, tile {' and '.join(map(str, tiles))}, {tokens} tokens"
@@ -203,7 +203,7 @@ class Report:
 
     @property
     def advice(self) -> list[str]:
-        """Why sparsity could not pay in this run, each with its number; empty when it could."""
+        """Reasons why sparsity could not pay in this run, each with its number; empty when it could."""
         found = []
         if self.calls and max(c.tokens for c in self.calls) < 4096:
             found.append(

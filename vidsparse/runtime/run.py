@@ -37,7 +37,7 @@ class Run:
         self.clocks: dict[str, Clock] = {}
 
     def report(self) -> Report:
-        """What has run since `sparsify`, or since the last `reset`."""
+        """Report what has run since `sparsify`, or since the last `reset`."""
         correction = self.options.correction
         name = f"{self.options.pattern!r}" + ("" if correction is None else f" with {correction!r}")
         for clock in self.clocks.values():
@@ -82,7 +82,7 @@ class Run:
         raise TypeError("a run of sparsify cannot be pickled or copied; restore it first, and sparsify what was loaded")
 
     def _lost(self) -> list[str]:
-        """What was asked for and does not run."""
+        """Describe what was asked for and does not run."""
         others = [attention for attention in self.replaced if attention.module.processor is not attention.ours]
         pipeline = self.pipeline()
         lost = [
@@ -114,7 +114,7 @@ def set_processor(module: Any, processor: Any) -> None:
 
 
 def _has_last_steps(pattern: Pattern) -> bool:
-    """Whether a pattern, or one inside it, is dense in the last steps."""
+    """Return whether a pattern, or one inside it, is dense in the last steps."""
     if isinstance(pattern, StepSchedule) and pattern.dense_last_steps:
         return True
     inner: list[object] = [getattr(pattern, f.name) for f in fields(pattern)] if is_dataclass(pattern) else []

@@ -163,7 +163,7 @@ def _named(value: object) -> str:
 
 
 def _computing_device(transformer: torch.nn.Module) -> torch.device:
-    """Where the transformer computes: accelerate's offloading leaves weights on the meta device between calls."""
+    """The device that computes: accelerate's offloading leaves weights on the meta device between calls."""
     for module in transformer.modules():
         device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
         if device is not None:

@@ -15,7 +15,7 @@ BRANCHES = 8  # different calls of one step; guidance makes at most four in the 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a scheduler says at one call.
+    """The state of a scheduler at one call.
 
     Attributes:
         timesteps: the scheduler's own object, which is another one for each run; None where there is no scheduler.
@@ -50,7 +50,7 @@ class StepCounter:
 
     @property
     def is_last(self) -> bool:
-        """Whether this is the last step; False where the number of steps is unknown."""
+        """True in the last step; False where the number of steps is unknown."""
         return self.step + 1 == self.steps
 
     def expect_another_video(self) -> None:
@@ -64,11 +64,11 @@ class StepCounter:
             call: the arguments of the transformer's `forward`, by name.
             grid: its tokens, None where unknown. The text may have another length in each branch.
             timestep: its noise, falling from 1000.
-            schedule: what the scheduler of the calling pipeline says.
+            schedule: of the pipeline that makes the call.
         """
         before, view = self._schedule, None if grid is None else grid.view
         arguments = {name: _snapshot(value) for name, value in call.items()}
-        # A run that was broken off may be followed by one with less noise, but with timesteps of its own.
+        # After a run that was interrupted, the next may start with less noise, but its timesteps are another object.
         if view != self._view or timestep > self.timestep or schedule.timesteps is not before.timesteps:
             self._begin_video(arguments)
         elif timestep < self.timestep or schedule.index != before.index:
@@ -95,7 +95,7 @@ class StepCounter:
             if _equal(known, arguments):
                 self.branch = branch
                 return
-        if len(self._calls) == BRANCHES:  # no guidance does that: other videos at the same noise
+        if len(self._calls) == BRANCHES:  # more than guidance makes: other videos at the same noise
             self._begin_video(arguments)
             return
         self._calls.append(arguments)
@@ -131,7 +131,7 @@ def _snapshot(value: Any) -> Any:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Whether two snapshots of arguments are equal; other objects than plain data only if they are the same."""
+    """Compare two snapshots of arguments; objects that are not plain data are equal only if they are the same."""
     if a is b:
         return True
     if type(a) is not type(b):

@@ -21,12 +21,12 @@ class Stopwatch:
         self._mark()
 
     def stop(self) -> Stopwatch:
-        """Note the end, without waiting for the device. Returns this stopwatch."""
+        """Note the end, without synchronising; returns this stopwatch."""
         self._mark()
         return self
 
     def seconds(self) -> float:
-        """Seconds from the start to the end; waits for a CUDA device."""
+        """Seconds from the start to the end; synchronises with a CUDA device."""
         if self._stream is None:
             return self._times[-1] - self._times[0]
         self._events[-1].synchronize()
