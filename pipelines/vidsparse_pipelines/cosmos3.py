@@ -49,7 +49,7 @@ class Cosmos3Adapter(Adapter):
         timesteps = (torch.as_tensor(call[name]) for name in names if call.get(name) is not None)
         return max((float(x.max()) for x in timesteps if x.numel()), default=0.0)
 
-    def width(self, attention: Any) -> int:
+    def attention_width(self, attention: Any) -> int:
         return int(attention.num_attention_heads * attention.head_dim)
 
     def processor(self, original: Any, layer: SparseLayer) -> Cosmos3SparseProcessor:

@@ -129,10 +129,10 @@ class Adapter(ABC):
         names = ("heads", "num_heads", "num_attention_heads")
         return next((int(getattr(attention, name)) for name in names if hasattr(attention, name)), None)
 
-    def width(self, attention: torch.nn.Module) -> int | None:
+    def attention_width(self, attention: torch.nn.Module) -> int | None:
         """Heads times head_dim of one of the `self_attentions`; None where it is the width of the output."""
-        width: int | None = getattr(attention, "inner_dim", None)
-        return width
+        found: int | None = getattr(attention, "inner_dim", None)
+        return found
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Changes to a configuration that make a twin of it: a small model with the same layout.

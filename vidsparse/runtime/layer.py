@@ -127,7 +127,7 @@ class Layer:
     Args:
         options: what `sparsify` was asked for. log: gets the record of each call. clock: of the transformer.
         name: of the transformer, as "transformer". index, layers: which attention layer it is, of how many.
-        width: heads times head_dim; None where the output has this width.
+        attention_width: heads times head_dim; None where the output has this width.
 
     Attributes:
         call: the present call; None before the first.
@@ -142,10 +142,10 @@ class Layer:
         name: str,
         index: int,
         layers: int,
-        width: int | None = None,
+        attention_width: int | None = None,
     ):
         self.options, self.log, self.clock = options, log, clock
-        self.transformer, self.index, self.layers, self.width = name, index, layers, width
+        self.transformer, self.index, self.layers, self.attention_width = name, index, layers, attention_width
         self.call: Call | None = None
         self.video, self.memories = 0, dict[int, dict[int, Memory]]()
         clock.layers.add(self)
@@ -223,7 +223,7 @@ class Layer:
         parts, call.parts = call.parts, []
         tokens, (*batch, _, width) = sum(shape[-2] for shape in shapes), shapes[0]
         # Two products of tokens x tokens x width, a multiplication and an addition each.
-        dense_flops = 4.0 * torch.Size(batch).numel() * tokens**2 * (self.width or width)
+        dense_flops = 4.0 * torch.Size(batch).numel() * tokens**2 * (self.attention_width or width)
         record = LayerCall(
             transformer=self.transformer,
             layer=self.index,

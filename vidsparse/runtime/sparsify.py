@@ -125,7 +125,7 @@ def _replacements(run: Run, transformer: torch.nn.Module, name: str) -> dict[str
     replaced = {}
     for index, (key, module) in enumerate(attentions.items()):
         original: Any = module.processor
-        layer = Layer(options, run.log, clock, name, index, len(attentions), adapter.width(module))
+        layer = Layer(options, run.log, clock, name, index, len(attentions), adapter.attention_width(module))
         replaced[key] = Replaced(module, original, adapter.wrap(original, layer))
     return replaced
 
