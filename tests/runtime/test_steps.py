@@ -244,7 +244,10 @@ def test_the_pipeline_on_the_call_stack() -> None:
     transformer = tiny()
 
     class Loop(Pipeline):
-        def run(self, module: torch.nn.Module) -> object:
+        def __call__(self, module: torch.nn.Module) -> object:
+            return self.denoise(module)
+
+        def denoise(self, module: torch.nn.Module) -> object:
             return calling_pipeline(module)
 
     class Block:
@@ -252,8 +255,8 @@ def test_the_pipeline_on_the_call_stack() -> None:
             return calling_pipeline(module)
 
     loop = Loop(transformer_2=torch.compile(transformer, backend="eager"), scheduler=None)
-    assert loop.run(transformer) is loop
-    assert loop.run(tiny()) is None  # it calls a model that is not its own
+    assert loop(transformer) is loop
+    assert loop(tiny()) is None  # it calls a model that is not its own
     assert Block()(loop, transformer) is loop
-    assert Loop(transformer=transformer).run(transformer) is None  # no scheduler
+    assert Loop(transformer=transformer)(transformer) is None  # no scheduler
     assert calling_pipeline(transformer) is None

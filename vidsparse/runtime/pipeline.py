@@ -33,17 +33,17 @@ def uncompiled(module: Any) -> Any:
 
 
 def calling_pipeline(transformer: torch.nn.Module) -> object | None:
-    """The pipeline whose method is running and calls `transformer`, or None.
+    """The pipeline whose `__call__` is running and calls `transformer`, or None.
 
     It can differ from the pipeline that was sparsified: `from_pipe` shares transformers between pipelines, each with
     its own scheduler. It is found on the call stack, as `self` or, in modular pipelines, as `components`.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        names = frame.f_code.co_varnames
-        # Reading the variables of a frame copies them, so frames of torch are skipped.
-        if names and not frame.f_globals.get("__name__", "").startswith("torch"):
-            for name in {"self", "components"}.intersection(names[: frame.f_code.co_argcount]):
+        code = frame.f_code
+        # Reading a frame's variables keeps copies of them alive, so only frames that can be a pipeline's are read.
+        if code.co_name == "__call__":
+            for name in {"self", "components"}.intersection(code.co_varnames[: code.co_argcount]):
                 candidate = frame.f_locals.get(name)
                 parts = getattr(candidate, "__dict__", {})
                 if "scheduler" in parts and any(uncompiled(parts.get(n)) is transformer for n in TRANSFORMERS):
