@@ -40,7 +40,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.finetune": (
         *("accelerate", "diffusers", "peft", "torch"),
         *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.finetune.data", "vidsparse.generation"),
-        *("vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.run", "vidsparse.serialize"),
+        *("vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.sparsify", "vidsparse.serialize"),
     ),
     "vidsparse.finetune.data": (
         "imageio",
@@ -73,7 +73,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse_kernels.layout", "vidsparse_kernels.selection"),
     ),
     "vidsparse.bench": (
-        *("torch", "vidsparse.attention", "vidsparse.block_map"),
+        *("torch", "vidsparse.attention", "vidsparse.block_map", "vidsparse.runtime.stopwatch"),
         *("vidsparse_kernels.gpu.configs", "vidsparse_kernels.gpu.device"),
     ),
     "vidsparse.attention": (
@@ -202,6 +202,20 @@ def test_package_imports_without_triton_peft_and_imageio() -> None:
         "import vidsparse, vidsparse_kernels, vidsparse_pipelines\n"
         "for name in vidsparse.__all__:\n"
         "    getattr(vidsparse, name)\n"
+    )
+
+
+def test_importing_the_library_does_not_import_dynamo() -> None:
+    # It takes about as long as torch itself. What of ours imports diffusers gets it from there.
+    fresh_interpreter(
+        "import sys, importlib\n"
+        "for name in ('vidsparse', 'vidsparse.patterns', 'vidsparse.corrections', 'vidsparse.bench'):\n"
+        "    importlib.import_module(name)\n"
+        "import vidsparse\n"
+        "vidsparse.sparsify, vidsparse.Run, vidsparse.Report, vidsparse.attn_processors, vidsparse.register_adapter\n"
+        "vidsparse.sparse_attention, vidsparse.load_gates\n"
+        "loaded = [name for name in sys.modules if name.startswith('torch._dynamo')]\n"
+        "assert not loaded, f'loaded by import: {loaded[:3]}'\n"
     )
 
 

@@ -122,17 +122,20 @@ def sparse_attention(
     """
     _check(query, key, value, block_map, extra_valid)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    chosen = choose_impl(impl, query, block_map).impl
-    if chosen == "triton":
+    if impl == "auto":
+        impl = choose_impl(impl, query, block_map).impl
+    else:
+        check_impl(impl, query.device)
+    if impl == "triton":
         from vidsparse_kernels.gpu import operator
 
         lists = _on(block_map, query.device).lists
         out, lse = operator.attention(query, key, value, lists, extra_valid, scale)
-    elif chosen == "cpu":
+    elif impl == "cpu":
         valid = [None] * len(query) if extra_valid is None else extra_valid.tolist()
         products = [_products_of(block_map, b % len(block_map.counts), count) for b, count in enumerate(valid)]
         out, lse = cpu_attention(query, key, value, products, scale, return_lse)
-    elif chosen == "flex":
+    elif impl == "flex":
         out, lse = _flex(query, key, value, block_map, extra_valid, scale)
     else:
         mask = block_map.to(query.device).token_mask(extra_valid)
@@ -241,7 +244,8 @@ def _check(
     extra = block_map.grid.prefix + block_map.grid.suffix
     if extra_valid is None:
         return
-    if not isinstance(extra_valid, torch.Tensor) or extra_valid.is_floating_point():
+    whole = isinstance(extra_valid, torch.Tensor) and not extra_valid.is_floating_point()
+    if not whole or extra_valid.dtype == torch.bool:
         raise TypeError(f"extra_valid={extra_valid!r} must be an integer tensor of shape [batch]")
     # Numbers on a GPU are not looked at, which would wait for it; the kernels keep within the tokens that are there.
     looked_at = extra_valid.tolist() if extra_valid.device.type == "cpu" else []
