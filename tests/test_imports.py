@@ -40,7 +40,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.finetune": (
         *("accelerate", "diffusers", "peft", "torch"),
         *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.finetune.data", "vidsparse.generation"),
-        *("vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.run", "vidsparse.serialize"),
+        *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.run", "vidsparse.serialize"),
     ),
     "vidsparse.finetune.data": (
         "imageio",
@@ -48,6 +48,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "safetensors",
         "torch",
         "vidsparse.atomic",
+        "vidsparse.grid",
         "vidsparse.shapes.render",
     ),
     "vidsparse.doctor": (

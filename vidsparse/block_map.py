@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
 from vidsparse.grid import Tile, VideoGrid
-from vidsparse_kernels.layout import TileLayout, tile_of_token
+from vidsparse_kernels.layout import TileLayout, lists_of, tile_of_token, tile_sizes
 from vidsparse_kernels.reference import token_mask
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class BlockMap:
                 f"got {kept.dtype} {tuple(kept.shape)}, expected bool [..., {expected[0]}, {expected[1]}]: "
                 f"{grid} with query tile {query_tile} and key tile {key_tile} has that many tiles"
             )
-        counts, indices = _lists(kept)
+        counts, indices = lists_of(kept)
         return cls(grid, query_tile, key_tile, counts, indices[..., : max(1, int(counts.max()))].contiguous())
 
     @property
@@ -106,7 +106,7 @@ class BlockMap:
     def densities(self) -> torch.Tensor:
         """`density` and `token_density` as float64 [2] on the map's device, which nobody has waited for."""
         device = self.counts.device
-        rows, columns = (_tile_sizes(self.view, tile, device) for tile in (self.query_tile, self.key_tile))
+        rows, columns = (tile_sizes(self.view, tile, device).double() for tile in (self.query_tile, self.key_tile))
         listed = torch.arange(self.indices.shape[-1], device=device) < self.counts[..., None]
         seen = (columns[torch.where(listed, self.indices, 0).long()] * listed).sum(dim=-1)  # [B, H, query tiles]
         video = (seen * rows).sum(dim=-1).mean()
@@ -174,7 +174,7 @@ class BlockMap:
         dropped = (rows @ (~kept).float() @ columns.mT > 0).expand(batch, heads, -1, -1).clone()
         if tokens % block:
             dropped[..., -1, :], dropped[..., -1] = True, True
-        partial, full = _lists(seen & dropped), _lists(seen & ~dropped)
+        partial, full = lists_of(seen & dropped), lists_of(seen & ~dropped)
         return BlockMask.from_kv_blocks(*partial, *full, block, mask_mod=keeps, seq_lengths=(tokens, tokens))
 
 
@@ -210,22 +210,9 @@ def head_groups(plan: Plan, heads: int) -> tuple[HeadGroup, ...]:
     return plan
 
 
-@lru_cache(maxsize=64)
-def _tile_sizes(view: Tile, tile: Tile, device: torch.device) -> torch.Tensor:
-    """How many tokens each tile holds: float64 [tiles]."""
-    return torch.bincount(tile_of_token(view, tile)).to(device, torch.float64)
-
-
 def _touched(owner: torch.Tensor, blocks: int, block: int, tiles: int) -> torch.Tensor:
     """Which tiles own a token of each block: float32 [B, blocks, tiles], from owners [B, tokens]."""
     found = torch.zeros(len(owner), blocks, tiles, device=owner.device)
     position = torch.arange(owner.shape[1], device=owner.device) // block
     found[torch.arange(len(owner), device=owner.device)[:, None], position[None], owner] = 1.0
     return found
-
-
-def _lists(kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Counts and indices of a bool [..., rows, columns], kept columns first in ascending order, full width."""
-    # A stable sort of "not kept" puts the kept columns first and leaves them in order.
-    order = (~kept).to(torch.uint8).argsort(dim=-1, stable=True)
-    return kept.sum(dim=-1, dtype=torch.int32), order.to(torch.int32)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from vidsparse.corrections.base import Correction, SparseCall
-from vidsparse.corrections.pooled_complement import differentiable_means
 from vidsparse_kernels.layout import tile_of_token
+from vidsparse_kernels.selection.pooling import tile_means
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,8 @@ class GatedCoarse(Correction):
             )
         block_map, out = call.block_map, call.out
         grid = block_map.grid
-        query = differentiable_means(call.query, grid.view, block_map.query_tile, grid.prefix)
-        keys, values = (
-            differentiable_means(x, grid.view, block_map.key_tile, grid.prefix) for x in (call.key, call.value)
-        )
+        query = tile_means(call.query, grid.view, block_map.query_tile, grid.prefix)
+        keys, values = (tile_means(x, grid.view, block_map.key_tile, grid.prefix) for x in (call.key, call.value))
         coarse = (query @ keys.mT * out.shape[-1] ** -0.5).softmax(dim=-1) @ values
         # One more tile, of zeros, for prefix and suffix tokens.
         coarse = torch.nn.functional.pad(coarse, (0, 0, 0, 1)).to(out.dtype)

@@ -11,7 +11,7 @@ import torch
 from vidsparse.attention import merge
 from vidsparse.corrections.base import Correction, SparseCall
 from vidsparse.grid import Tile, check_tile
-from vidsparse_kernels.layout import Triple, tile_of_token
+from vidsparse_kernels.layout import tile_of_token, tile_sizes
 from vidsparse_kernels.selection.pooling import tile_means
 
 SCORES = 1 << 24  # computed at a time: 64 MiB in float32
@@ -97,15 +97,15 @@ class PooledComplement(Correction):
         block_map, key, value = call.block_map, call.key, call.value
         grid, tile = block_map.grid, self.box_in(block_map.key_tile)
         owner = tile_of_token(grid.view, tile)
-        sizes = torch.bincount(owner)
-        parent = torch.empty_like(sizes)
+        sizes = tile_sizes(grid.view, tile, key.device)
+        parent = torch.empty(len(sizes), dtype=torch.int64)
         parent[owner] = block_map.key_tile_of_token
         kept = block_map.to_dense().to(key.device)[..., parent.to(key.device)]
-        keys, values = (differentiable_means(x, grid.view, tile, grid.prefix) for x in (key, value))
+        keys, values = (tile_means(x, grid.view, tile, grid.prefix) for x in (key, value))
         spread = None
         if self.variance:
-            spread = differentiable_means(key.float() ** 2, grid.view, tile, grid.prefix) - keys**2
-        bias = sizes.to(key.device).log()[None, None, None]
+            spread = tile_means(key.float() ** 2, grid.view, tile, grid.prefix) - keys**2
+        bias = sizes.log()[None, None, None]
         if self.gate and (extra := grid.prefix + grid.suffix):
             # The kept side has the text, which is exact: each of its tokens is a box of its own.
             text = block_map.layout.extra_tokens.to(key.device)
@@ -145,17 +145,6 @@ def _halved(tile: Tile, tokens: int) -> Tile:
             break
         sides[max(even, key=lambda axis: (sides[axis], axis))] //= 2
     return (sides[0], sides[1], sides[2])
-
-
-def differentiable_means(x: torch.Tensor, view: Triple, tile: Triple, prefix: int) -> torch.Tensor:
-    """As `tile_means`, float32 [B, H, tiles, d], but gradients flow where they are asked for."""
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return tile_means(x, view, tile, prefix)
-    owner = tile_of_token(view, tile).to(x.device)
-    sizes = torch.bincount(owner)
-    sums = x.new_zeros(x.shape[0], len(sizes), *x.shape[2:], dtype=torch.float32)
-    sums = sums.index_add(1, owner, x[:, prefix : prefix + len(owner)].float())
-    return (sums / sizes[:, None, None]).transpose(1, 2)
 
 
 def _attend(logits: torch.Tensor, seen: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from vidsparse.corrections.base import Correction, SparseCall
-from vidsparse.corrections.pooled_complement import differentiable_means
-from vidsparse_kernels.layout import tile_of_token
+from vidsparse_kernels.layout import tile_of_token, tile_sizes
+from vidsparse_kernels.selection.pooling import tile_means
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Rectified(Correction):
         block_map, out = call.block_map, call.out
         grid = block_map.grid
         view, prefix, scale = grid.view, grid.prefix, out.shape[-1] ** -0.5
-        query = differentiable_means(call.query, view, block_map.query_tile, prefix)
-        key, value = (differentiable_means(x, view, block_map.key_tile, prefix) for x in (call.key, call.value))
-        sizes = torch.bincount(tile_of_token(view, block_map.key_tile)).to(out.device)
+        query = tile_means(call.query, view, block_map.query_tile, prefix)
+        key, value = (tile_means(x, view, block_map.key_tile, prefix) for x in (call.key, call.value))
+        sizes = tile_sizes(view, block_map.key_tile, out.device)
         text = call.key[:, block_map.layout.extra_tokens.to(out.device)].transpose(1, 2).float()
         logits = torch.cat((query @ key.mT * scale + sizes.log(), query @ text.mT * scale + call.text_bias), dim=-1)
         with torch.no_grad():
@@ -69,4 +69,4 @@ def _deviation(x: torch.Tensor, means: torch.Tensor, call: SparseCall, tile: tup
     grid = call.block_map.grid
     owner = tile_of_token(grid.view, tile).to(x.device)
     video = x[:, grid.prefix : grid.prefix + grid.video_tokens].float()
-    return differentiable_means((video - means.transpose(1, 2)[:, owner]).abs(), grid.view, tile, 0)
+    return tile_means((video - means.transpose(1, 2)[:, owner]).abs(), grid.view, tile, 0)

@@ -22,6 +22,7 @@ from vidsparse.finetune.settings import PRECISIONS, Settings
 from vidsparse.finetune.start import start_hash, start_weights
 from vidsparse.generation.positions import extend_positions
 from vidsparse.generation.scheduler import build_scheduler
+from vidsparse.grid import latent_frames
 from vidsparse.lora.files import LoraRecipe, save_lora
 from vidsparse.runtime.run import sparsify
 from vidsparse.serialize import to_data
@@ -108,8 +109,8 @@ class Training:
         state = self._last_checkpoint()
         self._add_lora()
         self.scheduler, pipe.scheduler = pipe.scheduler, scheduler
-        latent = [(count - 1) // pipe.vae_scale_factor_temporal + 1 for count in (frames, trained_frames)]
-        self.positions = extend_positions(self.module, latent[0], latent[1], settings.positions)
+        latent, trained = (latent_frames(count, pipe.vae_scale_factor_temporal) for count in (frames, trained_frames))
+        self.positions = extend_positions(self.module, latent, trained, settings.positions)
         self.run = sparsify(self.module, self.pattern, correction=settings.correction)
         self._prepare(state)
 

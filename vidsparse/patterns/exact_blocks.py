@@ -12,7 +12,7 @@ import torch
 from vidsparse.block_map import BlockMap
 from vidsparse.grid import Tile, VideoGrid, check_tile
 from vidsparse.patterns.base import ContentPattern, Context
-from vidsparse_kernels.layout import tile_of_token, tile_tokens
+from vidsparse_kernels.layout import tile_sizes, tile_tokens
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ExactBlocks(ContentPattern):
     def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
         """The answer for attention that is the same everywhere, without computing it."""
         tile, heads = self.tile or grid.best_tile(), 1 if context is None else context.heads
-        sizes = torch.bincount(tile_of_token(grid.view, tile)) / grid.video_tokens
+        sizes = tile_sizes(grid.view, tile) / grid.video_tokens
         return self._keep(sizes.expand(1, heads, len(sizes), -1), grid, tile)
 
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> BlockMap:

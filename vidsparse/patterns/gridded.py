@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 
 from vidsparse.block_map import BlockMap, HeadGroup
-from vidsparse.grid import Tile, VideoGrid, check_tile
+from vidsparse.grid import Tile, VideoGrid, check_tile, tiles_of_volume
 from vidsparse.patterns.base import Context, Pattern
 
 Phase = tuple[int, int, int]
@@ -117,9 +117,7 @@ class GriddedHeads(Pattern):
 
 def cheapest_tile(grid: VideoGrid, pairs: Callable[[Tile], int], volume: int = 128) -> Tile:
     """The tile of `volume` tokens, a power of two, for which `pairs(tile)` is least, then the most compact."""
-    powers = [1 << i for i in range(volume.bit_length())]
-    tiles = [(f, h, volume // f // h) for f in powers for h in powers if f * h <= volume]
-    return min(tiles, key=lambda tile: (pairs(tile), max(tile) / min(tile), tile))
+    return min(tiles_of_volume(volume), key=lambda tile: (pairs(tile), max(tile) / min(tile), tile))
 
 
 def tile_gaps(tiles: int, side: int) -> torch.Tensor:

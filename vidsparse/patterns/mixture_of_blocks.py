@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse.grid import Tile, VideoGrid, check_tile
+from vidsparse.grid import Tile, VideoGrid, check_tile, tiles_of_volume
 from vidsparse.patterns.base import ContentPattern, Context
-from vidsparse_kernels.layout import tile_of_token
+from vidsparse_kernels.layout import tile_sizes
 from vidsparse_kernels.selection.pooling import tile_means
 
 Scope = Literal["query", "head", "overall"]
@@ -114,6 +114,7 @@ class MixtureOfBlocks(ContentPattern):
                     f"give {name}={sides if len(sides) > 1 else frames} at most, or None for a size that fits"
                 )
 
+    @torch.no_grad()
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> BlockMap:
         self.check_grid(grid)
         blocks = _blocks(self, grid.view, context.layer % 3, query.device)
@@ -158,7 +159,7 @@ def _blocks(pattern: MixtureOfBlocks, view: Tile, layer: int, device: torch.devi
     rows, columns = int(height[-1]) + 1, int(width[-1]) + 1
     owner = ((frames[:, None, None] * rows + height[:, None]) * columns + width).flatten()
     own = torch.nn.functional.one_hot(owner)
-    tokens = own * torch.bincount(tile_of_token(view, tile))[:, None]
+    tokens = own * tile_sizes(view, tile)[:, None]
     shares = (tokens.double() / tokens.sum(dim=0)).T.float()
     return _Blocks(tile, owner.to(device), own.bool().to(device), shares.contiguous().to(device))
 
@@ -174,15 +175,13 @@ def _block_of_tile(size: int, side: int, block: int) -> torch.Tensor:
 @lru_cache(maxsize=128)
 def _tile(view: Tile, block: Tile) -> Tile:
     grid = VideoGrid(*view)
-    volume = 128 if grid.height * grid.width >= 1024 else 64
-    powers = [1 << i for i in range(volume.bit_length())]
 
     def cost(tile: Tile) -> float:
         # A border moves by up to half a tile, unless whole tiles fill the block or the grid ends first.
         moved = sum((t / b) ** 2 for n, t, b in zip(view, tile, block, strict=True) if b < n and b % t)
         return grid.padding(tile) + 0.02 * math.log2(max(tile) / min(tile)) + 0.05 * moved
 
-    return min(((f, h, volume // f // h) for f in powers for h in powers if f * h <= volume), key=cost)
+    return min(tiles_of_volume(grid.default_volume), key=cost)
 
 
 def _kept(scores: torch.Tensor, own: torch.Tensor, scope: Scope, top_k: int, threshold: float | None) -> torch.Tensor:

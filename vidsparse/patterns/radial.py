@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse.grid import Tile, VideoGrid, check_tile
+from vidsparse.grid import Tile, VideoGrid, check_tile, tiles_of_volume
 from vidsparse.patterns.base import Context, Pattern, check_density
 
 
@@ -62,10 +62,11 @@ class Radial(Pattern):
 @lru_cache(maxsize=128)
 def _tile(view: tuple[int, int, int]) -> Tile:
     grid = VideoGrid(*view)
-    if grid.height * grid.width >= 1024:
-        return grid.best_tile(128, compactness=0.05)
+    volume = grid.default_volume
+    if volume == 128:
+        return grid.best_tile(volume, compactness=0.05)
     # Small frames: tiles of one frame, so that thinning out has frames to choose from (benchmarks/NOTES.md, 9).
-    flat = [(1, 1 << i, 64 >> i) for i in range(7)]
+    flat = [tile for tile in tiles_of_volume(volume) if tile[0] == 1]
     return min(flat, key=lambda tile: grid.padding(tile) + 0.15 * abs(math.log2(tile[1] / tile[2])))
 
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 
 from vidsparse.block_map import BlockMap, HeadGroup, Plan
-from vidsparse.grid import Tile, VideoGrid
+from vidsparse.grid import Tile, VideoGrid, tiles_of_volume
 from vidsparse.patterns.base import ContentPattern, Context, check_density
 
 
@@ -68,7 +68,7 @@ class SpatialTemporal(ContentPattern):
         spatial, temporal = _spatial(self, grid), _temporal(self, grid)
         if context.value is None:
             raise ValueError("SpatialTemporal compares outputs: give the values of the call, Context(value=...)")
-        hidden = spatial.layout.hidden_tokens(context.extra_valid)
+        hidden = spatial.layout.padding_mask(context.extra_valid)
         errors = _errors(query, key, context.value, *_sampled(self, grid, query.device), hidden)
         along_time = (errors[1] < errors[0]).tolist()
         groups = [
@@ -143,10 +143,8 @@ def _temporal(pattern: SpatialTemporal, grid: VideoGrid) -> BlockMap:
 def _tile(view: tuple[int, int, int], long: bool) -> Tile:
     """A tile of one frame, or one at least as long in time as in place: little padding, few tokens of a frame."""
     grid = VideoGrid(*view)
-    volume = 128 if grid.height * grid.width >= 1024 else 64
-    powers = [1 << i for i in range(volume.bit_length())]
-    tiles = [(f, h, volume // f // h) for f in powers for h in powers if f * h <= volume]
-    tiles = [(f, h, w) for f, h, w in tiles if (f >= max(h, w) if long else f == 1)]
+    candidates = tiles_of_volume(grid.default_volume)
+    tiles = [(f, h, w) for f, h, w in candidates if (f >= max(h, w) if long else f == 1)]
     # At equal padding a fine column tells more than a coarse one; both terms prefer squares.
     return min(tiles, key=lambda t: grid.padding(t) + 0.1 * math.log2(max(t[1:])))
 

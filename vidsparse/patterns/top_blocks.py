@@ -12,7 +12,7 @@ import torch
 from vidsparse.block_map import BlockMap
 from vidsparse.grid import Tile, VideoGrid, check_tile
 from vidsparse.patterns.base import ContentPattern, Context, check_density
-from vidsparse_kernels.layout import tile_of_token
+from vidsparse_kernels.layout import tile_sizes
 from vidsparse_kernels.selection.pooling import tile_means
 from vidsparse_kernels.selection.rule import Rule, forced_tiles
 from vidsparse_kernels.selection.select import select_tiles
@@ -100,6 +100,7 @@ class TopBlocks(ContentPattern):
             return Rule("top_k", self.top_k)
         return Rule("threshold", self.threshold) if self.top_p is None else Rule("top_p", self.top_p)  # type: ignore[arg-type]
 
+    @torch.no_grad()
     def _scores(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, tile: Tile) -> torch.Tensor:
         """The terms of the score that depend on content: float32 [B, H, tiles, tiles]."""
         scale = query.shape[-1] ** -0.5
@@ -115,7 +116,7 @@ class TopBlocks(ContentPattern):
 def _mean_squares(x: torch.Tensor, grid: VideoGrid, tile: Tile) -> torch.Tensor:
     """Mean of the squares of each tile's tokens: float32 [B, H, tiles, head_dim]."""
     # Head by head: the squares of all heads at once would be a copy of the tensor in float32.
-    heads = [tile_means(head.float().square(), grid.view, tile, grid.prefix) for head in x.detach().split(1, dim=2)]
+    heads = [tile_means(head.float().square(), grid.view, tile, grid.prefix) for head in x.split(1, dim=2)]
     return torch.cat(heads, dim=1)
 
 
@@ -130,5 +131,4 @@ class _Fixed(NamedTuple):
 @lru_cache(maxsize=32)
 def _fixed(view: Tile, tile: Tile, reach: Tile, sink: int, device: torch.device) -> _Fixed:
     forced = forced_tiles(view, tile, tile, reach, sink)
-    sizes = torch.bincount(tile_of_token(view, tile))
-    return _Fixed(forced.to(device), int(forced.sum(dim=-1).max()), sizes.log().to(device))
+    return _Fixed(forced.to(device), int(forced.sum(dim=-1).max()), tile_sizes(view, tile).log().to(device))

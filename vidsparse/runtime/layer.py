@@ -165,7 +165,7 @@ class Layer:
         out, lse = sparse_attention(*tensors, group.block_map, **options, return_lse=True)
         if group.empty == "mean":
             alone = lse.isneginf().transpose(1, 2)[..., None]
-            out = torch.where(alone, _mean(value, group.block_map.layout.hidden_tokens(extra_valid)), out)
+            out = torch.where(alone, _mean(value, group.block_map.layout.padding_mask(extra_valid)), out)
         if correction is None:
             return _Done(group, choice, out)
         memory = context.memory.setdefault("correction", {}).setdefault(group.heads, {})

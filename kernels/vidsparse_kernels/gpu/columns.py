@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from vidsparse_kernels.gpu.primitives import pack, tile_place
-from vidsparse_kernels.layout import TileLayout, Triple, place_bits, tile_counts
+from vidsparse_kernels.layout import TileLayout, Triple, place_bits, tile_count, tile_counts
 
 # A column is divided if it is longer than this many average ones, and than this part of all work: shorter ones, even
 # last, end with the others (sixteen to each of the 256 programs that run at once on a large GPU).
@@ -119,7 +119,7 @@ def _make(
     counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, programs: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, list_width = indices.shape[-2:]
-    columns = math.prod(tile_counts(layout.view, layout.key_tile))
+    columns = tile_count(layout.view, layout.key_tile)
     groups, capacity, device = counts.shape[0] * counts.shape[1], rows * list_width, counts.device
     # A byte for each pair of tiles: 20 MB for 115,000 tokens, tiles of 128 and 24 heads.
     kept = torch.zeros(groups, rows, columns, dtype=torch.int8, device=device)
@@ -184,7 +184,7 @@ def _columns(
 @_columns.register_fake
 def _(counts, indices, view, query_tile, key_tile, programs):
     groups, (rows, list_width) = counts.shape[0] * counts.shape[1], indices.shape[-2:]
-    tiles = math.prod(-(-size // side) for size, side in zip(view, key_tile, strict=True))
+    tiles = tile_count(view, key_tile)
     pieces = tiles + rows * list_width // piece_limit(rows * list_width, tiles, programs)
     shapes = (groups, rows * list_width), (groups, pieces, 5), (groups, tiles, 2), (rows,)
     return tuple(counts.new_empty(shape) for shape in shapes)

@@ -11,7 +11,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from vidsparse_kernels.gpu.configs import Config, GluonConfig, Kernel, choose, choose_gluon
 from vidsparse_kernels.gpu.device import capability, reads_boxes
 from vidsparse_kernels.gpu.primitives import HEADS, strides
-from vidsparse_kernels.layout import TileLayout, Triple, tile_counts
+from vidsparse_kernels.layout import TileLayout, Triple, tile_count
 
 # Numbers that change with the size of the video: a kernel need not be compiled again for each.
 SIZES = [
@@ -73,7 +73,7 @@ class Launch:
         self.layout, self.shape, self.dtype, self.device = layout, query.shape, query.dtype, query.device
         self.extra = layout.prefix + layout.suffix
         self.query_tiles, self.key_tiles = (
-            math.prod(tile_counts(layout.view, tile)) for tile in (layout.query_tile, layout.key_tile)
+            tile_count(layout.view, tile) for tile in (layout.query_tile, layout.key_tile)
         )
         self.ragged = any(size % side for size, side in zip(layout.view, layout.key_tile, strict=True))
         samples, heads = map_shape[:2]

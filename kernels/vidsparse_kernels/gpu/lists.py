@@ -5,7 +5,6 @@ A map that stays the same from call to call keeps its lists (`MapLists`), for bo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +14,7 @@ import triton.language as tl
 
 from vidsparse_kernels.gpu.columns import Columns, transpose
 from vidsparse_kernels.gpu.primitives import box_origin, pack, tile_place
-from vidsparse_kernels.layout import TileLayout, Triple, place_bits, tile_counts
+from vidsparse_kernels.layout import TileLayout, Triple, place_bits, tile_count
 
 
 @triton.jit(do_not_specialize=["frames", "height", "width", "row_bits", "column_bits", "list_width"])
@@ -81,7 +80,7 @@ def _key_lists(
     counts: torch.Tensor, indices: torch.Tensor, view: Sequence[int], tile: Sequence[int], every: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     (a, b, c), (d, e, f) = view, tile
-    tiles = math.prod(tile_counts((a, b, c), (d, e, f))) if every else 0
+    tiles = tile_count(view, tile) if every else 0
     # Kept with the map, also for a later training.
     with torch.cuda.device_of(counts), torch.inference_mode(False):
         all_tiles = torch.arange(tiles, device=counts.device, dtype=torch.int32)[None]
@@ -92,7 +91,7 @@ def _key_lists(
 
 @_key_lists.register_fake
 def _(counts, indices, view, tile, every):
-    tiles = math.prod(-(-size // side) for size, side in zip(view, tile, strict=True)) if every else 0
+    tiles = tile_count(view, tile) if every else 0
     return torch.empty_like(counts), torch.empty_like(indices), counts.new_empty(tiles)
 
 

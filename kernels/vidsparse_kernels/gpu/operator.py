@@ -20,7 +20,7 @@ from vidsparse_kernels.gpu.forward import forward
 from vidsparse_kernels.gpu.launch import Launch, readable
 from vidsparse_kernels.gpu.lists import KeyLists, MapLists
 from vidsparse_kernels.gpu.primitives import HEADS
-from vidsparse_kernels.layout import TileLayout, Triple, tile_counts
+from vidsparse_kernels.layout import TileLayout, Triple, tile_count
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 VOLUMES = (64, 128)
@@ -68,7 +68,7 @@ def check_lists(lists: MapLists) -> None:
         ValueError: a count outside the lists, a tile outside the grid, or one that does not ascend.
     """
     counts, indices = lists.counts, lists.indices
-    tiles = math.prod(tile_counts(lists.layout.view, lists.layout.key_tile))
+    tiles = tile_count(lists.layout.view, lists.layout.key_tile)
     width = indices.shape[-1]
     if not bool(((counts >= 0) & (counts <= width)).all()):
         raise ValueError(

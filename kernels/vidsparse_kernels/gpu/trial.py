@@ -17,7 +17,7 @@ import torch
 from vidsparse_kernels import reference
 from vidsparse_kernels.gpu import operator
 from vidsparse_kernels.gpu.lists import MapLists
-from vidsparse_kernels.layout import TileLayout, Triple, tile_counts, tile_of_token
+from vidsparse_kernels.layout import TileLayout, Triple, lists_of, tile_count, tile_of_token
 
 
 def found_wrong(query: torch.Tensor, layout: TileLayout, bounded: bool = False) -> str | None:
@@ -66,10 +66,10 @@ def _compare(
     *operands, grad_out = torch.randn(shape, generator=generator).to(device, dtype).unbind()
     # By their norms the scores of the first head are small, those of the second are not: both walks of the forward.
     operands[0][:, :, 1, 0], operands[1][:, 0, 1, 0] = 0, 100
-    rows, columns = (math.prod(tile_counts(layout.view, tile)) for tile in (layout.query_tile, layout.key_tile))
+    rows, columns = (tile_count(layout.view, tile) for tile in (layout.query_tile, layout.key_tile))
     kept = torch.rand(1, 1, rows, columns, generator=generator) < 0.6
-    indices = (~kept).to(torch.uint8).argsort(dim=-1, stable=True).to(device, torch.int32)
-    counts, scale = kept.sum(dim=-1).to(device, torch.int32), head_dim**-0.5
+    counts, indices = (x.to(device) for x in lists_of(kept))
+    scale = head_dim**-0.5
     mask = reference.token_mask(kept.to(device), layout)
 
     def specification(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ import triton
 import triton.language as tl
 
 from vidsparse_kernels.gpu.primitives import HEADS, held_tokens, load_rows, strides
-from vidsparse_kernels.layout import Triple, tile_counts
+from vidsparse_kernels.layout import Triple, tile_count
 
 
 @triton.jit
@@ -32,7 +31,7 @@ def tile_means_kernel(x, means, x_strides, view, prefix, heads, tiles, TILE: tl.
 def _tile_means(x: torch.Tensor, view: Sequence[int], tile: Sequence[int], prefix: int) -> torch.Tensor:
     (a, b, c), (d, e, f) = view, tile
     batch, _, heads, head_dim = x.shape
-    tiles = math.prod(tile_counts((a, b, c), (d, e, f)))
+    tiles = tile_count(view, tile)
     means = x.new_empty((batch, heads, tiles, head_dim), dtype=torch.float32)
     with torch.cuda.device_of(x):
         tile_means_kernel[(tiles, batch * heads)](
@@ -43,8 +42,7 @@ def _tile_means(x: torch.Tensor, view: Sequence[int], tile: Sequence[int], prefi
 
 @_tile_means.register_fake
 def _(x, view, tile, prefix):
-    tiles = math.prod(-(-size // side) for size, side in zip(view, tile, strict=True))
-    return x.new_empty((x.shape[0], x.shape[2], tiles, x.shape[3]), dtype=torch.float32)
+    return x.new_empty((x.shape[0], x.shape[2], tile_count(view, tile), x.shape[3]), dtype=torch.float32)
 
 
 def unsupported(head_dim: int, tile: Triple) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from vidsparse_kernels.available import triton_lacks
+from vidsparse_kernels.layout import lists_of
 from vidsparse_kernels.selection.rule import Rule, list_width
 
 
@@ -39,9 +40,8 @@ def select_tiles(
 
         return select_kernel.select_tiles(scores, rule, forced)
     kept = _kept(scores, rule, torch.zeros_like(scores, dtype=torch.bool) if forced is None else forced)
-    # A stable sort of "not kept" puts the kept columns first and leaves them in order.
-    indices = (~kept).to(torch.uint8).argsort(dim=-1, stable=True).to(torch.int32)
-    return kept.sum(dim=-1, dtype=torch.int32), indices[..., : list_width(rule, scores, forced)].contiguous()
+    counts, indices = lists_of(kept)
+    return counts, indices[..., : list_width(rule, scores, forced)].contiguous()
 
 
 def _fits(forced: torch.Tensor, scores: torch.Tensor) -> bool:

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch.nn.functional import interpolate
 
+from vidsparse.grid import latent_frames
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -26,7 +28,7 @@ class Bucket:
             ValueError: with the nearest sizes that it does.
         """
         if self.frames < 1 or (self.frames - 1) % temporal:
-            lower = max(0, (self.frames - 1) // temporal) * temporal + 1
+            lower = (max(1, latent_frames(self.frames, temporal)) - 1) * temporal + 1
             raise ValueError(
                 f"clips of {self.frames} frames do not fit the VAE's stride of {temporal} in time; "
                 f"use {lower} or {lower + temporal}"
