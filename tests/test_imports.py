@@ -67,7 +67,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse.corrections": (
         *("torch", "vidsparse.attention", "vidsparse.block_map", "vidsparse.grid", "vidsparse.patterns.base"),
-        *("vidsparse_kernels.layout", "vidsparse_kernels.selection"),
+        *("vidsparse.patterns.fields", "vidsparse_kernels.layout", "vidsparse_kernels.selection"),
     ),
     "vidsparse.patterns": (
         *("torch", "vidsparse.atomic", "vidsparse.block_map", "vidsparse.grid"),

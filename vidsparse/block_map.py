@@ -94,6 +94,24 @@ class BlockMap:
         dense = torch.zeros(*self.counts.shape, self.key_tiles + 1, dtype=torch.bool, device=self.counts.device)
         return dense.scatter_(-1, columns, True)[..., :-1]
 
+    def check_rows(self) -> None:
+        """Refuse a map in which a query tile has no key tile; maps on a GPU are not read, and pass.
+
+        Raises:
+            ValueError: names the first such tile.
+        """
+        if self.counts.device.type != "cpu" or self._every_row_is_seen:
+            return
+        _, head, row = (self.counts < 1).nonzero()[0].tolist()
+        raise ValueError(
+            f"query tile {row} of head {head} of the map for {self.grid} has no key tile; keep at least its own tile, "
+            "or return HeadGroups, which say what such a query gives"
+        )
+
+    @cached_property
+    def _every_row_is_seen(self) -> bool:
+        return bool((self.counts > 0).all())
+
     def transpose(self) -> BlockMap:
         """The map that lists, for each key tile, the query tiles that see it."""
         return BlockMap.from_dense(self.to_dense().mT.contiguous(), self.grid, self.key_tile, self.query_tile)
@@ -197,13 +215,22 @@ Plan = BlockMap | tuple[HeadGroup, ...]
 
 
 def head_groups(plan: Plan, heads: int) -> tuple[HeadGroup, ...]:
-    """A plan as groups that hold each of the heads once.
+    """Validate a plan, and return it as groups that hold each of the heads once.
 
     Raises:
-        ValueError: a head in no group, in two, or beyond the number of heads.
+        TypeError: neither a `BlockMap` nor a tuple of `HeadGroup`.
+        ValueError: a head in no group, in two, or beyond the number of heads; a single map in which a query tile has no
+            key tile. Maps on a GPU are not searched for such tiles, because reading them would synchronise.
     """
     if isinstance(plan, BlockMap):
+        plan.check_rows()
         return (HeadGroup(tuple(range(heads)), plan),)
+    if not isinstance(plan, tuple) or not all(isinstance(group, HeadGroup) for group in plan):
+        kind = f"({', '.join(type(x).__name__ for x in plan)},)" if isinstance(plan, tuple) else type(plan).__name__
+        raise TypeError(
+            f"a plan must be a BlockMap or a tuple of HeadGroups, got {kind if plan is not None else None}; let the "
+            "pattern return its map, such as BlockMap.from_dense(kept, grid, tile)"
+        )
     found = sorted(head for group in plan for head in group.heads)
     if found != list(range(heads)):
         raise ValueError(f"the groups of a plan hold heads {found}, expected each of 0 to {heads - 1} once")

@@ -10,7 +10,8 @@ import torch
 
 from vidsparse.attention import merge
 from vidsparse.corrections.base import Correction, SparseCall
-from vidsparse.grid import Tile, check_tile
+from vidsparse.grid import Tile
+from vidsparse.patterns.fields import check_flag, check_sides, check_whole
 from vidsparse_kernels.layout import tile_of_token, tile_sizes
 from vidsparse_kernels.selection.pooling import tile_means
 
@@ -50,11 +51,11 @@ class PooledComplement(Correction):
     variance: bool = False
 
     def __post_init__(self) -> None:
+        check_flag(self, "gate", "variance")
         if isinstance(self.box, int):
-            if self.box < 1:
-                raise ValueError(f"box={self.box} must have at least 1 token")
-        elif self.box is not None:
-            check_tile(self.box, "box")
+            check_whole(self, "box", least=1)
+        else:
+            check_sides(self, "box", optional=True)
 
     def box_in(self, tile: Tile) -> Tile:
         """The sides of the boxes in a tile. Raises `ValueError` where the box does not divide it."""

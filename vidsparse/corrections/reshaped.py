@@ -10,6 +10,7 @@ import torch
 from vidsparse.block_map import BlockMap
 from vidsparse.corrections.base import Correction, SparseCall
 from vidsparse.grid import Tile, VideoGrid
+from vidsparse.patterns.fields import check_choice, check_number, check_whole
 from vidsparse_kernels.layout import tile_of_token
 from vidsparse_kernels.selection.pooling import tile_means
 
@@ -51,12 +52,9 @@ class Reshaped(Correction):
     refresh_every: int = 5
 
     def __post_init__(self) -> None:
-        if self.residual not in get_args(Residual):
-            raise ValueError(f"residual={self.residual!r} is unknown; choose one of {', '.join(get_args(Residual))}")
-        if not self.drift >= 0 or not isinstance(self.refresh_every, int) or self.refresh_every < 1:
-            raise ValueError(
-                f"drift={self.drift} must be at least 0, refresh_every={self.refresh_every} a whole number from 1"
-            )
+        check_choice(self, "residual", get_args(Residual))
+        check_number(self, "drift")
+        check_whole(self, "refresh_every", least=1)
 
     def correct(self, call: SparseCall) -> torch.Tensor:
         cache: _Cache | None = call.context.memory.get("reshaped")

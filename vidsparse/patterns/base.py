@@ -98,9 +98,3 @@ class ContentPattern(Pattern):
     @abstractmethod
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
         """The block map for these queries and keys [batch, tokens, heads, head_dim]."""
-
-
-def check_density(density: float) -> None:
-    """Raise `ValueError` for a density outside (0, 1]."""
-    if not 0 < density <= 1:
-        raise ValueError(f"density={density} must be in (0, 1]: the kept fraction of tile pairs (1 - sparsity)")

@@ -9,8 +9,9 @@ from functools import lru_cache
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse.grid import Tile, VideoGrid, check_tile
+from vidsparse.grid import Tile, VideoGrid
 from vidsparse.patterns.base import Context, Pattern
+from vidsparse.patterns.fields import check_sides
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,7 @@ class Dense(Pattern):
     tile: Tile | None = None
 
     def __post_init__(self) -> None:
-        if self.tile is not None:
-            check_tile(self.tile)
+        check_sides(self, "tile", optional=True)
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
         return _plan(self, grid)

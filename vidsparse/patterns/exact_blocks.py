@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse.grid import Tile, VideoGrid, check_tile
+from vidsparse.grid import Tile, VideoGrid
 from vidsparse.patterns.base import ContentPattern, Context
+from vidsparse.patterns.fields import check_sides, check_whole, is_share
 from vidsparse_kernels.layout import tile_sizes, tile_tokens
 
 
@@ -39,14 +40,12 @@ class ExactBlocks(ContentPattern):
     tile: Tile | None = None
 
     def __post_init__(self) -> None:
-        if len(self._ratios) != 3 or not all(0 < ratio <= 1 for ratio in self._ratios):
+        if len(self._ratios) != 3 or not all(map(is_share, self._ratios)):
             raise ValueError(
-                f"ratio={self.ratio} must be in (0, 1]: the share of each group of tiles to keep, or three of them"
+                f"ratio={self.ratio!r} must be in (0, 1]: the fraction of each group of tiles to keep, or three of them"
             )
-        if self.sink < 0:
-            raise ValueError(f"sink={self.sink} must be at least 0: the first frames, which are a group of their own")
-        if self.tile is not None:
-            check_tile(self.tile)
+        check_whole(self, "sink")
+        check_sides(self, "tile", optional=True)
 
     @property
     def _ratios(self) -> tuple[float, ...]:

@@ -10,8 +10,9 @@ from functools import lru_cache
 import torch
 
 from vidsparse.block_map import BlockMap, HeadGroup
-from vidsparse.grid import Tile, VideoGrid, check_tile, tiles_of_volume
+from vidsparse.grid import Tile, VideoGrid, is_whole, tiles_of_volume
 from vidsparse.patterns.base import Context, Pattern
+from vidsparse.patterns.fields import check_sides, check_whole
 
 Phase = tuple[int, int, int]
 
@@ -57,12 +58,8 @@ class Gridded(Pattern):
     tile: Tile | None = None
 
     def __post_init__(self) -> None:
-        for name in ("stride", "tile"):
-            sides = getattr(self, name)
-            if sides is not None:
-                check_tile(sides, name)
-        if min(self.local_frames, self.sink) < 0:
-            raise ValueError(f"local_frames={self.local_frames} and sink={self.sink} must be at least 0")
+        check_sides(self, "stride", "tile", optional=True)
+        check_whole(self, "local_frames", "sink")
         if self.phases is None:
             return
         if self.local_frames == 0:
@@ -70,10 +67,10 @@ class Gridded(Pattern):
         phases = self.phases if isinstance(self.phases, tuple) else (self.phases,)
         for phase in phases:
             limits = self.stride or (1, math.inf, math.inf)
-            triple = isinstance(phase, tuple) and len(phase) == 3 and all(isinstance(p, int) for p in phase)
+            triple = isinstance(phase, tuple) and len(phase) == 3 and all(map(is_whole, phase))
             if not triple or not all(0 <= p < limit for p, limit in zip(phase, limits, strict=True)):
                 raise ValueError(
-                    f"phases={self.phases} must be whole triples (frame, row, column) from 0 to below the stride "
+                    f"phases={self.phases!r} must be whole triples (frame, row, column) from 0 to below the stride "
                     f"{self.stride or '(1, height, width)'}, such as ((0, 0, 0),)"
                 )
 

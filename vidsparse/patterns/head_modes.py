@@ -14,8 +14,9 @@ import torch
 
 from vidsparse.atomic import replacing
 from vidsparse.block_map import BlockMap, HeadGroup
-from vidsparse.grid import Tile, VideoGrid, check_tile
+from vidsparse.grid import Tile, VideoGrid
 from vidsparse.patterns.base import Context, Pattern
+from vidsparse.patterns.fields import check_sides, check_whole, check_wholes, is_number
 from vidsparse.patterns.gridded import cheapest_tile, tile_gaps
 
 Mode = Literal["full", "skip-zero", "skip-mean", "diagonal", "temporal", "stripe"]
@@ -66,21 +67,16 @@ class HeadModes(Pattern):
 
     def __post_init__(self) -> None:
         _check_table(self.table)
-        for name in ("tile", "long_tile"):
-            sides = getattr(self, name)
-            if sides is not None:
-                check_tile(sides, name)
-        numbers = isinstance(self.window, int) and isinstance(self.radius, int)
-        if not numbers or min(self.window, self.radius) < 0:
-            raise ValueError(f"window={self.window} and radius={self.radius} must be whole numbers of at least 0")
-        if not isinstance(self.stripe, tuple) or not all(isinstance(frame, int) for frame in self.stripe):
-            raise ValueError(f"stripe={self.stripe} must be a tuple of latent frames, such as (0,) or (0, -1)")
+        check_sides(self, "tile", "long_tile", optional=True)
+        check_whole(self, "window", "radius")
+        check_wholes(self, "stripe", "latent frames, such as (0,) or (0, -1)")
         levels = self._levels
-        falling = isinstance(levels, tuple) and all(a > b for a, b in zip((1, *levels), (*levels, 0), strict=True))
+        numbers = isinstance(levels, tuple) and all(map(is_number, levels))
+        falling = numbers and all(a > b for a, b in zip((1, *levels), (*levels, 0), strict=True))
         if not falling or len(levels) != len(self.table) - 1:
             raise ValueError(
-                f"bounds={self.bounds} must be a tuple of {len(self.table) - 1} noise levels that fall from below 1 to "
-                f"above 0: one between each two of the table's {len(self.table)} phases"
+                f"bounds={self.bounds!r} must be a tuple of {len(self.table) - 1} noise levels that fall from below 1 "
+                f"to above 0: one between each two of the table's {len(self.table)} phases"
             )
 
     def __repr__(self) -> str:

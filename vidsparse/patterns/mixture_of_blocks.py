@@ -10,8 +10,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse.grid import Tile, VideoGrid, check_tile, tiles_of_volume
+from vidsparse.grid import Tile, VideoGrid, tiles_of_volume
 from vidsparse.patterns.base import ContentPattern, Context
+from vidsparse.patterns.fields import check_choice, check_share, check_sides, check_whole, check_wholes
 from vidsparse_kernels.layout import tile_sizes
 from vidsparse_kernels.selection.pooling import tile_means
 
@@ -72,20 +73,13 @@ class MixtureOfBlocks(ContentPattern):
             raise ValueError(
                 f"give one of top_k={self.top_k} and threshold={self.threshold}, such as MixtureOfBlocks.trained()"
             )
-        if self.threshold is not None and not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold={self.threshold} must be in (0, 1]: the share of the scores to keep")
-        for name, names in (("scope", get_args(Scope)), ("routing", get_args(Routing))):
-            if getattr(self, name) not in names:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(names)}")
-        if self.temporal is not None and (not isinstance(self.temporal, int) or self.temporal < 1):
-            raise ValueError(f"temporal={self.temporal} must be a whole number of frames of at least 1")
-        for name, meaning in (("top_k", "three numbers of blocks"), ("spatial", "two sides (height, width)")):
-            value = getattr(self, name)
-            if value is not None and not _are_whole(value, 3 if name == "top_k" else 2):
-                raise ValueError(f"{name}={value} must be a tuple of {meaning}, whole and at least 1")
-        for name in ("box", "tile"):
-            if getattr(self, name) is not None:
-                check_tile(getattr(self, name), name)
+        check_wholes(self, "top_k", "three numbers of blocks", length=3, least=1, optional=True)
+        check_share(self, "threshold", optional=True)
+        check_choice(self, "scope", get_args(Scope))
+        check_choice(self, "routing", get_args(Routing))
+        check_whole(self, "temporal", least=1, optional=True)
+        check_wholes(self, "spatial", "two sides (height, width)", length=2, least=1, optional=True)
+        check_sides(self, "box", "tile", optional=True)
         if self.routing == "token" and self.tile is not None:
             raise ValueError(f"tile={self.tile} is for routing='tile'; with routing='token' each token is a tile")
 
@@ -204,7 +198,3 @@ def _kept(scores: torch.Tensor, own: torch.Tensor, scope: Scope, top_k: int, thr
         chosen = missing | (place <= queries)
     kept: torch.Tensor = torch.zeros_like(own).scatter(-1, order, chosen.expand_as(own))
     return kept.view_as(scores)
-
-
-def _are_whole(value: object, length: int) -> bool:
-    return isinstance(value, tuple) and len(value) == length and all(isinstance(n, int) and n >= 1 for n in value)

@@ -9,8 +9,9 @@ from functools import lru_cache
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse.grid import Tile, VideoGrid, check_tile
+from vidsparse.grid import Tile, VideoGrid, is_whole
 from vidsparse.patterns.base import Context, Pattern
+from vidsparse.patterns.fields import check_flag, check_sides
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,12 @@ class PowerOfTwo(Pattern):
     tile: Tile | None = None
 
     def __post_init__(self) -> None:
-        if self.axes not in (1, 2, 3):
-            raise ValueError(f"axes={self.axes} must be 1, 2 or 3: along how many axes a tile may be away")
-        check_tile(self.window, "window")
-        if self.tile is not None and check_tile(self.tile)[:2] != (1, 1) and self.raster:
+        if not is_whole(self.axes, 1) or self.axes > 3:
+            raise ValueError(f"axes={self.axes!r} must be 1, 2 or 3: along how many axes a tile may be away")
+        check_sides(self, "window")
+        check_sides(self, "tile", optional=True)
+        check_flag(self, "sink", "raster")
+        if self.tile is not None and self.tile[:2] != (1, 1) and self.raster:
             raise ValueError(f"tile={self.tile} must be (1, 1, tokens) with raster=True, such as (1, 1, 128)")
 
     @classmethod

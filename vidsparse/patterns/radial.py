@@ -9,8 +9,9 @@ from functools import lru_cache
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse.grid import Tile, VideoGrid, check_tile, tiles_of_volume
-from vidsparse.patterns.base import Context, Pattern, check_density
+from vidsparse.grid import Tile, VideoGrid, tiles_of_volume
+from vidsparse.patterns.base import Context, Pattern
+from vidsparse.patterns.fields import check_flag, check_number, check_share, check_sides
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,10 @@ class Radial(Pattern):
     def __post_init__(self) -> None:
         if (self.density is None) == (self.decay is None):
             raise ValueError(f"give one of density={self.density} and decay={self.decay}, such as Radial(density=0.2)")
-        if self.density is not None:
-            check_density(self.density)
-        elif self.decay is not None and not self.decay > 0:
-            raise ValueError(f"decay={self.decay} must be greater than 0")
-        if self.tile is not None:
-            check_tile(self.tile)
+        check_share(self, "density", optional=True)
+        check_number(self, "decay", above=True, optional=True)
+        check_flag(self, "sink")
+        check_sides(self, "tile", optional=True)
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
         return _plan(self, grid)

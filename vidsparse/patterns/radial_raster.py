@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from vidsparse.block_map import BlockMap
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns.base import Context, Pattern
+from vidsparse.patterns.fields import check_choice, check_flag, check_number, check_whole
+
+Adjacent = Literal["full", "half"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,14 @@ class RadialRaster(Pattern):
 
     decay: float = 0.2
     sink: bool = True
-    adjacent: Literal["full", "half"] = "full"
+    adjacent: Adjacent = "full"
     block: int = 128
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < math.inf or self.block < 1 or self.adjacent not in ("full", "half"):
-            raise ValueError(f"{self}: decay is finite and at least 0, block at least 1, adjacent 'full' or 'half'")
+        check_number(self, "decay")
+        check_flag(self, "sink")
+        check_choice(self, "adjacent", get_args(Adjacent))
+        check_whole(self, "block", least=1)
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
         return _plan(self, grid)

@@ -13,6 +13,7 @@ from vidsparse.block_map import BlockMap, Plan, head_groups
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns.base import Context, Pattern
 from vidsparse.patterns.exact_blocks import ExactBlocks, TiledKeys
+from vidsparse.patterns.fields import check_share, check_whole
 from vidsparse.patterns.schedule import StepSchedule
 from vidsparse_kernels.layout import tile_of_token
 
@@ -44,12 +45,8 @@ class Reuse(Pattern):
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, Pattern):
             raise TypeError(f"pattern={self.pattern!r} must be a pattern, such as TopBlocks(density=0.2)")
-        if self.refresh_every is not None and (not isinstance(self.refresh_every, int) or self.refresh_every < 1):
-            raise ValueError(
-                f"refresh_every={self.refresh_every} must be a whole number of at least 1 step, or None for never"
-            )
-        if self.min_recall is not None and not 0 < self.min_recall <= 1:
-            raise ValueError(f"min_recall={self.min_recall} must be in (0, 1], or None for no check")
+        check_whole(self, "refresh_every", least=1, optional=True)
+        check_share(self, "min_recall", optional=True)
 
     @classmethod
     def published(cls, *, steps: int = 50, skip: float = 0.2, ratio: float = 0.3) -> StepSchedule:

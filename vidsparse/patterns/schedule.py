@@ -9,6 +9,7 @@ import torch
 from vidsparse.block_map import Plan
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns.base import Context, Pattern
+from vidsparse.patterns.fields import check_range, check_whole, check_wholes
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,10 @@ class StepSchedule(Pattern):
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, Pattern):
             raise TypeError(f"pattern={self.pattern!r} must be a pattern, such as Radial(density=0.2)")
-        counts = self.dense_steps, self.dense_last_steps
-        if not all(isinstance(count, int) for count in counts) or min(counts) < 0:
-            raise ValueError(
-                f"dense_steps={self.dense_steps} and dense_last_steps={self.dense_last_steps} must be >= 0 and whole"
-            )
-        if not isinstance(self.dense_layers, tuple) or not all(isinstance(n, int) for n in self.dense_layers):
-            raise ValueError(f"dense_layers={self.dense_layers} must be a tuple of indices, such as (0, 1)")
-        for name, bounds in (("steps", self.steps), ("sigmas", self.sigmas)):
-            if bounds is not None and bounds[0] > bounds[1]:
-                raise ValueError(f"{name}={bounds} must be (low, high)")
+        check_whole(self, "dense_steps", "dense_last_steps")
+        check_wholes(self, "dense_layers", "indices, such as (0, 1)")
+        check_range(self, "steps", whole=True)
+        check_range(self, "sigmas", whole=False)
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> Plan:
         return self.pattern.plan(grid, context)

@@ -10,7 +10,8 @@ import torch
 
 from vidsparse.block_map import BlockMap, HeadGroup, Plan
 from vidsparse.grid import Tile, VideoGrid, tiles_of_volume
-from vidsparse.patterns.base import ContentPattern, Context, check_density
+from vidsparse.patterns.base import ContentPattern, Context
+from vidsparse.patterns.fields import check_flag, check_number, check_share, check_whole
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,11 @@ class SpatialTemporal(ContentPattern):
                 f"density={self.density}, frames={self.frames}, radius={self.radius}: give a density alone, or both "
                 "widths, such as SpatialTemporal(density=None, frames=2, radius=8)"
             )
-        if self.density is not None:
-            check_density(self.density)
-        if not all(width is None or width >= 0 for width in widths):
-            raise ValueError(f"frames={self.frames} and radius={self.radius} must be at least 0")
-        if self.rows < 1:
-            raise ValueError(f"rows={self.rows} must be at least 1: the query rows that tell the heads apart")
+        check_share(self, "density", optional=True)
+        check_whole(self, "frames", optional=True)
+        check_number(self, "radius", optional=True)
+        check_whole(self, "rows", least=1)
+        check_flag(self, "sink")
 
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
         spatial, temporal = _spatial(self, grid), _temporal(self, grid)

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse.grid import Tile, VideoGrid, check_tile
-from vidsparse.patterns.base import ContentPattern, Context, check_density
+from vidsparse.grid import Tile, VideoGrid
+from vidsparse.patterns.base import ContentPattern, Context
+from vidsparse.patterns.fields import check_flag, check_share, check_sides, check_whole, check_wholes
 from vidsparse_kernels.layout import tile_sizes
 from vidsparse_kernels.selection.pooling import tile_means
 from vidsparse_kernels.selection.rule import Rule, forced_tiles
@@ -69,16 +70,12 @@ class TopBlocks(ContentPattern):
             raise ValueError(
                 f"give one of {', '.join(AMOUNTS)}, such as TopBlocks(density=0.2), not {' and '.join(given) or 'none'}"
             )
-        if self.density is not None:
-            check_density(self.density)
-        self._rule(1)
-        reach = self.neighbours
-        if not isinstance(reach, tuple) or len(reach) != 3 or not all(isinstance(n, int) and n >= 0 for n in reach):
-            raise ValueError(f"neighbours={reach} must be three whole numbers of at least 0: (frames, height, width)")
-        if self.sink < 0:
-            raise ValueError(f"sink={self.sink} must be at least 0: the first frames that everybody sees")
-        if self.tile is not None:
-            check_tile(self.tile)
+        check_share(self, "density", "top_p", "threshold", optional=True)
+        check_whole(self, "top_k", least=1, optional=True)
+        check_flag(self, "shared_heads", "variance")
+        check_wholes(self, "neighbours", "three distances (frames, height, width)", length=3, least=0)
+        check_whole(self, "sink")
+        check_sides(self, "tile", optional=True)
 
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> BlockMap:
         tile = self.tile or grid.best_tile()

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse.grid import Tile, VideoGrid, check_tile
-from vidsparse.patterns.base import ContentPattern, Context, check_density
+from vidsparse.grid import Tile, VideoGrid
+from vidsparse.patterns.base import ContentPattern, Context
+from vidsparse.patterns.fields import check_share, check_sides
 from vidsparse_kernels.selection.pooling import pooled_scores
 from vidsparse_kernels.selection.rule import Rule
 from vidsparse_kernels.selection.select import select_tiles
@@ -46,8 +47,8 @@ class VideoSparse(ContentPattern):
     tile: Tile = (4, 4, 4)
 
     def __post_init__(self) -> None:
-        check_density(self.density)
-        check_tile(self.tile)
+        check_share(self, "density")
+        check_sides(self, "tile")
 
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> BlockMap:
         scores = pooled_scores(query, key, grid.view, self.tile, self.tile, grid.prefix)
