@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args, overload
 from weakref import WeakKeyDictionary
@@ -42,10 +43,17 @@ def check_impl(impl: str, device: torch.device) -> None:
         raise NotImplementedError(f"impl='triton' {reason}; use impl='auto'")
 
 
-def choose_impl(impl: str, query: torch.Tensor, block_map: BlockMap) -> Choice:
-    """What will run: "auto" is `cpu` on a CPU; elsewhere `triton`, or `flex` for what the kernels do not take.
+def choose_impl(impl: str, query: torch.Tensor, block_map: BlockMap, gradients: bool | None = None) -> Choice:
+    """Choose what will run: "auto" is `cpu` on a CPU; elsewhere `triton`, or `flex` for what the kernels do not take.
 
-    The first call of a kind tries the kernels on a small video: where they are wrong on this device, `flex` runs too.
+    The first call of a kind tries the kernels on a small video: where they are wrong on this device, `flex` runs, too.
+
+    Args:
+        impl: as `sparse_attention` takes it.
+        query: [batch, tokens, heads, head_dim] of the call.
+        block_map: of the call.
+        gradients: whether any of query, key and value needs a gradient: then the backward is tried as well. None, where
+            the caller knows the query alone: if autograd records.
 
     Raises:
         ValueError, NotImplementedError: as `check_impl`.
@@ -61,7 +69,7 @@ def choose_impl(impl: str, query: torch.Tensor, block_map: BlockMap) -> Choice:
 
         layout, bounded = block_map.layout, operator.measures_keys(query, block_map.indices, block_map.layout)
         reason = operator.unsupported(query, block_map.query_tile, block_map.key_tile)
-        reason = reason or trial.found_wrong(query, layout, bounded)
+        reason = reason or trial.found_wrong(query, layout, bounded, gradients)
     return Choice("triton") if reason is None else Choice("flex", f"impl 'triton' {reason}")
 
 
@@ -107,7 +115,7 @@ def sparse_attention(
         block_map: for a grid of exactly `tokens` tokens; its batch and heads are 1 or those of the query.
         extra_valid: int [batch], how many of the prefix and suffix tokens, in sequence order, are real; the others are
             no keys. None: all.
-        scale: factor on the logits; 1/sqrt(head_dim) by default.
+        scale: finite factor on the logits; 1/sqrt(head_dim) by default.
         impl: "auto", "triton", "cpu", "flex" or "reference"; an explicit one never falls back. On a CPU, "flex" is for
             checking: it computes all scores. "triton" takes float16, bfloat16 and float32, head_dim 32, 64, 96 and
             128, and tiles of 64 or 128 tokens.
@@ -120,9 +128,10 @@ def sparse_attention(
     Raises:
         ValueError, TypeError: tensors of another rank, shape, dtype or device, or a map of another grid.
     """
-    _check(query, key, value, block_map, extra_valid)
+    _check(query, key, value, block_map, extra_valid, scale)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    chosen = choose_impl(impl, query, block_map).impl
+    gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    chosen = choose_impl(impl, query, block_map, gradients).impl
     if chosen == "triton":
         from vidsparse_kernels.gpu import operator
 
@@ -212,7 +221,12 @@ def merge(
 
 
 def _check(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block_map: BlockMap, extra_valid: torch.Tensor | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_map: BlockMap,
+    extra_valid: torch.Tensor | None,
+    scale: float | None,
 ) -> None:
     for name, x in (("query", query), ("key", key), ("value", value)):
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
@@ -226,6 +240,8 @@ def _check(
             )
     if not isinstance(block_map, BlockMap):
         raise TypeError(f"block_map is {block_map!r}; a pattern gives one with pattern.plan(grid)")
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale={scale} must be finite; leave it out for 1/sqrt(head_dim)")
     batch, tokens, heads, _ = query.shape
     if tokens != block_map.grid.tokens:
         raise ValueError(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-from vidsparse import Context, Radial, Reshaped, Reuse, StepSchedule
+from vidsparse import Context, HeadModes, Radial, Reshaped, Reuse, StepSchedule
 from vidsparse.finetune import checkpoint
 from vidsparse.finetune.noise import by_noise, draw_levels, shift_of, sparse_levels
 from vidsparse.finetune.objective import Example, Sampler, flow_loss
@@ -125,6 +125,19 @@ def test_a_schedule_by_noise_is_sparse_where_the_generation_is(schedule: StepSch
             here = Context(step=step, steps=steps, sigma=timestep / 1000, layer=layer, layers=2)
             drawn = Context(step=0, steps=0, sigma=timestep / 1000, layer=layer, layers=2)
             assert found.is_dense(drawn) == schedule.is_dense(here), (step, layer)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [((("full", "full"), ("diagonal", "temporal")),), ((("full",), ("full",)), (("diagonal",), ("full",)))],
+    ids=["first-layer-full", "noisiest-phase-full"],
+)
+def test_a_schedule_around_modes_that_are_full_somewhere(table: Any) -> None:
+    """What the pattern runs dense by itself says nothing of the steps that the schedule leaves sparse."""
+    scheduler, modes = unipc(), HeadModes(table)
+    found = by_noise(StepSchedule(modes, dense_steps=2), scheduler, 30)
+    assert isinstance(found, StepSchedule) and found.pattern is modes
+    assert found.sigmas == by_noise(StepSchedule(SPARSE, dense_steps=2), scheduler, 30).sigmas
 
 
 def test_other_patterns_and_the_scheduler_stay_as_they_are() -> None:

@@ -81,8 +81,8 @@ def by_noise(pattern: Pattern, scheduler: Any, steps: int) -> Pattern:
     if not (pattern.dense_steps or pattern.dense_last_steps or pattern.steps):
         return replace(pattern, pattern=inner)
     levels = _levels(scheduler, steps)
-    alone = replace(pattern, dense_layers=(), sigmas=None)
-    sparse = [i for i in range(steps) if not alone.is_dense(Context(step=i, steps=steps))]
+    by_step = replace(pattern, dense_layers=(), sigmas=None)
+    sparse = [i for i in range(steps) if not by_step.schedules_dense(Context(step=i, steps=steps))]
     if not sparse:
         raise ValueError(f"{pattern} has no sparse step among {steps}")
     # A level between a dense and a sparse step belongs to the nearer one.

@@ -60,16 +60,14 @@ class StepSchedule(Pattern):
         self.pattern.check_grid(grid)
 
     def is_dense(self, context: Context) -> bool:
+        return self.schedules_dense(context) or self.pattern.is_dense(context)
+
+    def schedules_dense(self, context: Context) -> bool:
+        """Whether this schedule alone makes a layer and step dense, whatever its pattern asks for."""
         layers = {layer % context.layers for layer in self.dense_layers if -context.layers <= layer < context.layers}
-        # While the number of steps is unknown (a bare transformer call) no step is the last.
+        # While the number of steps is unknown (a bare transformer call), no step counts as the last.
         last = bool(context.steps) and context.step >= context.steps - self.dense_last_steps
         outside_steps = self.steps is not None and not self.steps[0] <= context.step < self.steps[1]
         outside_sigmas = self.sigmas is not None and not self.sigmas[0] <= context.sigma <= self.sigmas[1]
-        return (
-            context.step < self.dense_steps
-            or last
-            or context.layer in layers
-            or outside_steps
-            or outside_sigmas
-            or self.pattern.is_dense(context)
-        )
+        first = context.step < self.dense_steps
+        return first or last or context.layer in layers or outside_steps or outside_sigmas

@@ -185,7 +185,7 @@ def attention(
         lists: of a map, on the device of the query; keep them for as long as the map, and they are prepared once.
         extra_valid: int32 [B], how many prefix and suffix tokens are real keys; None for all. On the device of the
             query if a CUDA graph is recorded.
-        scale: positive factor on the logits.
+        scale: finite factor on the logits.
         bounded: whether to measure the keys first, so that query tiles whose logits are small by their norms need no
             online maximum: for bfloat16 alone. None: where a query sees keys enough to pay for it.
 
@@ -194,15 +194,13 @@ def attention(
 
     Raises:
         NotImplementedError: a device, dtype, head_dim or tile that the kernels do not have.
-        ValueError, TypeError: lists on another device, a scale that is not positive, `extra_valid` on a CPU while a
-            CUDA graph is recorded; with VIDSPARSE_CHECK=1 in the environment also entries that are no tiles.
+        ValueError, TypeError: lists on another device, or `extra_valid` on a CPU while a CUDA graph is recorded; with
+            VIDSPARSE_CHECK=1 in the environment also counts and indices that are not those of tiles.
     """
     layout = lists.layout
     reason = unsupported(query, layout.query_tile, layout.key_tile)
     if reason is not None:
         raise NotImplementedError(f"impl='triton' {reason}; use impl='auto'")
-    if not scale > 0:
-        raise ValueError(f"scale={scale} must be positive for impl='triton'")
     if lists.counts.device != query.device:
         raise TypeError(f"the map's lists are on {lists.counts.device}, the query on {query.device}")
     if os.environ.get("VIDSPARSE_CHECK") == "1":
@@ -215,6 +213,9 @@ def attention(
             )
         # A number that is too large would read beyond the sequence.
         extra_valid = extra_valid.to(device=query.device, dtype=torch.int32).clamp(0, layout.prefix + layout.suffix)
+    if scale <= 0:
+        # The kernels find the largest score as the largest product times the scale: the sign goes into the queries.
+        query, scale = (-query, -scale) if scale < 0 else (query * 0, 1.0)
     bounded = measures_keys(query, lists.indices, layout) if bounded is None else bounded
     differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     columns = lists.columns(query.shape[0] * query.shape[2]).tensors if differentiable else []

@@ -20,20 +20,26 @@ from vidsparse_kernels.gpu.lists import MapLists
 from vidsparse_kernels.layout import TileLayout, Triple, lists_of, tile_count, tile_of_token
 
 
-def found_wrong(query: torch.Tensor, layout: TileLayout, bounded: bool = False) -> str | None:
+def found_wrong(
+    query: torch.Tensor, layout: TileLayout, bounded: bool = False, gradients: bool | None = None
+) -> str | None:
     """What the kernels get wrong for calls like this one, in words that complete "impl='triton' ..."; None if nothing.
 
-    `bounded` is what `operator.attention` takes.
+    The first call of a kind synchronises the device. While a CUDA graph is recorded nothing can be tried, and the
+    answer is None; `torch.compile` tries when it traces.
 
-    The first call of a kind waits for the device. While a CUDA graph is recorded nothing can be tried, and the answer
-    is None; `torch.compile` tries when it traces.
+    Args:
+        query: of the call; its device, dtype and head_dim are tried.
+        layout: of the call; its tiles are tried, with extra tokens and ragged tiles where the call has them.
+        bounded: as `operator.attention` takes it.
+        gradients: whether the gradients of query, key and value are tried as well. None: where autograd records.
     """
     if operator.recording(query):
         return None
     ragged = any(size % side for size, side in zip(layout.view, layout.key_tile, strict=True))
     extra = 3 if layout.prefix else 0, 70 if layout.suffix else 0
     small = _small_view(layout, ragged), layout.query_tile, layout.key_tile, *extra
-    gradients = torch.is_grad_enabled() and query.requires_grad
+    gradients = torch.is_grad_enabled() if gradients is None else gradients
     found: str | None = _try(query.device, query.dtype, query.shape[-1], small, bounded, gradients)
     return found
 
