@@ -340,7 +340,7 @@ def test_an_explicit_implementation_never_falls_back(impl: str, monkeypatch: pyt
     def broken(*args: object) -> None:
         raise RuntimeError(f"{impl} is broken")
 
-    owners = {"cpu": (vidsparse.attention.cpu, "attention"), "reference": (vidsparse.attention.reference, "attention")}
+    owners = {"cpu": (vidsparse.attention, "cpu_attention"), "reference": (vidsparse.attention.reference, "attention")}
     owner, name = owners.get(impl, (vidsparse.attention, "_flex"))
     monkeypatch.setattr(owner, name, broken)
     with pytest.raises(RuntimeError, match=f"{impl} is broken"):

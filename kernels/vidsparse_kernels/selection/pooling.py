@@ -1,4 +1,4 @@
-"""Mean of each tile's tokens: what patterns that depend on content compare instead of tokens."""
+"""The mean of each tile's tokens, which content-dependent patterns compare instead of tokens."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pooled_scores(
 ) -> torch.Tensor:
     """Products of the mean query and the mean key of every pair of tiles: float32 [B, H, query tiles, key tiles].
 
-    Args as in `tile_means`; `scale` is 1/sqrt(head_dim) unless given.
+    Arguments are those of `tile_means`; `scale` is 1/sqrt(head_dim) by default. No gradient flows.
     """
     rows, columns = tile_means(query, view, query_tile, prefix), tile_means(key, view, key_tile, prefix)
     return rows @ columns.mT * (query.shape[-1] ** -0.5 if scale is None else scale)

@@ -1,4 +1,4 @@
-"""Which key tiles a query tile keeps, from a score for each pair: the lists of a block map, written directly."""
+"""The selection of key tiles by a score for each pair of tiles: writes the lists of a block map directly."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from vidsparse_kernels.selection.rule import Rule, list_width
 def select_tiles(
     scores: torch.Tensor, rule: Rule, forced: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose key tiles for every row. Does not wait for the device.
+    """Choose key tiles for every row, without synchronising the device.
 
     Args:
-        scores: float32 [B, H, rows, tiles], such as pooled queries times pooled keys, scaled.
+        scores: float32 [B, H, rows, tiles], such as scaled products of pooled queries and pooled keys.
+        rule: how many tiles a row keeps.
         forced: bool [B|1, H|1, rows, tiles], tiles to keep whatever their score.
 
     Returns:
@@ -23,10 +24,10 @@ def select_tiles(
         W is `amount` for top_k without forced tiles, else `tiles`.
 
     Raises:
-        TypeError, ValueError: scores of another dtype or rank, forced of another dtype or shape.
+        TypeError, ValueError: scores of another dtype or rank, or `forced` of another dtype or shape.
     """
     if scores.dtype != torch.float32:
-        raise TypeError(f"scores are {scores.dtype}; lower precision makes ties, which favour low indices: use float32")
+        raise TypeError(f"scores are {scores.dtype}, expected float32: lower precision makes ties")
     if scores.ndim != 4:
         raise ValueError(f"scores have shape {tuple(scores.shape)}, expected [B, H, rows, tiles]")
     if forced is not None and (forced.dtype != torch.bool or forced.ndim != 4 or not _fits(forced, scores)):

@@ -237,7 +237,7 @@ def test_lists_that_are_elsewhere() -> None:
     [
         ([0, 8], 2, "indices hold 8, but the grid has key tiles 0 to 7"),
         ([3, 3], 2, "indices must ascend"),
-        ([0, 1], 3, "counts hold 3 to 3; lists of width 2 hold 0 to that"),
+        ([0, 1], 3, "counts hold 3 to 3, expected 0 to 2"),
     ],
     ids=["outside", "twice", "too-many"],
 )

@@ -212,7 +212,7 @@ def test_they_keep_pytorchs_rules() -> None:
 def test_a_gpu_without_triton_computes_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vidsparse_kernels.gpu.device", None)
     assert not pooling._has_kernel(torch.device("cuda"), 64, (1, 8, 8))
-    assert "needs Triton, which is not here" in str(triton_lacks(torch.device("cuda")))
+    assert "needs Triton, which is not installed" in str(triton_lacks(torch.device("cuda")))
 
 
 @needs_triton
