@@ -260,7 +260,7 @@ def test_second_derivatives_are_refused_and_not_zero() -> None:
 
 def test_a_pattern_is_no_map() -> None:
     x = torch.randn(1, 32, 1, 8)
-    with pytest.raises(TypeError, match=r"a pattern gives one with pattern\.plan\(grid\)"):
+    with pytest.raises(TypeError, match=r"must be a BlockMap; make one with pattern\.plan\(grid\)"):
         sparse_attention(x, x, x, Dense())  # type: ignore[arg-type]
 
 

@@ -15,21 +15,21 @@ from vidsparse_kernels.available import triton_lacks
 from vidsparse_kernels.cpu import rows
 from vidsparse_kernels.cpu.attention import attention as cpu_attention
 
-KEPT = 8  # products of one map on a CPU: of several samples, and of texts of other lengths
+KEPT = 8  # cached products of one map on a CPU, for several samples and lengths of text
 _products = WeakKeyDictionary[BlockMap, dict[tuple[int, int | None], rows.Products]]()
 
 Impl = Literal["auto", "triton", "cpu", "flex", "reference"]
 
 
 class Choice(NamedTuple):
-    """The implementation that runs a call, and why it is not the fastest that the device could have; None if it is."""
+    """The implementation that runs a call, and why it is not the device's fastest one; None if it is."""
 
     impl: str
     fallback: str | None = None
 
 
 def check_impl(impl: str, device: torch.device) -> None:
-    """Refuse an implementation that no call on this device can have.
+    """Refuse an implementation that cannot run on a device.
 
     Raises:
         ValueError: an unknown name, or "cpu" for another device.
@@ -113,17 +113,17 @@ def sparse_attention(
     Args:
         query, key, value: [batch, tokens, heads, head_dim], as diffusers has them; one dtype, one device.
         block_map: for a grid of exactly `tokens` tokens; its batch and heads are 1 or those of the query.
-        extra_valid: int [batch], how many of the prefix and suffix tokens, in sequence order, are real; the others are
-            no keys. None: all.
+        extra_valid: int [batch], how many of the prefix and suffix tokens, in sequence order, are keys; the others are
+            padding. None: all.
         scale: finite factor on the logits; 1/sqrt(head_dim) by default.
         impl: "auto", "triton", "cpu", "flex" or "reference"; an explicit one never falls back. On a CPU, "flex" is for
-            checking: it computes all scores. "triton" takes float16, bfloat16 and float32, head_dim 32, 64, 96 and
-            128, and tiles of 64 or 128 tokens.
+            tests: it computes all scores. "triton" takes float16, bfloat16 and float32, head_dim 32, 64, 96 and 128,
+            and tiles of 64 or 128 tokens.
         return_lse: also return the natural-log sum of exponentials, [batch, heads, tokens] in float32 (float64 for
             float64 inputs).
 
     Returns:
-        [batch, tokens, heads, head_dim] in the dtype of the query. A row that sees nothing gives 0 (lse -inf).
+        [batch, tokens, heads, head_dim] in the dtype of the query. A row that sees no key is 0, with lse -inf.
 
     Raises:
         ValueError, TypeError: tensors of another rank, shape, dtype or device, or a map of another grid.
@@ -150,7 +150,7 @@ def sparse_attention(
 
 
 def _products_of(block_map: BlockMap, sample: int, valid: int | None) -> rows.Products:
-    """What one sample's map asks of a CPU; the last few answers are kept, at most as long as the map."""
+    """The products of one sample's map on a CPU. The last few are cached, at most for the lifetime of the map."""
     known = _products.setdefault(block_map, {})
     found = known.get((sample, valid))
     if found is None:
@@ -184,9 +184,9 @@ def _on(block_map: BlockMap, device: torch.device) -> BlockMap:
     return block_map if block_map.counts.device == device else _moved(block_map, device)
 
 
-# Patterns answer with the same map object for the same grid, so a layer finds its map moved and its mask made.
+# Patterns return the same map object for the same grid, so its copy on a device and its mask are made once.
 @lru_cache(maxsize=256)
-@torch.inference_mode(False)  # for a later training too
+@torch.inference_mode(False)  # a training may use it later
 def _moved(block_map: BlockMap, device: torch.device) -> BlockMap:
     return block_map.to(device)
 
@@ -203,7 +203,7 @@ def merge(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Combine attention over two disjoint sets of keys exactly, as if it had been computed over their union.
 
-    Prefix and suffix tokens are keys of every map: of two maps, give one `extra_valid` of zeros.
+    Prefix and suffix tokens are keys of every map, so one of two calls needs an `extra_valid` of zeros.
 
     Args:
         out, out2: [batch, tokens, heads, head_dim]. lse, lse2: natural log, [batch, heads, tokens].
@@ -211,7 +211,7 @@ def merge(
     Returns:
         out in the dtype of the first, and lse. Where both lse are -inf the result is 0 and -inf.
     """
-    # Where no set has a key, -inf minus -inf would be NaN, also in the gradient: such rows compute with 0 instead.
+    # Rows without a key in both sets use 0: -inf minus -inf would be NaN, also in the gradient.
     dead = lse.isneginf() & lse2.isneginf()
     lse, lse2 = (x.masked_fill(dead, 0.0) for x in (lse, lse2))
     total = torch.logaddexp(lse, lse2)
@@ -239,7 +239,7 @@ def _check(
                 f"{tuple(query.shape)} on {query.device}: shape, dtype and device must be the same"
             )
     if not isinstance(block_map, BlockMap):
-        raise TypeError(f"block_map is {block_map!r}; a pattern gives one with pattern.plan(grid)")
+        raise TypeError(f"block_map={block_map!r} must be a BlockMap; make one with pattern.plan(grid)")
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale={scale} must be finite; leave it out for 1/sqrt(head_dim)")
     batch, tokens, heads, _ = query.shape
@@ -259,9 +259,9 @@ def _check(
         return
     if not isinstance(extra_valid, torch.Tensor) or extra_valid.is_floating_point():
         raise TypeError(f"extra_valid={extra_valid!r} must be an integer tensor of shape [batch]")
-    # Numbers on a GPU are not looked at, which would wait for it; the kernels keep within the tokens that are there.
-    looked_at = extra_valid.tolist() if extra_valid.device.type == "cpu" else []
-    if extra_valid.shape != (batch,) or not all(0 <= n <= extra for n in looked_at):
+    # Values on a GPU are not validated, because reading them would synchronise; the kernels clamp them.
+    values = extra_valid.tolist() if extra_valid.device.type == "cpu" else []
+    if extra_valid.shape != (batch,) or not all(0 <= n <= extra for n in values):
         raise ValueError(
             f"extra_valid={extra_valid.tolist()} must hold one number from 0 to {extra}, the grid's prefix and suffix, "
             f"for each of the {batch} samples"

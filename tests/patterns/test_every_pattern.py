@@ -432,7 +432,7 @@ def test_bad_arguments(pattern: type[Pattern], arguments: dict[str, Any], messag
 
 def test_layers_that_the_model_has_not() -> None:
     StepSchedule(SPARSE, dense_layers=(-2, 0, 1)).check_model(2, None)
-    with pytest.raises(ValueError, match=r"dense_layers \[2, -3\] are not there: the model has layers 0 to 1"):
+    with pytest.raises(ValueError, match=r"dense_layers \[2, -3\] do not exist: the model has layers 0 to 1"):
         StepSchedule(SPARSE, dense_layers=(2, 1, -3)).check_model(2, None)
 
 

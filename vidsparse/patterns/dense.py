@@ -16,7 +16,11 @@ from vidsparse.patterns.fields import check_sides
 
 @dataclass(frozen=True)
 class Dense(Pattern):
-    """Full attention: the baseline. In a model it runs the model's own attention, untouched."""
+    """Full attention, the baseline. In a model it runs the model's own attention, unchanged.
+
+    Attributes:
+        tile: sides of the tiles of its map; by default the grid's best of 128 tokens.
+    """
 
     tile: Tile | None = None
 

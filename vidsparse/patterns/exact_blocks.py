@@ -20,18 +20,18 @@ from vidsparse_kernels.layout import tile_sizes, tile_tokens
 class ExactBlocks(ContentPattern):
     """Computes the attention of every token, and keeps the tiles that get most of it: costly, so made for `Reuse`.
 
-    Of the softmax over all video tokens, each pair of tiles has the sum over its keys, averaged over its queries. A
-    query tile's keys are divided into the first frames (the sink), the tiles in time with it, and the rest; each group
-    keeps its own best. So no group crowds out another, which SparseD calls isolated selection.
+    The score of a pair of tiles is the softmax over all video tokens, summed over its keys and averaged over its
+    queries. The key tiles of a query tile form three groups: the first frames (the sink), those at the same time, and
+    the rest. Each group keeps its own best, so no group crowds out another: SparseD calls this isolated selection.
 
     Paper: Wang et al., SparseD, arXiv 2509.24014 (language models). Code: INV-WZQ/SparseD at 52155b4. Differences: its
     two groups are prompt and generated tokens; the prompt of a video is text, which is exact here. A group keeps
     ratio * n of its n tiles, rounded, at least one, as in the paper; the code keeps one more, and chooses its prompt
-    tiles among all. The query's own tile is always kept, within its group's number.
+    tiles among all. The query's own tile is always kept, and counts in its group.
 
     Attributes:
-        ratio: the share of each group to keep; or three, of the sink, of the tiles in time with it, and of the rest.
-        sink: how many first frames are a group of their own, rounded up to whole tiles.
+        ratio: the fraction of each group to keep; or three fractions: for the sink, the same time, and the rest.
+        sink: how many first frames form the sink, rounded up to whole tiles.
         tile: sides of the tiles; by default the grid's best of 128 tokens.
     """
 
@@ -52,7 +52,7 @@ class ExactBlocks(ContentPattern):
         return self.ratio if isinstance(self.ratio, tuple) else (self.ratio,) * 3
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
-        """The answer for attention that is the same everywhere, without computing it."""
+        """The map for attention that is the same everywhere, without computing attention."""
         tile, heads = self.tile or grid.best_tile(), 1 if context is None else context.heads
         sizes = tile_sizes(grid.view, tile) / grid.video_tokens
         return self._keep(sizes.expand(1, heads, len(sizes), -1), grid, tile)
@@ -74,7 +74,7 @@ class ExactBlocks(ContentPattern):
         return BlockMap.from_dense(kept, grid, tile)
 
     def _groups(self, grid: VideoGrid, tile: Tile) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Which key tiles are sink, own frames and rest for each query tile: bool [tiles, tiles] each."""
+        """Masks of the key tiles that are sink, same time and rest for each query tile: bool [tiles, tiles] each."""
         times, rows, columns = grid.tiles(tile)
         time = torch.arange(times).repeat_interleave(rows * columns)
         sink = (time < math.ceil(self.sink / tile[0])).expand(len(time), -1)
@@ -87,7 +87,7 @@ class TiledKeys(NamedTuple):
 
     Attributes:
         keys: float32 [B, tiles * slots, head_dim].
-        bias: float32 [tiles, slots], 0, or -inf for slots of ragged tiles that hold no token.
+        bias: float32 [tiles, slots]: 0, or -inf for the empty slots of ragged tiles.
     """
 
     keys: torch.Tensor
@@ -101,7 +101,10 @@ class TiledKeys(NamedTuple):
         return cls(key.detach()[:, slots.clamp(min=0).flatten()].float(), bias)
 
     def shares(self, query: torch.Tensor) -> torch.Tensor:
-        """How queries [B, n, head_dim] divide their attention to the video among tiles: float32 [B, n, tiles]."""
+        """The fraction of its attention to the video that each query gives each tile: float32 [B, n, tiles].
+
+        `query` is [B, n, head_dim].
+        """
         scaled = query.detach().float() * query.shape[-1] ** -0.5
         logits: torch.Tensor = (scaled @ self.keys.mT).unflatten(-1, self.bias.shape)
         return (logits + self.bias).logsumexp(dim=-1).softmax(dim=-1)
@@ -122,5 +125,5 @@ def pooled_attention(query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, ti
 
 @lru_cache(maxsize=32)
 def _slots(view: Tile, tile: Tile, prefix: int) -> torch.Tensor:
-    """The token in each slot of each tile, -1 where there is none: int64 [tiles, slots]."""
+    """The token in each slot of each tile: int64 [tiles, slots], -1 for empty slots."""
     return torch.nn.utils.rnn.pad_sequence(list(tile_tokens(view, tile, prefix)), batch_first=True, padding_value=-1)

@@ -28,7 +28,7 @@ class RadialRaster(Pattern):
 
     Paper: Li et al., Radial Attention, arXiv 2506.19852. Code: mit-han-lab/radial-attention at 72788d4, `attn_mask.py`
     (the code's rule, which differs from the paper's equation 4). Differences: the diagonal is always kept; a last block
-    that is not full sees and is seen by everything, as that code treats what follows the video.
+    that is not full sees and is seen by all, as that code treats the tokens after the video.
 
     Attributes:
         decay: factor on the width of the bands from d = 2 on.
@@ -93,7 +93,7 @@ def _band_blocks(frame_tokens: int, width: int, size: int, row_offset: int, colu
     k = torch.arange(blocks * size) - column_offset
     low = torch.maximum(first.clamp(min=0), k - width)
     high = torch.minimum((first + size - 1).clamp(max=frame_tokens - 1), k + width)
-    # True rows of each column, block row by block row.
+    # The rows of the band in each column, for each row of blocks.
     rows = (high - low + 1).clamp(min=0) * ((k >= 0) & (k < frame_tokens))
     rows = rows.view(blocks, blocks, size)
     full = (rows * 3 > size).sum(dim=-1)

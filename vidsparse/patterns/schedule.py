@@ -1,4 +1,4 @@
-"""When a pattern runs: dense first and last steps, dense layers, ranges of steps or of noise."""
+"""A schedule for a pattern: dense first and last steps, dense layers, ranges of steps or of noise."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vidsparse.patterns.fields import check_range, check_whole, check_wholes
 
 @dataclass(frozen=True)
 class StepSchedule(Pattern):
-    """Runs `pattern` where it is safe, and the model's own dense attention elsewhere.
+    """Runs `pattern` in some steps and layers, and the model's own dense attention in the others.
 
     The first denoising steps decide the layout and the last one the detail, so published methods keep the first 20-25 %
     of the steps and the first layer dense.
 
     Attributes:
-        pattern: what runs in sparse steps.
-        dense_steps, dense_last_steps: how many steps of the schedule are dense at its start and at its end; video to
-            video begins within it.
+        pattern: the pattern that runs in sparse steps.
+        dense_steps, dense_last_steps: how many steps are dense at the start and at the end of the schedule; video to
+            video begins within the schedule.
         dense_layers: indices of layers that are always dense; negative ones count from the last.
         steps: sparse only for first <= step < last, or None.
         sigmas: sparse only for low <= noise level <= high, or None. The noise level is 1 at the start and 0 at the end,
@@ -53,7 +53,7 @@ class StepSchedule(Pattern):
     def check_model(self, layers: int, heads: int | None) -> None:
         absent = [layer for layer in self.dense_layers if not -layers <= layer < layers]
         if absent:
-            raise ValueError(f"dense_layers {absent} are not there: the model has layers 0 to {layers - 1}")
+            raise ValueError(f"dense_layers {absent} do not exist: the model has layers 0 to {layers - 1}")
         self.pattern.check_model(layers, heads)
 
     def check_grid(self, grid: VideoGrid) -> None:

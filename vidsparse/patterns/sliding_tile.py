@@ -28,7 +28,7 @@ class SlidingTile(Pattern):
 
     Attributes:
         window: (frames, height, width) in tokens; a side larger than the grid means all of it.
-        stride: (frames, height, width) in tokens, one tile by default; rounded to whole tiles, at most the window.
+        stride: (frames, height, width) in tokens, by default one tile; rounded to whole tiles, at most the window.
         tile: sides of the tiles; by default the grid's best of 128 tokens.
     """
 

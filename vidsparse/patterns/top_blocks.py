@@ -30,27 +30,27 @@ class TopBlocks(ContentPattern):
 
         log n + s q.m + s^2/2 (q*q).v + ...
 
-    The score of a pair of tiles is the mean of this over the tile's queries: the first two terms, and the third with
-    `variance`. It raises tiles whose keys differ, where a few keys can match though their mean does not; correlations
-    between channels are left out. log n lowers the tiles that the grid's border cuts. The softmax of the scores over a
-    row estimates the share of attention that each tile gets.
+    The score of a pair of tiles is the mean of this over the tile's queries: the first two terms, and with `variance`
+    the third. The third raises tiles whose keys differ, where a few keys can match although their mean does not;
+    correlations between channels are ignored. log n lowers the tiles that the grid's border cuts. The softmax of the
+    scores over a row estimates the fraction of attention that each tile gets.
 
     Papers: Lai et al., FlexPrefill, arXiv 2502.20766; Xu et al., XAttention, arXiv 2503.16428; Zhu et al., BiFormer,
     arXiv 2303.08810. Code: bytedance/FlexPrefill at 0dbb9a2, mit-han-lab/x-attention at 3185fb2, rayleizhu/BiFormer at
-    1697bbb. Differences: not causal; FlexPrefill pools in some heads only, and spends `top_p` on a whole head, not on
+    1697bbb. Differences: not causal; FlexPrefill pools in some heads only, and applies `top_p` to a whole head, not to
     each row; XAttention (whose "threshold" is `top_p`) scores with strided anti-diagonals instead of means; BiFormer,
-    whose heads share tiles, adds up their products, not their shares. None has log n or `variance`.
+    whose heads share tiles, adds up their products, not their softmax. None has log n or `variance`.
 
     Attributes:
-        density: the fraction of the key tiles that each query tile keeps, rounded, at least one.
-        top_k: how many it keeps, instead of a density.
-        top_p: it keeps the fewest whose shares sum up to this, instead.
-        threshold: it keeps those with a share of at least this, and the highest, instead.
-        shared_heads: all heads keep the same tiles, by the mean of their shares.
-        neighbours: how many tiles further in (frames, height, width) are kept whatever their score. The query's own
-            tile always is; all these count in the amount and exceed it where they are more.
-        sink: how many first frames everybody sees, rounded up to whole tiles; they count in the amount, too.
-        variance: whether the score has the third term. It reads queries and keys once more.
+        density: the fraction of the key tiles that each query tile keeps, rounded, at least one tile. Or instead:
+        top_k: how many key tiles it keeps.
+        top_p: it keeps the fewest tiles whose estimated attention adds up to this.
+        threshold: it keeps the tiles with at least this estimated attention, and the highest in any case.
+        shared_heads: all heads keep the same tiles, chosen by the mean of their estimates.
+        neighbours: (frames, height, width): tiles up to this many tiles away are kept whatever their score, as is the
+            query's own tile. They count in the amount, and exceed it if there are more of them.
+        sink: how many first frames all queries see, rounded up to whole tiles; they count in the amount, too.
+        variance: whether the score has the third term, which reads queries and keys once more.
         tile: sides of the tiles; by default the grid's best of 128 tokens.
     """
 
@@ -82,11 +82,11 @@ class TopBlocks(ContentPattern):
         fixed = _fixed(grid.view, tile, self.neighbours, math.ceil(self.sink / tile[0]), query.device)
         scores = self._scores(query, key, grid, tile) + fixed.log_sizes
         if self.shared_heads:
-            # No score may be -inf, which is never kept: a share can be too small for float32.
+            # A share can underflow to 0, but no score may be -inf, which is never kept.
             scores = scores.softmax(dim=-1).mean(dim=1, keepdim=True).clamp(min=1e-30).log()
         rule = self._rule(scores.shape[-1])
         counts, indices = select_tiles(scores, rule, fixed.forced)
-        # Rows of top-k have a length that is known; for the others this waits for the device once.
+        # The length of top-k rows is known; for the other rules this synchronises the device once.
         longest = max(int(rule.amount), fixed.longest) if rule.kind == "top_k" else int(counts.max())
         return BlockMap(grid, tile, tile, counts, indices[..., :longest].contiguous())
 
@@ -118,7 +118,7 @@ def _mean_squares(x: torch.Tensor, grid: VideoGrid, tile: Tile) -> torch.Tensor:
 
 
 class _Fixed(NamedTuple):
-    """What does not depend on content, on the device of the scores."""
+    """The part of the selection that does not depend on content, on the device of the scores."""
 
     forced: torch.Tensor  # bool [1, 1, tiles, tiles]
     longest: int  # most forced tiles of a row
