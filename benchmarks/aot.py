@@ -102,8 +102,8 @@ class Build:
         for i, name in enumerate(function.arg_names):
             if name in constants:
                 signature[name], values[name] = "constexpr", constants[name]
-            elif name.endswith(("boxes_a", "boxes_b")):
-                part = HEADS[self.head_dim][name.endswith("b")]
+            elif name.endswith(("boxes_low", "boxes_high")):
+                part = HEADS[self.head_dim][name.endswith("high")]
                 if self.tma and part:
                     signature[name] = f"tensordesc<{NUMBERS[self.itemsize]}{[1, *step, part]}>".replace(" ", "")
                 else:

@@ -138,7 +138,7 @@ def extra_cost(correction: Correction | None, block_map: BlockMap) -> float:
     """Products that the correction computes, as a share of dense attention's two of tokens x tokens."""
     grid = block_map.grid
     if isinstance(correction, PooledComplement):
-        share = math.prod(grid.tiles(correction.box_in(block_map.key_tile))) / grid.tokens
+        share = math.prod(grid.tiles(correction.pool_tile(block_map.key_tile))) / grid.tokens
         return share * (1 + 0.5 * correction.gate + 0.5 * correction.variance)
     if isinstance(correction, Reshaped):
         return (1 - block_map.density) / correction.refresh_every

@@ -260,7 +260,7 @@ def test_second_derivatives_are_refused_and_not_zero() -> None:
 
 def test_a_pattern_is_no_map() -> None:
     x = torch.randn(1, 32, 1, 8)
-    with pytest.raises(TypeError, match=r"a pattern gives one with pattern\.plan\(grid\)"):
+    with pytest.raises(TypeError, match=r"must be a BlockMap; make one with pattern\.plan\(grid\)"):
         sparse_attention(x, x, x, Dense())  # type: ignore[arg-type]
 
 
@@ -340,7 +340,7 @@ def test_an_explicit_implementation_never_falls_back(impl: str, monkeypatch: pyt
     def broken(*args: object) -> None:
         raise RuntimeError(f"{impl} is broken")
 
-    owners = {"cpu": (vidsparse.attention.cpu, "attention"), "reference": (vidsparse.attention.reference, "attention")}
+    owners = {"cpu": (vidsparse.attention, "cpu_attention"), "reference": (vidsparse.attention.reference, "attention")}
     owner, name = owners.get(impl, (vidsparse.attention, "_flex"))
     monkeypatch.setattr(owner, name, broken)
     with pytest.raises(RuntimeError, match=f"{impl} is broken"):
@@ -409,6 +409,8 @@ def other(shape: tuple[int, ...] = (2, GRID.tokens, 2, HEAD_DIM), **settings: An
         ({"extra_valid": torch.tensor([1.0, 2.0])}, TypeError, r"extra_valid=.* must be an integer tensor"),
         ({"extra_valid": torch.tensor([True, False])}, TypeError, r"extra_valid=.* must be an integer tensor"),
         ({"extra_valid": [1, 2]}, TypeError, r"extra_valid=\[1, 2\] must be an integer tensor"),
+        ({"scale": float("nan")}, ValueError, r"scale=nan must be finite; leave it out"),
+        ({"scale": float("-inf")}, ValueError, r"scale=-inf must be finite"),
         ({"impl": "fast"}, ValueError, r"impl='fast' is unknown"),
         ({"impl": "triton"}, NotImplementedError, r"impl='triton' takes head_dim 32, .*, not 16; use impl='auto'"),
     ],
@@ -427,6 +429,8 @@ def other(shape: tuple[int, ...] = (2, GRID.tokens, 2, HEAD_DIM), **settings: An
         "extra_valid-float",
         "extra_valid-bool",
         "extra_valid-list",
+        "scale-nan",
+        "scale-infinite",
         "unknown-impl",
         "triton",
     ],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vidsparse import VideoGrid
-from vidsparse.grid import Tile
+from vidsparse.grid import Tile, latent_frames, tiles_of_volume
 
 WAN_720P = VideoGrid(21, 45, 80)  # 81 frames of 720 x 1280
 GRIDS = [
@@ -100,20 +100,40 @@ def test_best_tile_takes_the_preferred_tile_unless_it_wastes_a_tenth_more() -> N
         ({"frames": 4, "height": 4, "width": 4, "suffix": -1}, ValueError),
         ({"frames": 4, "height": 480 / 16, "width": 4}, TypeError),
         ({"frames": 4, "height": 4, "width": 4, "suffix": None}, TypeError),
+        ({"frames": True, "height": 4, "width": 4}, TypeError),
     ],
-    ids=["no-frames", "negative-height", "negative-prefix", "negative-suffix", "float-height", "suffix-none"],
+    ids=["no-frames", "negative-height", "negative-prefix", "negative-suffix", "float-height", "suffix-none", "bool"],
 )
 def test_bad_sizes(sizes: dict[str, Any], error: type[Exception]) -> None:
-    with pytest.raises(error, match="is no grid"):
+    with pytest.raises(error, match="is not a valid grid"):
         VideoGrid(**sizes)
 
 
 @pytest.mark.parametrize(
-    "tile", [(0, 8, 8), (8, 8), (2, 8, 8, 1), [2, 8, 8], (2.0, 8, 8), 128], ids=lambda tile: f"{tile}".replace(" ", "")
+    "tile",
+    [(0, 8, 8), (8, 8), (2, 8, 8, 1), [2, 8, 8], (2.0, 8, 8), (True, 8, 8), 128],
+    ids=lambda tile: f"{tile}".replace(" ", ""),
 )
 def test_bad_tiles(tile: Any) -> None:
     with pytest.raises(ValueError, match=r"must be a tuple of three whole numbers"):
         WAN_720P.tiles(tile)
+
+
+def test_tiles_of_a_volume_are_all_that_have_power_of_two_sides() -> None:
+    tiles = tiles_of_volume(64)
+    assert len(tiles) == len(set(tiles)) == 28  # of six factors of 2 so many go to frames, so many to height
+    assert all(math.prod(tile) == 64 and all(side & (side - 1) == 0 for side in tile) for tile in tiles)
+
+
+def test_small_frames_get_small_tiles() -> None:
+    assert [VideoGrid(4, 31, width).default_volume for width in (33, 34)] == [64, 128]
+
+
+@pytest.mark.parametrize(
+    ("frames", "stride", "latent"), [(1, 4, 1), (4, 4, 1), (5, 4, 2), (81, 4, 21), (17, 8, 3), (7, 1, 7)]
+)
+def test_latent_frames(frames: int, stride: int, latent: int) -> None:
+    assert latent_frames(frames, stride) == latent
 
 
 @pytest.mark.parametrize("volume", [0, -64, 96], ids=lambda v: f"volume{v}")

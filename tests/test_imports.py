@@ -40,7 +40,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.finetune": (
         *("accelerate", "diffusers", "peft", "torch"),
         *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.finetune.data", "vidsparse.generation"),
-        *("vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.sparsify", "vidsparse.serialize"),
+        *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.sparsify"),
+        "vidsparse.serialize",
     ),
     "vidsparse.finetune.data": (
         "imageio",
@@ -48,6 +49,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "safetensors",
         "torch",
         "vidsparse.atomic",
+        "vidsparse.grid",
         "vidsparse.shapes.render",
     ),
     "vidsparse.doctor": (
@@ -66,7 +68,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse.corrections": (
         *("torch", "vidsparse.attention", "vidsparse.block_map", "vidsparse.grid", "vidsparse.patterns.base"),
-        *("vidsparse_kernels.layout", "vidsparse_kernels.selection"),
+        *("vidsparse.patterns.fields", "vidsparse_kernels.layout", "vidsparse_kernels.selection"),
     ),
     "vidsparse.patterns": (
         *("torch", "vidsparse.atomic", "vidsparse.block_map", "vidsparse.grid"),

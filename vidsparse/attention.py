@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args, overload
 from weakref import WeakKeyDictionary
@@ -14,21 +15,21 @@ from vidsparse_kernels.available import triton_lacks
 from vidsparse_kernels.cpu import rows
 from vidsparse_kernels.cpu.attention import attention as cpu_attention
 
-KEPT = 8  # products of one map on a CPU: of several samples, and of texts of other lengths
+KEPT = 8  # cached products of one map on a CPU, for several samples and lengths of text
 _products = WeakKeyDictionary[BlockMap, dict[tuple[int, int | None], rows.Products]]()
 
 Impl = Literal["auto", "triton", "cpu", "flex", "reference"]
 
 
 class Choice(NamedTuple):
-    """The implementation that runs a call, and why it is not the fastest that the device could have; None if it is."""
+    """The implementation that runs a call, and why it is not the device's fastest one; None if it is."""
 
     impl: str
     fallback: str | None = None
 
 
 def check_impl(impl: str, device: torch.device) -> None:
-    """Refuse an implementation that no call on this device can have.
+    """Refuse an implementation that cannot run on a device.
 
     Raises:
         ValueError: an unknown name, or "cpu" for another device.
@@ -42,10 +43,17 @@ def check_impl(impl: str, device: torch.device) -> None:
         raise NotImplementedError(f"impl='triton' {reason}; use impl='auto'")
 
 
-def choose_impl(impl: str, query: torch.Tensor, block_map: BlockMap) -> Choice:
-    """What will run: "auto" is `cpu` on a CPU; elsewhere `triton`, or `flex` for what the kernels do not take.
+def choose_impl(impl: str, query: torch.Tensor, block_map: BlockMap, gradients: bool | None = None) -> Choice:
+    """Choose what will run: "auto" is `cpu` on a CPU; elsewhere `triton`, or `flex` for what the kernels do not take.
 
-    The first call of a kind tries the kernels on a small video: where they are wrong on this device, `flex` runs too.
+    The first call of a kind tries the kernels on a small video: where they are wrong on this device, `flex` runs, too.
+
+    Args:
+        impl: as `sparse_attention` takes it.
+        query: [batch, tokens, heads, head_dim] of the call.
+        block_map: of the call.
+        gradients: whether any of query, key and value needs a gradient: then the backward is tried as well. None, where
+            the caller knows the query alone: if autograd records.
 
     Raises:
         ValueError, NotImplementedError: as `check_impl`.
@@ -61,7 +69,7 @@ def choose_impl(impl: str, query: torch.Tensor, block_map: BlockMap) -> Choice:
 
         layout, bounded = block_map.layout, operator.measures_keys(query, block_map.indices, block_map.layout)
         reason = operator.unsupported(query, block_map.query_tile, block_map.key_tile)
-        reason = reason or trial.found_wrong(query, layout, bounded)
+        reason = reason or trial.found_wrong(query, layout, bounded, gradients)
     return Choice("triton") if reason is None else Choice("flex", f"impl 'triton' {reason}")
 
 
@@ -105,25 +113,26 @@ def sparse_attention(
     Args:
         query, key, value: [batch, tokens, heads, head_dim], as diffusers has them; one dtype, one device.
         block_map: for a grid of exactly `tokens` tokens; its batch and heads are 1 or those of the query.
-        extra_valid: int [batch], how many of the prefix and suffix tokens, in sequence order, are real; the others are
-            no keys. None: all.
-        scale: factor on the logits; 1/sqrt(head_dim) by default.
+        extra_valid: int [batch], how many of the prefix and suffix tokens, in sequence order, are keys; the others are
+            padding. None: all.
+        scale: finite factor on the logits; 1/sqrt(head_dim) by default.
         impl: "auto", "triton", "cpu", "flex" or "reference"; an explicit one never falls back. On a CPU, "flex" is for
-            checking: it computes all scores. "triton" takes float16, bfloat16 and float32, head_dim 32, 64, 96 and
-            128, and tiles of 64 or 128 tokens.
+            tests: it computes all scores. "triton" takes float16, bfloat16 and float32, head_dim 32, 64, 96 and 128,
+            and tiles of 64 or 128 tokens.
         return_lse: also return the natural-log sum of exponentials, [batch, heads, tokens] in float32 (float64 for
             float64 inputs).
 
     Returns:
-        [batch, tokens, heads, head_dim] in the dtype of the query. A row that sees nothing gives 0 (lse -inf).
+        [batch, tokens, heads, head_dim] in the dtype of the query. A row that sees no key is 0, with lse -inf.
 
     Raises:
         ValueError, TypeError: tensors of another rank, shape, dtype or device, or a map of another grid.
     """
-    _check(query, key, value, block_map, extra_valid)
+    _check(query, key, value, block_map, extra_valid, scale)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if impl == "auto":
-        impl = choose_impl(impl, query, block_map).impl
+        gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+        impl = choose_impl(impl, query, block_map, gradients).impl
     else:
         check_impl(impl, query.device)
     if impl == "triton":
@@ -144,7 +153,7 @@ def sparse_attention(
 
 
 def _products_of(block_map: BlockMap, sample: int, valid: int | None) -> rows.Products:
-    """What one sample's map asks of a CPU; the last few answers are kept, at most as long as the map."""
+    """The products of one sample's map on a CPU. The last few are cached, at most for the lifetime of the map."""
     known = _products.setdefault(block_map, {})
     found = known.get((sample, valid))
     if found is None:
@@ -178,9 +187,9 @@ def _on(block_map: BlockMap, device: torch.device) -> BlockMap:
     return block_map if block_map.counts.device == device else _moved(block_map, device)
 
 
-# Patterns answer with the same map object for the same grid, so a layer finds its map moved and its mask made.
+# Patterns return the same map object for the same grid, so its copy on a device and its mask are made once.
 @lru_cache(maxsize=256)
-@torch.inference_mode(False)  # for a later training too
+@torch.inference_mode(False)  # a training may use it later
 def _moved(block_map: BlockMap, device: torch.device) -> BlockMap:
     return block_map.to(device)
 
@@ -197,7 +206,7 @@ def merge(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Combine attention over two disjoint sets of keys exactly, as if it had been computed over their union.
 
-    Prefix and suffix tokens are keys of every map: of two maps, give one `extra_valid` of zeros.
+    Prefix and suffix tokens are keys of every map, so one of two calls needs an `extra_valid` of zeros.
 
     Args:
         out, out2: [batch, tokens, heads, head_dim]. lse, lse2: natural log, [batch, heads, tokens].
@@ -205,7 +214,7 @@ def merge(
     Returns:
         out in the dtype of the first, and lse. Where both lse are -inf the result is 0 and -inf.
     """
-    # Where no set has a key, -inf minus -inf would be NaN, also in the gradient: such rows compute with 0 instead.
+    # Rows without a key in both sets use 0: -inf minus -inf would be NaN, also in the gradient.
     dead = lse.isneginf() & lse2.isneginf()
     lse, lse2 = (x.masked_fill(dead, 0.0) for x in (lse, lse2))
     total = torch.logaddexp(lse, lse2)
@@ -215,7 +224,12 @@ def merge(
 
 
 def _check(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block_map: BlockMap, extra_valid: torch.Tensor | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_map: BlockMap,
+    extra_valid: torch.Tensor | None,
+    scale: float | None,
 ) -> None:
     for name, x in (("query", query), ("key", key), ("value", value)):
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
@@ -228,7 +242,9 @@ def _check(
                 f"{tuple(query.shape)} on {query.device}: shape, dtype and device must be the same"
             )
     if not isinstance(block_map, BlockMap):
-        raise TypeError(f"block_map is {block_map!r}; a pattern gives one with pattern.plan(grid)")
+        raise TypeError(f"block_map={block_map!r} must be a BlockMap; make one with pattern.plan(grid)")
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale={scale} must be finite; leave it out for 1/sqrt(head_dim)")
     batch, tokens, heads, _ = query.shape
     if tokens != block_map.grid.tokens:
         raise ValueError(
@@ -247,9 +263,9 @@ def _check(
     whole = isinstance(extra_valid, torch.Tensor) and not extra_valid.is_floating_point()
     if not whole or extra_valid.dtype == torch.bool:
         raise TypeError(f"extra_valid={extra_valid!r} must be an integer tensor of shape [batch]")
-    # Numbers on a GPU are not looked at, which would wait for it; the kernels keep within the tokens that are there.
-    looked_at = extra_valid.tolist() if extra_valid.device.type == "cpu" else []
-    if extra_valid.shape != (batch,) or not all(0 <= n <= extra for n in looked_at):
+    # Values on a GPU are not validated, because reading them would synchronise; the kernels clamp them.
+    values = extra_valid.tolist() if extra_valid.device.type == "cpu" else []
+    if extra_valid.shape != (batch,) or not all(0 <= n <= extra for n in values):
         raise ValueError(
             f"extra_valid={extra_valid.tolist()} must hold one number from 0 to {extra}, the grid's prefix and suffix, "
             f"for each of the {batch} samples"

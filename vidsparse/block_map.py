@@ -1,16 +1,16 @@
-"""The answer of a pattern, as data: for each query tile the list of key tiles that it sees."""
+"""The result of a pattern: for each query tile the list of key tiles that it sees."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
 from vidsparse.grid import Tile, VideoGrid
-from vidsparse_kernels.layout import TileLayout, tile_of_token
+from vidsparse_kernels.layout import TileLayout, lists_of, tile_of_token, tile_sizes
 from vidsparse_kernels.reference import token_mask
 
 if TYPE_CHECKING:
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class BlockMap:
-    """Which key tiles each query tile sees. A pair of tiles is in or out as a whole.
+    """Which key tiles each query tile sees. A pair of tiles is kept or dropped as a whole.
 
-    Tiles are numbered in raster order over the tile grid of the video. Prefix and suffix tokens stand in no list: they
-    always see everything and are always seen. The dense form is rebuilt by
+    Tiles are numbered in raster order over the tile grid of the video. Prefix and suffix tokens are not listed: they
+    always see every token, and every token sees them. This rebuilds the dense form:
 
         dense = torch.zeros(B, H, query_tiles, key_tiles, dtype=torch.bool)
         for b, h, q in every row:
             dense[b, h, q, indices[b, h, q, : counts[b, h, q]]] = True
 
     Attributes:
-        grid: the tokens that the map speaks of.
+        grid: the tokens that the map is for.
         query_tile, key_tile: tile sides (frames, height, width) in tokens.
         counts: int32 [B|1, H|1, query tiles].
         indices: int32 [B|1, H|1, query tiles, W], ascending; entries past the count are undefined. W is the longest
@@ -46,14 +46,14 @@ class BlockMap:
     _lists: list[MapLists] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
-    @torch.inference_mode(False)  # patterns keep their maps, for a later training too
+    @torch.inference_mode(False)  # patterns cache their maps, and a training may use them later
     def from_dense(
         cls, kept: torch.Tensor, grid: VideoGrid, query_tile: Tile, key_tile: Tile | None = None
     ) -> BlockMap:
         """Build a map from a bool tensor [query tiles, key tiles] or [B|1, H|1, query tiles, key tiles].
 
         Raises:
-            ValueError: the tensor's tiles are not those of the grid.
+            ValueError: the tensor has another dtype, or another number of tiles than the grid.
         """
         key_tile = key_tile or query_tile
         kept = kept[None, None] if kept.ndim == 2 else kept
@@ -63,7 +63,7 @@ class BlockMap:
                 f"got {kept.dtype} {tuple(kept.shape)}, expected bool [..., {expected[0]}, {expected[1]}]: "
                 f"{grid} with query tile {query_tile} and key tile {key_tile} has that many tiles"
             )
-        counts, indices = _lists(kept)
+        counts, indices = lists_of(kept)
         return cls(grid, query_tile, key_tile, counts, indices[..., : max(1, int(counts.max()))].contiguous())
 
     @property
@@ -73,7 +73,7 @@ class BlockMap:
 
     @property
     def layout(self) -> TileLayout:
-        """The geometry that kernels take."""
+        """The geometry of the map, as kernels take it."""
         return TileLayout(self.view, self.query_tile, self.key_tile, self.grid.prefix, self.grid.suffix)
 
     @property
@@ -86,13 +86,31 @@ class BlockMap:
         return math.prod(self.grid.tiles(self.key_tile))
 
     def to_dense(self) -> torch.Tensor:
-        """bool [B|1, H|1, query tiles, key tiles]."""
+        """The map as bool [B|1, H|1, query tiles, key tiles]."""
         width = self.indices.shape[-1]
         listed = torch.arange(width, device=self.counts.device) < self.counts[..., None]
-        # Undefined entries may be any number: send them to a column that is cut off.
+        # Undefined entries may be any number: they go to an additional column that is cut off.
         columns = torch.where(listed, self.indices, self.key_tiles).long()
         dense = torch.zeros(*self.counts.shape, self.key_tiles + 1, dtype=torch.bool, device=self.counts.device)
         return dense.scatter_(-1, columns, True)[..., :-1]
+
+    def check_rows(self) -> None:
+        """Refuse a map in which a query tile has no key tile; maps on a GPU are not read, and pass.
+
+        Raises:
+            ValueError: names the first such tile.
+        """
+        if self.counts.device.type != "cpu" or self._every_row_is_seen:
+            return
+        _, head, row = (self.counts < 1).nonzero()[0].tolist()
+        raise ValueError(
+            f"query tile {row} of head {head} of the map for {self.grid} has no key tile; keep at least its own tile, "
+            "or return HeadGroups, which say what such a query gives"
+        )
+
+    @cached_property
+    def _every_row_is_seen(self) -> bool:
+        return bool((self.counts > 0).all())
 
     def transpose(self) -> BlockMap:
         """The map that lists, for each key tile, the query tiles that see it."""
@@ -104,9 +122,9 @@ class BlockMap:
 
     @cached_property
     def densities(self) -> torch.Tensor:
-        """`density` and `token_density` as float64 [2] on the map's device, which nobody has waited for."""
+        """`density` and `token_density` as float64 [2], left on the map's device: reading them synchronises."""
         device = self.counts.device
-        rows, columns = (_tile_sizes(self.view, tile, device) for tile in (self.query_tile, self.key_tile))
+        rows, columns = (tile_sizes(self.view, tile, device).double() for tile in (self.query_tile, self.key_tile))
         listed = torch.arange(self.indices.shape[-1], device=device) < self.counts[..., None]
         seen = (columns[torch.where(listed, self.indices, 0).long()] * listed).sum(dim=-1)  # [B, H, query tiles]
         video = (seen * rows).sum(dim=-1).mean()
@@ -125,35 +143,35 @@ class BlockMap:
         return float(self.densities[1])
 
     def token_mask(self, extra_valid: torch.Tensor | None = None) -> torch.Tensor:
-        """The meaning of the map: bool [B|1, H|1, tokens, tokens], for small grids."""
+        """The map expanded to tokens: bool [B|1, H|1, tokens, tokens], for small grids."""
         return token_mask(self.to_dense(), self.layout, extra_valid)
 
     @property
     def lists(self) -> MapLists:
-        """What Triton's kernels walk; what they prepare is kept with the map."""
+        """The lists that Triton's kernels walk, cached with the map."""
         if not self._lists:
-            from vidsparse_kernels.gpu.lists import MapLists  # Triton may be missing
+            from vidsparse_kernels.gpu.lists import MapLists  # needs Triton
 
             self._lists.append(MapLists(self.counts.contiguous(), self.indices.contiguous(), self.layout))
         return self._lists[0]
 
     @cached_property
-    @torch.inference_mode(False)  # for a later training too
+    @torch.inference_mode(False)  # a training may use it later
     def flex_mask(self) -> BlockMask:
-        """What `to_flex()` gives, made once; it goes with the map."""
+        """The result of `to_flex()`, cached with the map."""
         return self.to_flex()
 
     def to_flex(self, extra_valid: torch.Tensor | None = None, block: int = 128) -> BlockMask:
         """The same mask for `torch.nn.attention.flex_attention`, without expanding it to pairs of tokens.
 
-        FlexAttention's blocks are runs of `block` tokens of the sequence, which cut across tiles; a block pair that
-        touches a kept pair of tiles is computed, and masked where it also touches a dropped one.
+        FlexAttention's blocks are runs of `block` tokens of the sequence, which cut across tiles. A pair of blocks that
+        touches a kept pair of tiles is computed, and masked if it also touches a dropped one.
         """
         from torch.nn.attention.flex_attention import BlockMask
 
         kept = self.to_dense()
         device, tokens, (queries, keys) = kept.device, self.grid.tokens, kept.shape[-2:]
-        # One more tile for prefix and suffix tokens, which all see and all are seen; one for keys that are not real.
+        # An additional tile for prefix and suffix tokens, which see all and are seen by all; another one for padding.
         kept = torch.nn.functional.pad(kept, (0, 1, 0, 1), value=True)
         kept = torch.nn.functional.pad(kept, (0, 1), value=False)
         edges = (self.grid.prefix, self.grid.suffix)
@@ -174,17 +192,17 @@ class BlockMap:
         dropped = (rows @ (~kept).float() @ columns.mT > 0).expand(batch, heads, -1, -1).clone()
         if tokens % block:
             dropped[..., -1, :], dropped[..., -1] = True, True
-        partial, full = _lists(seen & dropped), _lists(seen & ~dropped)
+        partial, full = lists_of(seen & dropped), lists_of(seen & ~dropped)
         return BlockMask.from_kv_blocks(*partial, *full, block, mask_mod=keeps, seq_lengths=(tokens, tokens))
 
 
 class HeadGroup(NamedTuple):
-    """Heads of a layer that share one map, where other heads need tiles of other shapes.
+    """Heads of a layer that share one map, for patterns whose heads need tiles of different shapes.
 
     Attributes:
         heads: their indices.
-        block_map: of batch 1 or the batch, and of one head or of as many as `heads`.
-        empty: what a query that sees no key gives: zeros, or the mean of all values.
+        block_map: its batch is 1 or that of the query; it has one head, or as many as `heads`.
+        empty: the output of a query that sees no key: zeros, or the mean of all values.
     """
 
     heads: tuple[int, ...]
@@ -192,40 +210,36 @@ class HeadGroup(NamedTuple):
     empty: Literal["zero", "mean"] = "zero"
 
 
-# What a pattern answers: one map for all heads, or one for each group of heads.
+# The result of a pattern: one map for all heads, or one for each group of heads.
 Plan = BlockMap | tuple[HeadGroup, ...]
 
 
 def head_groups(plan: Plan, heads: int) -> tuple[HeadGroup, ...]:
-    """A plan as groups that hold each of the heads once.
+    """Validate a plan, and return it as groups that hold each of the heads once.
 
     Raises:
-        ValueError: a head in no group, in two, or beyond the number of heads.
+        TypeError: neither a `BlockMap` nor a tuple of `HeadGroup`.
+        ValueError: a head in no group, in two, or beyond the number of heads; a single map in which a query tile has no
+            key tile. Maps on a GPU are not searched for such tiles, because reading them would synchronise.
     """
     if isinstance(plan, BlockMap):
+        plan.check_rows()
         return (HeadGroup(tuple(range(heads)), plan),)
+    if not isinstance(plan, tuple) or not all(isinstance(group, HeadGroup) for group in plan):
+        kind = f"({', '.join(type(x).__name__ for x in plan)},)" if isinstance(plan, tuple) else type(plan).__name__
+        raise TypeError(
+            f"a plan must be a BlockMap or a tuple of HeadGroups, got {kind if plan is not None else None}; let the "
+            "pattern return its map, such as BlockMap.from_dense(kept, grid, tile)"
+        )
     found = sorted(head for group in plan for head in group.heads)
     if found != list(range(heads)):
         raise ValueError(f"the groups of a plan hold heads {found}, expected each of 0 to {heads - 1} once")
     return plan
 
 
-@lru_cache(maxsize=64)
-def _tile_sizes(view: Tile, tile: Tile, device: torch.device) -> torch.Tensor:
-    """How many tokens each tile holds: float64 [tiles]."""
-    return torch.bincount(tile_of_token(view, tile)).to(device, torch.float64)
-
-
 def _touched(owner: torch.Tensor, blocks: int, block: int, tiles: int) -> torch.Tensor:
-    """Which tiles own a token of each block: float32 [B, blocks, tiles], from owners [B, tokens]."""
+    """Which tiles have a token in each block: float32 [B, blocks, tiles], from the tiles of tokens [B, tokens]."""
     found = torch.zeros(len(owner), blocks, tiles, device=owner.device)
     position = torch.arange(owner.shape[1], device=owner.device) // block
     found[torch.arange(len(owner), device=owner.device)[:, None], position[None], owner] = 1.0
     return found
-
-
-def _lists(kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Counts and indices of a bool [..., rows, columns], kept columns first in ascending order, full width."""
-    # A stable sort of "not kept" puts the kept columns first and leaves them in order.
-    order = (~kept).to(torch.uint8).argsort(dim=-1, stable=True)
-    return kept.sum(dim=-1, dtype=torch.int32), order.to(torch.int32)

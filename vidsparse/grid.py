@@ -8,6 +8,8 @@ from functools import lru_cache
 
 Tile = tuple[int, int, int]
 
+LARGE_FRAME = 1024  # tokens: smaller frames get tiles of half the size, because there are fewer tiles to choose from
+
 
 @dataclass(frozen=True)
 class VideoGrid:
@@ -16,15 +18,15 @@ class VideoGrid:
     The sequence is `prefix` tokens, then the video in raster order (frame, row, column), then `suffix` tokens.
 
     Attributes:
-        frames: latent frames after patchify (`(video_frames - 1) // 4 + 1` for most VAEs).
+        frames: latent frames after patchify (`latent_frames(video_frames)` for most VAEs).
         height: token rows of a frame (pixels / VAE stride / patch size).
         width: token columns of a frame.
-        prefix: tokens before the video that are not video (text, condition); always attended exactly.
-        suffix: tokens after the video that are not video.
+        prefix: tokens before the video that are not part of it (text, condition); always attended exactly.
+        suffix: tokens after the video that are not part of it.
 
     Raises:
-        TypeError: a size that is no whole number.
-        ValueError: a size below 1 or a negative count.
+        TypeError: a size that is not an int.
+        ValueError: frames, height or width below 1, or a negative prefix or suffix.
     """
 
     frames: int
@@ -34,11 +36,11 @@ class VideoGrid:
     suffix: int = 0
 
     def __post_init__(self) -> None:
-        if not all(isinstance(n, int) for n in (*self.view, self.prefix, self.suffix)):
-            raise TypeError(f"{self} is no grid: sizes are whole numbers of type int (use // to divide pixels)")
+        if not all(is_whole(n) for n in (*self.view, self.prefix, self.suffix)):
+            raise TypeError(f"{self} is not a valid grid: all sizes must be of type int (use // to divide pixels)")
         if min(self.view) < 1 or min(self.prefix, self.suffix) < 0:
             raise ValueError(
-                f"{self} is no grid: frames, height and width are at least 1, prefix and suffix at least 0"
+                f"{self} is not a valid grid: frames, height and width must be at least 1, prefix and suffix at least 0"
             )
 
     @property
@@ -48,6 +50,7 @@ class VideoGrid:
 
     @property
     def video_tokens(self) -> int:
+        """The tokens of the video alone."""
         return self.frames * self.height * self.width
 
     @property
@@ -57,11 +60,11 @@ class VideoGrid:
 
     @property
     def raster(self) -> VideoGrid:
-        """The same tokens as one line: what published raster-order methods see."""
+        """The same tokens as a single row, which is how published raster-order methods see them."""
         return VideoGrid(1, 1, self.video_tokens, self.prefix, self.suffix)
 
     def tiles(self, tile: Tile) -> tuple[int, int, int]:
-        """How many tiles stand along each axis; the last may be ragged."""
+        """The number of tiles along each axis; the last tile of an axis may be ragged."""
         check_tile(tile)
         frames, height, width = (math.ceil(size / side) for size, side in zip(self.view, tile, strict=True))
         return frames, height, width
@@ -70,12 +73,17 @@ class VideoGrid:
         """Slots of the tiles that hold no token, as a fraction of the video's tokens."""
         return math.prod(self.tiles(tile)) * math.prod(tile) / self.video_tokens - 1
 
-    def best_tile(self, volume: int = 128, prefer: Tile | None = None, compactness: float = 0.02) -> Tile:
-        """The tile of `volume` tokens that suits this grid best: least padding, then the most compact.
+    @property
+    def default_volume(self) -> int:
+        """The tokens of a tile for patterns that keep many tiles of one frame: 128, or 64 for frames under 1024."""
+        return 128 if self.height * self.width >= LARGE_FRAME else 64
 
-        Candidates have power-of-two sides. With `prefer`, that tile is taken unless another saves more than a tenth
-        of the tokens as padding. `compactness` is the padding, as a fraction of the tokens, that is paid for a tile of
-        half the elongation (longest side / shortest side).
+    def best_tile(self, volume: int = 128, prefer: Tile | None = None, compactness: float = 0.02) -> Tile:
+        """The tile of `volume` tokens that suits this grid best: the least padding, then the most compact.
+
+        Candidates have power-of-two sides. With `prefer`, that tile is taken unless another one saves more than a tenth
+        of the tokens as padding. `compactness` is the extra padding, as a fraction of the tokens, that is accepted to
+        halve the elongation of the tile (longest side / shortest side).
 
         Raises:
             ValueError: `volume` is not a power of two, or `prefer` has another volume.
@@ -93,13 +101,32 @@ class VideoGrid:
 @lru_cache(maxsize=1024)
 def _best_tile(view: tuple[int, int, int], volume: int, compactness: float) -> Tile:
     grid = VideoGrid(*view)
+    return min(tiles_of_volume(volume), key=lambda t: (grid.padding(t) + compactness * math.log2(max(t) / min(t)), t))
+
+
+def tiles_of_volume(volume: int) -> list[Tile]:
+    """All tiles of `volume` tokens, a power of two, whose sides are powers of two."""
     powers = [1 << i for i in range(volume.bit_length())]
-    candidates = [(f, h, volume // f // h) for f in powers for h in powers if f * h <= volume]
-    return min(candidates, key=lambda t: (grid.padding(t) + compactness * math.log2(max(t) / min(t)), t))
+    return [(f, h, volume // f // h) for f in powers for h in powers if f * h <= volume]
+
+
+def latent_frames(frames: int, stride: int = 4) -> int:
+    """The latent frames of a video: its first frame makes one, every `stride` more frames another.
+
+    `stride` is the temporal stride of the VAE. Of frames that do not fill a stride nothing remains.
+    """
+    return (frames - 1) // stride + 1
+
+
+def is_whole(value: object, least: int | None = None) -> bool:
+    """Whether a value is an int, and not a bool; with `least`, also at least that."""
+    return isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
 
 
 def check_tile(tile: Tile, name: str = "tile") -> Tile:
-    """Return the tile, or raise `ValueError` when it is not a tuple of three sides of at least 1."""
-    if not isinstance(tile, tuple) or len(tile) != 3 or not all(isinstance(n, int) and n >= 1 for n in tile):
-        raise ValueError(f"{name}={tile} must be a tuple of three whole numbers of at least 1: (frames, height, width)")
+    """Return the tile, or raise `ValueError` unless it is a tuple of three whole numbers of at least 1."""
+    if not isinstance(tile, tuple) or len(tile) != 3 or not all(is_whole(n, 1) for n in tile):
+        raise ValueError(
+            f"{name}={tile!r} must be a tuple of three whole numbers of at least 1: (frames, height, width)"
+        )
     return tile

@@ -8,22 +8,22 @@ import torch
 
 
 def triton_lacks(device: torch.device) -> str | None:
-    """What Triton's kernels miss on this device, in words that complete "impl='triton' ..."; None if they run."""
+    """Why Triton's kernels cannot run on this device, in words that complete "impl='triton' ..."; None if they can."""
     try:
         from vidsparse_kernels.gpu.device import unsupported_device
     except ImportError as error:
-        return f"needs Triton, which is not here ({error})"
+        return f"needs Triton, which is not installed ({error})"
     return unsupported_device(device)
 
 
 @lru_cache(maxsize=1)
 def gluon_lacks() -> str | None:
-    """What the forward in Gluon misses, in words that complete "the forward in Gluon ..."; None if it can run."""
+    """Why the forward in Gluon cannot run, in words that complete "the forward in Gluon ..."; None if it can."""
     try:
         import triton
 
         found = triton.__version__
-        if tuple(map(int, found.split(".")[:2])) < (3, 6):  # Gluon is there, with other signatures
+        if tuple(map(int, found.split(".")[:2])) < (3, 6):  # older versions have Gluon with other signatures
             return f"needs Triton 3.6 or newer, not {found}"
         if triton.knobs.runtime.interpret:
             return "does not run in Triton's interpreter: unset TRITON_INTERPRET"

@@ -12,10 +12,12 @@ def token_mask(kept: torch.Tensor, layout: TileLayout, extra_valid: torch.Tensor
 
     Args:
         kept: bool [B|1, H|1, query tiles, key tiles].
-        extra_valid: int [B], how many prefix and suffix tokens (counted in sequence order) are real keys.
+        layout: the tiles and the tokens around them.
+        extra_valid: int [B], how many prefix and suffix tokens, in sequence order, are keys; None for all.
 
     Returns:
-        bool [B|1, H|1, tokens, tokens]; prefix and suffix tokens see and are seen by everything that is real.
+        bool [B|1, H|1, tokens, tokens]. Prefix and suffix tokens see every key, and every token sees those that are
+        keys.
     """
     rows = tile_of_token(layout.view, layout.query_tile).to(kept.device)
     columns = tile_of_token(layout.view, layout.key_tile).to(kept.device)
@@ -37,16 +39,17 @@ def attention(
     Args:
         query, key, value: [B, tokens, H, head_dim].
         mask: bool [B|1, H|1, tokens, tokens].
+        scale: factor on the logits.
 
     Returns:
         out [B, tokens, H, head_dim] in the dtype of the query, and lse [B, H, tokens] (natural log) in the dtype of the
-        computation; a row without keys gives 0 and -inf.
+        computation; a row without keys has out 0 and lse -inf.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
     q, k, v = (x.transpose(1, 2).to(wide) for x in (query, key, value))
     logits = (q @ k.mT * scale).masked_fill(~mask, float("-inf"))
     alive = mask.any(dim=-1)
-    # A dead row would be -inf minus -inf: give it any finite logits, then clear what it returns.
+    # A row without keys would compute -inf minus -inf: give it finite logits, then clear its results.
     logits = torch.where(alive[..., None], logits, 0.0)
     lse = logits.logsumexp(dim=-1)
     weights = torch.where(alive[..., None], logits.softmax(dim=-1), 0.0)

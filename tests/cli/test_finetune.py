@@ -22,9 +22,9 @@ from vidsparse.lora.files import read_recipe
 
 def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, cache: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match=r"targets to_z: no such layers; there are .*to_q"):
+    with pytest.raises(ValueError, match=r"targets to_z do not exist; choose from .*to_q"):
         train(out, cache, targets=("to_z",))
-    with pytest.raises(ValueError, match=r"transformer='transformer_2': the pipeline has none"):
+    with pytest.raises(ValueError, match=r"transformer='transformer_2' does not exist in the pipeline"):
         train(out, cache, transformer="transformer_2")
     with pytest.raises(ValueError, match="precision='fp16' needs a GPU"):
         train(out, cache, precision="fp16")
@@ -56,7 +56,7 @@ def test_frames_that_the_vae_does_not_take(tmp_path: Path, cache: Path) -> None:
 
 
 def test_another_pipeline_is_not_trained(tmp_path: Path) -> None:
-    with pytest.raises(NotImplementedError, match="object is not trained here: finetune knows WanPipeline"):
+    with pytest.raises(NotImplementedError, match="object cannot be trained: finetune supports WanPipeline"):
         finetune(object(), [], Settings(PATTERN), tmp_path, base="none")
 
 
@@ -87,7 +87,7 @@ def test_a_lora_from_the_command_line(command: Any, tmp_path: Path, cache: Path)
     assert recipe.pattern == StepSchedule(Radial(density=0.5, tile=(1, 2, 2)), dense_steps=1)
     AcceleratorState._reset_state(reset_partial_state=True)
     code, _, errors = command(*asked, "--steps", 2)
-    assert code == 0 and "going on from step 1" in errors
+    assert code == 0 and "resuming from step 1" in errors
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2]
 
 
@@ -105,7 +105,7 @@ def test_a_folder_of_videos_from_the_command_line(command: Any, tmp_path: Path) 
     code, _, errors = command(*asked)
     assert code == 0, errors
     said = " ".join(errors.split())
-    assert "tiny.mp4 is left out: it has 3 frames, and the shortest clips are of 5" in said
+    assert "tiny.mp4 is left out: it has 3 frames, and the shortest clips have 5" in said
     assert "broken.mp4 is left out: it cannot be decoded" in said and "2 of 4 videos are left out" in said
     assert read_recipe(tmp_path / "run").frames == 9
     cached = [tuple(load_file(path)["tensor"].shape) for path in (tmp_path / "run/cache").glob("latents-*")]
@@ -127,10 +127,10 @@ def test_launchers_leave_each_option_to_the_command() -> None:
         (["--rank", 0], "rank=0 must be 1 or more"),
         (["--size", "0x16"], "width 0 of the clips must be a multiple of"),
         (["--data", ".", "--frames", 10, "--size", "16x16"], "10 frames do not fit the VAE's stride of 4 in time"),
-        (["--data", ".", "--targets", "to_z"], "targets to_z: no such layers; there are"),
+        (["--data", ".", "--targets", "to_z"], "targets to_z do not exist; choose from"),
         (["--size", "large"], "--size 'large' must be WIDTHxHEIGHT in pixels, such as 832x480"),
         (["--frames", 10, "--size", "16x16"], "10 frames do not fit the VAE's stride of 4 in time; use 9 or 13"),
-        (["--targets", "to_z"], "targets to_z: no such layers; there are"),
+        (["--targets", "to_z"], "targets to_z do not exist; choose from"),
         (["--data", "nowhere"], "no folder nowhere; give one with videos and their captions"),
         (["--pattern", "spiral"], "pattern 'spiral' is unknown"),
         (["--positions", "ntk"], "positions='ntk' is unknown; choose one of plain, riflex"),

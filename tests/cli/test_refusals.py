@@ -28,7 +28,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "density and decay": (["--density", "0.3", "--set", "decay=1"], "give one of density=0.3 and decay=1"),
     "short window": (["--pattern", "sliding-tile", "--set", "window=9,24"], "must be a tuple of three whole numbers"),
     "a field without a value": (["--set", "sink"], "must be NAME=VALUE, such as window=9,24,24"),
-    "a word for a number": (["--set", "density=much"], "pattern 'radial' with {'density': 'much'}"),
+    "a word for a number": (["--set", "density=much"], "density='much' must be in (0, 1]"),
     "unknown correction": (["--correction", "glasses"], "choose one of none, pooled-complement"),
     "no table": (["--pattern", "head-modes"], "no file FILE.json"),
     "dense layers": (["--dense-layers", "first"], "must be whole numbers with commas"),

@@ -200,7 +200,7 @@ def test_box_must_divide_the_tile() -> None:
     ],
 )
 def test_boxes_of_so_many_tokens(tile: Tile, tokens: int, box: Tile) -> None:
-    assert PooledComplement(box=tokens).box_in(tile) == box
+    assert PooledComplement(box=tokens).pool_tile(tile) == box
 
 
 @every_case

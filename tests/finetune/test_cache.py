@@ -149,7 +149,7 @@ def test_what_dead_runs_left_is_removed_and_what_is_damaged_is_encoded_again(pip
 
 def test_a_full_disk_is_said_and_what_was_encoded_is_kept(pipe: Any, tmp_path: Path, full_disk: Any) -> None:
     small, large = clip_of(0), clip_of(1, Bucket(9, 64, 64))
-    says = f"cannot write .*latents-.*{os.strerror(errno.EFBIG)}; what was written"
+    says = f"cannot write .*latents-.*{os.strerror(errno.EFBIG)}; earlier files are kept"
     with full_disk(), pytest.raises(OSError, match=says):
         encode(pipe, [small, large], tmp_path)
     assert len(files(tmp_path)) == 1

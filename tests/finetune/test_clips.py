@@ -56,7 +56,7 @@ def test_a_video_gets_the_longest_and_the_most_alike(frames: int, height: int, w
 
 
 def test_a_short_video_has_no_bucket() -> None:
-    with pytest.raises(ValueError, match="it has 32 frames, and the shortest clips are of 33"):
+    with pytest.raises(ValueError, match="it has 32 frames, and the shortest clips have 33"):
         choose_bucket(32, 64, 64, [(64, 64)], [33, 81])
 
 
@@ -124,7 +124,7 @@ def test_frames_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "a.txt").write_text("grey")
     cache = tmp_path / "cache"
     (clip,), _ = folder_clips(tmp_path, [(32, 32)], [5, 13], cache=cache)
-    monkeypatch.setattr("vidsparse.finetune.data.folder.look", lambda *_: (13, 32, 32))
+    monkeypatch.setattr("vidsparse.finetune.data.folder.measure_clip", lambda *_: (13, 32, 32))
     (again,), _ = folder_clips(tmp_path, [(32, 32)], [5, 13], cache=cache)
     assert (again.key, again.bucket) == (clip.key, clip.bucket) == (clip.key, Bucket(5, 32, 32))
     (longer,), _ = folder_clips(tmp_path, [(32, 32)], [5, 9], cache=cache)  # other limits count again
@@ -152,7 +152,7 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path: Path) -> None
     reasons = {s.path.name: s.reason for s in skipped}
     assert reasons.keys() == {"mute.MP4", *(Path(name).name for name in names[1:])}
     assert reasons["mute.MP4"] == "it has no caption: neither in metadata.jsonl nor in mute.txt beside it"
-    assert reasons["short.mp4"] == "it has 4 frames, and the shortest clips are of 5"
+    assert reasons["short.mp4"] == "it has 4 frames, and the shortest clips have 5"
     assert "no such file" in reasons["gone.mp4"]
     assert "line 7 of" in reasons["gone.mp4"]
     assert "damaged" in reasons["cut.mp4"] or "cannot be decoded" in reasons["cut.mp4"]
@@ -216,7 +216,7 @@ def test_captions_of_metadata_and_of_text_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "match"),
     [
-        (['{"file_name": "a.mp4", "caption": "a"}', '{"file_name": '], "line 2 of .*metadata.jsonl is no JSON"),
+        (['{"file_name": "a.mp4", "caption": "a"}', '{"file_name": '], "line 2 of .*metadata.jsonl is not valid JSON"),
         (['["a.mp4", "a"]'], "line 1 of .* has no file_name; write a line such as"),
         (['{"caption": "a"}'], "line 1 of .* has no file_name"),
         (['{"file_name": "a.mp4", "caption": ["a"]}'], r"line 1 of .* has the caption \['a'\]"),
@@ -238,7 +238,7 @@ def test_captions_that_cannot_be_meant(tmp_path: Path, lines: list[str], match: 
 def test_a_caption_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
     (tmp_path / "a.txt").write_bytes("é".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"a\.txt is no UTF-8 text"):
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text"):
         read_captions(tmp_path)
 
 

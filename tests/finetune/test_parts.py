@@ -10,10 +10,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-from vidsparse import Context, Radial, Reshaped, Reuse, StepSchedule
+from vidsparse import Context, HeadModes, Radial, Reshaped, Reuse, StepSchedule
 from vidsparse.finetune import checkpoint
 from vidsparse.finetune.noise import by_noise, draw_levels, shift_of, sparse_levels
-from vidsparse.finetune.objective import Example, Sampler, flow_loss
+from vidsparse.finetune.objective import Example, ExampleStream, flow_loss
 from vidsparse.finetune.settings import Settings
 
 SPARSE = Radial(density=0.3)
@@ -41,7 +41,7 @@ def unipc(shift: float = 3.0) -> UniPCMultistepScheduler:
         ({"precision": "int8"}, r"precision='int8' is unknown; choose one of no, bf16, fp16"),
         ({"positions": "ntk"}, r"positions='ntk' is unknown; choose one of plain, riflex"),
         ({"positions": "riflex"}, r"positions='riflex' needs trained_frames"),
-        ({"correction": Reshaped()}, r"Reshaped\(.*adds what it saw a step before; a training has no steps"),
+        ({"correction": Reshaped()}, r"Reshaped\(.*needs consecutive denoising steps, which training does not have"),
         ({"decay": 1.5}, r"decay=1\.5 must be in \[0, 1\]"),
         ({"sample_every": 5}, r"sample_every=5 needs sample_prompts"),
     ],
@@ -70,7 +70,7 @@ def test_targets_that_do_not_exist_are_named_with_those_that_do() -> None:
 
     model = torch.nn.ModuleDict({"attn": Attention()})
     Settings(SPARSE, targets=("to_q", "to_out.0")).check_targets(model)
-    with pytest.raises(ValueError, match=r"targets to_z, q: no such layers; there are to_out\.0, to_q"):
+    with pytest.raises(ValueError, match=r"targets to_z, q do not exist; choose from to_out\.0, to_q"):
         Settings(SPARSE, targets=("to_z", "to_q", "q")).check_targets(model)
 
 
@@ -100,7 +100,7 @@ def test_levels_of_an_expert_stay_on_its_side_and_fill_it() -> None:
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler(), FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)])
 def test_schedulers_of_another_kind_are_refused(scheduler: Any) -> None:
-    with pytest.raises(NotImplementedError, match=f"{type(scheduler).__name__} is not trained here"):
+    with pytest.raises(NotImplementedError, match=f"{type(scheduler).__name__} cannot be used for training"):
         shift_of(scheduler)
 
 
@@ -127,12 +127,25 @@ def test_a_schedule_by_noise_is_sparse_where_the_generation_is(schedule: StepSch
             assert found.is_dense(drawn) == schedule.is_dense(here), (step, layer)
 
 
+@pytest.mark.parametrize(
+    "table",
+    [((("full", "full"), ("diagonal", "temporal")),), ((("full",), ("full",)), (("diagonal",), ("full",)))],
+    ids=["first-layer-full", "noisiest-phase-full"],
+)
+def test_a_schedule_around_modes_that_are_full_somewhere(table: Any) -> None:
+    """What the pattern runs dense by itself says nothing of the steps that the schedule leaves sparse."""
+    scheduler, modes = unipc(), HeadModes(table)
+    found = by_noise(StepSchedule(modes, dense_steps=2), scheduler, 30)
+    assert isinstance(found, StepSchedule) and found.pattern is modes
+    assert found.sigmas == by_noise(StepSchedule(SPARSE, dense_steps=2), scheduler, 30).sigmas
+
+
 def test_other_patterns_and_the_scheduler_stay_as_they_are() -> None:
     scheduler = unipc()
     assert by_noise(SPARSE, scheduler, 20) is SPARSE
     by_noise(StepSchedule(SPARSE, dense_steps=4), scheduler, 20)
     assert scheduler.num_inference_steps is None
-    with pytest.raises(ValueError, match=r"Reuse\(pattern=StepSchedule\(\.\.\.\)\): put the schedule around"):
+    with pytest.raises(ValueError, match=r"Reuse\(pattern=StepSchedule\(\.\.\.\)\) has its schedule inside"):
         by_noise(Reuse(StepSchedule(SPARSE, dense_steps=4)), scheduler, 20)
     with pytest.raises(ValueError, match="has no sparse step among 4"):
         by_noise(StepSchedule(SPARSE, dense_steps=4), scheduler, 4)
@@ -157,9 +170,9 @@ class Examples:
         return torch.full((2, 3), float(index))
 
 
-def sampler(**changes: Any) -> Sampler:
+def sampler(**changes: Any) -> ExampleStream:
     settings = dict(batch=1, rank=0, world=1, shift=3.0, bounds=(0.0, 1.0), caption_dropout=0.0, seed=7)
-    return Sampler(Examples(), **(settings | changes))  # type: ignore[arg-type]
+    return ExampleStream(Examples(), **(settings | changes))  # type: ignore[arg-type]
 
 
 def same(a: Example, b: Example) -> bool:

@@ -112,7 +112,7 @@ def test_killed_while_it_saves_a_checkpoint(tmp_path: Path, cache: Path) -> None
     assert_same(
         train(tmp_path / "out", cache, say=said.append, **settings), train(tmp_path / "whole", cache, **settings)
     )
-    assert said == ["going on from step 2"]
+    assert said == ["resuming from step 2"]
 
 
 def test_a_full_disk_keeps_the_checkpoints(tmp_path: Path, cache: Path, full_disk: Any) -> None:
@@ -147,7 +147,7 @@ def test_a_killed_training_goes_on(tmp_path: Path, cache: Path) -> None:
 def test_checkpoints_of_another_training_are_refused(tmp_path: Path, cache: Path) -> None:
     train(tmp_path, cache)
     written = (tmp_path / "pytorch_lora_weights.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"of another training \(rank was 4, is 8\); go on with its settings"):
+    with pytest.raises(ValueError, match=r"of another training \(rank was 4, is 8\); resume with its settings"):
         train(tmp_path, cache, pipe := pipeline(), rank=8)
     assert not hasattr(pipe.transformer, "peft_config") and "Sparse" not in str(pipe.transformer.attn_processors)
     with pytest.raises(ValueError, match=r"of another training \(data was "):

@@ -177,7 +177,7 @@ def test_the_pipeline_is_left_with_the_lora_and_without_sparse_attention(tmp_pat
     train(tmp_path, cache, pipe)
     assert all(pipe.transformer.attn_processors[name] is processor for name, processor in before.items())
     assert pipe.get_active_adapters() == ["default"]
-    with pytest.raises(ValueError, match=r"has a LoRA already; pipe\.unload_lora_weights"):
+    with pytest.raises(ValueError, match=r"already has a LoRA; remove it with pipe\.unload_lora_weights"):
         train(tmp_path / "again", cache, pipe)
 
 

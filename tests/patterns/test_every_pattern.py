@@ -401,15 +401,15 @@ def test_no_step_is_the_last_while_the_number_of_steps_is_unknown() -> None:
         (Radial, {"density": 0.0}, r"density=0\.0 must be in \(0, 1\]"),
         (Radial, {"density": 1.1}, r"density=1\.1 must be in"),
         (Radial, {"density": float("nan")}, r"density=nan must be in"),
-        (Radial, {"decay": 0}, r"decay=0 must be greater than 0"),
-        (Radial, {"decay": float("nan")}, r"decay=nan must be greater than 0"),
+        (Radial, {"decay": 0}, r"decay=0 must be a finite number greater than 0"),
+        (Radial, {"decay": float("nan")}, r"decay=nan must be a finite number"),
         (Radial, {"density": 0.2, "tile": (0, 8, 8)}, r"tile=\(0, 8, 8\) must be"),
         (Radial, {"density": 0.2, "tile": [2, 8, 8]}, r"tile=\[2, 8, 8\] must be"),
         (Dense, {"tile": (8, 8)}, r"tile=\(8, 8\) must be"),
-        (RadialRaster, {"decay": -0.1}, "decay is finite and at least 0"),
-        (RadialRaster, {"decay": float("inf")}, "decay is finite and at least 0"),
-        (RadialRaster, {"block": 0}, "block at least 1"),
-        (RadialRaster, {"adjacent": "quarter"}, "'full' or 'half'"),
+        (RadialRaster, {"decay": -0.1}, r"decay=-0\.1 must be a finite number of at least 0"),
+        (RadialRaster, {"decay": float("inf")}, "decay=inf must be a finite number"),
+        (RadialRaster, {"block": 0}, "block=0 must be a whole number of at least 1"),
+        (RadialRaster, {"adjacent": "quarter"}, "adjacent='quarter' is unknown; choose one of full, half"),
         (SlidingTile, {"window": (3, 8)}, r"window=\(3, 8\) must be"),
         (SlidingTile, {"window": (0, 8, 8)}, r"window=\(0, 8, 8\) must be"),
         (SlidingTile, {"stride": (1, 1, 0)}, r"stride=\(1, 1, 0\) must be"),
@@ -432,7 +432,7 @@ def test_bad_arguments(pattern: type[Pattern], arguments: dict[str, Any], messag
 
 def test_layers_that_the_model_has_not() -> None:
     StepSchedule(SPARSE, dense_layers=(-2, 0, 1)).check_model(2, None)
-    with pytest.raises(ValueError, match=r"dense_layers \[2, -3\] are not there: the model has layers 0 to 1"):
+    with pytest.raises(ValueError, match=r"dense_layers \[2, -3\] do not exist: the model has layers 0 to 1"):
         StepSchedule(SPARSE, dense_layers=(2, 1, -3)).check_model(2, None)
 
 

@@ -244,7 +244,7 @@ def test_published_rules_have_names() -> None:
         ({"threshold": 1.5}, r"threshold=1.5 must be in \(0, 1\]"),
         ({"threshold": 0.5, "scope": "block"}, "scope='block' is unknown; choose one of query, head, overall"),
         ({"threshold": 0.5, "routing": "row"}, "routing='row' is unknown; choose one of tile, token"),
-        ({"threshold": 0.5, "temporal": 0}, "temporal=0 must be a whole number of frames"),
+        ({"threshold": 0.5, "temporal": 0}, "temporal=0 must be a whole number of at least 1"),
         ({"threshold": 0.5, "spatial": (3,)}, r"spatial=\(3,\) must be a tuple of two sides"),
         ({"threshold": 0.5, "box": (1, 2)}, r"box=\(1, 2\) must be a tuple of three"),
         ({"threshold": 0.5, "tile": (0, 2, 2)}, r"tile=\(0, 2, 2\) must be a tuple of three"),

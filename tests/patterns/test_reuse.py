@@ -388,14 +388,18 @@ def test_the_published_numbers_of_dense_steps(steps: int, skip: float, dense: in
     ("make", "error", "message"),
     [
         (lambda: Reuse(0.2), TypeError, r"pattern=0\.2 must be a pattern, such as TopBlocks"),  # type: ignore[arg-type]
-        (lambda: Reuse(TOP, refresh_every=0), ValueError, r"refresh_every=0 must be a whole number of at least 1 step"),
+        (
+            lambda: Reuse(TOP, refresh_every=0),
+            ValueError,
+            r"refresh_every=0 must be a whole number of at least 1, or None",
+        ),
         (lambda: Reuse(TOP, min_recall=0.0), ValueError, r"min_recall=0\.0 must be in \(0, 1\]"),
         (lambda: Reuse(TOP, min_recall=1.1), ValueError, r"min_recall=1\.1 must be in"),
         (lambda: Reuse.published(steps=0), ValueError, r"steps=0 must be at least 1"),
         (lambda: Reuse.published(skip=1.5), ValueError, r"skip=1\.5 in \[0, 1\]"),
         (lambda: ExactBlocks(0.0), ValueError, r"ratio=0\.0 must be in \(0, 1\]"),
         (lambda: ExactBlocks(1.1), ValueError, r"ratio=1\.1 must be in"),
-        (lambda: ExactBlocks(sink=-1), ValueError, r"sink=-1 must be at least 0"),
+        (lambda: ExactBlocks(sink=-1), ValueError, r"sink=-1 must be a whole number of at least 0"),
         (lambda: ExactBlocks(tile=(8, 8)), ValueError, r"tile=\(8, 8\) must be"),  # type: ignore[arg-type]
     ],
     ids=lambda value: value if isinstance(value, str) else "",

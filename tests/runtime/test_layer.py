@@ -250,7 +250,7 @@ def test_hidden_text_is_not_in_the_mean_of_all_values() -> None:
     grid = VideoGrid(2, 2, 2, prefix=1, suffix=2)
     value = torch.randn(2, grid.tokens, 3, 4, dtype=torch.float64)
     layout = Dense(tile=(1, 2, 2)).plan(grid).layout
-    hidden = layout.hidden_tokens(torch.tensor([1, 3]))
+    hidden = layout.padding_mask(torch.tensor([1, 3]))
     assert hidden is not None and hidden.nonzero().tolist() == [[0, 9], [0, 10]]
     expected = torch.stack([value[0, :9].mean(dim=0), value[1].mean(dim=0)])[:, None]
     torch.testing.assert_close(mean_value(value, hidden), expected)

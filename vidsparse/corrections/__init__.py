@@ -1,4 +1,4 @@
-"""Corrections: what is added back for the tiles that a map drops. One file, one idea."""
+"""Corrections: estimates of what the tiles that a map drops would have added. One file, one idea."""
 
 from vidsparse.corrections.base import Correction, SparseCall
 from vidsparse.corrections.gated_coarse import GatedCoarse

@@ -1,4 +1,4 @@
-"""What a correction is: an estimate of what attention to the dropped tiles would have added.
+"""The base of corrections, which estimate what attention to the dropped tiles would have added.
 
 With `out` and `lse` of the kept keys, and those of the dropped ones, dense attention is exactly their merge:
 
@@ -21,16 +21,16 @@ from vidsparse.patterns.base import Context
 
 @dataclass(frozen=True)
 class SparseCall:
-    """Sparse attention that has been computed, of the heads that share one map.
+    """The inputs and the result of sparse attention for the heads that share one map.
 
     Attributes:
         query, key, value, out: [batch, tokens, heads, head_dim].
         lse: natural log of the sum of exponentials over the kept keys, [batch, heads, tokens].
         block_map: which tiles were kept.
-        context: layer and step; `memory` is this correction's own.
+        context: layer and step; `memory` belongs to this correction and group of heads.
         exact: computes dense attention, out and lse, for corrections that learn from it; the report counts it.
-        extra_valid: int [batch], how many prefix and suffix tokens, in sequence order, are real; None: all.
-        gate: the model's own gate of each channel [batch, tokens, heads, head_dim]; None where it has none.
+        extra_valid: int [batch], how many prefix and suffix tokens, in sequence order, are keys; None: all.
+        gate: the model's learned gate for each channel [batch, tokens, heads, head_dim]; None without one.
     """
 
     query: torch.Tensor
@@ -45,14 +45,16 @@ class SparseCall:
     gate: torch.Tensor | None = None
 
     @property
-    def text_bias(self) -> torch.Tensor:
-        """What to add to the logits of prefix and suffix tokens, in sequence order: 0, or -inf for those that are not
-        real. float32 [batch or 1, 1, 1, tokens]."""
+    def extra_bias(self) -> torch.Tensor:
+        """What to add to the logits of prefix and suffix tokens, float32 [batch or 1, 1, 1, prefix + suffix].
+
+        0 for keys and -inf for padding, in sequence order.
+        """
         number = torch.arange(self.block_map.grid.prefix + self.block_map.grid.suffix, device=self.out.device)
         if self.extra_valid is None:
             return torch.zeros(1, 1, 1, len(number), device=self.out.device)
-        real = number < self.extra_valid.to(self.out.device)[:, None]
-        return torch.where(real, 0.0, float("-inf"))[:, None, None]
+        is_key = number < self.extra_valid.to(self.out.device)[:, None]
+        return torch.where(is_key, 0.0, float("-inf"))[:, None, None]
 
 
 class Correction(ABC):

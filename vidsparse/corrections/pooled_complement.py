@@ -1,4 +1,4 @@
-"""Pooled complement: every query also attends to the mean keys and mean values of the tiles that it does not see."""
+"""Pooled complement: every query also attends to the mean keys and mean values of the tiles that were dropped."""
 
 from __future__ import annotations
 
@@ -10,39 +10,40 @@ import torch
 
 from vidsparse.attention import merge
 from vidsparse.corrections.base import Correction, SparseCall
-from vidsparse.grid import Tile, check_tile
-from vidsparse_kernels.layout import Triple, tile_of_token
+from vidsparse.grid import Tile
+from vidsparse.patterns.fields import check_flag, check_sides, check_whole
+from vidsparse_kernels.layout import tile_of_token, tile_sizes
 from vidsparse_kernels.selection.pooling import tile_means
 
-SCORES = 1 << 24  # computed at a time: 64 MiB in float32
+SCORES = 1 << 24  # scores computed at a time: 64 MiB in float32
 
 
 @dataclass(frozen=True)
 class PooledComplement(Correction):
-    """Dropped tiles take part through their means, each with the weight of its tokens.
+    """Dropped tiles contribute through their means, each weighted by its number of tokens.
 
     A query q sees a dropped tile of n tokens as one key: logit q . mean(k) / sqrt(d) + log n, value mean(v). This
     attention over the dropped tiles and the exact one over the kept keys are merged by their lse, so that rho and
-    the second term of `corrections.base` come from one softmax per query. Without the gate it is exact when the keys
-    of each dropped tile are equal, whatever the values.
+    the second term of `corrections.base` come from one softmax per query. Without the gate it is exact if the keys of
+    each dropped tile are equal, whatever the values.
 
-    Means mislead where attention picks single tokens of a tile, and the kept tiles tell where: the gate attends to
-    *their* means as well and compares with the exact output. The correlation of the two, over the tokens of a query
-    tile and relative to the video's mean value, is the share of the change that is applied.
+    Means mislead where attention picks single tokens of a tile, and the kept tiles show where: the gate attends to
+    *their* means as well, and compares with the exact output. The correlation of the two, over the tokens of a query
+    tile and relative to the video's mean value, is the fraction of the change that is applied.
 
-    It replaces the two rules of `Rectified` (arXiv 2511.19835): text is in the exact part, and the softmax is each
-    query's own. Measured in `benchmarks/corrections.py`: with the gate no layer got worse than without correction, for
+    It replaces the two rules of `Rectified` (arXiv 2511.19835): text is in the exact part, and every query has a
+    softmax. Measured in `benchmarks/corrections.py`: with the gate no layer got worse than without correction, for
     typically a tenth of the mean gain; smaller boxes help most; the variance term tripled the error of some layers.
 
-    Gradients flow through all but the gate. Without them memory is bounded: queries take turns.
+    Gradients flow through everything but the gate. Without gradients memory is bounded: queries are processed in turn.
 
     Attributes:
-        gate: apply only the share of the change that the kept tiles vouch for.
-        box: (frames, height, width) of the boxes whose means are taken, dividing the tile, or how many tokens they
-            have: the tile is halved along its longest sides until it has no more. By default the tile. The products
-            cost 1 / (tokens of a box) of dense attention's, and half as much again with the gate.
-        variance: add half the variance of a tile's logits, from the variance of its keys along each channel: the
-            second term of the log of the mean exponential, whose first the mean key gives.
+        gate: apply only the fraction of the change that the kept tiles support.
+        box: the boxes whose means are taken: sides (frames, height, width) that divide the tile, or a number of tokens:
+            the tile is halved along its longest sides until it has at most that many. By default the tile. The products
+            cost 1 / (tokens of a box) of those of dense attention, and half as much again with the gate.
+        variance: add half the variance of a tile's logits, from the variance of its keys in each channel: the second
+            term of the log of the mean exponential; the mean key gives the first.
     """
 
     gate: bool = True
@@ -50,14 +51,18 @@ class PooledComplement(Correction):
     variance: bool = False
 
     def __post_init__(self) -> None:
+        check_flag(self, "gate", "variance")
         if isinstance(self.box, int):
-            if self.box < 1:
-                raise ValueError(f"box={self.box} must have at least 1 token")
-        elif self.box is not None:
-            check_tile(self.box, "box")
+            check_whole(self, "box", least=1)
+        else:
+            check_sides(self, "box", optional=True)
 
-    def box_in(self, tile: Tile) -> Tile:
-        """The sides of the boxes in a tile. Raises `ValueError` where the box does not divide it."""
+    def pool_tile(self, tile: Tile) -> Tile:
+        """The sides of the boxes in a tile.
+
+        Raises:
+            ValueError: the box does not divide the tile.
+        """
         if self.box is None:
             return tile
         if isinstance(self.box, int):
@@ -88,56 +93,56 @@ class PooledComplement(Correction):
         if not self.gate:
             return corrected
         share = _correlation(torch.cat(agreements, dim=2), owner, columns.kept.shape[2])
-        # Without a kept key there is nothing to compare with, and nothing to lose.
+        # Without a kept key there is nothing to compare with: apply the whole change.
         share = share.masked_fill(call.lse[:, :, video].isneginf(), 1.0).transpose(1, 2)[..., None]
         corrected[:, video] = (out[:, video] + share * (corrected[:, video] - out[:, video])).to(out.dtype)
         return corrected
 
     def _columns(self, call: SparseCall) -> _Columns:
         block_map, key, value = call.block_map, call.key, call.value
-        grid, tile = block_map.grid, self.box_in(block_map.key_tile)
+        grid, tile = block_map.grid, self.pool_tile(block_map.key_tile)
         owner = tile_of_token(grid.view, tile)
-        sizes = torch.bincount(owner)
-        parent = torch.empty_like(sizes)
+        sizes = tile_sizes(grid.view, tile, key.device)
+        parent = torch.empty(len(sizes), dtype=torch.int64)
         parent[owner] = block_map.key_tile_of_token
         kept = block_map.to_dense().to(key.device)[..., parent.to(key.device)]
-        keys, values = (differentiable_means(x, grid.view, tile, grid.prefix) for x in (key, value))
+        keys, values = (tile_means(x, grid.view, tile, grid.prefix) for x in (key, value))
         spread = None
         if self.variance:
-            spread = differentiable_means(key.float() ** 2, grid.view, tile, grid.prefix) - keys**2
-        bias = sizes.to(key.device).log()[None, None, None]
+            spread = tile_means(key.float() ** 2, grid.view, tile, grid.prefix) - keys**2
+        bias = sizes.log()[None, None, None]
         if self.gate and (extra := grid.prefix + grid.suffix):
-            # The kept side has the text, which is exact: each of its tokens is a box of its own.
+            # The kept side includes the text, which is exact: each text token is one box.
             text = block_map.layout.extra_tokens.to(key.device)
             keys, values = (
                 torch.cat((means, x[:, text].transpose(1, 2).float()), dim=2)
                 for means, x in ((keys, key), (values, value))
             )
-            text_bias = call.text_bias
-            bias = torch.cat((bias.expand(len(text_bias), -1, -1, -1), text_bias), dim=-1)
+            extra_bias = call.extra_bias
+            bias = torch.cat((bias.expand(len(extra_bias), -1, -1, -1), extra_bias), dim=-1)
             kept = torch.nn.functional.pad(kept, (0, extra), value=True)
             spread = None if spread is None else torch.nn.functional.pad(spread, (0, 0, 0, extra))
         return _Columns(keys, values, bias, spread, kept)
 
 
 class _Columns(NamedTuple):
-    """Means of boxes, and text: keys, values and spread [B, H, M, d], bias [B|1, 1, 1, M], kept [B|1, H|1, Q, M]."""
+    """The M means of boxes and text tokens that queries attend to, of Q query tiles."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
-    bias: torch.Tensor
-    spread: torch.Tensor | None
-    kept: torch.Tensor
+    keys: torch.Tensor  # [B, H, M, head_dim]
+    values: torch.Tensor  # [B, H, M, head_dim]
+    bias: torch.Tensor  # [B|1, 1, 1, M], added to the logits
+    spread: torch.Tensor | None  # [B, H, M, head_dim], variance of the keys
+    kept: torch.Tensor  # bool [B|1, H|1, Q, M]
 
     def logits(self, query: torch.Tensor) -> torch.Tensor:
-        """[B, H, rows, M] for queries [B, rows, H, d]."""
+        """The logits [B, H, rows, M] of queries [B, rows, H, head_dim]."""
         scaled = query.transpose(1, 2).float() * query.shape[-1] ** -0.5
         logits: torch.Tensor = scaled @ self.keys.mT + self.bias
         return logits if self.spread is None else logits + 0.5 * scaled**2 @ self.spread.mT
 
 
 def _halved(tile: Tile, tokens: int) -> Tile:
-    """The tile, its longest even side halved until it has no more than so many tokens, or no even side."""
+    """Halve the longest even side of a tile until it has at most `tokens` tokens, or no even side."""
     sides = list(tile)
     while math.prod(sides) > tokens:
         even = [axis for axis, side in enumerate(sides) if side % 2 == 0]
@@ -147,19 +152,11 @@ def _halved(tile: Tile, tokens: int) -> Tile:
     return (sides[0], sides[1], sides[2])
 
 
-def differentiable_means(x: torch.Tensor, view: Triple, tile: Triple, prefix: int) -> torch.Tensor:
-    """As `tile_means`, float32 [B, H, tiles, d], but gradients flow where they are asked for."""
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return tile_means(x, view, tile, prefix)
-    owner = tile_of_token(view, tile).to(x.device)
-    sizes = torch.bincount(owner)
-    sums = x.new_zeros(x.shape[0], len(sizes), *x.shape[2:], dtype=torch.float32)
-    sums = sums.index_add(1, owner, x[:, prefix : prefix + len(owner)].float())
-    return (sums / sizes[:, None, None]).transpose(1, 2)
-
-
 def _attend(logits: torch.Tensor, seen: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention to the columns that are seen: [B, H, rows, d] and lse; for a row without any something finite, -inf."""
+    """Attention to the columns that are seen: out [B, H, rows, head_dim] and lse [B, H, rows].
+
+    A row that sees no column has a finite out and lse -inf.
+    """
     alive = seen.any(dim=-1, keepdim=True)
     logits = logits.masked_fill(~seen & alive, float("-inf"))
     lse = logits.logsumexp(dim=-1, keepdim=True)
@@ -173,7 +170,7 @@ def _products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _correlation(products: torch.Tensor, owner: torch.Tensor, tiles: int) -> torch.Tensor:
-    """Each token's tile's correlation in [0, 1]: [B, H, tokens]."""
+    """The correlation in [0, 1] of each token's tile: [B, H, tokens]."""
     sums = products.new_zeros(*products.shape[:2], tiles, 3).index_add_(2, owner, products)
     both, first, second = sums.unbind(dim=-1)
     norm = (first.sqrt() * second.sqrt()).clamp(min=torch.finfo(products.dtype).tiny)

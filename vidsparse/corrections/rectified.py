@@ -1,4 +1,4 @@
-"""Rectified sparse attention: a pooled softmax shares the output between kept and trusted tiles."""
+"""Rectified sparse attention: a pooled softmax divides the output between kept and trusted tiles."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from dataclasses import dataclass
 import torch
 
 from vidsparse.corrections.base import Correction, SparseCall
-from vidsparse.corrections.pooled_complement import differentiable_means
-from vidsparse_kernels.layout import tile_of_token
+from vidsparse_kernels.layout import tile_of_token, tile_sizes
+from vidsparse_kernels.selection.pooling import tile_means
 
 
 @dataclass(frozen=True)
 class Rectified(Correction):
-    """rho and the second term of `corrections.base` from mean queries and mean keys, one of each for a query tile.
+    """Estimates rho and the second term of `corrections.base` from mean queries and keys, once per query tile.
 
-    P is the softmax of the products of mean queries and mean keys, in which a tile counts as many times as it has
-    tokens and each text token once (the published isolated-pooling attention reallocation, IPAR). Of the dropped tiles
-    those are trusted whose product outweighs what pooling may have lost (gain-aware pooling rectification, GAPR):
+    P is the softmax of the products of mean queries and mean keys, in which a tile counts once for each of its tokens
+    and each text token once (the published isolated-pooling attention reallocation, IPAR). A dropped tile is trusted if
+    its product outweighs what pooling may have lost (gain-aware pooling rectification, GAPR):
 
         |mean(q) . mean(k)| > |mean|q - mean(q)| . mean(k)| + |mean(q) . mean|k - mean(k)||
 
-    A query tile's output is then out * (1 - sum of P over trusted) + (sum of P * mean(v) over trusted): the mass of the
-    other dropped tiles goes to the kept ones.
+    A query tile's output is then out * (1 - sum of P over trusted) + (sum of P * mean(v) over trusted): the weight of
+    the other dropped tiles goes to the kept ones.
 
     Paper: Rectified SpaAttn, arXiv 2511.19835. Code: BienLuky/Rectified-SpaAttn at 4b0aa10. Differences: any pattern
     chooses the tiles, which are boxes instead of runs along a Gilbert curve; a ragged tile counts for the tokens that
     it has, also without text; text queries stay exact.
 
-    `PooledComplement` is the better choice: on the shipped model this one raised the error of some layers with most
+    `PooledComplement` is the better choice: on the shipped model `Rectified` raised the error of some layers with most
     patterns, to 2.4 times at worst (`benchmarks/corrections.py`).
     """
 
@@ -36,11 +36,11 @@ class Rectified(Correction):
         block_map, out = call.block_map, call.out
         grid = block_map.grid
         view, prefix, scale = grid.view, grid.prefix, out.shape[-1] ** -0.5
-        query = differentiable_means(call.query, view, block_map.query_tile, prefix)
-        key, value = (differentiable_means(x, view, block_map.key_tile, prefix) for x in (call.key, call.value))
-        sizes = torch.bincount(tile_of_token(view, block_map.key_tile)).to(out.device)
+        query = tile_means(call.query, view, block_map.query_tile, prefix)
+        key, value = (tile_means(x, view, block_map.key_tile, prefix) for x in (call.key, call.value))
+        sizes = tile_sizes(view, block_map.key_tile, out.device)
         text = call.key[:, block_map.layout.extra_tokens.to(out.device)].transpose(1, 2).float()
-        logits = torch.cat((query @ key.mT * scale + sizes.log(), query @ text.mT * scale + call.text_bias), dim=-1)
+        logits = torch.cat((query @ key.mT * scale + sizes.log(), query @ text.mT * scale + call.extra_bias), dim=-1)
         with torch.no_grad():
             trusted = _trusted(call, query, key) & ~block_map.to_dense().to(out.device)
         shares = logits.softmax(dim=-1)[..., : len(sizes)] * trusted
@@ -65,8 +65,8 @@ def _trusted(call: SparseCall, query: torch.Tensor, key: torch.Tensor) -> torch.
 
 
 def _deviation(x: torch.Tensor, means: torch.Tensor, call: SparseCall, tile: tuple[int, int, int]) -> torch.Tensor:
-    """Mean absolute distance from the tile's mean, for each channel: [B, H, tiles, d]."""
+    """The mean absolute distance from the tile's mean, for each channel: [B, H, tiles, head_dim]."""
     grid = call.block_map.grid
     owner = tile_of_token(grid.view, tile).to(x.device)
     video = x[:, grid.prefix : grid.prefix + grid.video_tokens].float()
-    return differentiable_means((video - means.transpose(1, 2)[:, owner]).abs(), grid.view, tile, 0)
+    return tile_means((video - means.transpose(1, 2)[:, owner]).abs(), grid.view, tile, 0)

@@ -1,4 +1,4 @@
-"""Reshaped attention: what dense attention would have added is measured at some steps and remembered for the next."""
+"""Reshaped attention: what dense attention adds is measured at some steps and reused in the steps after them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from vidsparse.block_map import BlockMap
 from vidsparse.corrections.base import Correction, SparseCall
 from vidsparse.grid import Tile, VideoGrid
+from vidsparse.patterns.fields import check_choice, check_number, check_whole
 from vidsparse_kernels.layout import tile_of_token
 from vidsparse_kernels.selection.pooling import tile_means
 
@@ -18,32 +19,32 @@ Residual = Literal["none", "tile", "full"]
 
 @dataclass(frozen=True)
 class Reshaped(Correction):
-    """rho and the second term of `corrections.base` are those of an earlier step, which ran dense.
+    """Takes rho and the second term of `corrections.base` from an earlier step, which ran dense.
 
-    At a refresh step the output is the dense one, and two things are kept for each query: the kept keys' share
-    rho = exp(lse - lse_dense) of the softmax, and the residual R = dense - rho * out. k steps later the output is
-    min(rho + drift * k, 1) * out + R. The first sparse step of a layer and branch refreshes, every `refresh_every`-th
-    after it, and any at which the map or the shapes have changed: a pattern that selects by content has to hold its map
-    and its groups of heads in between, as within `Reuse`, or every step is dense.
+    At a refresh step the output is the dense one, and two things are stored for each query: the fraction
+    rho = exp(lse - lse_dense) of the softmax that the kept keys have, and the residual R = dense - rho * out. k steps
+    later the output is min(rho + drift * k, 1) * out + R. Refresh steps are the first sparse step of a layer and
+    branch, every `refresh_every`-th step after it, and any step at which the map or the shapes have changed. A pattern
+    that selects by content has to keep its map and its groups of heads in between, as within `Reuse`; otherwise every
+    step is dense.
 
-    It is for generation: a pass that gradient checkpointing repeats would find what the first one has left.
+    Inference only: with gradient checkpointing a recomputed pass would read state written by the first pass.
 
-    Paper: Re-ttention, arXiv 2505.22918. Code: cccrrrccc/Re-ttention at bbec1f5. Differences: any unchanging
-    pattern instead of a window along the raster order; the residual is of the attention itself, not of what follows its
-    output projection; rho never exceeds 1; the residual can be compressed, since in full it is as large as the output
-    of every layer and branch (`cache_bytes`): 63 GB for Wan 2.1 14B at 720p, 81 frames,
-    with guidance.
+    Paper: Re-ttention, arXiv 2505.22918. Code: cccrrrccc/Re-ttention at bbec1f5. Differences: any pattern that does not
+    change instead of a window along the raster order; the residual is that of the attention itself, not of what follows
+    its output projection; rho never exceeds 1; the residual can be compressed, since in full it is as large as the
+    output of every layer and branch (`cache_bytes`): 63 GB for Wan 2.1 14B at 720p, 81 frames, with guidance.
 
     Attributes:
-        residual: "full" keeps R, "tile" its mean over the video tokens of each query tile (text needs none), "none"
-            nothing: the output is only scaled. On the shipped model "full" helped nearly everywhere, "tile" not,
-            and "none" was far worse than no correction (`benchmarks/corrections.py`).
+        residual: "full" stores R; "tile" stores its mean over the video tokens of each query tile (text needs none);
+            "none" stores nothing, and the output is only scaled. On the shipped model "full" helped nearly everywhere,
+            "tile" did not, and "none" was far worse than no correction (`benchmarks/corrections.py`).
         drift: added to rho at every step.
         refresh_every: steps from one refresh to the next. Steps that the pattern's schedule runs dense count, but do
             not refresh.
 
     Raises:
-        ValueError: an unknown residual, a negative drift, or no step from one refresh to the next.
+        ValueError: an unknown residual, a negative drift, or `refresh_every` below 1.
     """
 
     residual: Residual = "full"
@@ -51,12 +52,9 @@ class Reshaped(Correction):
     refresh_every: int = 5
 
     def __post_init__(self) -> None:
-        if self.residual not in get_args(Residual):
-            raise ValueError(f"residual={self.residual!r} is unknown; choose one of {', '.join(get_args(Residual))}")
-        if not self.drift >= 0 or not isinstance(self.refresh_every, int) or self.refresh_every < 1:
-            raise ValueError(
-                f"drift={self.drift} must be at least 0, refresh_every={self.refresh_every} a whole number from 1"
-            )
+        check_choice(self, "residual", get_args(Residual))
+        check_number(self, "drift")
+        check_whole(self, "refresh_every", least=1)
 
     def correct(self, call: SparseCall) -> torch.Tensor:
         cache: _Cache | None = call.context.memory.get("reshaped")
@@ -78,7 +76,7 @@ class Reshaped(Correction):
     def cache_bytes(
         self, grid: VideoGrid, tile: Tile, heads: int, head_dim: int, *, batch: int = 1, itemsize: int = 2
     ) -> int:
-        """Bytes of one layer's and branch's cache, for query tiles `tile` and outputs of `itemsize` bytes."""
+        """Bytes of the cache of one layer and branch, for query tiles `tile` and outputs of `itemsize` bytes."""
         rows = batch * heads
         tiles = torch.Size(grid.tiles(tile)).numel()
         residual = {"none": 0, "tile": 4 * rows * tiles * head_dim, "full": itemsize * rows * grid.tokens * head_dim}
@@ -105,12 +103,12 @@ class Reshaped(Correction):
 
 
 class _Cache(NamedTuple):
-    """The step and the map measured, rho [B, H, tokens], the residual as the output or [B, H, query tiles, d]."""
+    """What a refresh step stored."""
 
     step: int
     block_map: BlockMap
-    rho: torch.Tensor
-    residual: torch.Tensor | None
+    rho: torch.Tensor  # float32 [B, H, tokens]
+    residual: torch.Tensor | None  # like the output, or for "tile" [B, H, query tiles, head_dim]
 
     @property
     def nbytes(self) -> int:
@@ -118,7 +116,7 @@ class _Cache(NamedTuple):
 
 
 def _per_query(x: torch.Tensor) -> torch.Tensor:
-    """[B, H, tokens] as a factor of [B, tokens, H, d]."""
+    """Reshape [B, H, tokens] to a factor of [B, tokens, H, head_dim]."""
     return x.transpose(1, 2)[..., None]
 
 
@@ -127,5 +125,5 @@ def _same(a: BlockMap, b: BlockMap) -> bool:
         return True
     if (a.layout, a.counts.shape, a.counts.device) != (b.layout, b.counts.shape, b.counts.device):
         return False
-    # Equal counts first: they are cheap, and entries past a count mean nothing.
+    # Counts first: they are cheap to compare. Entries past a count are undefined, so lists are compared as dense maps.
     return torch.equal(a.counts, b.counts) and torch.equal(a.to_dense(), b.to_dense())

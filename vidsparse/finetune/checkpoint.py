@@ -1,4 +1,4 @@
-"""Checkpoints of a training: one file each, complete or not there, the newest that can be read is used."""
+"""Checkpoints of a training: each file is complete or absent, and the newest readable one is used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME = "step-{:07d}.pt"
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
-    """Write the state of a step, and remove checkpoints but the newest `keep`.
+    """Write the state of a step, and remove all checkpoints but the newest `keep`.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written; earlier checkpoints stay as they are.
@@ -28,11 +28,11 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
             torch.save(dict(state, step=step), file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where the disk is full
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError if the disk is full
         raise OSError(
-            f"cannot write checkpoint {path}: {error}; the earlier ones are whole: the same command goes on from them"
+            f"cannot write checkpoint {path}: {error}; the earlier ones are whole: the same command resumes from them"
         ) from error
-    # What is later than this step could not be read, and was passed over.
+    # Checkpoints of later steps could not be read, and were skipped.
     paths = _paths(folder)
     later = paths[paths.index(path) + 1 :]
     for old in [*later, *paths[: max(0, len(paths) - len(later) - keep)]]:
@@ -40,9 +40,9 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
-    """The newest checkpoint that can be read, or None, and those that were passed over as broken.
+    """The newest readable checkpoint or None, and the paths of those that were skipped as damaged.
 
-    What a killed process has left half-written has another name, and is removed.
+    Half-written files of a killed process have another name, and are removed.
     """
     for leftover in folder.glob(".step-*.pt"):
         leftover.unlink(missing_ok=True)
@@ -52,7 +52,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
             return torch.load(path, weights_only=True, map_location="cpu"), broken
         except OSError:
             raise
-        except Exception:  # bytes that are damaged are read as anything
+        except Exception:  # damaged bytes raise many kinds of errors
             broken.append(path)
     return None, broken
 

@@ -1,4 +1,4 @@
-"""What a training refuses before anything is computed."""
+"""Checks of a pipeline and its settings before a training computes anything."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from vidsparse.runtime.sparsify import sparsify
 
 
 def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()) -> None:
-    """Refuse what cannot be trained, before videos are looked at. The pipeline stays as it is.
+    """Refuse what cannot be trained, before videos are read. The pipeline does not change.
 
     Args:
-        pipe, settings: as `finetune` gets them.
+        pipe, settings: as `finetune` takes them.
         buckets: sizes of the clips.
 
     Raises:
         NotImplementedError: not a text-to-video pipeline of Wan's kind, or a scheduler of another kind.
-        ValueError: no such transformer, one with a LoRA, targets that it has not, a LoRA to begin with that is of
-            another shape, a pattern for another model, a schedule that is dense wherever this transformer computes, or
-            a size that the model does not take.
-        OSError: no LoRA to begin with.
+        ValueError: the transformer does not exist or has a LoRA; targets do not exist; the initial LoRA has another
+            shape; the pattern is for another model; the schedule is dense at all noise levels of this transformer; or
+            the model does not take a size.
+        OSError: the initial LoRA does not exist.
         ImportError: peft is missing.
     """
     import peft  # noqa: F401
@@ -37,13 +37,13 @@ def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()
     known = isinstance(pipe, WanPipeline)
     if not known or pipe.config.get("expand_timesteps", False):
         raise NotImplementedError(
-            f"{type(pipe).__name__} is not trained here: finetune knows WanPipeline, text to video with one timestep"
+            f"{type(pipe).__name__} cannot be trained: finetune supports WanPipeline, text to video with one timestep"
         )
     transformer = getattr(pipe, settings.transformer, None)
     if not isinstance(transformer, torch.nn.Module):
-        raise ValueError(f"transformer={settings.transformer!r}: the pipeline has none; use 'transformer'")
+        raise ValueError(f"transformer={settings.transformer!r} does not exist in the pipeline; use 'transformer'")
     if getattr(transformer, "peft_config", None):
-        raise ValueError("the transformer has a LoRA already; pipe.unload_lora_weights() takes it out")
+        raise ValueError("the transformer already has a LoRA; remove it with pipe.unload_lora_weights()")
     for bucket in buckets:
         check_bucket(pipe, bucket)
     settings.check_targets(transformer)

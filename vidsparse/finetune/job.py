@@ -1,4 +1,4 @@
-"""A whole training: encode the clips, let the encoders rest, train the LoRA, leave the pipeline usable."""
+"""A whole training: encode the clips, move the encoders away, train the LoRA, leave the pipeline usable."""
 
 from __future__ import annotations
 
@@ -30,40 +30,42 @@ def finetune(
     say: Callable[[str], None] = print,
     progress: Callable[[str, int, int, float | None], None] = lambda task, done, total, loss: None,
 ) -> Path:
-    """Train a LoRA with sparse attention, and write it with what it was trained with.
+    """Train a LoRA with sparse attention, and write it together with its settings.
 
         clips = drawn_clips(512, Bucket(129, 64, 64))
         settings = Settings(StepSchedule(Radial(density=0.2), dense_steps=4), trained_frames=33, rank=16, steps=400)
         finetune(load_pipeline(), clips, settings, "runs/long", base="shapes")
 
-    With checkpoints in the folder it goes on from the last, to the very weights of a run without a break. Under
+    If the folder has checkpoints, it resumes from the last one and ends with the weights of an uninterrupted run. Under
     `accelerate launch` each process calls it, and each step has the videos of all processes.
 
     Args:
-        pipe: a `WanPipeline`, its weights in the dtype that they shall rest in; moved to the device of the training.
+        pipe: a `WanPipeline`, with weights already in the dtype they should be stored in; moved to the device of the
+            training.
         clips: from `folder_clips` or `drawn_clips`.
-        settings: all that decides the result.
-        folder: gets the LoRA, `checkpoints`, `samples`, `log.jsonl` and TensorBoard's files.
+        settings: everything that decides the result.
+        folder: receives the LoRA, `checkpoints`, `samples`, `log.jsonl` and TensorBoard's files.
         base: name of the base model, for the LoRA's file.
-        sampling: arguments of `pipe(...)` for sample videos. fps: of these.
+        sampling: arguments of `pipe(...)` for sample videos.
+        fps: frames per second of sample videos.
         cache: folder of latents and embeddings; by default `folder/cache`.
-        cpu: train on the CPU also where there is a GPU.
-        say: is told in a line each what a person should know; in the main process alone.
-        progress: called with a task ("encoding" or "training"), how much is done and of how much, and the loss.
+        cpu: train on the CPU even if there is a GPU.
+        say: called with messages for the user, one line each, in the main process only.
+        progress: called with the task ("encoding" or "training"), what is done and the total, and the loss.
 
     Returns:
         The folder, for `vidsparse.load_lora` and `pipe.load_lora_weights`.
 
     Raises:
-        NotImplementedError: a pipeline or a scheduler whose training is not known.
+        NotImplementedError: a pipeline or scheduler that cannot be trained.
         ImportError: peft is missing.
-        ValueError: targets, sizes or checkpoints that do not fit the model or the settings; no clip that can be read; a
-            precision that the device has not, or other than accelerate's in this process: one process, one precision.
-        OSError: the disk is full; what was written before is whole.
+        ValueError: targets, sizes or checkpoints that do not fit the model or the settings; no readable clip; a
+            precision that the device does not support, or that differs from accelerate's in this process.
+        OSError: the disk is full; files written before are complete.
     """
     folder = Path(folder)
     check_pipeline(pipe, settings, {clip.bucket for clip in clips})
-    cpu = cpu or not torch.accelerator.is_available()  # accelerate joins processes on a CPU only where it is told
+    cpu = cpu or not torch.accelerator.is_available()  # accelerate joins processes on a CPU only if told to
     if settings.precision == "fp16" and cpu:
         raise ValueError("precision='fp16' needs a GPU; use 'bf16' on a CPU")
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,4 +101,4 @@ def finetune(
 
 
 def _nothing(text: str) -> None:
-    """Only the main process speaks."""
+    """Say nothing: for all processes but the main one."""

@@ -1,4 +1,4 @@
-"""The log of a training: a JSON line for every few steps, as of one run also where it was broken off."""
+"""The log of a training: one JSON line every few steps; a resumed run continues the same log."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ NAME = "log.jsonl"
 
 
 def append(folder: Path, line: Mapping[str, float]) -> None:
-    """Raises `OSError` where the disk is full; the lines of before stay."""
+    """Append one line.
+
+    Raises:
+        OSError: the disk is full; earlier lines are kept.
+    """
     path = folder / NAME
     try:
         with path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
     except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}; the same command goes on from the checkpoint") from error
+        raise OSError(f"cannot write {path}: {error.strerror}; the same command resumes from the checkpoint") from error
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Remove lines of steps that are computed again, and half a line of a process that was killed."""
+    """Remove the lines of steps that will be computed again, and the incomplete line of a killed process."""
     log = folder / NAME
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
     kept = [line for line in lines if _step_of(line) <= step]

@@ -1,4 +1,4 @@
-"""Noise levels of the training: drawn as the model's scheduler spaces them, and what a step schedule means in them."""
+"""Noise levels of the training, spaced like those of the model's scheduler; step schedules as ranges of noise."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ def shift_of(scheduler: Any) -> float:
     """The shift of a flow-matching scheduler: its noise levels are shift * u / (1 + (shift - 1) * u) of uniform u.
 
     Raises:
-        NotImplementedError: a scheduler of another kind, or one whose shift depends on the size of the video.
+        NotImplementedError: another kind of scheduler, or one whose shift depends on the size of the video.
     """
     config = scheduler.config
     flow = config.get("prediction_type", "flow_prediction") == "flow_prediction"
     if not flow or config.get("use_dynamic_shifting", False):
         raise NotImplementedError(
-            f"{type(scheduler).__name__} is not trained here: its noise levels are not those of flow matching with a "
-            "constant shift"
+            f"{type(scheduler).__name__} cannot be used for training: its noise levels are not those of flow matching "
+            "with a constant shift"
         )
     return float(config.get("flow_shift", config.get("shift", 1.0)))
 
 
 def bounds_of(pipe: Any, transformer: str) -> tuple[float, float]:
-    """The noise levels that a transformer sees: all, or one side of the boundary between two experts."""
+    """The noise levels (low, high) of a transformer: all, or one side of the boundary between two experts."""
     boundary = pipe.config.get("boundary_ratio")
     if boundary is None:
         return 0.0, 1.0
@@ -37,20 +37,20 @@ def bounds_of(pipe: Any, transformer: str) -> tuple[float, float]:
 
 
 def draw_levels(uniform: torch.Tensor, shift: float, bounds: tuple[float, float] = (0.0, 1.0)) -> torch.Tensor:
-    """Noise levels in (low, high) of numbers that are uniform in (0, 1), spaced by a scheduler's shift."""
+    """Turn numbers that are uniform in (0, 1) into noise levels within `bounds`, spaced by a scheduler's shift."""
     low, high = (level / (shift - (shift - 1) * level) for level in bounds)
     uniform = low + (high - low) * uniform
     return shift * uniform / (1 + (shift - 1) * uniform)
 
 
 def uniform_of(level: float, shift: float, bounds: tuple[float, float] = (0.0, 1.0)) -> float:
-    """The uniform number that `draw_levels` makes a level of; 0 or 1 for a level out of bounds."""
+    """The uniform number that `draw_levels` turns into a level; 0 or 1 for a level out of bounds."""
     low, high, own = (x / (shift - (shift - 1) * x) for x in (*bounds, level))
     return min(1.0, max(0.0, (own - low) / (high - low)))
 
 
 def sparse_levels(pattern: Pattern) -> tuple[float, float]:
-    """The noise levels (low, high] at which a pattern, as `by_noise` gives it, is sparse in some layer."""
+    """The noise levels (low, high] at which the schedules of a pattern from `by_noise` allow sparse layers."""
     low, high = 0.0, 1.0
     while isinstance(pattern, StepSchedule):
         if pattern.sigmas is not None:
@@ -60,32 +60,33 @@ def sparse_levels(pattern: Pattern) -> tuple[float, float]:
 
 
 def by_noise(pattern: Pattern, scheduler: Any, steps: int) -> Pattern:
-    """The pattern with its ranges of steps written as ranges of noise: a training draws levels and has no steps.
+    """Convert the ranges of steps of a pattern to ranges of noise: a training draws levels and has no steps.
 
     Args:
-        scheduler: of the pipeline, asked for the noise levels of a generation.
-        steps: of that generation.
+        pattern: the pattern of a generation.
+        scheduler: of the pipeline; gives the noise levels of a generation.
+        steps: denoising steps of that generation.
 
     Raises:
-        ValueError: a schedule under which no step of the generation is sparse, or one within another pattern.
+        ValueError: a schedule that leaves no step of the generation sparse, or one within another pattern.
     """
     if not isinstance(pattern, StepSchedule):
         within = [name for name, value in vars(pattern).items() if isinstance(value, StepSchedule)]
         if within:
             name = type(pattern).__name__
             raise ValueError(
-                f"{name}({within[0]}=StepSchedule(...)): put the schedule around: StepSchedule({name}(...))"
+                f"{name}({within[0]}=StepSchedule(...)) has its schedule inside; use StepSchedule({name}(...))"
             )
         return pattern
     inner = by_noise(pattern.pattern, scheduler, steps)
     if not (pattern.dense_steps or pattern.dense_last_steps or pattern.steps):
         return replace(pattern, pattern=inner)
     levels = _levels(scheduler, steps)
-    alone = replace(pattern, dense_layers=(), sigmas=None)
-    sparse = [i for i in range(steps) if not alone.is_dense(Context(step=i, steps=steps))]
+    by_step = replace(pattern, dense_layers=(), sigmas=None)
+    sparse = [i for i in range(steps) if not by_step.schedules_dense(Context(step=i, steps=steps))]
     if not sparse:
-        raise ValueError(f"{pattern} has no sparse step among {steps}")
-    # A level between a dense and a sparse step belongs to the nearer one.
+        raise ValueError(f"{pattern} has no sparse step among {steps}; use fewer dense steps")
+    # The bound between a dense and a sparse step is halfway between their levels.
     high = 1.0 if sparse[0] == 0 else (levels[sparse[0] - 1] + levels[sparse[0]]) / 2
     low = 0.0 if sparse[-1] == steps - 1 else (levels[sparse[-1]] + levels[sparse[-1] + 1]) / 2
     if pattern.sigmas is not None:

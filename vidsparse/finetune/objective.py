@@ -1,7 +1,7 @@
-"""The flow-matching loss of one step, from random numbers that belong to the step and the video alone.
+"""The flow-matching loss of one step, from random numbers that depend only on the step and the video.
 
-However a step's videos are divided over processes and passes, each meets the same noise: runs can be resumed to the
-bit, and two processes compute what one does with twice the batch.
+Each video gets the same noise however a step's videos are divided over processes and passes: runs resume bit for bit,
+and two processes compute what one does with twice the batch.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Example:
-    """One video as the transformer meets it in training.
+    """One video as input of the transformer in training.
 
     Attributes:
         latents, noise: float32 [1, channels, latent frames, height, width].
-        text: [1, words, width].
-        level: of the noise, float32 [1]; 1 is noise alone.
+        text: embedding of the caption, [1, words, width].
+        level: noise level, float32 [1]; 1 is pure noise.
     """
 
     latents: torch.Tensor
@@ -39,17 +39,18 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """Draws the videos of a training. Each is a pass of its own, since its noise decides whether attention is sparse.
+class ExampleStream:
+    """Draws the videos of a training. Each is a separate pass, because its noise decides whether attention is sparse.
 
     Attributes:
         examples: encoded videos and captions.
-        seed: of all that is drawn.
-        batch: videos of a step in each process. rank, world: this process, and how many there are.
+        seed: of everything that is drawn.
+        batch: videos of a step in each process.
+        rank, world: index of this process, and the number of processes.
         shift, bounds: of the noise levels, see `draw_levels`.
-        caption_dropout: part of the videos that get the empty caption.
-        sparse: noise levels (low, high] at which attention is sparse. All levels of a step are in it or all are not, so
-            that no process waits for one whose attention is dense.
+        caption_dropout: fraction of the videos that get the empty caption.
+        sparse: noise levels (low, high] at which attention is sparse. Either all levels of a step are in this range or
+            none, so that no process waits for another whose attention is dense.
     """
 
     examples: Encoded
@@ -63,24 +64,24 @@ class Sampler:
     sparse: tuple[float, float] = (0.0, 1.0)
 
     def draw(self, step: int, part: int) -> Example:
-        """The video of this process for one pass (`part`) of a step."""
+        """The video of this process for pass `part` of a step."""
         total, number = self.world * self.batch, len(self.examples)
         rng = random.Random(f"{self.seed}-{step}")
-        # No video twice in a step, as long as there are enough.
+        # No video twice in a step, if there are enough videos.
         chosen = rng.sample(range(number), total) if total <= number else rng.choices(range(number), k=total)
         place = part * self.world + self.rank
         index, seeds, side = chosen[place], [rng.getrandbits(63) for _ in chosen], rng.random()
         generator = torch.Generator().manual_seed(seeds[place])
         latents = self.examples.latents(index)
         noise = torch.randn(latents.shape, generator=generator)
-        # One draw a stratum: the levels of a step cover their range evenly.
+        # One draw per stratum, so that the levels of a step cover their range evenly.
         uniform = self._to_side(side, (torch.rand(1, generator=generator) + place) / total)
         dropped = float(torch.rand(1, generator=generator)) < self.caption_dropout
         text = self.examples.empty_text if dropped else self.examples.text(index)
         return Example(latents[None], noise[None], text[None], draw_levels(uniform, self.shift, self.bounds))
 
     def _to_side(self, side: float, uniform: torch.Tensor) -> torch.Tensor:
-        """Map numbers of (0, 1) to those whose levels are sparse or to the others, each as often as it is large."""
+        """Map numbers in (0, 1) to the sparse levels or to the dense ones, each with the probability of its range."""
         low, high = (uniform_of(level, self.shift, self.bounds) for level in self.sparse)
         if side < high - low:
             return low + (high - low) * uniform

@@ -22,7 +22,7 @@ class Prompt(NamedTuple):
 
 @torch.no_grad()
 def read_prompts(pipe: Any, texts: tuple[str, ...], words: int) -> tuple[Prompt, ...]:
-    """Embed prompts, where the text encoder is now, padded to `words` as the captions of the training are."""
+    """Embed prompts on the text encoder's device, padded to `words` like the captions of the training."""
     asked = dict(device=pipe.text_encoder.device, max_sequence_length=words)
     return tuple(Prompt(text, *pipe.encode_prompt(text, **asked)) for text in texts)
 
@@ -38,9 +38,9 @@ def write_samples(
     seed: int,
     device: torch.device,
 ) -> list[Path]:
-    """Write one mp4 for each prompt, `step-STEP-NUMBER.mp4`, with the transformer as it is.
+    """Write one mp4 for each prompt, `step-STEP-NUMBER.mp4`, with the current weights.
 
-    VAE and transformers, both experts where there are two, compute on `device`, and go back to where they were.
+    The VAE and all transformers compute on `device`, and move back to their devices afterwards.
     """
     from diffusers.utils.export_utils import export_to_video
 
@@ -48,7 +48,7 @@ def write_samples(
     models = [m for m in (pipe.vae, pipe.transformer, getattr(pipe, "transformer_2", None)) if m is not None]
     before = [(model, model.device, model.training) for model in models]
     text_encoder, entry, written = pipe.text_encoder, pipe.config["text_encoder"], []
-    # Without its text encoder, which has done its work, the pipeline finds all its models on one device.
+    # Without its text encoder, which is no longer needed, the pipeline has all its models on one device.
     pipe.text_encoder = None
     try:
         for model in models:
@@ -65,7 +65,7 @@ def write_samples(
             written.append(path)
     finally:
         pipe.text_encoder = text_encoder
-        pipe.register_to_config(text_encoder=entry)  # without it, the pipeline could not be saved any more
+        pipe.register_to_config(text_encoder=entry)  # without this the pipeline could not be saved
         for model, home, training in before:
             model.to(home).train(training)
     return written

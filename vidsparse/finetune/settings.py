@@ -1,4 +1,4 @@
-"""What a LoRA is trained with: everything that decides the result, checked before the long work starts."""
+"""The settings of a training: everything that decides the result, validated before long work starts."""
 
 from __future__ import annotations
 
@@ -11,41 +11,46 @@ from vidsparse.generation.positions import KINDS
 from vidsparse.generation.scheduler import check_sampler
 from vidsparse.patterns import Pattern
 
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of a LoRA's file; None: as it learns
+# Precision -> dtype of the LoRA's file; None: that of the training.
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a LoRA is trained.
+    """The settings of a training.
 
     Attributes:
-        pattern: attention of the training, forward and backward, and of the generation that it is for. A `StepSchedule`
-            means the same noise levels in both, see `vidsparse.finetune.noise`.
-        correction: what is added back for dropped tiles, or None.
+        pattern: attention of the training, forward and backward, and of the generation that the LoRA is for. A
+            `StepSchedule` means the same noise levels in both, see `vidsparse.finetune.noise`.
+        correction: estimates what the dropped tiles would have added, or None.
         rank, alpha: of the LoRA; alpha None is the rank, so that its output has a factor of 1.
-        targets: ends of the names of the layers that it changes.
-        start: a LoRA of this rank to begin with, as `load_lora` finds it. Targets that it does not have, all of them
-            with None, begin by adding 0.
+        targets: endings of the names of the layers that the LoRA changes.
+        start: an initial LoRA of this rank, as `load_lora` finds it. Targets that it does not have (with None all of
+            them) start with a contribution of 0.
         transformer: "transformer", or "transformer_2" for the expert of low noise.
-        steps: optimizer steps in all.
-        batch: videos of a step in each process. Each is a pass of its own, of any size: one fills a GPU.
-        learning_rate, warmup, decay: peak of AdamW's rate, reached after so many steps, and the part of all, at the
-            end, in which it falls to 0. With a decay, a training that goes on cannot be of another length.
+        steps: optimizer steps in total.
+        batch: videos of a step in each process. Each is a separate pass, of any size: one fills a GPU.
+        learning_rate: the peak of AdamW's learning rate.
+        warmup: steps in which the rate rises to its peak.
+        decay: fraction of all steps, at the end, in which the rate falls to 0. With a decay, a resumed training cannot
+            change its number of steps.
         weight_decay, clip: of AdamW; the largest norm of the gradient.
-        caption_dropout: part of the videos that train without their caption, for classifier-free guidance.
-        ema: decay of the running average of the weights that is saved, or None to save the weights themselves.
-        positions: "plain", "riflex" or "yarn", how rotary positions go on beyond the frames that the model was
-            trained with.
-        trained_frames: frames of the video (not latent) that the base model was trained with; None: no more than here.
-        inference_steps: denoising steps of the generation, by which the steps of a `StepSchedule` become noise levels.
-        sampler, flow_shift: of that generation and of sample videos, see `vidsparse.build_scheduler`; noise levels of
-            the training are spaced by the same shift. None: those of the pipeline's scheduler.
-        precision: "bf16" or "fp16" (on a GPU) computes in that, "no" in the dtype of the weights. The LoRA
-            learns in float32; its file has the precision, with "no" float32.
-        gradient_checkpointing: compute activations again in the backward, in exchange for their memory.
-        seed: of the LoRA's start, the order of the videos, the noise and its levels.
-        log_every, save_every, sample_every: steps from one to the next; 0 never samples. keep: checkpoints that stay.
-        sample_prompts: what the sample videos show.
+        caption_dropout: fraction of the videos that train without their caption, for classifier-free guidance.
+        ema: decay of the running average of the weights that is saved; None saves the weights themselves.
+        positions: "plain", "riflex" or "yarn": how rotary positions extend beyond the frames that the model was trained
+            with.
+        trained_frames: video frames (not latent) that the base model was trained with; None: as many as the longest
+            clip.
+        inference_steps: denoising steps of the generation, which turn the steps of a `StepSchedule` into noise levels.
+        sampler, flow_shift: of that generation and of sample videos, see `vidsparse.build_scheduler`; the noise levels
+            of the training have the same shift. None: those of the pipeline's scheduler.
+        precision: "bf16" or "fp16" (GPU only) computes in that dtype, "no" in the dtype of the weights. The LoRA learns
+            in float32; its file has the precision, with "no" float32.
+        gradient_checkpointing: recompute activations in the backward to save their memory.
+        seed: of the LoRA's initial weights, the order of the videos, the noise and its levels.
+        log_every, save_every, sample_every: steps between two log lines, checkpoints and samples; 0 never samples.
+        keep: how many checkpoints are kept.
+        sample_prompts: prompts of the sample videos.
     """
 
     pattern: Pattern
@@ -98,10 +103,15 @@ class Settings:
         if self.positions not in KINDS:
             raise ValueError(f"positions={self.positions!r} is unknown; choose one of {', '.join(KINDS)}")
         if self.positions != "plain" and self.trained_frames is None:
-            raise ValueError(f"positions={self.positions!r} needs trained_frames, the length that the base model knows")
+            raise ValueError(
+                f"positions={self.positions!r} needs trained_frames, the length that the base model was trained with"
+            )
         check_sampler(self.sampler, self.flow_shift)
         if isinstance(self.correction, Reshaped):
-            raise ValueError(f"correction={self.correction!r} adds what it saw a step before; a training has no steps")
+            raise ValueError(
+                f"correction={self.correction!r} needs consecutive denoising steps, which training does not have; use "
+                "another correction"
+            )
         if self.sample_every and not self.sample_prompts:
             raise ValueError(f"sample_every={self.sample_every} needs sample_prompts")
         if not isinstance(self.pattern, Pattern):
@@ -113,20 +123,20 @@ class Settings:
         return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup), falling)
 
     def check_targets(self, transformer: torch.nn.Module) -> None:
-        """Refuse targets that name no linear layer of a transformer.
+        """Refuse targets that match no linear layer of a transformer.
 
         Raises:
-            ValueError: lists the ends of names that there are.
+            ValueError: with the endings that exist.
         """
         linear = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
         unknown = [t for t in self.targets if not any(name == t or name.endswith(f".{t}") for name in linear)]
         if unknown:
             ends = sorted({_end(name) for name in linear})
-            raise ValueError(f"targets {', '.join(unknown)}: no such layers; there are {', '.join(ends)}")
+            raise ValueError(f"targets {', '.join(unknown)} do not exist; choose from {', '.join(ends)}")
 
 
 def _end(name: str) -> str:
-    """The last part of a module's name; with the one before where it is a number."""
+    """The last part of a module's name; if that is a number, the last two parts."""
     *before, last = name.split(".")
     return f"{before[-1]}.{last}" if last.isdigit() and before else last
 

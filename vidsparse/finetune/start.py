@@ -1,4 +1,4 @@
-"""A training that begins with a LoRA which is there: its weights, for the layers and the rank of the settings."""
+"""The initial weights of a training from an existing LoRA, for the layers and the rank of the settings."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vidsparse.lora.source import find_lora
 def start_weights(pipe: Any, settings: Settings, start: str) -> dict[str, torch.Tensor]:
     """The weights of a LoRA by their names in the transformer, in the scale of `settings.alpha`.
 
-    Targets that it does not have are left out, and begin as in any training.
+    Targets that it does not have are missing here, and start as in any training.
 
     Raises:
-        OSError: no such LoRA.
-        ValueError: it changes layers that are no targets, or has another rank.
+        OSError: the LoRA does not exist.
+        ValueError: it changes layers that are not targets, or has another rank.
     """
     file = find_lora(start)
     place = {"weight_name": file.name, "use_safetensors": True, "return_lora_metadata": True}
@@ -33,14 +33,14 @@ def start_weights(pipe: Any, settings: Settings, start: str) -> dict[str, torch.
             f"start={start!r} does not fit: its {name} is {found[name]}, in a training of "
             f"rank {settings.rank} and targets {', '.join(settings.targets)} it is {expected.get(name, 'missing')}"
         )
-    # What the LoRA adds is alpha / rank times the product of its weights, which shall stay what it was.
+    # The LoRA adds alpha / rank times the product of its weights; scaling keeps that the same under another alpha.
     alpha = settings.rank if settings.alpha is None else settings.alpha
     before = (header or {}).get("transformer.lora_alpha", settings.rank)
     return {name: weight * (before / alpha) if "lora_B" in name else weight for name, weight in weights.items()}
 
 
 def start_hash(start: str) -> str:
-    """What a LoRA is, in a few letters."""
+    """A hash of a LoRA's file."""
     return hashlib.sha256(find_lora(start).read_bytes()).hexdigest()
 
 

@@ -16,12 +16,13 @@ from vidsparse.finetune import log
 from vidsparse.finetune.checkpoint import load_checkpoint, save_checkpoint
 from vidsparse.finetune.data.fingerprint import fingerprint
 from vidsparse.finetune.noise import bounds_of, by_noise, shift_of, sparse_levels
-from vidsparse.finetune.objective import Sampler, flow_loss
+from vidsparse.finetune.objective import ExampleStream, flow_loss
 from vidsparse.finetune.samples import Prompt, write_samples
 from vidsparse.finetune.settings import PRECISIONS, Settings
 from vidsparse.finetune.start import start_hash, start_weights
 from vidsparse.generation.positions import extend_positions
 from vidsparse.generation.scheduler import build_scheduler
+from vidsparse.grid import latent_frames
 from vidsparse.lora.files import LoraRecipe, save_lora
 from vidsparse.runtime.sparsify import sparsify
 from vidsparse.serialize import to_data
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from vidsparse.finetune.data.cache import Encoded
     from vidsparse.patterns import Pattern
 
-WRAPPED = ("forward", "_original_forward")  # what accelerate sets on a model that computes in less precision
-# What may change when a training goes on.
+WRAPPED = ("forward", "_original_forward")  # attributes that accelerate sets on a model in lower precision
+# Settings that may change when a training is resumed.
 FREE = ("start", "steps", "batch", "log_every", "save_every", "keep", "sample_every", "sample_prompts")
 
 
@@ -42,16 +43,18 @@ class Training:
     """One training in one process: the LoRA in its transformer, optimizer, running average, checkpoints and log.
 
     Args:
-        pipe: passed by `check_pipeline`. Its transformer gets the LoRA, and is sparsified until `close`.
-        examples: what it learns from.
-        settings: how.
-        frames: of the longest video (not latent): what the LoRA is for.
-        folder: gets `log.jsonl`, `checkpoints`, `samples` and in the end the LoRA. With a checkpoint in it, the
-            training goes on from there, and computes what it would have without a break.
+        pipe: validated by `check_pipeline`. Its transformer gets the LoRA, and is sparsified until `close`.
+        examples: the encoded videos and captions.
+        settings: how to train.
+        frames: frames (not latent) of the longest video, the length that the LoRA is for.
+        folder: receives `log.jsonl`, `checkpoints`, `samples` and in the end the LoRA. With a checkpoint in it, the
+            training resumes, and computes what an uninterrupted one would have.
         accelerator: from `accelerator_for(settings)`.
         base: name of the base model, for the LoRA's file.
-        prompts: what sample videos show. sampling: arguments of `pipe(...)` for them. fps: of these.
-        say: is told, in a line each, what a person should know.
+        prompts: of sample videos.
+        sampling: arguments of `pipe(...)` for sample videos.
+        fps: frames per second of sample videos.
+        say: called with messages for the user, one line each.
 
     Raises:
         ValueError: a checkpoint of other settings or of another model.
@@ -90,7 +93,7 @@ class Training:
         )
         scheduler = build_scheduler(pipe.scheduler, settings.sampler, settings.flow_shift)
         self.pattern = by_noise(settings.pattern, scheduler, settings.inference_steps)
-        self.sampler = Sampler(
+        self.stream = ExampleStream(
             examples,
             seed=settings.seed,
             batch=settings.batch,
@@ -101,23 +104,27 @@ class Training:
             caption_dropout=settings.caption_dropout,
             sparse=sparse_levels(self.pattern),
         )
-        identity = {"model": fingerprint(self.module), "shift": str(self.sampler.shift), "data": examples.fingerprint}
+        identity = {"model": fingerprint(self.module), "shift": str(self.stream.shift), "data": examples.fingerprint}
         identity |= {"videos of a step": str(settings.batch * accelerator.num_processes)}
         identity |= {} if settings.start is None else {"start": start_hash(settings.start)}
         self.identity = {**identity, "frames": str(frames), **_comparable(settings)}
         state = self._last_checkpoint()
         self._add_lora()
         self.scheduler, pipe.scheduler = pipe.scheduler, scheduler
-        latent = [(count - 1) // pipe.vae_scale_factor_temporal + 1 for count in (frames, trained_frames)]
-        self.positions = extend_positions(self.module, latent[0], latent[1], settings.positions)
+        latent, trained = (latent_frames(count, pipe.vae_scale_factor_temporal) for count in (frames, trained_frames))
+        self.positions = extend_positions(self.module, latent, trained, settings.positions)
         self.run = sparsify(self.module, self.pattern, correction=settings.correction)
         self._prepare(state)
 
     def _last_checkpoint(self) -> dict[str, Any] | None:
-        """What the last checkpoint holds. Raises `ValueError` where it is of another training."""
+        """The state of the last checkpoint, or None.
+
+        Raises:
+            ValueError: it belongs to another training.
+        """
         state, broken = load_checkpoint(self.folder / "checkpoints")
         for path in broken:
-            self.say(f"{path} cannot be read and is passed over")
+            self.say(f"{path} cannot be read and is skipped")
         if state is not None:
             _check_same(state["identity"], self.identity, self.folder)
         return state
@@ -142,7 +149,7 @@ class Training:
         self.weights = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
     def _prepare(self, state: dict[str, Any] | None) -> None:
-        """Optimizer and running average, as they were at the last checkpoint; then the model for its device."""
+        """Restore optimizer and running average from the checkpoint, then move the model to its device."""
         from diffusers.training_utils import EMAModel
 
         settings, weights = self.settings, list(self.weights.values())
@@ -157,7 +164,7 @@ class Training:
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
             self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
-            self.say(f"going on from step {self.step}")
+            self.say(f"resuming from step {self.step}")
         self.forward = {name: self.module.__dict__[name] for name in WRAPPED if name in self.module.__dict__}
         self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
         if state is not None and self.accelerator.scaler is not None:
@@ -166,10 +173,10 @@ class Training:
             self.average.to(self.accelerator.device)
 
     def train(self, progress: Callable[[int, float], None] = lambda step, loss: None) -> Path:
-        """Train up to `settings.steps` and write the LoRA, which the transformer has from then on.
+        """Train up to `settings.steps` and write the LoRA; the transformer keeps it.
 
         Args:
-            progress: called after each step with the number of steps made and the loss of this one.
+            progress: called after each step with the number of completed steps and the loss of this step.
 
         Returns:
             The folder of the LoRA, for `pipe.load_lora_weights` and `vidsparse.load_lora`.
@@ -202,26 +209,26 @@ class Training:
                 self._sample()
 
     def close(self) -> None:
-        """Take all but the LoRA out of the pipeline again: sparse attention, changed positions, another scheduler."""
+        """Undo all changes to the pipeline but the LoRA: sparse attention, positions, scheduler."""
         self.run.restore()
         self.positions.restore()
         self.pipe.scheduler = self.scheduler
         for name in WRAPPED:
             self.module.__dict__.pop(name, None)
         self.module.__dict__.update(self.forward)
-        # DDP goes first: freed last, it waits for gloo's threads with the GIL held, and they wait for the GIL.
+        # Free DDP first: freed last, it waits for gloo's threads while holding the GIL, which they wait for.
         del self.model
         self.accelerator.free_memory()
         self.accelerator.end_training()
 
     def _learn(self) -> float:
-        """One step of the optimizer. Returns the loss, over all videos of all processes."""
+        """Make one optimizer step. Returns the mean loss over all videos of all processes."""
         settings, accelerator, losses = self.settings, self.accelerator, []
         dtype = self.module.dtype if settings.precision == "no" else torch.float32
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(self.step)
         for part in range(settings.batch):
-            example = self.sampler.draw(self.step, part).to(accelerator.device)
+            example = self.stream.draw(self.step, part).to(accelerator.device)
             self.run.expect_another_video()
             with accelerator.accumulate(self.model):
                 loss = flow_loss(self.model, example, dtype)
@@ -236,11 +243,11 @@ class Training:
         return float(accelerator.gather(torch.stack(losses)).mean())
 
     def _log(self) -> None:
-        """A JSON line, and what a tracker shows: means since the last one, over all processes."""
+        """Write a JSON line and tracker values: means since the last line, over all processes."""
         report = self.run.report()
         self.run.reset()
         attention = torch.tensor([report.density, report.flops_saved], device=self.accelerator.device)
-        # Each process computes videos of the same sizes on average, so that their means count alike.
+        # Processes compute videos of the same sizes on average, so their means have equal weight.
         density, flops_saved = self.accelerator.gather(attention).view(-1, 2).mean(dim=0).tolist()
         line = {
             "step": self.step,
@@ -286,7 +293,7 @@ class Training:
 
     @contextlib.contextmanager
     def _other_expert_sparse(self) -> Iterator[None]:
-        """Within it the expert that is not trained, where there is one, attends as in a generation."""
+        """Within the context, the expert that is not trained, if there is one, is sparse as in a generation."""
         experts = {name: getattr(self.pipe, name, None) for name in ("transformer", "transformer_2")}
         with contextlib.ExitStack() as sparse:
             for name, expert in experts.items():
@@ -296,9 +303,9 @@ class Training:
 
     @contextlib.contextmanager
     def _products_in_bf16(self) -> Iterator[None]:
-        """Within it a CPU computes also products of float32 with its bfloat16 units, if that is the precision.
+        """Within the context, a CPU also computes float32 products with its bfloat16 units, with that precision.
 
-        Under autocast these are the scores of sparse attention: keys and values come from bfloat16 and lose nothing,
+        Under autocast these are the scores of sparse attention: keys and values come from bfloat16 and lose nothing;
         the scaled queries are rounded once more.
         """
         before = torch.get_float32_matmul_precision()
@@ -311,7 +318,7 @@ class Training:
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Within it the LoRA has the running average of its weights, if one is kept."""
+        """Within the context, the LoRA has the running average of its weights, if there is one."""
         if self.average is None:
             yield
             return
@@ -325,10 +332,10 @@ class Training:
 
 
 def accelerator_for(settings: Settings, folder: Path, cpu: bool) -> Accelerator:
-    """The accelerator of a training; it writes TensorBoard's files to `folder` where tensorboard is installed.
+    """The accelerator of a training; it writes TensorBoard's files to `folder` if tensorboard is installed.
 
     Raises:
-        ValueError: accelerate computes in another precision already in this process.
+        ValueError: accelerate already uses another precision in this process.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs, is_tensorboard_available
@@ -349,19 +356,19 @@ def accelerator_for(settings: Settings, folder: Path, cpu: bool) -> Accelerator:
 
 
 def _nameable(value: Pattern | Correction | None, say: Callable[[str], None]) -> Any:
-    """A pattern or correction for the LoRA's file; None, and a word about it, for one that only the user has."""
+    """A pattern or correction for the LoRA's file; None, with a message, if a file cannot name it."""
     if value is None:
         return None
     try:
         to_data(value)
     except TypeError:
-        say(f"the LoRA's file cannot name {value}: give it to vidsparse.sparsify wherever the LoRA is used")
+        say(f"the LoRA's file cannot name {value}; pass it to vidsparse.sparsify wherever the LoRA is used")
         return None
     return value
 
 
 def _comparable(settings: Settings) -> dict[str, str]:
-    """What decides the result, as text that a checkpoint can hold."""
+    """The settings that decide the result, as text for a checkpoint."""
     free = [name for name in FREE if name != "steps" or not settings.decay]
     return {f.name: repr(getattr(settings, f.name)) for f in fields(settings) if f.name not in free}
 
@@ -372,5 +379,5 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path)
     if changed:
         raise ValueError(
             f"the checkpoints in {folder} are of another training ({'; '.join(changed)}); "
-            "go on with its settings, or choose another folder"
+            "resume with its settings, or choose another folder"
         )

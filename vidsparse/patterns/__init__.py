@@ -1,4 +1,4 @@
-"""Patterns: who looks at whom. One file, one published idea."""
+"""Patterns: which key tiles each query tile sees. One file, one published idea."""
 
 from vidsparse.patterns.base import ContentPattern, Context, Pattern
 from vidsparse.patterns.dense import Dense

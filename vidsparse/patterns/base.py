@@ -1,4 +1,4 @@
-"""What a pattern is: a frozen dataclass that answers, for one layer and step, which key tiles each query tile sees."""
+"""The base of patterns: frozen dataclasses that say, for one layer and step, which key tiles each query tile sees."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from vidsparse.grid import VideoGrid
 
 @dataclass(frozen=True)
 class Context:
-    """Where in the model and in the denoising a call stands.
+    """The position of a call in the model and in the denoising.
 
     Attributes:
         layer, layers: index of the attention layer, and how many the transformer has.
-        step, steps: index of the denoising step, and how many the run has (0 while unknown).
+        step, steps: index of the denoising step, and how many the run has (0 if unknown).
         sigma: noise level of the step in [0, 1]: timestep / 1000.
         heads: attention heads of the layer.
         transformer: "transformer", or "transformer_2" for the second expert of a pipeline.
-        branch: which call of a step this is: with separate classifier-free guidance 0 has the prompt and 1 has not.
-        memory: what a pattern keeps from step to step, for this layer and branch of one run; empty at a video's start.
-            The report counts the `nbytes` of its values.
+        branch: index of the call within its step. With classifier-free guidance in two calls, 0 is the call with the
+            prompt and 1 the call without it.
+        memory: state that a pattern keeps from step to step, for this layer and branch of one run; empty at the start
+            of a video. The report counts the `nbytes` of its values.
         value: values of the call [batch, tokens, heads, head_dim], for patterns that compare outputs.
-        extra_valid: int [batch], how many prefix and suffix tokens, in sequence order, are real keys; None: all.
+        extra_valid: int [batch], how many prefix and suffix tokens, in sequence order, are keys; None: all.
     """
 
     layer: int = 0
@@ -43,18 +44,18 @@ class Context:
 
 
 class Pattern(ABC):
-    """Who looks at whom. Subclasses are frozen dataclasses whose fields are the published hyper-parameters.
+    """Decides which key tiles each query tile sees. Subclasses are frozen dataclasses of published hyper-parameters.
 
-    Invariants, checked for every pattern: each query tile keeps at least one key tile; the map is a function of the
-    fields, the grid and the context alone (and of query and key for `select`); prefix and suffix stay exact.
+    Invariants, tested for every pattern: each query tile keeps at least one key tile; the map depends only on the
+    fields, the grid and the context (and for `select` on query and key); prefix and suffix stay exact.
     """
 
     @abstractmethod
     def plan(self, grid: VideoGrid, context: Context | None = None) -> Plan:
-        """The block map for a grid, from shapes alone; or one for each group of heads that need tiles of their own."""
+        """The block map for a grid, from shapes alone; or one for each group of heads, if they need different tiles."""
 
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
-        """The block map for these queries and keys [batch, tokens, heads, head_dim]; patterns of shapes alone plan."""
+        """The block map for queries and keys [batch, tokens, heads, head_dim]; by default that of `plan`."""
         del query, key
         return self.plan(grid, context)
 
@@ -62,7 +63,8 @@ class Pattern(ABC):
         """Refuse a model before it runs.
 
         Args:
-            layers: its attention layers. heads: of each; None where that is not known.
+            layers: number of its attention layers.
+            heads: heads of each layer; None if unknown.
 
         Raises:
             ValueError: the pattern is for a model of another shape.
@@ -70,7 +72,7 @@ class Pattern(ABC):
         del layers, heads
 
     def check_grid(self, grid: VideoGrid) -> None:
-        """Refuse a video; asked by each layer that could be sparse, in dense steps too.
+        """Refuse a video. Each layer that can be sparse calls this, in dense steps too.
 
         Args:
             grid: the tokens of the video.
@@ -87,10 +89,10 @@ class Pattern(ABC):
 
 
 class ContentPattern(Pattern):
-    """A pattern whose answer depends on queries and keys. Its plan is what it answers when nothing stands out."""
+    """A pattern whose map depends on queries and keys. Its plan is the map for content that is all alike."""
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> Plan:
-        """The answer for queries and keys of zeros: the density to expect, not the tiles."""
+        """The map for queries and keys of zeros: it shows the density to expect, not the tiles of real content."""
         context = Context() if context is None else context
         nothing = torch.zeros(1, grid.tokens, context.heads, 1)
         return self.select(nothing, nothing, grid, replace(context, memory={}, value=nothing))
@@ -98,9 +100,3 @@ class ContentPattern(Pattern):
     @abstractmethod
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
         """The block map for these queries and keys [batch, tokens, heads, head_dim]."""
-
-
-def check_density(density: float) -> None:
-    """Raise `ValueError` for a density outside (0, 1]."""
-    if not 0 < density <= 1:
-        raise ValueError(f"density={density} must be in (0, 1]: the kept fraction of tile pairs (1 - sparsity)")

@@ -9,19 +9,23 @@ from functools import lru_cache
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse.grid import Tile, VideoGrid, check_tile
+from vidsparse.grid import Tile, VideoGrid
 from vidsparse.patterns.base import Context, Pattern
+from vidsparse.patterns.fields import check_sides
 
 
 @dataclass(frozen=True)
 class Dense(Pattern):
-    """Full attention: the baseline. In a model it runs the model's own attention, untouched."""
+    """Full attention, the baseline. In a model it runs the model's own attention, unchanged.
+
+    Attributes:
+        tile: sides of the tiles of its map; by default the grid's best of 128 tokens.
+    """
 
     tile: Tile | None = None
 
     def __post_init__(self) -> None:
-        if self.tile is not None:
-            check_tile(self.tile)
+        check_sides(self, "tile", optional=True)
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
         return _plan(self, grid)

@@ -10,27 +10,28 @@ from typing import NamedTuple
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse.grid import Tile, VideoGrid, check_tile
+from vidsparse.grid import Tile, VideoGrid
 from vidsparse.patterns.base import ContentPattern, Context
-from vidsparse_kernels.layout import tile_of_token, tile_tokens
+from vidsparse.patterns.fields import check_sides, check_whole, is_share
+from vidsparse_kernels.layout import tile_sizes, tile_tokens
 
 
 @dataclass(frozen=True)
 class ExactBlocks(ContentPattern):
     """Computes the attention of every token, and keeps the tiles that get most of it: costly, so made for `Reuse`.
 
-    Of the softmax over all video tokens, each pair of tiles has the sum over its keys, averaged over its queries. A
-    query tile's keys are divided into the first frames (the sink), the tiles in time with it, and the rest; each group
-    keeps its own best. So no group crowds out another, which SparseD calls isolated selection.
+    The score of a pair of tiles is the softmax over all video tokens, summed over its keys and averaged over its
+    queries. The key tiles of a query tile form three groups: the first frames (the sink), those at the same time, and
+    the rest. Each group keeps its own best, so no group crowds out another: SparseD calls this isolated selection.
 
     Paper: Wang et al., SparseD, arXiv 2509.24014 (language models). Code: INV-WZQ/SparseD at 52155b4. Differences: its
     two groups are prompt and generated tokens; the prompt of a video is text, which is exact here. A group keeps
     ratio * n of its n tiles, rounded, at least one, as in the paper; the code keeps one more, and chooses its prompt
-    tiles among all. The query's own tile is always kept, within its group's number.
+    tiles among all. The query's own tile is always kept, and counts in its group.
 
     Attributes:
-        ratio: the share of each group to keep; or three, of the sink, of the tiles in time with it, and of the rest.
-        sink: how many first frames are a group of their own, rounded up to whole tiles.
+        ratio: the fraction of each group to keep; or three fractions: for the sink, the same time, and the rest.
+        sink: how many first frames form the sink, rounded up to whole tiles.
         tile: sides of the tiles; by default the grid's best of 128 tokens.
     """
 
@@ -39,23 +40,21 @@ class ExactBlocks(ContentPattern):
     tile: Tile | None = None
 
     def __post_init__(self) -> None:
-        if len(self._ratios) != 3 or not all(0 < ratio <= 1 for ratio in self._ratios):
+        if len(self._ratios) != 3 or not all(map(is_share, self._ratios)):
             raise ValueError(
-                f"ratio={self.ratio} must be in (0, 1]: the share of each group of tiles to keep, or three of them"
+                f"ratio={self.ratio!r} must be in (0, 1]: the fraction of each group of tiles to keep, or three of them"
             )
-        if self.sink < 0:
-            raise ValueError(f"sink={self.sink} must be at least 0: the first frames, which are a group of their own")
-        if self.tile is not None:
-            check_tile(self.tile)
+        check_whole(self, "sink")
+        check_sides(self, "tile", optional=True)
 
     @property
     def _ratios(self) -> tuple[float, ...]:
         return self.ratio if isinstance(self.ratio, tuple) else (self.ratio,) * 3
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
-        """The answer for attention that is the same everywhere, without computing it."""
+        """The map for attention that is the same everywhere, without computing attention."""
         tile, heads = self.tile or grid.best_tile(), 1 if context is None else context.heads
-        sizes = torch.bincount(tile_of_token(grid.view, tile)) / grid.video_tokens
+        sizes = tile_sizes(grid.view, tile) / grid.video_tokens
         return self._keep(sizes.expand(1, heads, len(sizes), -1), grid, tile)
 
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> BlockMap:
@@ -75,7 +74,7 @@ class ExactBlocks(ContentPattern):
         return BlockMap.from_dense(kept, grid, tile)
 
     def _groups(self, grid: VideoGrid, tile: Tile) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Which key tiles are sink, own frames and rest for each query tile: bool [tiles, tiles] each."""
+        """Masks of the key tiles that are sink, same time and rest for each query tile: bool [tiles, tiles] each."""
         times, rows, columns = grid.tiles(tile)
         time = torch.arange(times).repeat_interleave(rows * columns)
         sink = (time < math.ceil(self.sink / tile[0])).expand(len(time), -1)
@@ -88,7 +87,7 @@ class TiledKeys(NamedTuple):
 
     Attributes:
         keys: float32 [B, tiles * slots, head_dim].
-        bias: float32 [tiles, slots], 0, or -inf for slots of ragged tiles that hold no token.
+        bias: float32 [tiles, slots]: 0, or -inf for the empty slots of ragged tiles.
     """
 
     keys: torch.Tensor
@@ -102,7 +101,10 @@ class TiledKeys(NamedTuple):
         return cls(key.detach()[:, slots.clamp(min=0).flatten()].float(), bias)
 
     def shares(self, query: torch.Tensor) -> torch.Tensor:
-        """How queries [B, n, head_dim] divide their attention to the video among tiles: float32 [B, n, tiles]."""
+        """The fraction of its attention to the video that each query gives each tile: float32 [B, n, tiles].
+
+        `query` is [B, n, head_dim].
+        """
         scaled = query.detach().float() * query.shape[-1] ** -0.5
         logits: torch.Tensor = (scaled @ self.keys.mT).unflatten(-1, self.bias.shape)
         return (logits + self.bias).logsumexp(dim=-1).softmax(dim=-1)
@@ -123,5 +125,5 @@ def pooled_attention(query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, ti
 
 @lru_cache(maxsize=32)
 def _slots(view: Tile, tile: Tile, prefix: int) -> torch.Tensor:
-    """The token in each slot of each tile, -1 where there is none: int64 [tiles, slots]."""
+    """The token in each slot of each tile: int64 [tiles, slots], -1 for empty slots."""
     return torch.nn.utils.rnn.pad_sequence(list(tile_tokens(view, tile, prefix)), batch_first=True, padding_value=-1)

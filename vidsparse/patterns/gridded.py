@@ -10,15 +10,16 @@ from functools import lru_cache
 import torch
 
 from vidsparse.block_map import BlockMap, HeadGroup
-from vidsparse.grid import Tile, VideoGrid, check_tile
+from vidsparse.grid import Tile, VideoGrid, is_whole, tiles_of_volume
 from vidsparse.patterns.base import Context, Pattern
+from vidsparse.patterns.fields import check_sides, check_whole
 
 Phase = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Gridded(Pattern):
-    """Each query sees its own line of the grid, or chosen lines, besides near frames and the first frames.
+    """Each query sees its own line of the grid, or chosen lines, and also near frames and the first frames.
 
     With a stride (s, t, u) the token at (frame, row, column) has the phase (frame mod s, row mod t, column mod u).
     Query i sees key j when at least one of these holds:
@@ -28,25 +29,25 @@ class Gridded(Pattern):
         phase_i = phase_j                    without `phases`: all lines, each seen by its own tokens
         phase_i or phase_j in `phases`       with `phases`: tokens of these lines see all and are seen by all
 
-    A pair of tiles is kept as a whole when it holds such a pair of tokens, so tiles should lie along the lines: the
-    default is the shape of 128 tokens that computes least. That is long in the strided axis for lines alone, such as
-    `Gridded(stride=(1, 8, 8), local_frames=0, sink=0)`, and short in time beside a window of frames, which a long tile
-    would widen. Tiles of (1, 1, 1) are the rule itself, token for token: for checks against the reference.
+    A pair of tiles is kept as a whole if it holds such a pair of tokens, so tiles should lie along the lines: the
+    default is the shape of 128 tokens that computes least. For lines alone, such as
+    `Gridded(stride=(1, 8, 8), local_frames=0, sink=0)`, it is long in the strided axis; with a window of frames, which
+    a long tile would widen, it is short in time. Tiles of (1, 1, 1) give the rule token for token, for checks.
 
     Paper: Li et al., MMInference, arXiv 2504.16083: its grid heads (`phases=((0, 0, 0),)`, the lines that the released
     kernel runs) and the slash lines of its search space (no `phases`). Code: microsoft/MInference at 13638d0,
     `ops/grid_attention.py`, and at f4a21b3, `modules/mminference.py`. Differences: theirs is causal prefill, here both
-    directions of time are alike, and no last rows see everything; all of the video is gridded, where they leave the end
-    that fills no 64 strides dense; window and sink are whole frames, not multiples of 64 tokens; phases count from a
-    frame's first token, as in their kernel (its own reference is one off). Their boundary of modalities is that of
-    prefix and suffix: text is exact in both directions. Finding stride and phases by search is not part of this.
+    directions of time are alike, and no last rows see everything; all of the video is gridded, while they leave dense
+    what does not fill 64 strides at the end; window and sink are whole frames, not multiples of 64 tokens; phases count
+    from a frame's first token, as in their kernel (its reference is off by one). Their boundary between modalities is
+    that of prefix and suffix here: text is exact in both directions. The search for stride and phases is not included.
 
     Attributes:
-        stride: (frames, height, width) in tokens; a side beyond the grid gives each place a phase of its own. None: one
-            frame, so that a line is one place in all frames. A row is (1, 1, width).
-        phases: the lines that see all and are seen by all; () for none. None: each token sees its own line.
-        local_frames: reach of the window in latent frames to both sides, the own frame counted; 0 for no window.
-        sink: how many first frames are seen by all.
+        stride: (frames, height, width) in tokens; with a side beyond the grid each position has a different phase.
+            None: one frame, so that a line is one position in all frames. A row is (1, 1, width).
+        phases: the lines that see all tokens and are seen by all; () for none. None: each token sees its own line.
+        local_frames: reach of the window in latent frames to both sides, including the query's own; 0 for no window.
+        sink: how many first frames all queries see.
         tile: sides of the tiles; by default 128 tokens chosen for the grid and the fields.
     """
 
@@ -57,23 +58,19 @@ class Gridded(Pattern):
     tile: Tile | None = None
 
     def __post_init__(self) -> None:
-        for name in ("stride", "tile"):
-            sides = getattr(self, name)
-            if sides is not None:
-                check_tile(sides, name)
-        if min(self.local_frames, self.sink) < 0:
-            raise ValueError(f"local_frames={self.local_frames} and sink={self.sink} must be at least 0")
+        check_sides(self, "stride", "tile", optional=True)
+        check_whole(self, "local_frames", "sink")
         if self.phases is None:
             return
         if self.local_frames == 0:
-            raise ValueError(f"local_frames=0 with phases={self.phases} leaves tokens off these lines nothing; give 1")
+            raise ValueError(f"local_frames=0 with phases={self.phases} leaves tokens off these lines nothing; use 1")
         phases = self.phases if isinstance(self.phases, tuple) else (self.phases,)
         for phase in phases:
             limits = self.stride or (1, math.inf, math.inf)
-            triple = isinstance(phase, tuple) and len(phase) == 3 and all(isinstance(p, int) for p in phase)
+            triple = isinstance(phase, tuple) and len(phase) == 3 and all(map(is_whole, phase))
             if not triple or not all(0 <= p < limit for p, limit in zip(phase, limits, strict=True)):
                 raise ValueError(
-                    f"phases={self.phases} must be whole triples (frame, row, column) from 0 to below the stride "
+                    f"phases={self.phases!r} must be whole triples (frame, row, column) from 0 to below the stride "
                     f"{self.stride or '(1, height, width)'}, such as ((0, 0, 0),)"
                 )
 
@@ -87,10 +84,10 @@ class Gridded(Pattern):
 
 @dataclass(frozen=True)
 class GriddedHeads(Pattern):
-    """Lines of its own for each head. Heads with the same settings share a map, one launch for each setting.
+    """Different lines for each head. Heads with the same settings share a map; each setting is one launch.
 
     Attributes:
-        heads: the settings of every head of a layer, in order.
+        heads: one `Gridded` for every head of a layer, in order.
     """
 
     heads: tuple[Gridded, ...]
@@ -106,7 +103,7 @@ class GriddedHeads(Pattern):
             )
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> tuple[HeadGroup, ...]:
-        # A context that knows nothing of the model has one head.
+        # The context of an unknown model has one head.
         if context is not None and context.heads > 1:
             self.check_model(context.layers, context.heads)
         groups: dict[Gridded, list[int]] = {}
@@ -116,10 +113,8 @@ class GriddedHeads(Pattern):
 
 
 def cheapest_tile(grid: VideoGrid, pairs: Callable[[Tile], int], volume: int = 128) -> Tile:
-    """The tile of `volume` tokens, a power of two, for which `pairs(tile)` is least, then the most compact."""
-    powers = [1 << i for i in range(volume.bit_length())]
-    tiles = [(f, h, volume // f // h) for f in powers for h in powers if f * h <= volume]
-    return min(tiles, key=lambda tile: (pairs(tile), max(tile) / min(tile), tile))
+    """The tile of `volume` tokens, a power of two, with the least `pairs(tile)`; of equal ones the most compact."""
+    return min(tiles_of_volume(volume), key=lambda tile: (pairs(tile), max(tile) / min(tile), tile))
 
 
 def tile_gaps(tiles: int, side: int) -> torch.Tensor:
@@ -143,7 +138,7 @@ def _plan(pattern: Gridded, grid: VideoGrid) -> BlockMap:
 
 
 def _kept_pairs(pattern: Gridded, grid: VideoGrid, tile: Tile) -> int:
-    """How many pairs of tiles the map would keep, without the map."""
+    """The number of pairs of tiles that the map would keep, without making it."""
     tiles, near = grid.tiles(tile), _near(pattern, grid, tile)
     lines = _chosen_lines(pattern, grid, tile)
     if lines is None:
@@ -155,7 +150,7 @@ def _kept_pairs(pattern: Gridded, grid: VideoGrid, tile: Tile) -> int:
 
 
 def _near(pattern: Gridded, grid: VideoGrid, tile: Tile) -> torch.Tensor:
-    """Which tiles in time see each other whole, by window and sink: bool [query, key]."""
+    """Which tiles in time see all of each other, because of the window or the sink: bool [query, key]."""
     tiles = grid.tiles(tile)[0]
     return (tile_gaps(tiles, tile[0]) < pattern.local_frames) | (torch.arange(tiles) * tile[0] < pattern.sink)
 
@@ -172,7 +167,7 @@ def _chosen_lines(pattern: Gridded, grid: VideoGrid, tile: Tile) -> torch.Tensor
     held = _phases_held(pattern, grid, tile)
     lines = torch.zeros(grid.tiles(tile), dtype=torch.bool)
     for phase in pattern.phases:
-        # A small grid may have no token of this phase.
+        # A small grid may hold no token of this phase.
         if all(p < axis.shape[1] for p, axis in zip(phase, held, strict=True)):
             time, rows, columns = (axis[:, p] for p, axis in zip(phase, held, strict=True))
             lines |= time[:, None, None] & rows[:, None] & columns

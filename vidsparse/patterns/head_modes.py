@@ -1,4 +1,4 @@
-"""A mode for each head from a table: full, skipped, window of frames, window of places, or stripes."""
+"""A mode for each head from a table: full, skipped, window of frames, window of positions, or stripes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import torch
 
 from vidsparse.atomic import replacing
 from vidsparse.block_map import BlockMap, HeadGroup
-from vidsparse.grid import Tile, VideoGrid, check_tile
+from vidsparse.grid import Tile, VideoGrid
 from vidsparse.patterns.base import Context, Pattern
+from vidsparse.patterns.fields import check_sides, check_whole, check_wholes, is_number
 from vidsparse.patterns.gridded import cheapest_tile, tile_gaps
 
 Mode = Literal["full", "skip-zero", "skip-mean", "diagonal", "temporal", "stripe"]
@@ -24,33 +25,35 @@ Table = tuple[tuple[tuple[str, ...], ...], ...]
 
 @dataclass(frozen=True)
 class HeadModes(Pattern):
-    """Every head of every layer runs the mode that a table gives it for this phase of the denoising.
+    """Every head of every layer runs the mode that a table gives it for the current phase of the denoising.
 
-    full        sees everything
-    skip-zero   sees nothing and gives zeros
-    skip-mean   sees nothing and gives the mean of all values, which is attention that is the same everywhere
+    full        sees all tokens
+    skip-zero   sees no token and outputs zeros
+    skip-mean   sees no token and outputs the mean of all values, which is attention that is the same everywhere
     diagonal    sees the frames up to `window` away
-    temporal    sees the places up to `radius` away, in all frames
+    temporal    sees the positions up to `radius` away, in all frames
     stripe      sees the frames `stripe`, and its own tile
 
-    A pair of tiles is kept as a whole when it holds such a pair of tokens. Heads with tiles of one shape run in one
-    launch, with the skipped ones that give zeros; those that give the mean run apart. A layer whose heads are all full
-    runs the model's own attention. Prefix and suffix tokens stay exact, so where the text is in the sequence a skipped
-    head still sees it, and its output is attention to the text alone.
+    A pair of tiles is kept as a whole if it holds such a pair of tokens. Heads with tiles of one shape run in one
+    launch, together with the skipped heads that output zeros; those that output the mean run in another. A layer whose
+    heads are all full runs the model's own attention. Prefix and suffix tokens stay exact: with text in the sequence, a
+    skipped head still sees the text, and its output is attention to the text alone.
 
-    Paper: Chen et al., Sparse-vDiT, arXiv 2506.03065; it has no published code. Differences: the paper leaves open how
-    wide its windows are and where its stripes stand, so these are fields here with defaults of our own; a head can be
-    skipped to the mean; phases of noise level stand in for single steps, so that one table serves any number of steps.
-    The paper fills the table by a search; here it comes from hand or a file.
+    Paper: Chen et al., Sparse-vDiT, arXiv 2506.03065; no code is published. Differences: the paper does not say how
+    wide its windows are and where its stripes are, so these are fields with our own defaults; a head can be skipped to
+    the mean; phases are ranges of noise instead of single steps, so that one table serves any number of steps. The
+    paper fills the table by a search; here it is written by hand or read from a file.
 
     Attributes:
         table: mode[phase][layer][head], tuples of names; the first phase is the noisiest.
-        bounds: the noise levels in (0, 1) at which phases end, falling, one fewer than phases; None: equal parts.
-        window: diagonal: latent frames to each side of the own.
-        radius: temporal: rows and columns to each side of the own.
-        stripe: stripe: the latent frames that all see; negative ones count from the last, others may be absent.
-        tile: sides of the tiles for all modes but temporal; by default 128 tokens, so that diagonal computes least.
-        long_tile: sides of the tiles for temporal; by default 128 tokens, so that it computes least.
+        bounds: the falling noise levels in (0, 1) at which phases end, one fewer than phases; None: equal parts.
+        window: for diagonal: latent frames to each side of the query's own.
+        radius: for temporal: rows and columns to each side of the query's own.
+        stripe: for stripe: the latent frames that all queries see. Negative ones count from the last; those that a
+            video does not have are ignored.
+        tile: sides of the tiles for all modes but temporal; by default the 128 tokens for which diagonal computes
+            least.
+        long_tile: sides of the tiles for temporal; by default the 128 tokens for which it computes least.
 
     Raises:
         ValueError: a table with gaps, an unknown mode, or a value out of range.
@@ -66,25 +69,20 @@ class HeadModes(Pattern):
 
     def __post_init__(self) -> None:
         _check_table(self.table)
-        for name in ("tile", "long_tile"):
-            sides = getattr(self, name)
-            if sides is not None:
-                check_tile(sides, name)
-        numbers = isinstance(self.window, int) and isinstance(self.radius, int)
-        if not numbers or min(self.window, self.radius) < 0:
-            raise ValueError(f"window={self.window} and radius={self.radius} must be whole numbers of at least 0")
-        if not isinstance(self.stripe, tuple) or not all(isinstance(frame, int) for frame in self.stripe):
-            raise ValueError(f"stripe={self.stripe} must be a tuple of latent frames, such as (0,) or (0, -1)")
+        check_sides(self, "tile", "long_tile", optional=True)
+        check_whole(self, "window", "radius")
+        check_wholes(self, "stripe", "latent frames, such as (0,) or (0, -1)")
         levels = self._levels
-        falling = isinstance(levels, tuple) and all(a > b for a, b in zip((1, *levels), (*levels, 0), strict=True))
+        numbers = isinstance(levels, tuple) and all(map(is_number, levels))
+        falling = numbers and all(a > b for a, b in zip((1, *levels), (*levels, 0), strict=True))
         if not falling or len(levels) != len(self.table) - 1:
             raise ValueError(
-                f"bounds={self.bounds} must be a tuple of {len(self.table) - 1} noise levels that fall from below 1 to "
-                f"above 0: one between each two of the table's {len(self.table)} phases"
+                f"bounds={self.bounds!r} must be a tuple of {len(self.table) - 1} noise levels that fall from below 1 "
+                f"to above 0: one between each two of the table's {len(self.table)} phases"
             )
 
     def __repr__(self) -> str:
-        """With the table's size and hash in its place."""
+        """Show the size and hash of the table instead of its entries."""
         found = hashlib.sha256(repr(self.table).encode()).hexdigest()[:8]
         table = f"table=<{len(self.table)} x {self.layers} x {self.heads}, {found}>"
         others = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.repr)
@@ -129,7 +127,7 @@ class HeadModes(Pattern):
             )
 
     def phase(self, sigma: float) -> int:
-        """The phase of a noise level; at a bound the later one begins."""
+        """The phase of a noise level; a bound belongs to the later phase."""
         return sum(sigma <= level for level in self._levels)
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> tuple[HeadGroup, ...]:
@@ -144,7 +142,7 @@ class HeadModes(Pattern):
         return tuple(1 - i / phases for i in range(1, phases)) if self.bounds is None else self.bounds
 
     def _row(self, context: Context) -> tuple[str, ...]:
-        """The modes of a layer's heads. A context of one layer or one head does not know how many there are."""
+        """The modes of a layer's heads. A context with one layer or one head says nothing about the model's numbers."""
         layers = context.layers if context.layers > 1 else max(self.layers, context.layer + 1)
         self.check_model(layers, context.heads if context.heads > 1 else None)
         return self.table[self.phase(context.sigma)][context.layer]
@@ -196,7 +194,7 @@ def _map(pattern: HeadModes, grid: VideoGrid, mode: str) -> BlockMap:
 
 
 def _reach(pattern: HeadModes, mode: str) -> tuple[float, float, float]:
-    """How far a mode sees along each axis, in tokens: 0 is the own tile, less is nothing."""
+    """How far a mode sees along each axis, in tokens: 0 means its own tile, less means no tile."""
     if mode == "full":
         return math.inf, math.inf, math.inf
     if mode == "diagonal":
@@ -212,7 +210,7 @@ def _windows(grid: VideoGrid, tile: Tile, reach: tuple[float, float, float]) -> 
 
 
 def _stack(maps: list[BlockMap]) -> BlockMap:
-    """One map with as many heads as there are maps of one head, or with one when they are all the same."""
+    """Join maps of one head each into one map; maps that are all the same object stay a map of one head."""
     if all(block_map is maps[0] for block_map in maps):
         return maps[0]
     width = max(block_map.indices.shape[-1] for block_map in maps)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from vidsparse.block_map import BlockMap
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns.base import Context, Pattern
+from vidsparse.patterns.fields import check_choice, check_flag, check_number, check_whole
+
+Adjacent = Literal["full", "half"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class RadialRaster(Pattern):
 
     Paper: Li et al., Radial Attention, arXiv 2506.19852. Code: mit-han-lab/radial-attention at 72788d4, `attn_mask.py`
     (the code's rule, which differs from the paper's equation 4). Differences: the diagonal is always kept; a last block
-    that is not full sees and is seen by everything, as that code treats what follows the video.
+    that is not full sees and is seen by all, as that code treats the tokens after the video.
 
     Attributes:
         decay: factor on the width of the bands from d = 2 on.
@@ -36,12 +39,14 @@ class RadialRaster(Pattern):
 
     decay: float = 0.2
     sink: bool = True
-    adjacent: Literal["full", "half"] = "full"
+    adjacent: Adjacent = "full"
     block: int = 128
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < math.inf or self.block < 1 or self.adjacent not in ("full", "half"):
-            raise ValueError(f"{self}: decay is finite and at least 0, block at least 1, adjacent 'full' or 'half'")
+        check_number(self, "decay")
+        check_flag(self, "sink")
+        check_choice(self, "adjacent", get_args(Adjacent))
+        check_whole(self, "block", least=1)
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
         return _plan(self, grid)
@@ -88,7 +93,7 @@ def _band_blocks(frame_tokens: int, width: int, size: int, row_offset: int, colu
     k = torch.arange(blocks * size) - column_offset
     low = torch.maximum(first.clamp(min=0), k - width)
     high = torch.minimum((first + size - 1).clamp(max=frame_tokens - 1), k + width)
-    # True rows of each column, block row by block row.
+    # The rows of the band in each column, for each row of blocks.
     rows = (high - low + 1).clamp(min=0) * ((k >= 0) & (k < frame_tokens))
     rows = rows.view(blocks, blocks, size)
     full = (rows * 3 > size).sum(dim=-1)

@@ -1,4 +1,4 @@
-"""A map that is chosen once and kept for later denoising steps, until it is old or catches too little."""
+"""A map that is chosen once and reused in later denoising steps, until it is too old or misses too much attention."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from vidsparse.block_map import BlockMap, Plan, head_groups
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns.base import Context, Pattern
 from vidsparse.patterns.exact_blocks import ExactBlocks, TiledKeys
+from vidsparse.patterns.fields import check_share, check_whole
 from vidsparse.patterns.schedule import StepSchedule
 from vidsparse_kernels.layout import tile_of_token
 
 
 @dataclass(frozen=True)
 class Reuse(Pattern):
-    """Asks `pattern` for a map in the first sparse step of a video, and answers with that map in later ones.
+    """Asks `pattern` for a map in the first sparse step of a video, and reuses that map in later steps.
 
     Each layer, branch of classifier-free guidance and expert has its own map, since each has its own `context.memory`.
-    A call with another batch size, number of heads, grid or device, or of an earlier step, chooses anew.
+    A call with another batch size, number of heads, grid or device, or of an earlier step, makes a new choice.
 
     Paper: Wang et al., SparseD, arXiv 2509.24014. Code: INV-WZQ/SparseD at 52155b4. Differences: any pattern can be
-    kept (one of shapes alone gains nothing and costs memory); maps can be chosen anew on the way, as attention in video
-    drifts; lists of 16-bit indices are kept, not a bool for each pair. `published` is the paper's composition.
+    reused (one of shapes alone gains nothing and costs memory); maps can be refreshed, as attention in video drifts;
+    the map is stored as lists of 16-bit indices, not as a bool for each pair. `published` is the paper's composition.
 
-    What is kept stands in the memory as a `KeptMap`, under the pattern itself: `memory[pattern].nbytes` is its size.
+    The memory holds the map as a `KeptMap` under the pattern itself: `memory[pattern].nbytes` is its size.
 
     Attributes:
-        pattern: what chooses the map.
-        refresh_every: after how many steps the map is chosen anew; by default never.
-        min_recall: choose anew when `sampled_recall` of the kept map falls under this; by default never. A map that
-            does not reach it when it is new is chosen in every step. Checking waits for the device.
+        pattern: the pattern that chooses the map.
+        refresh_every: steps after which a new map is chosen; by default never.
+        min_recall: choose a new map when `sampled_recall` of the old one falls below this; by default never. A map that
+            is below it when it is new is replaced in every step. The check synchronises the device.
     """
 
     pattern: Pattern
@@ -44,19 +45,16 @@ class Reuse(Pattern):
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, Pattern):
             raise TypeError(f"pattern={self.pattern!r} must be a pattern, such as TopBlocks(density=0.2)")
-        if self.refresh_every is not None and (not isinstance(self.refresh_every, int) or self.refresh_every < 1):
-            raise ValueError(
-                f"refresh_every={self.refresh_every} must be a whole number of at least 1 step, or None for never"
-            )
-        if self.min_recall is not None and not 0 < self.min_recall <= 1:
-            raise ValueError(f"min_recall={self.min_recall} must be in (0, 1], or None for no check")
+        check_whole(self, "refresh_every", least=1, optional=True)
+        check_share(self, "min_recall", optional=True)
 
     @classmethod
     def published(cls, *, steps: int = 50, skip: float = 0.2, ratio: float = 0.3) -> StepSchedule:
-        """SparseD: dense first steps, then for each query tile the share `ratio` with most attention, kept to the end.
+        """SparseD: dense first steps, then for each query tile the fraction `ratio` with most attention, to the end.
 
         The dense steps are int(steps * skip) + 2 as in the code, 12 of 50; the paper has steps * skip of them. Both
-        choose the map in the last dense step, this in the first sparse one: dense steps are the model's own.
+        choose the map in the last dense step; here it is chosen in the first sparse one, because dense steps run the
+        model's own attention.
 
         Args:
             steps: how many steps the run will have.
@@ -64,7 +62,7 @@ class Reuse(Pattern):
             ratio: see `ExactBlocks`.
         """
         if steps < 1 or not 0 <= skip <= 1:
-            raise ValueError(f"steps={steps} must be at least 1 and skip={skip} in [0, 1]: the share of dense steps")
+            raise ValueError(f"steps={steps} must be at least 1 and skip={skip} in [0, 1]: the fraction of dense steps")
         return StepSchedule(cls(ExactBlocks(ratio)), dense_steps=int(steps * skip) + 2)
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> Plan:
@@ -92,12 +90,12 @@ class Reuse(Pattern):
 
 
 class KeptMap:
-    """A plan in memory, its lists as wide as the longest row and of int16 where the tiles' numbers fit, else int32.
+    """A plan in memory: its lists are as wide as the longest row, and int16 if the tiles' numbers fit, else int32.
 
     Attributes:
-        step: when it was chosen.
-        call: batch size, heads, grid and device that it was chosen for.
-        packed: the plan as it is kept.
+        step: the step that chose it.
+        call: batch size, heads, grid and device of that step.
+        packed: the plan as it is stored.
     """
 
     def __init__(self, step: int, call: tuple[int, int, VideoGrid, torch.device], plan: Plan):
@@ -106,14 +104,15 @@ class KeptMap:
         self.packed = _each_map(plan, self._pack)
 
     def plan(self) -> Plan:
-        """The plan with lists of int32: the very maps that were answered before, while somebody holds them.
+        """The plan with lists of int32: the same map objects as before, as long as they are referenced elsewhere.
 
-        What is made from a map, such as FlexAttention's mask, is kept for that object.
+        Data derived from a map, such as FlexAttention's mask, is cached with that object.
         """
         return _each_map(self.packed, self._unpack)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the stored lists."""
         maps = [group.block_map for group in head_groups(self.packed, self.call[1])]
         return sum(x.nbytes for block_map in maps for x in (block_map.counts, block_map.indices))
 
@@ -126,7 +125,7 @@ class KeptMap:
         return packed
 
     def _unpack(self, packed: BlockMap) -> BlockMap:
-        reference = self._unpacked.get(packed)  # a copy of this has other maps
+        reference = self._unpacked.get(packed)  # None in a copy of this object, which has other maps
         block_map = None if reference is None else reference()
         if block_map is None:
             block_map = replace(packed, counts=packed.counts.int(), indices=packed.indices.int())
@@ -135,11 +134,12 @@ class KeptMap:
 
 
 def sampled_recall(query: torch.Tensor, key: torch.Tensor, plan: Plan, samples: int = 64) -> torch.Tensor:
-    """How much of the attention to video tokens a plan catches: a mean over samples, heads and some query tokens.
+    """The fraction of the attention to video tokens that a plan keeps: the mean over batch, heads and sampled queries.
 
     Args:
         query, key: [B, tokens, H, head_dim].
-        samples: how many query tokens are looked at, always the same for the same grid.
+        plan: the plan to measure.
+        samples: how many query tokens are sampled, always the same ones for a grid.
 
     Returns:
         float32 scalar in [0, 1] on the device of the query.
@@ -147,7 +147,7 @@ def sampled_recall(query: torch.Tensor, key: torch.Tensor, plan: Plan, samples: 
     caught = []
     for group in head_groups(plan, query.shape[2]):
         block_map = group.block_map.to(query.device)
-        # Multiples of the golden ratio fill the sequence evenly, and no column of the frame is preferred.
+        # Multiples of the golden ratio fill the sequence evenly, and prefer no column of the frame.
         tokens = (torch.arange(samples, dtype=torch.float64) * 0.6180339887498949).frac() * block_map.grid.video_tokens
         tokens = tokens.long()
         rows = tile_of_token(block_map.view, block_map.query_tile)[tokens].to(query.device)

@@ -1,4 +1,4 @@
-"""When a pattern runs: dense first and last steps, dense layers, ranges of steps or of noise."""
+"""A schedule for a pattern: dense first and last steps, dense layers, ranges of steps or of noise."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import torch
 from vidsparse.block_map import Plan
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns.base import Context, Pattern
+from vidsparse.patterns.fields import check_range, check_whole, check_wholes
 
 
 @dataclass(frozen=True)
 class StepSchedule(Pattern):
-    """Runs `pattern` where it is safe, and the model's own dense attention elsewhere.
+    """Runs `pattern` in some steps and layers, and the model's own dense attention in the others.
 
     The first denoising steps decide the layout and the last one the detail, so published methods keep the first 20-25 %
     of the steps and the first layer dense.
 
     Attributes:
-        pattern: what runs in sparse steps.
-        dense_steps, dense_last_steps: how many steps of the schedule are dense at its start and at its end; video to
-            video begins within it.
+        pattern: the pattern that runs in sparse steps.
+        dense_steps, dense_last_steps: how many steps are dense at the start and at the end of the schedule; video to
+            video begins within the schedule.
         dense_layers: indices of layers that are always dense; negative ones count from the last.
         steps: sparse only for first <= step < last, or None.
         sigmas: sparse only for low <= noise level <= high, or None. The noise level is 1 at the start and 0 at the end,
@@ -38,16 +39,10 @@ class StepSchedule(Pattern):
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, Pattern):
             raise TypeError(f"pattern={self.pattern!r} must be a pattern, such as Radial(density=0.2)")
-        counts = self.dense_steps, self.dense_last_steps
-        if not all(isinstance(count, int) for count in counts) or min(counts) < 0:
-            raise ValueError(
-                f"dense_steps={self.dense_steps} and dense_last_steps={self.dense_last_steps} must be >= 0 and whole"
-            )
-        if not isinstance(self.dense_layers, tuple) or not all(isinstance(n, int) for n in self.dense_layers):
-            raise ValueError(f"dense_layers={self.dense_layers} must be a tuple of indices, such as (0, 1)")
-        for name, bounds in (("steps", self.steps), ("sigmas", self.sigmas)):
-            if bounds is not None and bounds[0] > bounds[1]:
-                raise ValueError(f"{name}={bounds} must be (low, high)")
+        check_whole(self, "dense_steps", "dense_last_steps")
+        check_wholes(self, "dense_layers", "indices, such as (0, 1)")
+        check_range(self, "steps", whole=True)
+        check_range(self, "sigmas", whole=False)
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> Plan:
         return self.pattern.plan(grid, context)
@@ -58,23 +53,21 @@ class StepSchedule(Pattern):
     def check_model(self, layers: int, heads: int | None) -> None:
         absent = [layer for layer in self.dense_layers if not -layers <= layer < layers]
         if absent:
-            raise ValueError(f"dense_layers {absent} are not there: the model has layers 0 to {layers - 1}")
+            raise ValueError(f"dense_layers {absent} do not exist: the model has layers 0 to {layers - 1}")
         self.pattern.check_model(layers, heads)
 
     def check_grid(self, grid: VideoGrid) -> None:
         self.pattern.check_grid(grid)
 
     def is_dense(self, context: Context) -> bool:
+        return self.schedules_dense(context) or self.pattern.is_dense(context)
+
+    def schedules_dense(self, context: Context) -> bool:
+        """Whether this schedule alone makes a layer and step dense, whatever its pattern asks for."""
         layers = {layer % context.layers for layer in self.dense_layers if -context.layers <= layer < context.layers}
-        # While the number of steps is unknown (a bare transformer call) no step is the last.
+        # While the number of steps is unknown (a bare transformer call), no step counts as the last.
         last = bool(context.steps) and context.step >= context.steps - self.dense_last_steps
         outside_steps = self.steps is not None and not self.steps[0] <= context.step < self.steps[1]
         outside_sigmas = self.sigmas is not None and not self.sigmas[0] <= context.sigma <= self.sigmas[1]
-        return (
-            context.step < self.dense_steps
-            or last
-            or context.layer in layers
-            or outside_steps
-            or outside_sigmas
-            or self.pattern.is_dense(context)
-        )
+        first = context.step < self.dense_steps
+        return first or last or context.layer in layers or outside_steps or outside_sigmas

@@ -9,8 +9,9 @@ from functools import lru_cache
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse.grid import Tile, VideoGrid, check_tile
+from vidsparse.grid import Tile, VideoGrid
 from vidsparse.patterns.base import Context, Pattern
+from vidsparse.patterns.fields import check_sides
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SlidingTile(Pattern):
 
     Attributes:
         window: (frames, height, width) in tokens; a side larger than the grid means all of it.
-        stride: (frames, height, width) in tokens, one tile by default; rounded to whole tiles, at most the window.
+        stride: (frames, height, width) in tokens, by default one tile; rounded to whole tiles, at most the window.
         tile: sides of the tiles; by default the grid's best of 128 tokens.
     """
 
@@ -36,10 +37,8 @@ class SlidingTile(Pattern):
     tile: Tile | None = None
 
     def __post_init__(self) -> None:
-        for name in ("window", "stride", "tile"):
-            sides = getattr(self, name)
-            if sides is not None:
-                check_tile(sides, name)
+        check_sides(self, "window")
+        check_sides(self, "stride", "tile", optional=True)
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
         return _plan(self, grid)

@@ -83,7 +83,7 @@ def attend_group(
     )
     if group.empty == "mean":
         alone = lse.isneginf().transpose(1, 2)[..., None]
-        out = torch.where(alone, mean_value(value, block_map.layout.hidden_tokens(extra_valid)), out)
+        out = torch.where(alone, mean_value(value, block_map.layout.padding_mask(extra_valid)), out)
     if correction is None:
         return Part(group, choice), out
     memory = context.memory.setdefault("correction", {}).setdefault(group.heads, {})

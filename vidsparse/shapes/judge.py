@@ -1,7 +1,7 @@
-"""Reads a `shapes` video without its prompt, says what it shows, and scores that against the scene that was asked for.
+"""The judge of `shapes` videos: recognises what a video shows without its prompt, and scores it against a scene.
 
-A video is first resampled to 64x64, the frame in which render.py writes its radii and speeds. Colours are compared in
-levels 0..255. What is not clearly one of the names in scene.py is "unknown".
+A video is first resampled to 64x64, the frame in which render.py gives its radii and speeds. Colours are compared in
+levels 0..255. Anything that is not clearly one of the names in scene.py is "unknown".
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, Scene, SceneObject
 from vidsparse.shapes.track import UNKNOWN, follow, steepen
 
 GROUND_REACH = 40.0  # levels: the two nearest backgrounds, black and blue, are 84 apart
-SHADOW = 0.45  # part of its levels that the ground may lose in a shadow; those drawn take 0.4 at most
-COLOUR_REACH = 55.0  # levels: no object's colour is nearer than 109 to a background's, or to another object's
-FLAT = 45.0  # levels between neighbours: inside an object less, even with noise; at its edge more
-CORE_AREA = 24  # pixels: the flat inside of the smallest object, when blurred, has more
-SMALLEST_PRESENCE = 0.1  # part of the frames; a colour seen in fewer is a flicker and no object
-LASTING = 0.9  # permanence below which an object has no shape and no motion: it came apart, jumped or was away
+SHADOW = 0.45  # fraction of its levels that the ground may lose in a shadow; drawn shadows take at most 0.4
+COLOUR_REACH = 55.0  # levels: every object's colour is at least 109 from every background and other object
+FLAT = 45.0  # levels between neighbouring pixels: less inside an object, even with noise, and more at its edge
+CORE_AREA = 24  # pixels: the flat inside of the smallest object, when blurred, is larger
+SMALLEST_PRESENCE = 0.1  # fraction of the frames; a colour seen in fewer is flicker, not an object
+LASTING = 0.9  # permanence below which an object has no shape and no motion: it fell apart, jumped or disappeared
 
 
 @dataclass(frozen=True)
 class SeenObject:
-    """One object as seen: names from scene.py or "unknown", and in which part of the frames it is plausibly there."""
+    """One recognised object: names from scene.py or "unknown", and the fraction of frames in which it is plausible."""
 
     colour: str
     shape: str
@@ -37,7 +37,7 @@ class SeenObject:
 
 @dataclass(frozen=True)
 class Sighting:
-    """What a video shows; noise shows no object and no background."""
+    """What a video shows; noise has no objects and no background."""
 
     objects: tuple[SeenObject, ...]
     background: str | None
@@ -45,7 +45,7 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a video agrees with a scene: for each attribute the part of the objects for which it is right."""
+    """How well a video matches a scene: for each attribute the fraction of the objects for which it is right."""
 
     colour: float
     shape: float
@@ -59,7 +59,14 @@ class Score:
 
 
 def look(video: torch.Tensor) -> Sighting:
-    """Say what a video shows: float [3, frames, height, width] in [-1, 1], at least two frames, of any size."""
+    """Recognise what a video shows.
+
+    Args:
+        video: float [3, frames, height, width] in [-1, 1], at least two frames, of any size.
+
+    Raises:
+        ValueError: a tensor of another shape.
+    """
     if video.ndim != 4 or video.shape[0] != 3 or video.shape[1] < 2:
         raise ValueError(f"expected a video [3, frames >= 2, height, width], got {list(video.shape)}")
     frames = interpolate(video.detach().float().cpu().transpose(0, 1), (SIZE, SIZE), mode="area")
@@ -76,10 +83,10 @@ def look(video: torch.Tensor) -> Sighting:
 
 
 def score(video: torch.Tensor, scene: Scene) -> Score:
-    """Look at a video and compare it with a scene.
+    """Recognise what a video shows, and compare it with a scene.
 
-    Objects too many or missing cost, an object that does not last has neither shape nor motion, and an empty frame
-    earns nothing.
+    Extra and missing objects lower the score, an object that does not last has no shape and no motion, and an empty
+    frame scores 0.
     """
     sighting = look(video)
     if not sighting.objects:
@@ -105,14 +112,14 @@ def _palette(colours: dict[str, tuple[int, int, int]]) -> torch.Tensor:
 
 
 def _distance(pixels: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
-    """Distance in levels of pixels [..., 3] to colours [n, 3]: float32 [..., n]."""
+    """The distance in levels of pixels [..., 3] from colours [n, 3]: float32 [..., n]."""
     flat = torch.cdist(pixels.reshape(-1, 3), colours, compute_mode="donot_use_mm_for_euclid_dist")
     return flat.reshape(*pixels.shape[:-1], -1)
 
 
 def _find_colours(pixels: torch.Tensor, ground: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Name the colours that stand before the ground, and measure them: float32 [3] each."""
-    # A blend of object and ground at an edge may look like a third colour; only flat places tell.
+    """Name the colours in front of the ground, and measure them: float32 [3] each."""
+    # A blend of object and ground at an edge may resemble a third colour, so only flat areas count.
     slopes = [(pixels - pixels.roll(1, axis)).square().sum(dim=-1) for axis in (1, 2)]
     steepest = torch.stack([*slopes, slopes[0].roll(-1, 1), slopes[1].roll(-1, 2)]).amax(dim=0)
     core = (_unmix(pixels, ground, [])[1] > COLOUR_REACH) & (steepest < FLAT**2)
@@ -133,9 +140,9 @@ def _lasts(mask: torch.Tensor) -> bool:
 def _unmix(
     pixels: torch.Tensor, ground: torch.Tensor, colours: list[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Explain each pixel as ground, ground in a shadow, or ground and one colour over it.
+    """Explain each pixel as ground, ground in a shadow, or ground under one colour.
 
-    Returns every colour's cover, float32 [colours, frames, 64, 64], and the distance [frames, 64, 64] that stays.
+    Returns the cover of each colour, float32 [colours, frames, 64, 64], and the remaining distance [frames, 64, 64].
     """
     offset = pixels - ground
     spans = torch.stack([-SHADOW * ground, *(colour - ground for colour in colours)])

@@ -1,4 +1,4 @@
-"""The parts of the `shapes` model in diffusers' own classes, and the folder that ships with the package."""
+"""The parts of the `shapes` model, built from diffusers' classes, and the weights that ship with the package."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent / "weights"
 LATENT_CHANNELS = 8
 TEXT_WIDTH = 64
-MAX_WORDS = 32  # a prompt with two objects has at most 16 words and an end
-# How `shapes` is sampled unless told otherwise: the size that it was trained for, and what the judge likes best.
+MAX_WORDS = 32  # a prompt with two objects has at most 16 words and an end token
+# Defaults for sampling `shapes`: the size that it was trained for, and the settings with the best score of the judge.
 SAMPLING: dict[str, Any] = dict(
     height=64,
     width=64,
@@ -98,13 +98,17 @@ def build_transformer(patch: int = 1, **changes: Any) -> WanTransformer3DModel:
 
 
 def load_pipeline(dtype: torch.dtype = torch.float32, folder: Path = FOLDER) -> WanPipeline:
-    """Load the `shapes` pipeline from the package's own files (or a folder that the training exported): no network."""
+    """Load the `shapes` pipeline from files of the package, or from a folder that the training exported; no network.
+
+    Raises:
+        FileNotFoundError: the folder holds no pipeline.
+    """
     from diffusers import WanPipeline
 
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"the shapes model is not at {folder}; reinstall vidsparse")
     with warnings.catch_warnings():
-        # Newer versions of diffusers call the argument `dtype` and warn of the name that older ones need.
+        # Newer versions of diffusers call the argument `dtype`, and warn about the name that older ones need.
         warnings.simplefilter("ignore", FutureWarning)
         pipe: WanPipeline = WanPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
     return pipe

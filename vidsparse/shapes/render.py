@@ -1,4 +1,4 @@
-"""Draws scenes as videos: anti-aliased shapes on a frame whose borders wrap, so that an object never disappears."""
+"""Scenes drawn as videos: anti-aliased shapes on a frame whose borders wrap, so that an object never disappears."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, Scene, SceneObject, training_scene
 from vidsparse.shapes.world import FLAT, LIGHT, World, towards_light
 
-SIZE = 64  # pixels: the height and width in which radii and speeds are written
+SIZE = 64  # pixels: the height and width of the frame in which radii and speeds are given
 BOUNCE_HEIGHT = 16  # pixels at a speed of 1
-LONGEST = 1024  # frames for which two objects of an endless world are known to stay apart
-SHADOW_REACH, SHADOW_BLUR = 0.35, 1.4  # in radii, how far a shadow lies beside its object; in pixels, its softness
+LONGEST = 1024  # frames for which two objects of an endless world are checked to stay apart
+SHADOW_REACH, SHADOW_BLUR = 0.35, 1.4  # offset of a shadow from its object, in radii; its softness, in pixels
 RIM = 1.6  # pixels from the outline at which the light on the rim has faded to 1 / e
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Where one object is: centre in pixels of a 64x64 frame at frame 0, radius in pixels, speed in pixels per frame.
+    """The path of one object, in pixels of a 64x64 frame: centre at frame 0, radius, and speed per frame.
 
-    For a bouncing object `y` is the height at which it touches the ground, `phase` the part of a bounce at frame 0,
-    `bounce` its frames.
+    For a bouncing object `y` is the height at which it touches the ground, `phase` the fraction of a bounce at frame 0,
+    and `bounce` the frames of a bounce.
     """
 
     x: float
@@ -34,7 +34,7 @@ class Trajectory:
     bounce: int = 16
 
     def centres(self, motion: str, frames: int) -> torch.Tensor:
-        """Centre of every frame, float32 [frames, 2] as (x, y), modulo the frame size."""
+        """The centre in each frame, float32 [frames, 2] as (x, y), modulo the frame size."""
         time = torch.arange(frames, dtype=torch.float32)
         dx, dy = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}.get(motion, (0, 0))
         x, y = self.x + dx * self.speed * time, self.y + dy * self.speed * time
@@ -47,16 +47,16 @@ class Trajectory:
 def draw_trajectories(
     scene: Scene, rng: random.Random, frames: int = 33, world: World = FLAT
 ) -> tuple[Trajectory, ...]:
-    """Draw where a scene's objects are, never over each other.
+    """Draw the paths of a scene's objects, which never overlap.
 
     Args:
         scene: one or two objects.
-        rng: what is random comes from it.
+        rng: the source of all random numbers.
         frames: of the video. Paths of an endless world do not depend on it.
-        world: its radii, and for how long what moves stays inside.
+        world: gives the radii, and how long moving objects stay inside the frame.
 
     Raises:
-        RuntimeError: a thousand draws hold no two paths that stay apart.
+        RuntimeError: a thousand draws have no two paths that stay apart.
     """
     span = min(frames, world.inside) - 1
     for _ in range(1000):
@@ -78,7 +78,7 @@ def _start(o: SceneObject, radius: float, rng: random.Random, shared: float, spa
     """Draw an object's start: inside for `span` frames, or anywhere along its path at the `shared` speed."""
     low, high = 1.45 * radius, SIZE - 1.45 * radius
     x, y = rng.uniform(low, high), rng.uniform(low, high)
-    # Two that cross each other's way stay apart for ever at one speed only.
+    # Two objects whose ways cross stay apart for ever only at equal speeds.
     speed = shared or min(rng.uniform(0.8, 1.0), (high - low) / span if span else 1.0)
     phase, reach = rng.random(), speed * span
     if o.motion in ("left", "right"):
@@ -117,12 +117,11 @@ def render(
     """Draw the video of a scene on a device: float32 [3, frames, height, width] in [-1, 1].
 
     Args:
-        scene: what it shows.
-        paths: where its objects are.
+        scene: the objects and the background.
+        paths: of the objects.
         frames: of the video.
-        height: in pixels; by default the world's, like `width`.
-        width: in pixels.
-        world: how it looks.
+        height, width: in pixels; by default those of the world.
+        world: how the video looks.
         device: of the video.
     """
     height, width = height or world.size, width or world.size
@@ -147,7 +146,7 @@ def render(
         cover = (0.5 - distance * (height / SIZE)).clamp(0, 1)
         colour = _colour(COLOURS[o.colour], device)
         if world.shading or world.bevel:
-            # How steeply the distance grows towards the light is the cosine between outline and light.
+            # The slope of the distance towards the light is the cosine between outline and light.
             rim = signed_distance(o.shape, x + LIGHT[0], y + LIGHT[1], path.radius) - distance
             light = world.shading * towards_light(x, y) / path.radius + world.bevel * rim * (distance / RIM).exp()
             colour = torch.lerp(colour, torch.where(light > 0, 255.0, 0.0), light.abs().clamp(max=1))

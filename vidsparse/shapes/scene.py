@@ -1,4 +1,4 @@
-"""What a `shapes` video shows: one or two objects with a colour, a shape and a motion, and the words for it."""
+"""The scenes of `shapes` videos: one or two objects with a colour, a shape and a motion, and the words for them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two objects on a background; what a prompt says, not where things are (see `Trajectory` in render.py)."""
+    """One or two objects on a background, as a prompt describes them; `Trajectory` in render.py says where they are."""
 
     objects: tuple[SceneObject, ...]
     background: str
@@ -63,21 +63,21 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether any object's combination with the background belongs to the combinations that training never sees."""
+        """Whether training never sees the combination of one of the objects with the background."""
         return any((o.colour, o.shape, o.motion, self.background) in HELD_OUT for o in self.objects)
 
 
 def _all_combinations() -> list[tuple[str, str, str, str]]:
-    # An object that has the background's colour cannot be told from it.
+    # An object in the background's colour would be invisible.
     return [(c, s, m, b) for c in COLOURS for s in SHAPES for m in MOTIONS for b in BACKGROUNDS if c != b]
 
 
-# Every colour, shape, motion and background is left in training many times; only these 64 combinations are not.
+# Training has every colour, shape, motion and background many times, and lacks only these 64 combinations.
 HELD_OUT: frozenset[tuple[str, str, str, str]] = frozenset(random.Random(0).sample(_all_combinations(), 64))
 
 
 def held_out_scenes() -> list[Scene]:
-    """The 64 one-object scenes that training never sees, in a fixed order: the model's examination."""
+    """The 64 one-object scenes that training never sees, in a fixed order, to evaluate the model."""
     return [Scene((SceneObject(c, s, m),), b) for c, s, m, b in sorted(HELD_OUT)]
 
 
@@ -97,7 +97,8 @@ def training_scene(rng: random.Random, two_objects: float = 0.25) -> Scene:
 def parse_prompt(prompt: str) -> Scene:
     """Read a prompt such as "a red circle moving left and a yellow cross bouncing on a black background".
 
-    Raises `ValueError`, with all that the model knows, for an empty prompt, an unknown word or another sentence.
+    Raises:
+        ValueError: an empty prompt, an unknown word or another kind of sentence; lists what the model knows.
     """
     text = " ".join(prompt.lower().replace(",", " ").rstrip(" .!").split())
     if not text:
@@ -117,7 +118,7 @@ def parse_prompt(prompt: str) -> Scene:
     )
     colours = [o.colour for o in objects] + [background]
     if len(set(colours)) < len(colours):
-        raise ValueError(f"shapes tells things apart by colour, but in {prompt!r} two have the same. {vocabulary()}")
+        raise ValueError(f"shapes distinguishes things by colour, but in {prompt!r} two have the same. {vocabulary()}")
     return Scene(objects, background)
 
 

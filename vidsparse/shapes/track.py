@@ -1,7 +1,7 @@
-"""Follows one object through a clip, on a frame whose borders wrap: its shape, its motion, and whether it lasts.
+"""The track of one object through a clip, on a frame whose borders wrap: its shape, motion and permanence.
 
-All sizes are pixels of a 64x64 frame, in which render.py writes its radii and speeds. An object comes as its cover: for
-every frame, how much of each pixel it covers.
+All sizes are pixels of a 64x64 frame, in which render.py gives its radii and speeds. An object is given by its cover:
+for every frame, the fraction of each pixel that it covers.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from vidsparse.shapes.render import SIZE, signed_distance
 from vidsparse.shapes.scene import SHAPES
 
 UNKNOWN = "unknown"
-SMALLEST_AREA, LARGEST_AREA = 60.0, 700.0  # the objects drawn have 132 to 560
-JUMP = 6.0  # pixels in one frame; a bouncing object makes at most 3.75
+SMALLEST_AREA, LARGEST_AREA = 60.0, 700.0  # drawn objects have 132 to 560
+JUMP = 6.0  # pixels in one frame; a bouncing object moves at most 3.75
 LAG = 4  # frames over which a velocity, and a mask, is measured
-AGREE = 0.8  # part of the clip that must show the same shape, or the same velocity
-STEADY = 2.0  # pixels: how far an object that stands still may seem to stray
+AGREE = 0.8  # fraction of the clip that must show the same shape, or the same velocity
+STEADY = 2.0  # pixels: the apparent movement that is allowed for an object that stands still
 MASK = 21  # pixels from an object's centre to the border of its mask
-# Frames of a bounce: those of FLAT and of ENDLESS, and an eighth more or less.
+# Frames of a bounce: those of FLAT and of ENDLESS, up to an eighth more or less.
 BOUNCE = (torch.tensor([16.0, 24.0])[:, None] * torch.arange(0.875, 1.125, 0.0125)).flatten()
 BLURS = 0.3, 1.3, 2.6  # standard deviations, in pixels, of the blur that a small autoencoder leaves
 # Drawn videos blurred to 22 dB reach 0.88 and, in 95 % of their masks, a margin of 0.018; at 28 dB the margin is 0.044.
@@ -29,7 +29,7 @@ SHAPE_IOU, SHAPE_MARGIN = 0.8, 0.02
 
 
 def follow(cover: torch.Tensor) -> tuple[str, str, float]:
-    """Follow a cover, float32 [frames, 64, 64]: its shape, its motion, the part of the frames it is plausibly there."""
+    """The shape and motion of a cover [frames, 64, 64], and the fraction of frames in which it is plausible."""
     area = cover.sum(dim=(1, 2))
     centres = torch.stack((_circular_mean(cover.sum(dim=1)), _circular_mean(cover.sum(dim=2))), dim=-1)
     masks = _masks(cover, centres)
@@ -42,7 +42,7 @@ def follow(cover: torch.Tensor) -> tuple[str, str, float]:
 
 
 def _longest(centres: torch.Tensor, frame: torch.Tensor) -> int:
-    """Frames of the longest part of a path [seen, 2] without a jump: what jumps is another object from there on."""
+    """Frames of the longest part of a path [seen, 2] without a jump: after a jump it is another object."""
     if not len(frame):
         return 0
     steps = _circular_difference(centres[1:], centres[:-1]).norm(dim=-1)
@@ -51,7 +51,7 @@ def _longest(centres: torch.Tensor, frame: torch.Tensor) -> int:
 
 
 def steepen(share: torch.Tensor) -> torch.Tensor:
-    """Steepen soft edges: below 0.2 it may be noise of the ground, above 0.8 noise of the object."""
+    """Steepen soft edges: below 0.2 may be noise of the ground, above 0.8 noise of the object."""
     return ((share - 0.2) / 0.6).clamp(0, 1)
 
 
@@ -67,7 +67,7 @@ def _circular_difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _masks(cover: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
-    """Cut an object out of every frame, its centre in the middle of a pixel: float32 [frames, 43, 43]."""
+    """Crop an object from every frame, with its centre in the middle of a pixel: float32 [frames, 43, 43]."""
     place = centres[..., None] + torch.arange(-MASK, MASK + 1)  # [frames, 2, 43]
     weight = (1 - _circular_difference(place[..., None], torch.arange(SIZE) + 0.5).abs()).clamp(min=0)
     return weight[:, 1] @ cover @ weight[:, 0].transpose(1, 2)
@@ -85,7 +85,7 @@ def _templates() -> torch.Tensor:
 
 
 def _name_shape(masks: torch.Tensor) -> str:
-    """Name the shape that the masks [frames, 43, 43] show all through the clip, from the mean of every four frames."""
+    """Name the shape that the masks [frames, 43, 43] show throughout the clip, from the mean of every four frames."""
     if not len(masks):
         return UNKNOWN
     mean = torch.stack([part.mean(dim=0).flatten() for part in masks.split(LAG)])[:, None, None]
@@ -98,7 +98,7 @@ def _name_shape(masks: torch.Tensor) -> str:
 
 
 def _name_motion(centres: torch.Tensor, frame: torch.Tensor) -> str:
-    """Name the motion of an object from its centres [seen, 2] and the indices [seen] of the frames it was seen in."""
+    """Name the motion of an object from its centres [seen, 2] and the indices [seen] of their frames."""
     if len(frame) < 2:
         return UNKNOWN
     steps = _circular_difference(centres[1:], centres[:-1])
@@ -118,11 +118,11 @@ def _name_motion(centres: torch.Tensor, frame: torch.Tensor) -> str:
 
 
 def _bounces(y: torch.Tensor, frame: torch.Tensor) -> bool:
-    """Whether heights y [seen] follow parabolas of about the period and the height that are drawn."""
+    """Whether heights y [seen] follow parabolas of about the period and height of drawn bounces."""
     longest = 1.125 * (frame[-1] - frame[0])
     period = BOUNCE[BOUNCE.le(longest), None, None]
     if not len(period):
-        return False  # less than one bounce cannot be told from a throw
+        return False  # less than one bounce looks the same as a throw
     phase = torch.arange(0, 1, 1 / 32)[:, None]
     fall = (frame / period + phase) % 1.0
     curve = -4 * fall * (1 - fall)  # [periods, phases, frames]

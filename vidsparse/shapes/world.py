@@ -1,4 +1,4 @@
-"""The worlds that `shapes` can draw: how large, how objects start, and how they look."""
+"""The worlds that `shapes` can draw: their size, how objects start, and how they look."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ LIGHT = (-0.6, -0.8)  # unit vector (x, y) towards the light, y pointing down: u
 
 @dataclass(frozen=True)
 class World:
-    """Size, motion and look of a video. Lengths are pixels of a 64x64 frame unless said otherwise.
+    """Size, motion and look of a video. Lengths are pixels of a 64x64 frame if not stated otherwise.
 
     Attributes:
-        size: height and width of a video in its own pixels.
-        frames: of a video, unless another number is asked for.
-        radii: smallest and largest radius of an object that is alone, and of each of two.
+        size: height and width of a video in pixels of the video.
+        frames: default length of a video.
+        radii: smallest and largest radius of a single object, and of each of two objects.
         inside: frames that a moving object stays inside the frame. With 0 the motion is endless: it starts anywhere
             along its path, and a clip of any length is a window into it.
         bounce: frames from one touch of the ground to the next.
-        shading: how much an object brightens towards the light, as a part of its colour; 0 is flat.
-        bevel: how much its rim does.
+        shading: how much an object brightens towards the light, as a fraction of its colour; 0 is flat.
+        bevel: how much its rim brightens towards the light.
         shadow: how much an object darkens the ground beside it, 0 to 1.
         glow: levels (0 to 255) by which the ground brightens towards the light.
     """
@@ -43,5 +43,5 @@ ENDLESS = World(128, 33, ((10.0, 13.0), (8.0, 9.5)), bounce=24, shading=0.12, be
 
 
 def towards_light(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """How far points (x, y) lie in the direction of the light, in their own unit."""
+    """The component of points (x, y) in the direction of the light, in their unit."""
     return x * LIGHT[0] + y * LIGHT[1]

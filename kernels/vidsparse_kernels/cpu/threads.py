@@ -1,7 +1,7 @@
-"""Divides independent pieces of a computation over threads, each of which computes with one thread.
+"""Independent pieces of a computation divided over threads, each of which computes single-threaded.
 
-PyTorch divides each operation over its threads, and products as small as one query tile's divide badly. Here every
-thread takes whole pieces; PyTorch's operations release Python's lock while they compute.
+PyTorch divides each operation over its threads, but products as small as those of one query tile divide badly. Here
+every thread takes whole pieces; PyTorch's operations release Python's lock while they compute.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch
 
 Piece = TypeVar("Piece")
 
-# How many threads the BLAS uses is one setting of the whole process: calls take turns.
+# The number of BLAS threads is a setting of the whole process, so calls take turns.
 _turn = threading.Lock()
 
 
 class _Shared(Generic[Piece]):
-    """An iterator that several threads may draw from."""
+    """An iterator that several threads may share."""
 
     def __init__(self, pieces: Iterable[Piece]):
         self.pieces, self.lock = iter(pieces), threading.Lock()
@@ -37,19 +37,19 @@ class _Shared(Generic[Piece]):
 
 @lru_cache(maxsize=1)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    # A forked child inherits the cache but not the threads of its parent: its number asks for a pool of its own.
+    # A forked child inherits the cache but not the threads of its parent: its process id makes a new pool.
     return ThreadPoolExecutor(threads, thread_name_prefix="vidsparse", initializer=torch.set_num_threads, initargs=(1,))
 
 
 def divide(work: Callable[[Iterator[Piece]], None], pieces: Iterable[Piece]) -> None:
-    """Call `work(pieces)` in this thread and as many others as PyTorch uses; each takes what no other has taken.
+    """Call `work(pieces)` in this thread and in as many others as PyTorch uses; each piece goes to one of them.
 
-    Nothing records gradients. The first exception is raised, after the threads have ended.
+    Gradients are not recorded. The first exception is raised after all threads have finished.
     """
     threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
 
     def work_alike(pieces: Iterator[Piece]) -> None:
-        # Both modes belong to a thread.
+        # Both modes are thread-local.
         with torch.inference_mode(inference), torch.no_grad():
             work(pieces)
 
@@ -64,7 +64,7 @@ def divide(work: Callable[[Iterator[Piece]], None], pieces: Iterable[Piece]) -> 
             try:
                 work_alike(shared)
             finally:
-                shared.pieces = iter(())  # after Ctrl-C nothing more is begun
+                shared.pieces = iter(())  # after Ctrl-C no further piece starts
                 errors = [error for future in helpers if (error := future.exception())]
         finally:
             torch.set_num_threads(threads)

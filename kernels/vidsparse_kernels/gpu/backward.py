@@ -1,4 +1,10 @@
-"""The backward pass: what each row's softmax asks for, then the gradients of queries, and of keys and values."""
+"""The backward pass: two numbers per query from its softmax, then the gradients of queries, and of keys and values.
+
+Names, besides those of primitives.py:
+    o, grad_o         [ROWS, head_dim], outputs of the program's queries and their gradients
+    lse, grad_lse     float32 [batch, heads, tokens], natural log
+    row_terms         float32 [batch * heads, 2, rows]: lse in base 2, and `shift`, of each query
+"""
 
 from __future__ import annotations
 
@@ -40,26 +46,28 @@ def row_terms_kernel(
     QUERY_TILE: tl.constexpr,
     HEAD: tl.constexpr,
 ):
-    """Grid (blocks of extra queries + query tiles, batch * heads): two numbers a query, in the order of the tiles.
+    """Grid (blocks of extra queries + query tiles, batch * heads): two numbers per query, in the order of the tiles.
 
-    `row_terms` are float32 [batch * heads, 2, rows]: the rows of each tile side by side, so that gradient kernels read
-    them without addresses or masks of their own, and those of extra queries last. The first number is the lse in base
-    2, +inf for what is no query or sees no key, which makes its weights 0. The second is
-    rowsum(out * grad_out) - grad_lse: what the softmax and the lse take from each score's gradient.
+    The rows of a tile are contiguous in `row_terms`, so that the gradient kernels need no addresses or masks for them;
+    those of extra queries come last. The first number is the lse in base 2, +inf for a row that holds no query or sees
+    no key, which makes its weights 0. The second is rowsum(out * grad_out) - grad_lse, which the softmax and the lse
+    subtract from the gradient of each score.
     """
     view = (frames, height, width)
     ROWS: tl.constexpr = QUERY_TILE[0] * QUERY_TILE[1] * QUERY_TILE[2]
     batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
     tile = tl.program_id(0) - tl.cdiv(extra, ROWS)
     tokens, mine = held_tokens(tile, tl.program_id(0) * ROWS, view, prefix, extra, QUERY_TILE)
+    # [ROWS, head_dim] each
     o = load_rows(out + batch * out_strides[0] + head * out_strides[2], tokens, out_strides[1], mine, HEAD)
-    g = load_rows(grad_out + batch * grad_strides[0] + head * grad_strides[2], tokens, grad_strides[1], mine, HEAD)
+    grad_o = load_rows(grad_out + batch * grad_strides[0] + head * grad_strides[2], tokens, grad_strides[1], mine, HEAD)
     at = tl.program_id(1).to(tl.int64) * (view[0] * view[1] * view[2] + extra) + tokens
+    # [ROWS]
     base = tl.load(lse + at, mask=mine, other=float("-inf"))
     base = tl.where(base == float("-inf"), float("inf"), base * LOG2_E)
-    shift = tl.sum(o[0].to(tl.float32) * g[0].to(tl.float32), 1) - tl.load(grad_lse + at, mask=mine, other=0.0)
+    shift = tl.sum(o[0].to(tl.float32) * grad_o[0].to(tl.float32), 1) - tl.load(grad_lse + at, mask=mine, other=0.0)
     if HEAD[1] > 0:
-        shift += tl.sum(o[1].to(tl.float32) * g[1].to(tl.float32), 1)
+        shift += tl.sum(o[1].to(tl.float32) * grad_o[1].to(tl.float32), 1)
     block = tl.where(tile >= 0, tile, tile + tl.num_programs(0))
     row_terms += (tl.program_id(1).to(tl.int64) * 2 * tl.num_programs(0) + block) * ROWS + tl.arange(0, ROWS)
     tl.store(row_terms, base)
@@ -79,7 +87,17 @@ def backward(
     lse: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Start all kernels: gradients of query, key and value, contiguous; zero for keys that nobody sees."""
+    """Launch all kernels of the backward pass.
+
+    Args:
+        launch: geometry of the call. lists, columns: of its map, in both directions.
+        grad_out, query, key, value, out: [B, tokens, H, head_dim], `readable`.
+        grad_lse, lse: float32 [B, H, tokens], contiguous.
+        scale: positive factor on the logits.
+
+    Returns:
+        The gradients of query, key and value, contiguous; zero for keys that no query sees.
+    """
     layout = launch.layout
     rows = launch.query_blocks * math.prod(layout.query_tile)
     row_terms = torch.empty(launch.programs, 2, rows, dtype=torch.float32, device=query.device)
@@ -87,13 +105,16 @@ def backward(
         row_terms_kernel,
         launch.query_blocks,
         ROW_TERMS,
+        # inputs
         out=out,
         grad_out=grad_out,
         lse=lse,
         grad_lse=grad_lse,
-        row_terms=row_terms,
         out_strides=strides(out),
         grad_strides=strides(grad_out),
+        # outputs
+        row_terms=row_terms,
+        # geometry
         QUERY_TILE=layout.query_tile,
     )
     shared: dict[str, Any] = dict(query=query, key=key, value=value, grad_out=grad_out, row_terms=row_terms)

@@ -1,6 +1,12 @@
-"""The transposed lists: for each key tile, its column, the query tiles that see it, divided into pieces of work.
+"""The transposed lists: for each key tile its column, the query tiles that see it, divided into pieces of work.
 
-Made on the device, without waiting for it; no order of threads shows in the result.
+They are made on the device without synchronising, and do not depend on the order of threads.
+
+Names, besides those of primitives.py and lists.py:
+    group             a head of the map, of batch * heads of the map
+    kept              int8 [groups, rows, columns], the map, dense
+    starts            int32 [groups, columns], where each column's list starts in `places`
+    capacity          entries of `places` in each group
 """
 
 from __future__ import annotations
@@ -14,12 +20,13 @@ import triton
 import triton.language as tl
 
 from vidsparse_kernels.gpu.primitives import pack, tile_place
-from vidsparse_kernels.layout import TileLayout, Triple, place_bits, tile_counts
+from vidsparse_kernels.layout import TileLayout, Triple, place_bits, tile_count, tile_counts
 
-# A column is divided if it is longer than this many average ones, and than this part of all work: shorter ones, even
-# last, end with the others (sixteen to each of the 256 programs that run at once on a large GPU).
+# Split a column that is longer than SPLIT average ones and than the part SMALL of all work. Shorter ones finish with
+# the rest even when scheduled last: SMALL is a sixteenth of what each of 256 programs, all that a large GPU runs at
+# once, has to do.
 SPLIT, SMALL = 4, 1 / 4096
-# Slots for sums of divided columns, of all columns: they take an eighth of what the gradients of keys and values take.
+# Slots per column: the sums of divided columns take an eighth of the memory of the gradients of keys and values.
 SLOTS = 1 / 32
 
 
@@ -29,6 +36,7 @@ def mark_kernel(counts, indices, kept, list_width, columns, BLOCK: tl.constexpr)
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     listed = i < tl.load(counts + row)
+    # [BLOCK] numbers of tiles
     tl.store(kept + row * columns + tl.load(indices + row * list_width + i, mask=listed, other=0), 1, mask=listed)
 
 
@@ -49,7 +57,7 @@ def column_lists_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Grid (blocks of columns, groups): write each column's list of packed query tiles from its start on."""
+    """Grid (blocks of columns, groups): write each column's list of packed query tiles, from its start on."""
     group = tl.program_id(1).to(tl.int64)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     end = tl.load(starts + group * columns + column, mask=column < columns, other=0)
@@ -57,6 +65,7 @@ def column_lists_kernel(
         row = first + tl.arange(0, ROWS)
         real = (row < rows)[:, None] & (column < columns)[None, :]
         at = (group * rows + row)[:, None] * columns + column[None, :]
+        # [ROWS, COLUMNS]
         seen = tl.load(kept + at, mask=real, other=0).to(tl.int32)
         position = group * capacity + end[None, :] + tl.cumsum(seen, 0) - 1
         entry = pack(tile_place(row, (frames, height, width), QUERY_TILE), (row_bits, column_bits))
@@ -66,14 +75,14 @@ def column_lists_kernel(
 
 @dataclass(frozen=True)
 class Columns:
-    """What the gradients of keys and values walk. G = batch * heads of the map.
+    """The lists that the gradients of keys and values walk. G = batch * heads of the map.
 
     Attributes:
         places: int32 [G, capacity], packed places of query tiles, list after list.
-        pieces: int32 [G, P, 5]: column, part of the column, begin and end in `places`, and the slot in which the piece
-            leaves its sums; -1 where it is the column's only piece. Unused pieces have column -1.
-        slots: int32 [G, columns, 2]: a column's first slot and number of slots; 0 slots where it has one piece.
-        every_place: int32 [query tiles], the list of prefix and suffix tokens, which all see.
+        pieces: int32 [G, P, 5]: column, part of the column, begin and end in `places`, and the slot for the piece's
+            sums, -1 if it is the column's only piece. Unused pieces have column -1.
+        slots: int32 [G, columns, 2]: the first slot of a column, and its number of slots: 0 for a single piece.
+        every_place: int32 [query tiles], the list of the extra tokens, which all queries see.
     """
 
     places: torch.Tensor
@@ -88,29 +97,33 @@ class Columns:
 
 
 def piece_limit(capacity: int, columns: int, programs: int) -> int:
-    """Most queries of a piece, where memory does not ask for longer ones. `capacity` bounds the pairs of one head."""
+    """The most query tiles of a piece, unless memory requires longer ones. `capacity` bounds the pairs of one head."""
     return math.ceil(capacity * max(SPLIT / columns, SMALL * programs))
 
 
 def slot_count(rows: int, columns: int, capacity: int, limit: int) -> int:
-    """How many slots each head has: what `limit` could ask for, and at most a part of the columns."""
+    """The slots of each head: as many as `limit` could need, and at most the part SLOTS of the columns."""
     # A divided column is longer than the limit, so it has fewer than twice as many pieces as limits.
     return 0 if limit >= rows else min(2 * capacity // limit, int(columns * SLOTS))
 
 
 def divide(lengths: torch.Tensor, rows: int, limit: int, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Divide columns of `lengths` int32 [G, columns], none above `rows`, into parts that need at most `slots` slots.
+    """Divide the columns into parts that need at most `slots` slots.
 
-    Where they would need more, the group's limit doubles until they do not: longer pieces, never a wrong result.
+    Where they would need more, the group's limit doubles until they fit: longer pieces, never a wrong result.
+
+    Args:
+        lengths: int32 [G, columns], none above `rows`.
+        rows: query tiles. limit: the most query tiles of a part. slots: of each group.
 
     Returns:
-        Parts of each column, int32 [G, columns], and the limit of each group, int32 [G, 1].
+        int32 [G, columns], the parts of each column; int32 [G, 1], the limit of each group.
     """
     doublings = max(0, math.ceil(math.log2(rows / limit)))
     limits = limit * 2 ** torch.arange(doublings + 1, device=lengths.device, dtype=torch.int32)
     parts = ((lengths[..., None] + limits - 1) // limits).clamp(min=1)
     needed = torch.where(parts > 1, parts, 0).sum(dim=1)
-    # No column is longer than the last limit, so there is always a first one that fits.
+    # No column is longer than the last limit, so one limit always fits.
     chosen = (needed <= slots).to(torch.uint8).argmax(dim=-1, keepdim=True)
     return parts.gather(2, chosen[:, None].expand(-1, lengths.shape[1], 1))[..., 0].to(torch.int32), limits[chosen]
 
@@ -119,7 +132,7 @@ def _make(
     counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, programs: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, list_width = indices.shape[-2:]
-    columns = math.prod(tile_counts(layout.view, layout.key_tile))
+    columns = tile_count(layout.view, layout.key_tile)
     groups, capacity, device = counts.shape[0] * counts.shape[1], rows * list_width, counts.device
     # A byte for each pair of tiles: 20 MB for 115,000 tokens, tiles of 128 and 24 heads.
     kept = torch.zeros(groups, rows, columns, dtype=torch.int8, device=device)
@@ -175,7 +188,7 @@ def _columns(
     programs: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     (a, b, c), (d, e, f), (g, h, i) = view, query_tile, key_tile
-    # Kept with the map, also for a later training.
+    # The result is cached with the map, and a training may use it later.
     with torch.cuda.device_of(counts), torch.inference_mode(False):
         made = _make(counts, indices, TileLayout((a, b, c), (d, e, f), (g, h, i)), programs)
         return *made, every_place((a, b, c), (d, e, f), counts.device)
@@ -184,16 +197,19 @@ def _columns(
 @_columns.register_fake
 def _(counts, indices, view, query_tile, key_tile, programs):
     groups, (rows, list_width) = counts.shape[0] * counts.shape[1], indices.shape[-2:]
-    tiles = math.prod(-(-size // side) for size, side in zip(view, key_tile, strict=True))
+    tiles = tile_count(view, key_tile)
     pieces = tiles + rows * list_width // piece_limit(rows * list_width, tiles, programs)
     shapes = (groups, rows * list_width), (groups, pieces, 5), (groups, tiles, 2), (rows,)
     return tuple(counts.new_empty(shape) for shape in shapes)
 
 
 def transpose(counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, programs: int) -> Columns:
-    """Transpose lists int32 [Bm, Hm, rows] and [Bm, Hm, rows, W], and divide the columns.
+    """Transpose lists, and divide the columns.
 
-    `programs` is the number of heads, of all samples, that compute with them.
+    Args:
+        counts: int32 [B|1, H|1, rows]. indices: int32 [B|1, H|1, rows, W].
+        layout: geometry of the map.
+        programs: batch * heads of the query.
     """
     geometry = list(layout.view), list(layout.query_tile), list(layout.key_tile)
     return Columns(*_columns(counts, indices, *geometry, programs))

@@ -1,8 +1,8 @@
-"""How each kernel is launched: a literal table, and the rule that finds a row for what stands in none.
+"""How each kernel is launched: a literal table, and the rule that finds the nearest row for any call.
 
-Every row fits the chip's shared memory with Triton 3.6 and 3.7; where one spills, benchmarks/results/aot.md says so.
-None has been timed on a GPU yet: those of 2 bytes for capability 9.0 are the best by a model of their machine code
-(benchmarks/results/model.md), which errs by 10 %. `vidsparse bench --tune` measures and prints new rows.
+Every row fits the chip's shared memory with Triton 3.6 and 3.7; benchmarks/results/aot.md lists those that spill. None
+has been timed on a GPU yet: those of 2 bytes for capability 9.0 are the best by a model of their machine code
+(benchmarks/results/model.md), which is off by 10 %. `vidsparse bench --tune` measures and prints new rows.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ class Config:
 
     Attributes:
         step: tokens of the box that one step of the walk reads.
-        warps: of a program. stages: of its pipeline.
-        registers: most registers of a thread, so that two programs share a multiprocessor; None: as many as it takes.
+        warps: of a program.
+        stages: of its pipeline.
+        registers: limit per thread, so that two programs share a multiprocessor; None: no limit.
     """
 
     step: int
@@ -49,8 +50,8 @@ class GluonConfig:
 
     Attributes:
         step: tokens of the box that one step of the walk reads, 64 or 128.
-        stages: how many boxes of keys, and of values, fit into shared memory at once; at least 2.
-        turns: whether the two computing groups take turns at the matrix unit, instead of as they come.
+        stages: boxes of keys, and as many of values, that shared memory holds at once; at least 2.
+        turns: whether the two computing groups take turns at the matrix unit; otherwise the first to arrive uses it.
     """
 
     step: int
@@ -59,7 +60,7 @@ class GluonConfig:
 
     @property
     def options(self) -> dict[str, int]:
-        """Triton's launch options: the warps of one group, to which the kernel adds the others."""
+        """Triton's launch options: the warps of one group; the kernel adds the others."""
         return {"num_warps": 4}
 
     def __str__(self) -> str:
@@ -67,10 +68,10 @@ class GluonConfig:
 
     @classmethod
     def parse(cls, text: str) -> GluonConfig:
-        """Read what one prints: "gluon/step/stages" or "gluon/step/stages/turns".
+        """Parse the text form: "gluon/step/stages" or "gluon/step/stages/turns".
 
         Raises:
-            ValueError: what is not one.
+            ValueError: any other text.
         """
         name, step, stages, *turns = text.split("/")
         if name != "gluon" or turns not in ([], ["turns"]):
@@ -78,11 +79,11 @@ class GluonConfig:
         return cls(int(step), int(stages), bool(turns))
 
 
-# Chips whose kernels need the same: the most shared memory that a program may have, in bytes.
+# Family of chips -> the shared memory that a program may use, in bytes.
 SHARED_MEMORY = {80: 166912, 89: 101376, 90: 232448, 100: 232448}
 
-# (chips, kernel) -> (bytes of a number, head_dim) -> a program that holds a tile of 64 tokens, and one of 128, or None
-# where that does not fit the chip. float32 without TF32 has no matrix unit: slow, for comparing.
+# (family, kernel) -> (bytes per number, head_dim) -> the configuration of a program that holds a tile of 64 tokens, and
+# of 128; None where it does not fit the chip. float32 without TF32 has no matrix unit: slow, for comparison only.
 TABLE: dict[tuple[int, Kernel], dict[tuple[int, int], tuple[Config | None, Config | None]]] = {
     (80, "forward"): {
         (2, 64): (Config(64, 4, 2), Config(64, 8, 3)),
@@ -158,11 +159,11 @@ TABLE: dict[tuple[int, Kernel], dict[tuple[int, int], tuple[Config | None, Confi
     },
 }
 
-# head_dim -> the forward kernel in Gluon, for chips of the family 90, tiles of 128 tokens and numbers of 2 bytes: only
-# where a GPU has measured that it is faster than the row of TABLE, which takes all other calls.
+# head_dim -> the forward kernel in Gluon, for family 90, tiles of 128 tokens and numbers of 2 bytes. Only entries that
+# were measured on a GPU as faster than the row of TABLE, which takes all other calls.
 GLUON: dict[int, GluonConfig] = {}
 
-# What fits the chip, for measuring.
+# Configurations that fit the chip, to be measured.
 GLUON_CANDIDATES = {
     64: (GluonConfig(128, 4), GluonConfig(128, 2), GluonConfig(128, 4, turns=True), GluonConfig(64, 4)),
     128: (GluonConfig(128, 2), GluonConfig(64, 4), GluonConfig(128, 2, turns=True), GluonConfig(64, 4, turns=True)),
@@ -170,24 +171,24 @@ GLUON_CANDIDATES = {
 
 
 def family(capability: int) -> int:
-    """The chips of the table that a compute capability (90 for 9.0) belongs to."""
+    """The family of the table that a compute capability (90 for 9.0) belongs to."""
     if capability in (80, 87):
         return 80
     if 90 <= capability < 100:
         return 90
-    # 8.6, 8.9, 11.x, 12.x, and what is yet to come: what has the least shared memory runs everywhere.
+    # 8.6, 8.9, 11.x, 12.x and future chips: the configurations with the least shared memory run everywhere.
     return 100 if 100 <= capability < 110 else 89
 
 
 def choose(capability: int, kernel: Kernel, itemsize: int, head_dim: int, held: int) -> Config | None:
-    """The configuration of the nearest row: the same chips and size of numbers, the next head_dim that is no less.
+    """The configuration of the nearest row: the same family and bytes per number, the next head_dim not below this one.
 
-    None if a program of this kernel does not fit the chip.
+    Returns None if a program of this kernel does not fit the chip.
 
     Args:
         capability: 90 for compute capability 9.0.
         kernel: which kernel.
-        itemsize: bytes of a number, 2 or 4.
+        itemsize: bytes per number, 2 or 4.
         head_dim: channels of a head, at most 128.
         held: tokens of the tile that a program holds, 64 or 128: queries in forward and query_gradient, keys in
             key_gradient.
@@ -201,7 +202,7 @@ def choose(capability: int, kernel: Kernel, itemsize: int, head_dim: int, held: 
 
 
 def choose_gluon(capability: int, itemsize: int, head_dim: int, held: int) -> GluonConfig | None:
-    """How to launch the forward kernel in Gluon, None where the one in Triton is to run; arguments as for `choose`."""
+    """The configuration of the forward kernel in Gluon; None if the one in Triton runs. Arguments as for `choose`."""
     tried = _TRIED.get("forward")
     if tried is not None:
         return tried if isinstance(tried, GluonConfig) else None
@@ -215,13 +216,15 @@ _TRIED: dict[str, Config | GluonConfig] = {}
 
 @contextmanager
 def trying(kernel: str, config: Config | GluonConfig) -> Iterator[None]:
-    """Launch `kernel` with this configuration, whatever the tables say: for measuring.
+    """Within the context, launch `kernel` with this configuration instead of the tables'. For measuring.
 
-    A GluonConfig is one of "forward" alone; what its kernel does not take raises NotImplementedError.
+    Raises:
+        ValueError: a GluonConfig for another kernel than "forward".
+        NotImplementedError: Gluon is missing; launches also raise it for calls that its kernel does not take.
     """
     if isinstance(config, GluonConfig):
         if kernel != "forward":
-            raise ValueError(f"{kernel!r} has no kernel in Gluon, only 'forward' has: pass a Config")
+            raise ValueError(f"{kernel!r} has no kernel in Gluon, only 'forward' has one; pass a Config")
         if (reason := gluon_lacks()) is not None:
             raise NotImplementedError(f"the forward in Gluon {reason}")
     _TRIED[kernel] = config

@@ -1,4 +1,15 @@
-"""The forward kernel: a program takes a query tile, walks its list of key tiles, and keeps the softmax online."""
+"""The forward kernel: a program takes a query tile, walks its list of key tiles, and keeps the softmax online.
+
+Names, besides those of primitives.py and lists.py:
+    q, k, v           [ROWS, head_dim] queries of the program; [KEYS, head_dim] keys and values of a step
+    ROWS, KEYS        tokens of the query tile; tokens of a step
+    STEPS             steps of a key tile
+    acc               float32 [ROWS, head_dim], the sum of weights times values
+    top, total        float32 [ROWS], the highest score so far in base 2, and the sum of the weights
+    real              bool [KEYS], which rows of a step are keys
+    mine              bool [ROWS], which rows of the program hold a query
+    whole, count      whole tiles of the program's list, and all of its tiles
+"""
 
 from __future__ import annotations
 
@@ -32,7 +43,7 @@ from vidsparse_kernels.gpu.primitives import (
 from vidsparse_kernels.layout import place_bits
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
-# Weights are then 2^-80 to 2^80: the sum of 2^17 of them, times values of 2^29, is within the range of float32.
+# Bounds the weights to 2^-80..2^80, so that a sum of 2^17 of them times values of 2^29 stays in the range of float32.
 LARGEST: tl.constexpr = tl.constexpr(80.0)
 
 
@@ -51,17 +62,18 @@ def attend(
     ONLINE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One step of the softmax in base 2: `scale` holds log2(e); `real`, without WHOLE, says what is a key.
+    """Add one step of keys to the softmax in base 2; `scale` includes log2(e). Returns acc, top and total.
 
-    With ONLINE the weights are relative to the highest score so far. Without, they are powers of the scores
-    themselves, which the caller knows to be bounded: no maximum, no rescaling.
+    With WHOLE all rows of the step are keys, otherwise those of `real`. With ONLINE the weights are relative to the
+    highest score so far. Without, the caller knows that the scores are bounded: no maximum, no rescaling.
     """
-    scores = inner_products(q, k, HEAD, PRECISION)
+    scores = inner_products(q, k, HEAD, PRECISION)  # [ROWS, KEYS]
     if not WHOLE:
+        # A key of zeros is not a masked key: its score would be 0.
         scores = tl.where(real[None, :], scores, float("-inf"))
     if ONLINE:
         highest = tl.maximum(top, tl.max(scores, 1) * scale)
-        # A row that has seen no key yet would be -inf minus -inf.
+        # A row that has seen no key yet would compute -inf minus -inf.
         shift = highest if WHOLE else tl.where(highest == float("-inf"), 0.0, highest)
         weights = tl.exp2(scores * scale - shift[:, None])
         decay = tl.exp2(top - shift)
@@ -76,10 +88,10 @@ def forward_kernel(
     query,
     key,
     value,
-    key_boxes_a,
-    key_boxes_b,
-    value_boxes_a,
-    value_boxes_b,
+    key_boxes_low,
+    key_boxes_high,
+    value_boxes_low,
+    value_boxes_high,
     out,
     lse,
     counts,
@@ -118,9 +130,9 @@ def forward_kernel(
 ):
     """Grid (blocks of extra queries + query tiles, batch * heads): extra queries, whose lists are the longest, first.
 
-    Strides of [batch, tokens, heads] in elements; `map_batch` and `map_head` in heads of the map. HEADS_FIRST of the
-    descriptors of keys and of values. With BOUNDED a program whose scores are below LARGEST by the norms of its queries
-    and of the keys (`key_norms`, see bound.py) takes no maximum: bfloat16 holds its weights as they are.
+    Strides of [batch, tokens, heads] are in elements, `map_batch` and `map_head` in heads of the map. HEADS_FIRST is
+    that of the descriptors of keys and of values. With BOUNDED a program takes no maximum where the norms of its
+    queries and of the keys (`key_norms`, see bound.py) bound its scores to LARGEST.
     """
     view, bits = (frames, height, width), (row_bits, column_bits)
     ROWS: tl.constexpr = QUERY_TILE[0] * QUERY_TILE[1] * QUERY_TILE[2]
@@ -140,16 +152,17 @@ def forward_kernel(
     tokens, mine = held_tokens(tile, tl.program_id(0) * ROWS, view, prefix, extra, QUERY_TILE)
     listed, count, whole = key_list(places, counts, whole_counts, every_place, row, tile, list_width, view, KEY_TILE)
 
+    # [ROWS, head_dim]
     q = load_rows(query, tokens, query_strides[1], mine, HEAD)
     top = tl.full([ROWS], float("-inf"), tl.float32)
     if BOUNDED:
         bound = largest_norm(key_norms + tl.program_id(1).to(tl.int64) * norm_blocks, norm_blocks) * row_norm(q, HEAD)
-        small = bound * scale < LARGEST  # infinity times zero is not
+        small = bound * scale < LARGEST  # False for NaN, such as infinity times zero
         top = tl.where(small, 0.0, top)
     acc = zeros(ROWS, HEAD)
     total = tl.zeros([ROWS], tl.float32)
 
-    # With a maximum, and without: one of the two walks has no steps, since Triton 3.5 fails on loops in a branch.
+    # One walk with a maximum and one without. One of them has no steps: Triton 3.5 fails on loops in a branch.
     for bounded in tl.static_range(2 if BOUNDED else 1):
         wholes, tiles, valid = whole, count, 0
         if EXTRA:
@@ -158,16 +171,17 @@ def forward_kernel(
             chosen = small == (bounded == 1)
             wholes, tiles, valid = tl.where(chosen, whole, 0), tl.where(chosen, count, 0), tl.where(chosen, valid, 0)
         entry = tl.load(listed, mask=tiles > 0, other=0)
-        # Whole tiles first, without masks; then those at the border.
+        # Part 0 walks the whole tiles, without masks; part 1 the ragged ones.
         for part in tl.static_range(2 if RAGGED else 1):
             for i in tl.range(wholes * STEPS * part, (wholes if part == 0 else tiles) * STEPS):
-                # The next entry is read one step ahead: a load that waits for a load would cost the pipeline a stage.
+                # Read one step ahead: a load that depends on a load would cost the pipeline a stage.
                 following = tl.load(listed + (i + 1) // STEPS, mask=i + 1 < tiles * STEPS, other=0)
                 origin = box_origin(unpack(entry, bits), i % STEPS, KEY_TILE, STEP)
                 at, real = box_tokens(origin, view, prefix, STEP)
+                # [KEYS, head_dim] each
                 if TMA:
-                    k = load_box((key_boxes_a, key_boxes_b), key_start, origin, STEP, HEAD)
-                    v = load_box((value_boxes_a, value_boxes_b), value_start, origin, STEP, HEAD)
+                    k = load_box((key_boxes_low, key_boxes_high), key_start, origin, STEP, HEAD)
+                    v = load_box((value_boxes_low, value_boxes_high), value_start, origin, STEP, HEAD)
                 else:
                     k = load_rows(key, at, key_strides[1], None if part == 0 else real, HEAD)
                     v = load_rows(value, at, value_strides[1], None if part == 0 else real, HEAD)
@@ -178,19 +192,14 @@ def forward_kernel(
         if EXTRA:
             for first in tl.range(0, valid, KEYS):
                 at, real = extra_tokens(first, prefix, view, valid, KEYS)
+                # [KEYS, head_dim] each
                 k = load_rows(key, at, key_strides[1], real, HEAD)
                 v = load_rows(value, at, value_strides[1], real, HEAD)
                 acc, top, total = attend(acc, top, total, q, k, v, real, scale, HEAD, False, bounded == 0, PRECISION)
 
     # A row without keys has total 0: its output is 0 and its lse -inf.
-    store_rows(
-        out,
-        tokens,
-        out_strides[1],
-        mine,
-        scale_rows(acc, (1.0 / tl.where(total > 0.0, total, 1.0))[:, None], HEAD),
-        HEAD,
-    )
+    divisor = (1.0 / tl.where(total > 0.0, total, 1.0))[:, None]
+    store_rows(out, tokens, out_strides[1], mine, scale_rows(acc, divisor, HEAD), HEAD)
     natural = tl.where(total > 0.0, (top + tl.log2(total)) / LOG2_E, float("-inf"))
     length = view[0] * view[1] * view[2] + extra
     tl.store(lse + tl.program_id(1).to(tl.int64) * length + tokens, natural, mask=mine)
@@ -205,34 +214,45 @@ def forward(
     scale: float,
     bounded: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Start the kernel: out [B, tokens, H, head_dim] contiguous, lse float32 [B, H, tokens].
+    """Launch the kernel.
 
-    `bounded`, for bfloat16: measure the keys first, so that programs with small scores need no online maximum. The
-    kernel in Gluon keeps its maximum: it has the time under its products.
+    Args:
+        launch: geometry of the call. lists: of its map.
+        query, key, value: [B, tokens, H, head_dim], `readable`.
+        scale: positive factor on the logits.
+        bounded: for bfloat16: measure the keys first, so that programs with small scores need no online maximum. The
+            kernel in Gluon keeps its maximum, which it hides under its products.
+
+    Returns:
+        out [B, tokens, H, head_dim] in the dtype of the query, contiguous; lse float32 [B, H, tokens].
     """
     layout = launch.layout
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(query.shape[0], query.shape[2], query.shape[1], dtype=torch.float32, device=query.device)
     row_bits, column_bits = place_bits(layout.view, layout.key_tile)
     arguments = dict(
+        # inputs
         query=query,
         key=key,
         value=value,
+        query_strides=strides(query),
+        key_strides=strides(key),
+        value_strides=strides(value),
+        extra_valid=launch.valid,
+        scale=scale * math.log2(math.e),
+        # outputs
         out=out,
         lse=lse,
+        out_strides=strides(out),
+        # lists
         counts=lists.counts,
         whole_counts=lists.whole_counts,
         places=lists.places,
         every_place=lists.every_place,
-        extra_valid=launch.valid,
-        query_strides=strides(query),
-        key_strides=strides(key),
-        value_strides=strides(value),
-        out_strides=strides(out),
         list_width=lists.places.shape[-1],
         row_bits=row_bits,
         column_bits=column_bits,
-        scale=scale * math.log2(math.e),
+        # geometry
         QUERY_TILE=layout.query_tile,
         KEY_TILE=layout.key_tile,
         EXTRA=launch.extra > 0,
@@ -253,16 +273,19 @@ def forward(
         launch.query_blocks,
         config.options,
         **arguments,
-        key_boxes_a=key_boxes.a,
-        key_boxes_b=key_boxes.b,
-        value_boxes_a=value_boxes.a,
-        value_boxes_b=value_boxes.b,
+        # inputs
+        key_boxes_low=key_boxes.low,
+        key_boxes_high=key_boxes.high,
+        value_boxes_low=value_boxes.low,
+        value_boxes_high=value_boxes.high,
         key_norms=norms,
         norm_blocks=0 if norms is None else norms.shape[1],
+        # geometry
         STEP=step,
-        BOUNDED=bounded,
-        TMA=key_boxes.a is not None,
+        TMA=key_boxes.low is not None,
         HEADS_FIRST=(key_boxes.heads_first, value_boxes.heads_first),
+        # arithmetic
+        BOUNDED=bounded,
         PRECISION="ieee",
     )
     return out, lse

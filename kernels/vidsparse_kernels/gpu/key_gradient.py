@@ -1,7 +1,18 @@
 """The kernels of the gradients of keys and values: a program takes a key tile and walks the query tiles that see it.
 
-A column that many queries see, such as a sink or a text token, is divided into pieces; each leaves float32 sums in a
-slot of its own, and a second kernel adds the slots in their order: no atomics, so the same input gives the same bits.
+A column that many queries see, such as a sink or a text token, is divided into pieces. Each piece writes float32 sums
+to its own slot, and a second kernel adds the slots in order: without atomics the same input gives the same bits.
+
+Names, besides those of primitives.py:
+    column            a key tile, or a block of extra keys, with the query tiles that see it
+    piece, part       a program's share of a column, numbered over all columns, and within its column
+    slot              float32 [2, KEYS, head_dim], the sums of one piece; -1 for the only piece of a column
+    k, v              [KEYS, head_dim], keys and values of the program
+    q, grad_o         [ROWS, head_dim], queries of a step, and the gradients of their outputs
+    grad_k, grad_v    float32 [KEYS, head_dim], the sums
+    lse, shift        float32 [ROWS], see `backward.row_terms_kernel`
+    real, mine        bool [KEYS], which rows of the program are keys, and which hold a token
+    HEAD_DIM          channels of a head
 """
 
 from __future__ import annotations
@@ -40,14 +51,15 @@ from vidsparse_kernels.layout import place_bits
 
 
 @triton.jit
-def add_key_gradients(grad_k, grad_v, k, v, q, g, lse, shift, scale, HEAD: tl.constexpr, PRECISION: tl.constexpr):
-    """Add one box of queries to the gradients [keys, head_dim], that of the key short of the scale.
+def add_key_gradients(grad_k, grad_v, k, v, q, grad_o, lse, shift, scale, HEAD: tl.constexpr, PRECISION: tl.constexpr):
+    """Add one step of queries to grad_k, without the factor `scale`, and to grad_v.
 
-    Both products are asked for before the exponentials, which then wait for the first alone.
+    Both products are issued before the exponentials, which then wait for the first one only.
     """
-    scores, gains = inner_products(k, q, HEAD, PRECISION), inner_products(v, g, HEAD, PRECISION)
+    # [KEYS, ROWS] each
+    scores, gains = inner_products(k, q, HEAD, PRECISION), inner_products(v, grad_o, HEAD, PRECISION)
     weights = tl.exp2(scores * (scale * LOG2_E) - lse[None, :])
-    grad_v = add_product(grad_v, weights, g, HEAD, PRECISION)
+    grad_v = add_product(grad_v, weights, grad_o, HEAD, PRECISION)
     return add_product(grad_k, weights * (gains - shift[None, :]), q, HEAD, PRECISION), grad_v
 
 
@@ -57,10 +69,10 @@ def key_gradient_kernel(
     key,
     value,
     grad_out,
-    query_boxes_a,
-    query_boxes_b,
-    grad_boxes_a,
-    grad_boxes_b,
+    query_boxes_low,
+    query_boxes_high,
+    grad_boxes_low,
+    grad_boxes_high,
     grad_key,
     grad_value,
     sums,
@@ -101,14 +113,15 @@ def key_gradient_kernel(
 ):
     """Grid (pieces of the columns of extra keys + pieces of key tiles, batch * heads).
 
-    `sums` are slots float32 [batch * heads, slots, 2, keys, head_dim]; those of extra keys come last. Rows that are no
-    keys of a whole product take part in it, but are never stored; queries that are none have lse +inf, so weight 0.
+    `sums` are the slots, float32 [batch * heads, slots, 2, KEYS, head_dim]; those of extra keys come last. Rows of the
+    program that hold no key take part in the products but are never stored. Rows of a step that hold no query have lse
+    +inf, so that their weights are 0.
     """
     view, bits = (frames, height, width), (row_bits, column_bits)
     KEYS: tl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2]
     ROWS: tl.constexpr = STEP[0] * STEP[1] * STEP[2]
     STEPS: tl.constexpr = QUERY_TILE[0] * QUERY_TILE[1] * QUERY_TILE[2] // ROWS
-    WIDTH: tl.constexpr = HEAD[0] + HEAD[1]
+    HEAD_DIM: tl.constexpr = HEAD[0] + HEAD[1]
     batch, head = tl.program_id(1) // heads, tl.program_id(1) % heads
     wide_batch, wide_head = batch.to(tl.int64), head.to(tl.int64)
     query += wide_batch * query_strides[0] + wide_head * query_strides[2]
@@ -145,6 +158,7 @@ def key_gradient_kernel(
         tokens, mine = extra_tokens(column * KEYS, prefix, view, extra, KEYS)
         real = column * KEYS + tl.arange(0, KEYS) < tl.load(extra_valid + batch)
 
+    # [KEYS, head_dim] each
     k = load_rows(key, tokens, key_strides[1], real, HEAD)
     v = load_rows(value, tokens, value_strides[1], real, HEAD)
     grad_k, grad_v = zeros(KEYS, HEAD), zeros(KEYS, HEAD)
@@ -153,36 +167,40 @@ def key_gradient_kernel(
         following = tl.load(listed + (i + 1) // STEPS, mask=i + 1 < end * STEPS, other=0)
         place = unpack(entry, bits)
         origin = box_origin(place, i % STEPS, QUERY_TILE, STEP)
+        # [ROWS, head_dim] each
         if TMA:
-            q = load_box((query_boxes_a, query_boxes_b), query_start, origin, STEP, HEAD)
-            g = load_box((grad_boxes_a, grad_boxes_b), grad_start, origin, STEP, HEAD)
+            q = load_box((query_boxes_low, query_boxes_high), query_start, origin, STEP, HEAD)
+            grad_o = load_box((grad_boxes_low, grad_boxes_high), grad_start, origin, STEP, HEAD)
         else:
             at, inside = box_tokens(origin, view, prefix, STEP)
             q = load_rows(query, at, query_strides[1], inside, HEAD)
-            g = load_rows(grad_out, at, grad_strides[1], inside, HEAD)
+            grad_o = load_rows(grad_out, at, grad_strides[1], inside, HEAD)
         terms = row_terms + (tile_number(place, view, QUERY_TILE) * STEPS + i % STEPS) * ROWS + tl.arange(0, ROWS)
+        # [ROWS] each
         lse, shift = tl.load(terms), tl.load(terms + term_rows)
-        grad_k, grad_v = add_key_gradients(grad_k, grad_v, k, v, q, g, lse, shift, scale, HEAD, PRECISION)
+        grad_k, grad_v = add_key_gradients(grad_k, grad_v, k, v, q, grad_o, lse, shift, scale, HEAD, PRECISION)
         entry = following
     if EXTRA:
         for first in tl.range(0, tl.where(part == 0, extra, 0), ROWS, num_stages=1):
             at, inside = extra_tokens(first, prefix, view, extra, ROWS)
+            # [ROWS, head_dim] each
             q = load_rows(query, at, query_strides[1], inside, HEAD)
-            g = load_rows(grad_out, at, grad_strides[1], inside, HEAD)
+            grad_o = load_rows(grad_out, at, grad_strides[1], inside, HEAD)
             terms = row_terms + query_tiles * (ROWS * STEPS) + first + tl.arange(0, ROWS)
+            # [ROWS] each
             lse, shift = tl.load(terms), tl.load(terms + term_rows)
-            grad_k, grad_v = add_key_gradients(grad_k, grad_v, k, v, q, g, lse, shift, scale, HEAD, PRECISION)
+            grad_k, grad_v = add_key_gradients(grad_k, grad_v, k, v, q, grad_o, lse, shift, scale, HEAD, PRECISION)
 
-    # What is no key took part in the products with zeros for its key, and may have overflowed.
+    # Rows without a key took part in the products as zeros, and may have overflowed.
     grad_k, grad_v = keep_rows(grad_k, real, HEAD), keep_rows(grad_v, real, HEAD)
     if slot < 0:
         store_rows(grad_key, tokens, grad_key_strides[1], mine, scale_rows(grad_k, scale, HEAD), HEAD)
         store_rows(grad_value, tokens, grad_value_strides[1], mine, grad_v, HEAD)
     else:
         row = tl.arange(0, KEYS)
-        sums += (tl.program_id(1).to(tl.int64) * slot_count + slot) * (2 * KEYS * WIDTH)
-        store_rows(sums, row, WIDTH, None, grad_k, HEAD)
-        store_rows(sums + KEYS * WIDTH, row, WIDTH, None, grad_v, HEAD)
+        sums += (tl.program_id(1).to(tl.int64) * slot_count + slot) * (2 * KEYS * HEAD_DIM)
+        store_rows(sums, row, HEAD_DIM, None, grad_k, HEAD)
+        store_rows(sums + KEYS * HEAD_DIM, row, HEAD_DIM, None, grad_v, HEAD)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -207,13 +225,13 @@ def add_slots_kernel(
     KEY_TILE: tl.constexpr,
     HEAD: tl.constexpr,
 ):
-    """Grid (blocks of extra keys + key tiles, batch * heads): the sums of divided columns, added, scaled and stored.
+    """Grid (blocks of extra keys + key tiles, batch * heads): add the slots of divided columns, scale and store them.
 
-    For one gradient: the first of each slot, or with SECOND the second.
+    Serves one of the two gradients: the first half of each slot, or with SECOND the second.
     """
     view = (frames, height, width)
     KEYS: tl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2]
-    WIDTH: tl.constexpr = HEAD[0] + HEAD[1]
+    HEAD_DIM: tl.constexpr = HEAD[0] + HEAD[1]
     batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
     extra_blocks = tl.cdiv(extra, KEYS)
     column = tl.program_id(0) - extra_blocks
@@ -226,17 +244,18 @@ def add_slots_kernel(
     if number == 0:
         return
     tokens, mine = held_tokens(column, tl.program_id(0) * KEYS, view, prefix, extra, KEY_TILE)
-    sums += ((tl.program_id(1).to(tl.int64) * slot_count + first) * 2 + SECOND) * (KEYS * WIDTH)
+    sums += ((tl.program_id(1).to(tl.int64) * slot_count + first) * 2 + SECOND) * (KEYS * HEAD_DIM)
     row = tl.arange(0, KEYS)
     total = zeros(KEYS, HEAD)
     for _ in range(number):
-        total = add_rows(total, load_rows(sums, row, WIDTH, None, HEAD), HEAD)
-        sums += 2 * KEYS * WIDTH
+        # [KEYS, head_dim]
+        total = add_rows(total, load_rows(sums, row, HEAD_DIM, None, HEAD), HEAD)
+        sums += 2 * KEYS * HEAD_DIM
     grad += batch * grad_strides[0] + head * grad_strides[2]
     store_rows(grad, tokens, grad_strides[1], mine, scale_rows(total, scale, HEAD), HEAD)
 
 
-# A gradient of 128 x 128 numbers fills 8 warps; both at once would spill.
+# A gradient of 128 x 128 numbers fills the registers of 8 warps; both gradients at once would spill.
 ADD_SLOTS = {"num_warps": 8, "num_stages": 1}
 
 
@@ -249,7 +268,16 @@ def key_gradients(
     grad_out: torch.Tensor,
     shared: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Start the kernels: gradients of keys and values, contiguous, zero for keys that nobody sees."""
+    """Launch the kernels.
+
+    Args:
+        launch: geometry of the call. columns: of its map.
+        query, key, value, grad_out: [B, tokens, H, head_dim], `readable`.
+        shared: the arguments that both gradient kernels take.
+
+    Returns:
+        The gradients of keys and values, [B, tokens, H, head_dim], contiguous; zero for keys that no query sees.
+    """
     layout, device = launch.layout, query.device
     grad_key, grad_value = (torch.empty(x.shape, dtype=x.dtype, device=device) for x in (key, value))
     keys, capacity = math.prod(layout.key_tile), columns.places.shape[1]
@@ -267,16 +295,18 @@ def key_gradients(
         extra_blocks * parts + columns.pieces.shape[1],
         config.options,
         **shared,
-        query_boxes_a=query_boxes.a,
-        query_boxes_b=query_boxes.b,
-        grad_boxes_a=grad_boxes.a,
-        grad_boxes_b=grad_boxes.b,
+        # inputs
+        query_boxes_low=query_boxes.low,
+        query_boxes_high=query_boxes.high,
+        grad_boxes_low=grad_boxes.low,
+        grad_boxes_high=grad_boxes.high,
+        # outputs
         grad_key=grad_key,
         grad_value=grad_value,
         grad_key_strides=strides(grad_key),
         grad_value_strides=strides(grad_value),
         sums=sums,
-        slot_count=all_slots,
+        # lists
         places=columns.places,
         pieces=columns.pieces,
         every_place=columns.every_place,
@@ -285,8 +315,10 @@ def key_gradients(
         column_bits=column_bits,
         limit=limit,
         piece_count=columns.pieces.shape[1],
+        slot_count=all_slots,
+        # geometry
         STEP=step,
-        TMA=query_boxes.a is not None,
+        TMA=query_boxes.low is not None,
         HEADS_FIRST=(query_boxes.heads_first, grad_boxes.heads_first),
     )
     for second, (grad, factor) in enumerate(((grad_key, shared["scale"]), (grad_value, 1.0))):
@@ -295,15 +327,19 @@ def key_gradients(
                 add_slots_kernel,
                 extra_blocks + launch.key_tiles,
                 ADD_SLOTS,
+                # inputs
                 sums=sums,
+                scale=factor,
+                # outputs
                 grad=grad,
-                slots=columns.slots,
                 grad_strides=strides(grad),
+                # lists
+                slots=columns.slots,
+                slot_count=all_slots,
                 parts=parts,
                 columns=launch.key_tiles,
-                slot_count=all_slots,
-                scale=factor,
-                SECOND=second,
+                # geometry
                 KEY_TILE=layout.key_tile,
+                SECOND=second,
             )
     return grad_key, grad_value

@@ -1,4 +1,4 @@
-"""What every launch of an attention kernel needs: the geometry, the chip, boxes for the tensor memory accelerator."""
+"""The launch of attention kernels: geometry, chip, and descriptors for the tensor memory accelerator (TMA)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from vidsparse_kernels.gpu.configs import Config, GluonConfig, Kernel, choose, choose_gluon
 from vidsparse_kernels.gpu.device import capability, reads_boxes
 from vidsparse_kernels.gpu.primitives import HEADS, strides
-from vidsparse_kernels.layout import TileLayout, Triple, tile_counts
+from vidsparse_kernels.layout import TileLayout, Triple, tile_count
 
-# Numbers that change with the size of the video: a kernel need not be compiled again for each.
+# Arguments that change with the size of the video: a kernel is not compiled again for each value.
 SIZES = [
     *("frames", "height", "width", "prefix", "extra", "heads", "row_bits", "column_bits"),
     *("map_batch", "map_head", "list_width", "limit", "piece_count", "slot_count", "parts", "columns"),
@@ -22,7 +22,7 @@ SIZES = [
 
 
 def step_box(tile: Triple, volume: int) -> Triple:
-    """The box of at most `volume` tokens that a step reads of a tile: the tile, halved along its first axes."""
+    """The box of at most `volume` tokens that a step reads: the tile, halved along its first axes."""
     sides = list(tile)
     while math.prod(sides) > volume:
         axis = next(i for i, side in enumerate(sides) if side > 1)
@@ -31,14 +31,14 @@ def step_box(tile: Triple, volume: int) -> Triple:
 
 
 def heads_first(x: torch.Tensor) -> bool:
-    """Whether x [B, tokens, H, head_dim] lies in memory as [B, H, tokens, head_dim]: a video a head."""
+    """Whether x [B, tokens, H, head_dim] lies in memory as [B, H, tokens, head_dim], one video per head."""
     batch, _, head, _ = x.stride()
     apart = head >= x.shape[1] * x.shape[3] and x.shape[2] > 1
     return apart and (x.shape[0] == 1 or batch == x.shape[2] * head)
 
 
 def has_boxes(x: torch.Tensor, layout: TileLayout) -> bool:
-    """Whether alignment and strides of x [B, tokens, H, head_dim] suit the tensor memory accelerator."""
+    """Whether the accelerator can read x [B, tokens, H, head_dim]: alignment and strides suit it."""
     batch, token, head, _ = (stride * x.element_size() for stride in x.stride())
     steps = batch, token, head
     side_by_side = 0 < (x.shape[2] - 1) * x.stride(2) + x.shape[3] <= x.stride(1)
@@ -47,25 +47,36 @@ def has_boxes(x: torch.Tensor, layout: TileLayout) -> bool:
 
 
 def readable(x: torch.Tensor, layout: TileLayout) -> torch.Tensor:
-    """x where kernels can read it, else a copy, little work beside attention: so each chip has one code to trust."""
+    """Return x, or a contiguous copy if the kernels cannot read it in place.
+
+    The copy is cheap beside attention, and leaves one code path per chip.
+    """
     if x.stride(-1) == 1 and (has_boxes(x, layout) or not reads_boxes(x.device)):
         return x
     return x.clone(memory_format=torch.contiguous_format)
 
 
 class Boxes(NamedTuple):
-    """Descriptors of one tensor's videos, for the two parts of a head's channels; None without the accelerator.
+    """Descriptors of one tensor's videos, for the low and the high part of a head's channels; None without them.
 
-    `heads_first` is what `heads_first(x)` says, for `boxes.box_start`.
+    `heads_first` is `heads_first(x)`, for `primitives.box_start`.
     """
 
-    a: TensorDescriptor | None
-    b: TensorDescriptor | None
+    low: TensorDescriptor | None
+    high: TensorDescriptor | None
     heads_first: bool
 
 
 class Launch:
-    """One call's geometry, and the arguments that all its kernels share."""
+    """The geometry of one call, and the arguments that all its kernels share.
+
+    Attributes:
+        extra: prefix and suffix tokens together.
+        query_tiles, key_tiles: how many there are.
+        ragged: whether the grid's border cuts key tiles.
+        groups: how many heads of the map the next sample and the next head are away: 0 where they share one.
+        valid: int32 [batch], how many extra tokens are keys.
+    """
 
     def __init__(
         self, query: torch.Tensor, map_shape: torch.Size, extra_valid: torch.Tensor | None, layout: TileLayout
@@ -73,11 +84,10 @@ class Launch:
         self.layout, self.shape, self.dtype, self.device = layout, query.shape, query.dtype, query.device
         self.extra = layout.prefix + layout.suffix
         self.query_tiles, self.key_tiles = (
-            math.prod(tile_counts(layout.view, tile)) for tile in (layout.query_tile, layout.key_tile)
+            tile_count(layout.view, tile) for tile in (layout.query_tile, layout.key_tile)
         )
         self.ragged = any(size % side for size, side in zip(layout.view, layout.key_tile, strict=True))
         samples, heads = map_shape[:2]
-        # How far sample and head move the group of a map that they may share.
         self.groups = (heads if samples > 1 else 0, 1 if heads > 1 else 0)
         self.valid = extra_valid
         if extra_valid is None:
@@ -85,7 +95,7 @@ class Launch:
 
     @property
     def head(self) -> tuple[int, int]:
-        """The parts in which kernels read a head's channels."""
+        """The low and the high part in which kernels read a head's channels."""
         return HEADS[self.shape[3]]
 
     @property
@@ -95,18 +105,18 @@ class Launch:
 
     @property
     def programs(self) -> int:
-        """Heads of all samples."""
+        """batch * heads."""
         return self.shape[0] * self.shape[2]
 
     @property
     def query_blocks(self) -> int:
-        """Programs that hold queries of one head: blocks of extra ones, and tiles."""
+        """Programs that hold queries of one head: blocks of extra queries, and query tiles."""
         return math.ceil(self.extra / math.prod(self.layout.query_tile)) + self.query_tiles
 
     def boxes(self, box: Triple, x: torch.Tensor) -> Boxes:
-        """Descriptors of a `readable` tensor, as [videos, frames, height, width, channels].
+        """Make descriptors of a `readable` tensor, as [videos, frames, height, width, channels].
 
-        Videos have an axis of their own, so a box that leaves one never meets the next.
+        Videos are a separate axis, so that a box that leaves one video never reads the next.
         """
         if not reads_boxes(self.device):
             return Boxes(None, None, False)
@@ -118,23 +128,27 @@ class Launch:
         shape = [videos, *self.layout.view, channels]
         steps = [head if apart else batch, height * width * token, width * token, token, 1]
         video = x[:, self.layout.prefix :]
-        a, b = (TensorDescriptor(video, shape, steps, [1, *box, part]) if part else None for part in self.head)
-        return Boxes(a, b, apart)
+        low, high = (TensorDescriptor(video, shape, steps, [1, *box, part]) if part else None for part in self.head)
+        return Boxes(low, high, apart)
 
     def config(self, kernel: Kernel, held: Triple) -> Config:
-        """How to launch `kernel` when each program holds one tile of sides `held`."""
+        """The configuration of `kernel` for programs that hold one tile of sides `held`.
+
+        Raises:
+            NotImplementedError: such a program does not fit the chip.
+        """
         config = choose(self.chip, kernel, self.dtype.itemsize, self.shape[3], math.prod(held))
         if config is None:
             raise NotImplementedError(f"{kernel} with {self.dtype} and a tile {held} does not fit this chip")
         return config
 
     def gluon_config(self) -> GluonConfig | None:
-        """How to launch the forward kernel in Gluon, where it is to be launched instead of the one in Triton."""
+        """The configuration of the forward kernel in Gluon; None where the one in Triton is launched."""
         held = math.prod(self.layout.query_tile)
         return choose_gluon(self.chip, self.dtype.itemsize, self.shape[3], held)
 
     def run(self, kernel: Any, blocks: int, options: dict[str, int], **arguments: Any) -> None:
-        """Start `blocks` programs for each head of each sample."""
+        """Launch `blocks` programs for each head of each sample."""
         frames, height, width = self.layout.view
         map_batch, map_head = self.groups
         kernel[(blocks, self.programs)](

@@ -1,11 +1,15 @@
-"""The lists of key tiles as kernels walk them: each tile as its packed place, whole tiles before those at the border.
+"""The lists of key tiles as kernels walk them: each tile as its packed place, whole tiles before ragged ones.
 
-A map that stays the same from call to call keeps its lists (`MapLists`), for both directions.
+A map that stays the same from call to call keeps its lists for both directions (`MapLists`).
+
+Names, besides those of primitives.py:
+    counts, indices   the map: int32 [rows] and [rows, list_width], numbers of key tiles
+    places            the lists, int32 [rows, list_width], packed places of key tiles
+    whole_counts      int32 [rows], how many tiles of a list are inside the grid: its first ones
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +19,7 @@ import triton.language as tl
 
 from vidsparse_kernels.gpu.columns import Columns, transpose
 from vidsparse_kernels.gpu.primitives import box_origin, pack, tile_place
-from vidsparse_kernels.layout import TileLayout, Triple, place_bits, tile_counts
+from vidsparse_kernels.layout import TileLayout, Triple, place_bits, tile_count
 
 
 @triton.jit(do_not_specialize=["frames", "height", "width", "row_bits", "column_bits", "list_width"])
@@ -38,9 +42,10 @@ def key_lists_kernel(
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     listed = i < tl.load(counts + row)
+    # [BLOCK] numbers of tiles
     place = tile_place(tl.load(indices + row * list_width + i, mask=listed, other=0), view, TILE)
-    f, y, x = box_origin(place, 0, TILE, TILE)
-    whole = listed & (f + TILE[0] <= frames) & (y + TILE[1] <= height) & (x + TILE[2] <= width)
+    first = box_origin(place, 0, TILE, TILE)
+    whole = listed & (first[0] + TILE[0] <= frames) & (first[1] + TILE[1] <= height) & (first[2] + TILE[2] <= width)
     ragged = listed & (whole == 0)
     wholes = tl.sum(whole.to(tl.int32))
     position = tl.where(whole, tl.cumsum(whole.to(tl.int32)), wholes + tl.cumsum(ragged.to(tl.int32))) - 1
@@ -51,13 +56,14 @@ def key_lists_kernel(
 def whole_first(
     counts: torch.Tensor, indices: torch.Tensor, view: Triple, tile: Triple
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Put the tiles that lie inside the grid before those that its border cuts, ascending among themselves.
+    """Move the tiles that are inside the grid before those that its border cuts; each kind stays ascending.
 
     Args:
-        counts: int32 [..., rows]. indices: int32 [..., rows, W], numbers of tiles.
+        counts: int32 [..., rows], the length of each list.
+        indices: int32 [..., rows, W], numbers of tiles.
 
     Returns:
-        How many whole tiles each row has, int32 [..., rows], and the lists in their new order, of packed places.
+        int32 [..., rows], how many whole tiles each list has; and the lists, int32 [..., rows, W] packed places.
     """
     whole_counts, places = torch.empty_like(counts), torch.empty_like(indices)
     list_width = indices.shape[-1]
@@ -75,14 +81,14 @@ def whole_first(
     return whole_counts, places
 
 
-# An operator of its own, so that `torch.compile` keeps the launches out of its graphs.
+# A custom operator, so that `torch.compile` keeps the launches out of its graphs.
 @torch.library.custom_op("vidsparse::key_lists", mutates_args=())
 def _key_lists(
     counts: torch.Tensor, indices: torch.Tensor, view: Sequence[int], tile: Sequence[int], every: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     (a, b, c), (d, e, f) = view, tile
-    tiles = math.prod(tile_counts((a, b, c), (d, e, f))) if every else 0
-    # Kept with the map, also for a later training.
+    tiles = tile_count(view, tile) if every else 0
+    # The result is cached with the map, and a training may use it later.
     with torch.cuda.device_of(counts), torch.inference_mode(False):
         all_tiles = torch.arange(tiles, device=counts.device, dtype=torch.int32)[None]
         if every:
@@ -92,19 +98,19 @@ def _key_lists(
 
 @_key_lists.register_fake
 def _(counts, indices, view, tile, every):
-    tiles = math.prod(-(-size // side) for size, side in zip(view, tile, strict=True)) if every else 0
+    tiles = tile_count(view, tile) if every else 0
     return torch.empty_like(counts), torch.empty_like(indices), counts.new_empty(tiles)
 
 
 @dataclass(frozen=True)
 class KeyLists:
-    """What the forward and the gradient of the queries walk.
+    """The lists that the forward and the gradient of the queries walk.
 
     Attributes:
-        counts: int32 [B|1, H|1, query tiles], how long each list is.
-        whole_counts: like counts, how many tiles of each list lie inside the grid.
-        places: int32 [B|1, H|1, query tiles, W], packed places of key tiles, whole ones first.
-        every_place: int32 [key tiles], the list of prefix and suffix tokens, which see all; empty where there are none.
+        counts: int32 [B|1, H|1, query tiles], the length of each list.
+        whole_counts: int32 [B|1, H|1, query tiles], how many tiles of each list are inside the grid.
+        places: int32 [B|1, H|1, query tiles, W], packed places of key tiles, whole tiles first.
+        every_place: int32 [key tiles], the list of the extra tokens, which see all tiles; empty without such tokens.
     """
 
     counts: torch.Tensor
@@ -119,18 +125,18 @@ class KeyLists:
 
 
 def provisional() -> bool:
-    """Whether what is computed now exists only within a recorded CUDA graph or a compiled one, so must not be kept."""
+    """Whether a CUDA graph is recorded or a model compiled: tensors made now exist only there and cannot be cached."""
     return torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 @dataclass(frozen=True, eq=False)
 class MapLists:
-    """A block map's lists on a device, and what kernels make of them: each form once, when it is first asked for.
+    """A block map's lists on a device, and the forms that kernels walk, each made at its first use.
 
     Attributes:
-        counts: int32 [B|1, H|1, query tiles].
-        indices: int32 [B|1, H|1, query tiles, W], numbers of key tiles, ascending.
-        layout: the geometry that the lists speak of.
+        counts: int32 [B|1, H|1, query tiles], contiguous.
+        indices: int32 [B|1, H|1, query tiles, W], numbers of key tiles, ascending, contiguous.
+        layout: the geometry of the map.
 
     Raises:
         TypeError, ValueError: lists of another dtype, device or shape.
@@ -165,7 +171,7 @@ class MapLists:
         return keys
 
     def columns(self, programs: int) -> Columns:
-        """The lists of query tiles for `programs` heads of all samples, divided into pieces of work."""
+        """The lists of query tiles, divided into pieces of work for `programs` = batch * heads."""
         if programs in self._columns:
             return self._columns[programs]
         columns = transpose(self.counts, self.indices, self.layout, programs)

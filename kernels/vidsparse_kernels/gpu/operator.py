@@ -1,7 +1,7 @@
 """Block-sparse attention on a GPU as PyTorch operators: checked, differentiable, opaque to `torch.compile`.
 
-The operators never wait for the device, so CUDA graphs hold them. Input tensors are read where they are; copied are one
-whose channels do not lie side by side, and on chips with a tensor memory accelerator one that this unit cannot read.
+The operators never synchronise the device, so CUDA graphs can record them. Input tensors are read in place; a tensor is
+copied if its channels are not contiguous, or if a chip's tensor memory accelerator cannot read it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from vidsparse_kernels.gpu.forward import forward
 from vidsparse_kernels.gpu.launch import Launch, readable
 from vidsparse_kernels.gpu.lists import KeyLists, MapLists
 from vidsparse_kernels.gpu.primitives import HEADS
-from vidsparse_kernels.layout import TileLayout, Triple, tile_counts
+from vidsparse_kernels.layout import TileLayout, Triple, tile_count
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 VOLUMES = (64, 128)
-# Where a query sees this many keys or more, keys are measured first. Not timed on a GPU: reading all keys once should
-# take as long as 75 keys of each query (at 4 TB/s and 600 TFLOP/s); by a model of the machine code a sixth is saved.
+# Keys are measured first if a query sees this many or more. Not timed on a GPU: reading all keys once should cost as
+# much as 75 keys of each query (at 4 TB/s and 600 TFLOP/s); a model of the machine code predicts that a sixth is saved.
 PAYS = 2048
 
 
@@ -57,29 +57,29 @@ def measures_keys(query: torch.Tensor, indices: torch.Tensor, layout: TileLayout
 
 
 def recording(query: torch.Tensor) -> bool:
-    """Whether a CUDA graph is being recorded: nothing can be copied from the CPU then, or waited for."""
+    """Whether a CUDA graph is being recorded: copies from the CPU and synchronisation are impossible then."""
     return query.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()
 
 
 def check_lists(lists: MapLists) -> None:
-    """Read every entry, which waits for the device: what VIDSPARSE_CHECK=1 asks for.
+    """Validate every entry, which synchronises the device: done with VIDSPARSE_CHECK=1 in the environment.
 
     Raises:
-        ValueError: a count outside the lists, a tile outside the grid, or one that does not ascend.
+        ValueError: a count beyond the width of the lists, a tile outside the grid, or a list that does not ascend.
     """
     counts, indices = lists.counts, lists.indices
-    tiles = math.prod(tile_counts(lists.layout.view, lists.layout.key_tile))
+    tiles = tile_count(lists.layout.view, lists.layout.key_tile)
     width = indices.shape[-1]
     if not bool(((counts >= 0) & (counts <= width)).all()):
         raise ValueError(
-            f"counts hold {int(counts.min())} to {int(counts.max())}; lists of width {width} hold 0 to that"
+            f"counts hold {int(counts.min())} to {int(counts.max())}, expected 0 to {width}, the width of the lists"
         )
     listed = torch.arange(width, device=indices.device) < counts[..., None]
     wrong = listed & ((indices < 0) | (indices >= tiles))
     if bool(wrong.any()):
         raise ValueError(f"indices hold {int(indices[wrong][0])}, but the grid has key tiles 0 to {tiles - 1}")
     if bool((listed[..., 1:] & (indices[..., 1:] <= indices[..., :-1])).any()):
-        raise ValueError("indices must ascend within each list: a tile that stands there twice would count twice")
+        raise ValueError("indices must ascend within each list: a tile that is listed twice would count twice")
 
 
 def _layout(
@@ -89,8 +89,8 @@ def _layout(
     return TileLayout((a, b, c), (d, e, f), (g, h, i), *extra)
 
 
-# Schemas know tensors, numbers and lists of numbers: lists and layout travel in pieces, `extra` is [prefix, suffix].
-# Triton launches on the current device, wherever the tensors are; the operators make theirs the current one.
+# Schemas hold only tensors, numbers and lists of them, so lists and layout are passed in pieces; `extra` is
+# [prefix, suffix]. Triton launches on the current device, so the operators switch to that of the tensors.
 @torch.library.custom_op("vidsparse::block_sparse", mutates_args=())
 def _block_sparse(
     query: torch.Tensor,
@@ -182,27 +182,25 @@ def attention(
 
     Args:
         query, key, value: [B, tokens, H, head_dim], any strides; float16, bfloat16, or float32 without TF32.
-        lists: of a map, on the device of the query; keep them for as long as the map, and they are prepared once.
-        extra_valid: int32 [B], how many prefix and suffix tokens are real keys; None for all. On the device of the
-            query if a CUDA graph is recorded.
-        scale: positive factor on the logits.
-        bounded: whether to measure the keys first, so that query tiles whose logits are small by their norms need no
-            online maximum: for bfloat16 alone. None: where a query sees keys enough to pay for it.
+        lists: of a map, on the device of the query. They cache what the kernels need, so keep them with the map.
+        extra_valid: int32 [B], how many prefix and suffix tokens are keys; None for all. It must be on the device of
+            the query while a CUDA graph is recorded.
+        scale: finite factor on the logits.
+        bounded: whether to measure the keys first, so that query tiles whose norms bound their logits need no online
+            maximum; for bfloat16 only. None: if a query sees enough keys to pay for it.
 
     Returns:
         out like query, contiguous, and lse float32 [B, H, tokens]; rows without keys give 0 and -inf.
 
     Raises:
-        NotImplementedError: a device, dtype, head_dim or tile that the kernels do not have.
-        ValueError, TypeError: lists on another device, a scale that is not positive, `extra_valid` on a CPU while a
-            CUDA graph is recorded; with VIDSPARSE_CHECK=1 in the environment also entries that are no tiles.
+        NotImplementedError: a device, dtype, head_dim or tile without a kernel.
+        ValueError, TypeError: lists on another device, or `extra_valid` on a CPU while a CUDA graph is recorded; with
+            VIDSPARSE_CHECK=1 in the environment also counts and indices that are not those of tiles.
     """
     layout = lists.layout
     reason = unsupported(query, layout.query_tile, layout.key_tile)
     if reason is not None:
         raise NotImplementedError(f"impl='triton' {reason}; use impl='auto'")
-    if not scale > 0:
-        raise ValueError(f"scale={scale} must be positive for impl='triton'")
     if lists.counts.device != query.device:
         raise TypeError(f"the map's lists are on {lists.counts.device}, the query on {query.device}")
     if os.environ.get("VIDSPARSE_CHECK") == "1":
@@ -210,11 +208,14 @@ def attention(
     if extra_valid is not None:
         if extra_valid.device != query.device and recording(query):
             raise ValueError(
-                "extra_valid is on the CPU and cannot be copied while a CUDA graph is recorded: move it to "
-                f"{query.device} before"
+                "extra_valid is on the CPU and cannot be copied while a CUDA graph is recorded; move it to "
+                f"{query.device} first"
             )
-        # A number that is too large would read beyond the sequence.
+        # A larger number would read beyond the sequence.
         extra_valid = extra_valid.to(device=query.device, dtype=torch.int32).clamp(0, layout.prefix + layout.suffix)
+    if scale <= 0:
+        # The kernels find the largest score as the largest product times the scale: the sign goes into the queries.
+        query, scale = (-query, -scale) if scale < 0 else (query * 0, 1.0)
     bounded = measures_keys(query, lists.indices, layout) if bounded is None else bounded
     differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     columns = lists.columns(query.shape[0] * query.shape[2]).tensors if differentiable else []

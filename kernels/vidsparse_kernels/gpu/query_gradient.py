@@ -1,4 +1,11 @@
-"""The kernel of the queries' gradient: the walk of the forward, over key tiles, without a softmax to keep."""
+"""The kernel of the queries' gradient: the walk of the forward over key tiles, with the softmax already known.
+
+Names, besides those of primitives.py, lists.py and forward.py:
+    grad_o            [ROWS, head_dim], gradient of the program's outputs
+    grad_q            float32 [ROWS, head_dim], the sum
+    row_lse           float32 [ROWS], log-sum-exp in base 2
+    row_shift         float32 [ROWS], see `backward.row_terms_kernel`
+"""
 
 from __future__ import annotations
 
@@ -34,17 +41,18 @@ from vidsparse_kernels.layout import place_bits
 
 @triton.jit
 def add_query_gradient(
-    grad, q, g, k, v, lse, shift, real, scale, HEAD: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr
+    grad_q, q, grad_o, k, v, lse, shift, real, scale, HEAD: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """Add one box of keys to the gradient [queries, head_dim], short of the scale.
+    """Add one step of keys to grad_q, without the factor `scale`.
 
-    Both products are asked for before the exponentials, which then wait for the first alone.
+    Both products are issued before the exponentials, which then wait for the first one only.
     """
-    scores, gains = inner_products(q, k, HEAD, PRECISION), inner_products(g, v, HEAD, PRECISION)
+    # [ROWS, KEYS] each
+    scores, gains = inner_products(q, k, HEAD, PRECISION), inner_products(grad_o, v, HEAD, PRECISION)
     exponents = scores * (scale * LOG2_E) - lse[:, None]
     if not WHOLE:
         exponents = tl.where(real[None, :], exponents, float("-inf"))
-    return add_product(grad, tl.exp2(exponents) * (gains - shift[:, None]), k, HEAD, PRECISION)
+    return add_product(grad_q, tl.exp2(exponents) * (gains - shift[:, None]), k, HEAD, PRECISION)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -53,10 +61,10 @@ def query_gradient_kernel(
     key,
     value,
     grad_out,
-    key_boxes_a,
-    key_boxes_b,
-    value_boxes_a,
-    value_boxes_b,
+    key_boxes_low,
+    key_boxes_high,
+    value_boxes_low,
+    value_boxes_high,
     grad_query,
     row_terms,
     counts,
@@ -91,7 +99,7 @@ def query_gradient_kernel(
     HEADS_FIRST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Grid and walk of the forward kernel."""
+    """Grid and walk of the forward kernel; `row_terms` come from `backward.row_terms_kernel`."""
     view, bits = (frames, height, width), (row_bits, column_bits)
     ROWS: tl.constexpr = QUERY_TILE[0] * QUERY_TILE[1] * QUERY_TILE[2]
     KEYS: tl.constexpr = STEP[0] * STEP[1] * STEP[2]
@@ -111,13 +119,15 @@ def query_gradient_kernel(
     tokens, mine = held_tokens(tile, tl.program_id(0) * ROWS, view, prefix, extra, QUERY_TILE)
     listed, count, whole = key_list(places, counts, whole_counts, every_place, row, tile, list_width, view, KEY_TILE)
 
+    # [ROWS, head_dim] each
     q = load_rows(query, tokens, query_strides[1], mine, HEAD)
-    g = load_rows(grad_out, tokens, grad_strides[1], mine, HEAD)
-    # Terms of tiles come first, those of extra queries last.
+    grad_o = load_rows(grad_out, tokens, grad_strides[1], mine, HEAD)
+    # The terms of tiles come first, those of extra queries last.
     block = tl.where(tile >= 0, tile, tile + tl.num_programs(0))
     row_terms += (tl.program_id(1).to(tl.int64) * 2 * tl.num_programs(0) + block) * ROWS + tl.arange(0, ROWS)
+    # [ROWS] each
     row_lse, row_shift = tl.load(row_terms), tl.load(row_terms + tl.num_programs(0) * ROWS)
-    grad = zeros(ROWS, HEAD)
+    grad_q = zeros(ROWS, HEAD)
 
     entry = tl.load(listed, mask=count > 0, other=0)
     for part in tl.static_range(2 if RAGGED else 1):
@@ -125,23 +135,29 @@ def query_gradient_kernel(
             following = tl.load(listed + (i + 1) // STEPS, mask=i + 1 < count * STEPS, other=0)
             origin = box_origin(unpack(entry, bits), i % STEPS, KEY_TILE, STEP)
             at, real = box_tokens(origin, view, prefix, STEP)
+            # [KEYS, head_dim] each
             if TMA:
-                k = load_box((key_boxes_a, key_boxes_b), key_start, origin, STEP, HEAD)
-                v = load_box((value_boxes_a, value_boxes_b), value_start, origin, STEP, HEAD)
+                k = load_box((key_boxes_low, key_boxes_high), key_start, origin, STEP, HEAD)
+                v = load_box((value_boxes_low, value_boxes_high), value_start, origin, STEP, HEAD)
             else:
                 k = load_rows(key, at, key_strides[1], None if part == 0 else real, HEAD)
                 v = load_rows(value, at, value_strides[1], None if part == 0 else real, HEAD)
-            grad = add_query_gradient(grad, q, g, k, v, row_lse, row_shift, real, scale, HEAD, part == 0, PRECISION)
+            grad_q = add_query_gradient(
+                grad_q, q, grad_o, k, v, row_lse, row_shift, real, scale, HEAD, part == 0, PRECISION
+            )
             entry = following
     if EXTRA:
         valid = tl.load(extra_valid + batch)
         for first in tl.range(0, valid, KEYS):
             at, real = extra_tokens(first, prefix, view, valid, KEYS)
+            # [KEYS, head_dim] each
             k = load_rows(key, at, key_strides[1], real, HEAD)
             v = load_rows(value, at, value_strides[1], real, HEAD)
-            grad = add_query_gradient(grad, q, g, k, v, row_lse, row_shift, real, scale, HEAD, False, PRECISION)
+            grad_q = add_query_gradient(
+                grad_q, q, grad_o, k, v, row_lse, row_shift, real, scale, HEAD, False, PRECISION
+            )
 
-    store_rows(grad_query, tokens, grad_query_strides[1], mine, scale_rows(grad, scale, HEAD), HEAD)
+    store_rows(grad_query, tokens, grad_query_strides[1], mine, scale_rows(grad_q, scale, HEAD), HEAD)
 
 
 def query_gradient(
@@ -152,7 +168,16 @@ def query_gradient(
     value: torch.Tensor,
     shared: dict[str, Any],
 ) -> torch.Tensor:
-    """Start the kernel: the gradient of the queries, contiguous. `shared` are arguments of both gradient kernels."""
+    """Launch the kernel.
+
+    Args:
+        launch: geometry of the call. lists: of its map.
+        query, key, value: [B, tokens, H, head_dim], `readable`.
+        shared: the arguments that both gradient kernels take.
+
+    Returns:
+        The gradient of the queries, [B, tokens, H, head_dim], contiguous.
+    """
     layout = launch.layout
     grad_query = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     config = launch.config("query_gradient", layout.query_tile)
@@ -164,22 +189,26 @@ def query_gradient(
         launch.query_blocks,
         config.options,
         **shared,
-        key_boxes_a=key_boxes.a,
-        key_boxes_b=key_boxes.b,
-        value_boxes_a=value_boxes.a,
-        value_boxes_b=value_boxes.b,
+        # inputs
+        key_boxes_low=key_boxes.low,
+        key_boxes_high=key_boxes.high,
+        value_boxes_low=value_boxes.low,
+        value_boxes_high=value_boxes.high,
+        # outputs
         grad_query=grad_query,
+        grad_query_strides=strides(grad_query),
+        # lists
         counts=lists.counts,
         whole_counts=lists.whole_counts,
         places=lists.places,
         every_place=lists.every_place,
-        grad_query_strides=strides(grad_query),
         list_width=lists.places.shape[-1],
         row_bits=row_bits,
         column_bits=column_bits,
+        # geometry
         STEP=step,
         RAGGED=launch.ragged,
-        TMA=key_boxes.a is not None,
+        TMA=key_boxes.low is not None,
         HEADS_FIRST=(key_boxes.heads_first, value_boxes.heads_first),
     )
     return grad_query

@@ -1,7 +1,8 @@
-"""Before "auto" trusts the kernels on a chip it tries them: once, on a small video, against the specification.
+"""Before "auto" trusts the kernels on a chip, it tries them once on a small video, against the specification.
 
-Compilers have made wrong code of kernels like these (Triton before 3.7.1 on Hopper); a user would see a worse video and
-no error. The small video has the tiles, dtype and head_dim of the call: the code that is tried is the code that runs.
+Compilers have miscompiled kernels like these (Triton before 3.7.1 on Hopper): a user would see a worse video and no
+error. The small video has the tiles, dtype and head_dim of the call, so that the code that is tried is the code that
+runs.
 """
 
 from __future__ import annotations
@@ -17,29 +18,35 @@ import torch
 from vidsparse_kernels import reference
 from vidsparse_kernels.gpu import operator
 from vidsparse_kernels.gpu.lists import MapLists
-from vidsparse_kernels.layout import TileLayout, Triple, tile_counts, tile_of_token
+from vidsparse_kernels.layout import TileLayout, Triple, lists_of, tile_count, tile_of_token
 
 
-def found_wrong(query: torch.Tensor, layout: TileLayout, bounded: bool = False) -> str | None:
+def found_wrong(
+    query: torch.Tensor, layout: TileLayout, bounded: bool = False, gradients: bool | None = None
+) -> str | None:
     """What the kernels get wrong for calls like this one, in words that complete "impl='triton' ..."; None if nothing.
 
-    `bounded` is what `operator.attention` takes.
+    The first call of a kind synchronises the device. While a CUDA graph is recorded nothing can be tried, and the
+    answer is None; `torch.compile` tries when it traces.
 
-    The first call of a kind waits for the device. While a CUDA graph is recorded nothing can be tried, and the answer
-    is None; `torch.compile` tries when it traces.
+    Args:
+        query: of the call; its device, dtype and head_dim are tried.
+        layout: of the call; its tiles are tried, with extra tokens and ragged tiles where the call has them.
+        bounded: as `operator.attention` takes it.
+        gradients: whether the gradients of query, key and value are tried as well. None: where autograd records.
     """
     if operator.recording(query):
         return None
     ragged = any(size % side for size, side in zip(layout.view, layout.key_tile, strict=True))
     extra = 3 if layout.prefix else 0, 70 if layout.suffix else 0
     small = _small_view(layout, ragged), layout.query_tile, layout.key_tile, *extra
-    gradients = torch.is_grad_enabled() and query.requires_grad
+    gradients = torch.is_grad_enabled() if gradients is None else gradients
     found: str | None = _try(query.device, query.dtype, query.shape[-1], small, bounded, gradients)
     return found
 
 
 def _small_view(layout: TileLayout, ragged: bool) -> tuple[int, int, int]:
-    """Two tiles along each axis; the second is cut where the call has cut tiles."""
+    """Two tiles along each axis; the second is ragged if the call has ragged tiles."""
     longest = [max(sides) for sides in zip(layout.query_tile, layout.key_tile, strict=True)]
     f, h, w = (side + math.ceil(side / 2) if ragged else 2 * side for side in longest)
     return f, h, w
@@ -52,8 +59,8 @@ def _try(*call: Any) -> str | None:
 
 @lru_cache(maxsize=256)
 def _answer(*call: Any) -> str | None:
-    # In a thread of its own, which has none of the caller's modes: checkpointing would count what this saves for its
-    # backward, autocast and a default device would change what is computed.
+    # A new thread has none of the caller's modes: checkpointing would count the tensors saved here for the backward,
+    # and autocast or a default device would change the results.
     with ThreadPoolExecutor(1) as alone:
         return alone.submit(_compare, *call).result()
 
@@ -64,12 +71,12 @@ def _compare(
     layout, generator = TileLayout(*small), torch.Generator().manual_seed(0)
     shape = (4, 1, layout.tokens, 2, head_dim)
     *operands, grad_out = torch.randn(shape, generator=generator).to(device, dtype).unbind()
-    # By their norms the scores of the first head are small, those of the second are not: both walks of the forward.
+    # The norms bound the scores of the first head and not those of the second: both walks of the forward run.
     operands[0][:, :, 1, 0], operands[1][:, 0, 1, 0] = 0, 100
-    rows, columns = (math.prod(tile_counts(layout.view, tile)) for tile in (layout.query_tile, layout.key_tile))
+    rows, columns = (tile_count(layout.view, tile) for tile in (layout.query_tile, layout.key_tile))
     kept = torch.rand(1, 1, rows, columns, generator=generator) < 0.6
-    indices = (~kept).to(torch.uint8).argsort(dim=-1, stable=True).to(device, torch.int32)
-    counts, scale = kept.sum(dim=-1).to(device, torch.int32), head_dim**-0.5
+    counts, indices = (x.to(device) for x in lists_of(kept))
+    scale = head_dim**-0.5
     mask = reference.token_mask(kept.to(device), layout)
 
     def specification(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,7 +91,7 @@ def _compare(
     try:
         found = _results(kernels, operands, grad_out, gradients)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise  # it says nothing of the kernels, or nothing can run after it
+        raise  # memory is no fault of the kernels, and after an accelerator's error nothing can run
     except Exception as error:  # compilers and drivers refuse in many ways
         reason = (str(error).strip().splitlines() or ["without a word"])[0]
         return f"fails on this device: {type(error).__name__}: {reason}"
@@ -97,9 +104,9 @@ def _compare(
 
 
 def _worst_tile(found: torch.Tensor, right: torch.Tensor, layout: TileLayout, tile: Triple) -> float:
-    """The largest relative error of a tile's rows, or of the extra tokens': a norm over all rows could hide one tile.
+    """The largest relative error of the rows of a tile, or of the extra tokens. A norm over all rows could hide a tile.
 
-    `found` and `right` are [B, H, tokens, C]. A tile whose right values are small counts as an average one.
+    `found` and `right` are [B, H, tokens, C]. A tile with small right values is compared with an average tile.
     """
     owner = torch.zeros(layout.tokens, dtype=torch.int64)
     owner[layout.prefix : layout.tokens - layout.suffix] = 1 + tile_of_token(layout.view, tile)
@@ -119,7 +126,7 @@ def _results(
     grad_out: torch.Tensor,
     gradients: bool,
 ) -> dict[str, torch.Tensor]:
-    """What attention gives, and its gradients if asked for: float64 [B, H, tokens, head_dim, or 1 for lse], by name."""
+    """The outputs of attention and, with `gradients`, its gradients: float64 [B, H, tokens, head_dim or 1], by name."""
     leaves = [x.detach().requires_grad_(gradients) for x in operands]
     out, lse = attention(*leaves)
     results = {"out": out, "lse": lse.transpose(1, 2)[..., None]}

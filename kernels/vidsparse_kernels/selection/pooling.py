@@ -1,39 +1,41 @@
-"""Mean of each tile's tokens: what patterns that depend on content compare instead of tokens."""
+"""The mean of each tile's tokens, which content-dependent patterns compare instead of tokens."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 
 from vidsparse_kernels.available import triton_lacks
-from vidsparse_kernels.layout import Triple, tile_counts, tile_of_token
+from vidsparse_kernels.layout import Triple, tile_of_token, tile_sizes
 
 
 def tile_means(x: torch.Tensor, view: Triple, tile: Triple, prefix: int = 0) -> torch.Tensor:
-    """Mean over the video tokens of each tile, summed in float32; a ragged tile's mean is that of the tokens it has.
+    """The mean of each tile's tokens, summed in float32; a ragged tile's mean is over the tokens that it has.
+
+    Gradients flow to `x` where it requires them; the kernel for GPUs serves the other calls.
 
     Args:
-        x: [B, tokens, H, head_dim], queries or keys, any strides. No gradient flows.
+        x: [B, tokens, H, head_dim], any strides, any floating-point dtype.
         view: (frames, height, width) of the video, which begins after `prefix` tokens.
         tile: sides (frames, height, width); powers of two are fastest on a GPU.
+        prefix: tokens before the video.
 
     Returns:
         float32 [B, H, tiles, head_dim], tiles in raster order.
     """
-    if _has_kernel(x.device, x.shape[-1], tile):
+    differentiable = torch.is_grad_enabled() and x.requires_grad
+    if not differentiable and _has_kernel(x.device, x.shape[-1], tile):
         from vidsparse_kernels.selection import pooling_kernel
 
         return pooling_kernel.tile_means(x.detach(), view, tile, prefix)
-    owner = tile_of_token(view, tile).to(x.device)
-    video = x.detach()[:, prefix : prefix + len(owner)].float()
+    owner, sizes = tile_of_token(view, tile).to(x.device), tile_sizes(view, tile, x.device)
+    video = x[:, prefix : prefix + len(owner)].float()
     batch, _, heads, head_dim = x.shape
-    tiles = math.prod(tile_counts(view, tile))
-    sums = torch.zeros(batch, tiles, heads, head_dim, device=x.device).index_add_(1, owner, video)
-    sizes = torch.bincount(tile_of_token(view, tile), minlength=tiles).to(x.device)
-    return (sums / sizes[:, None, None]).transpose(1, 2).contiguous()
+    sums = torch.zeros(batch, len(sizes), heads, head_dim, device=x.device).index_add_(1, owner, video)
+    means = (sums / sizes[:, None, None]).transpose(1, 2)
+    return means if differentiable else means.contiguous()  # a copy would cost the backward another one
 
 
+@torch.no_grad()
 def pooled_scores(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -45,7 +47,7 @@ def pooled_scores(
 ) -> torch.Tensor:
     """Products of the mean query and the mean key of every pair of tiles: float32 [B, H, query tiles, key tiles].
 
-    Args as in `tile_means`; `scale` is 1/sqrt(head_dim) unless given.
+    Arguments are those of `tile_means`; `scale` is 1/sqrt(head_dim) by default. No gradient flows.
     """
     rows, columns = tile_means(query, view, query_tile, prefix), tile_means(key, view, key_tile, prefix)
     return rows @ columns.mT * (query.shape[-1] ** -0.5 if scale is None else scale)

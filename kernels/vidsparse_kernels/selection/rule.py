@@ -1,4 +1,4 @@
-"""What a selection keeps: a rule for each row of scores, and the tiles that it keeps whatever they score."""
+"""The rule of a selection: how many tiles each row keeps, and which tiles it keeps whatever their score."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Rule:
     """How many tiles a row keeps.
 
     Attributes:
-        kind: "top_k": the `amount` highest. "top_p": the fewest, highest first, whose softmax weights sum up to
+        kind: "top_k": the `amount` highest. "top_p": the fewest, highest first, whose softmax weights add up to
             `amount`. "threshold": those with a softmax weight of at least `amount`, and the highest in any case.
         amount: a whole number for top_k, a number in (0, 1] otherwise.
 
-    Of equal scores the lower index goes first. Forced tiles rank before all others: they are always kept, and count in
-    `amount`. A score of -inf is never kept unless forced.
+    Of equal scores the one with the lower index ranks first. Forced tiles rank before all others: they are always kept,
+    and count towards `amount`. A tile with a score of -inf is kept only if it is forced.
 
     Raises:
         ValueError: an unknown kind or an amount out of range.
@@ -35,7 +35,7 @@ class Rule:
         if self.kind not in ("top_k", "top_p", "threshold"):
             raise ValueError(f"kind={self.kind!r} is unknown; choose top_k, top_p or threshold")
         if self.kind == "top_k" and (self.amount < 1 or int(self.amount) != self.amount):
-            raise ValueError(f"top_k keeps a whole number of tiles of at least 1, not {self.amount}")
+            raise ValueError(f"top_k={self.amount} must be a whole number of at least 1")
         if self.kind != "top_k" and not 0 < self.amount <= 1:
             raise ValueError(f"{self.kind}={self.amount} must be in (0, 1]")
 
@@ -49,10 +49,10 @@ def forced_tiles(
     Args:
         view, query_tile, key_tile: (frames, height, width) in tokens.
         reach: how many key tiles further along each axis are neighbours.
-        sink: how many rows of tiles along time, from the first frame on, everybody sees.
+        sink: how many tiles along time, from the first frame on, all queries see.
 
     Returns:
-        bool [1, 1, query tiles, key tiles], on the CPU, shared by all callers: do not write to it.
+        bool [1, 1, query tiles, key tiles] on the CPU, shared by all callers: do not write to it.
     """
     near = []
     for size, side, key_side, further in zip(view, query_tile, key_tile, reach, strict=True):
@@ -67,6 +67,6 @@ def forced_tiles(
 
 
 def list_width(rule: Rule, scores: torch.Tensor, forced: torch.Tensor | None) -> int:
-    """Entries of a list that no row exceeds."""
+    """The number of entries that no list exceeds."""
     tiles = scores.shape[-1]
     return min(int(rule.amount), tiles) if rule.kind == "top_k" and forced is None else tiles

@@ -1,20 +1,22 @@
-"""Which key tiles a query tile keeps, from a score for each pair: the lists of a block map, written directly."""
+"""The selection of key tiles by a score for each pair of tiles: writes the lists of a block map directly."""
 
 from __future__ import annotations
 
 import torch
 
 from vidsparse_kernels.available import triton_lacks
+from vidsparse_kernels.layout import lists_of
 from vidsparse_kernels.selection.rule import Rule, list_width
 
 
 def select_tiles(
     scores: torch.Tensor, rule: Rule, forced: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose key tiles for every row. Does not wait for the device.
+    """Choose key tiles for every row, without synchronising the device.
 
     Args:
-        scores: float32 [B, H, rows, tiles], such as pooled queries times pooled keys, scaled.
+        scores: float32 [B, H, rows, tiles], such as scaled products of pooled queries and pooled keys.
+        rule: how many tiles a row keeps.
         forced: bool [B|1, H|1, rows, tiles], tiles to keep whatever their score.
 
     Returns:
@@ -22,10 +24,10 @@ def select_tiles(
         W is `amount` for top_k without forced tiles, else `tiles`.
 
     Raises:
-        TypeError, ValueError: scores of another dtype or rank, forced of another dtype or shape.
+        TypeError, ValueError: scores of another dtype or rank, or `forced` of another dtype or shape.
     """
     if scores.dtype != torch.float32:
-        raise TypeError(f"scores are {scores.dtype}; lower precision makes ties, which favour low indices: use float32")
+        raise TypeError(f"scores are {scores.dtype}, expected float32: lower precision makes ties")
     if scores.ndim != 4:
         raise ValueError(f"scores have shape {tuple(scores.shape)}, expected [B, H, rows, tiles]")
     if forced is not None and (forced.dtype != torch.bool or forced.ndim != 4 or not _fits(forced, scores)):
@@ -39,9 +41,8 @@ def select_tiles(
 
         return select_kernel.select_tiles(scores, rule, forced)
     kept = _kept(scores, rule, torch.zeros_like(scores, dtype=torch.bool) if forced is None else forced)
-    # A stable sort of "not kept" puts the kept columns first and leaves them in order.
-    indices = (~kept).to(torch.uint8).argsort(dim=-1, stable=True).to(torch.int32)
-    return kept.sum(dim=-1, dtype=torch.int32), indices[..., : list_width(rule, scores, forced)].contiguous()
+    counts, indices = lists_of(kept)
+    return counts, indices[..., : list_width(rule, scores, forced)].contiguous()
 
 
 def _fits(forced: torch.Tensor, scores: torch.Tensor) -> bool:

@@ -1,6 +1,12 @@
 """`select.select_tiles` in one launch: a program holds a row of scores, finds its threshold by bisection, and compacts.
 
 Scores are compared as integers that sort like them, so thirty-two steps find the threshold exactly, without a sort.
+
+Names, each [BLOCK], one entry per key tile of the row:
+    score, rank       float32, and the int64 that sorts like it; forced tiles have the highest rank
+    real, must, keep  bool: has a score above -inf or is forced; is forced; is kept
+    weight            float32, the softmax of the scores
+    share             what a tile counts towards `amount`: 1 for top_k, its weight for top_p
 """
 
 from __future__ import annotations
@@ -28,9 +34,10 @@ def select_kernel(
     FORCED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (batch * heads * rows,). Forced strides of [batch, heads, rows]."""
+    """Grid (batch * heads * rows,). `forced_strides` are those of [batch, heads, rows]."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
+    # [BLOCK]
     score = tl.load(scores + row * tiles + i, mask=i < tiles, other=float("-inf"))
     real = score > float("-inf")
     bits = score.to(tl.int32, bitcast=True)
@@ -49,7 +56,7 @@ def select_kernel(
         best = tl.where(real & (rank == tl.max(tl.where(real, rank, -0x80000000), 0)), i, BLOCK)
         keep = (weight >= amount) | (i == tl.min(best, 0))
     else:
-        # The highest threshold at which what lies above or on it suffices.
+        # Find the highest level such that the tiles at or above it reach `amount`, one bit after the other.
         share = tl.where(real, 1.0, 0.0) if KIND == "top_k" else tl.where(real, weight, 0.0)
         if FORCED and KIND == "top_k":
             amount = tl.maximum(amount, tl.sum(must.to(tl.float32), 0))
@@ -82,15 +89,19 @@ def _select_tiles(
     block = triton.next_power_of_2(tiles)
     with torch.cuda.device_of(scores):
         select_kernel[(counts.numel(),)](
+            # inputs
             scores.contiguous(),
             forced,
+            # outputs
             counts,
             indices,
+            # geometry
             steps,
             rows,
             heads,
             tiles,
             list_width,
+            # rule
             amount,
             KIND=kind,
             FORCED=forced is not None,

@@ -20,10 +20,10 @@ DIAGONAL = BlockMap.from_dense(torch.eye(8, dtype=torch.bool), VideoGrid(2, 4, 4
 
 def pairs(asked: rows.Products, tokens: int, head: int = 0) -> torch.Tensor:
     """How often each pair of tokens is computed: int [tokens, tokens]."""
-    boxes, seen = asked.order.split(asked.sizes), torch.zeros(tokens, tokens, dtype=torch.int64)
+    blocks, seen = asked.order.split(asked.sizes), torch.zeros(tokens, tokens, dtype=torch.int64)
     for row in asked.rows_of(head):
         for chunk in row.chunks:
-            keys = torch.cat([boxes[i] for i in chunk.boxes])
+            keys = torch.cat([blocks[i] for i in chunk.blocks])
             assert len(keys) == chunk.keys
             part = chunk.part_of(row.queries)[:, None], keys[None]
             seen.index_put_(part, torch.tensor(1), accumulate=True)
@@ -60,7 +60,7 @@ def test_products_compute_each_pair_of_the_map_once(
     largest = max(asked.sizes)
     for row in asked.rows[0]:
         assert len(row.queries) <= limits[0] and row.chunks[0].seen_by is None
-        for chunk in row.chunks:  # cuts are between boxes
+        for chunk in row.chunks:  # cuts are between blocks
             assert chunk.keys <= min(limits[1], limits[2] // len(chunk.part_of(row.queries))) + largest
 
 

@@ -63,7 +63,7 @@ def forward(
 
 def without_hidden(tensors: list[torch.Tensor], block_map: BlockMap, of: Case, value: float) -> list[torch.Tensor]:
     """Query, key and value, with this value in keys and values of text that is no key."""
-    hidden = block_map.layout.hidden_tokens(of.valid)
+    hidden = block_map.layout.padding_mask(of.valid)
     query, *others = tensors
     return tensors if hidden is None else [query, *(x.masked_fill(hidden[..., None, None], value) for x in others)]
 

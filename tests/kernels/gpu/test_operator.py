@@ -31,11 +31,13 @@ def inputs(case: Case = CASE, **settings: Any) -> list[torch.Tensor]:
     return [x.to(DEVICE).requires_grad_(**settings) for x in case.tensors()]
 
 
-def results(tensors: list[torch.Tensor], block_map: BlockMap, impl: str = "triton") -> list[torch.Tensor]:
+def results(
+    tensors: list[torch.Tensor], block_map: BlockMap, impl: str = "triton", scale: float | None = None
+) -> list[torch.Tensor]:
     """out, lse and the gradients of a loss through both."""
-    leaves = [x.detach().requires_grad_() for x in tensors]
-    valid = CASE.valid
-    out, lse = sparse_attention(*leaves, block_map, extra_valid=valid, impl=impl, return_lse=True)  # type: ignore[call-overload]
+    query, key, value = leaves = [x.detach().requires_grad_() for x in tensors]
+    options: dict[str, Any] = {"extra_valid": CASE.valid, "impl": impl, "scale": scale}
+    out, lse = sparse_attention(query, key, value, block_map, **options, return_lse=True)
     (out.square().sum() + lse.sum()).backward()
     return [out.detach(), lse.detach(), *(x.grad for x in leaves)]
 
@@ -59,6 +61,15 @@ def test_two_runs_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     block_map, tensors = CASE.block_map(), inputs()
     for one, two in zip(results(tensors, block_map), results(tensors, block_map), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 0.3])
+def test_a_scale_of_any_sign(scale: float) -> None:
+    block_map, tensors = CASE.block_map(), inputs()
+    expected = results([x.double().cpu() for x in tensors], block_map, "reference", scale)
+    for impl in ("triton", *(["cpu"] if DEVICE == "cpu" else [])):
+        for got, wanted in zip(results(tensors, block_map, impl, scale), expected, strict=True):
+            torch.testing.assert_close(got.cpu(), wanted.to(got.dtype), rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_flow_through_one_output_alone() -> None:
@@ -216,12 +227,9 @@ def test_bad_lists(changes: dict[str, torch.Tensor], error: type[Exception], mes
         MapLists(**given, layout=block_map.layout)
 
 
-def test_a_scale_that_is_not_positive_and_lists_that_are_elsewhere() -> None:
-    block_map = CASE.block_map()
-    with pytest.raises(ValueError, match=r"scale=0\.0 must be positive"):
-        operator.attention(*inputs(), block_map.to(DEVICE).lists, None, 0.0)
+def test_lists_that_are_elsewhere() -> None:
     with pytest.raises(TypeError, match="lists are on meta"):
-        operator.attention(*inputs(), block_map.to(torch.device("meta")).lists, None, 1.0)
+        operator.attention(*inputs(), CASE.block_map().to(torch.device("meta")).lists, None, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +237,7 @@ def test_a_scale_that_is_not_positive_and_lists_that_are_elsewhere() -> None:
     [
         ([0, 8], 2, "indices hold 8, but the grid has key tiles 0 to 7"),
         ([3, 3], 2, "indices must ascend"),
-        ([0, 1], 3, "counts hold 3 to 3; lists of width 2 hold 0 to that"),
+        ([0, 1], 3, "counts hold 3 to 3, expected 0 to 2"),
     ],
     ids=["outside", "twice", "too-many"],
 )
@@ -336,6 +344,40 @@ def wrong_kernels(monkeypatch: pytest.MonkeyPatch, fresh_trial: None) -> None:
 def test_a_kernel_that_is_wrong_is_found_out() -> None:
     reason = trial.found_wrong(inputs()[0].detach(), CASE.block_map().layout)
     assert reason is not None and reason.startswith("computes out with a relative error of 0.01 on this device")
+
+
+@pytest.mark.usefixtures("fresh_trial")
+def test_gradients_of_keys_and_values_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = operator.attention
+
+    def wrong_backward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any) -> Any:
+        return right(query, key + 0.01 * (key - key.detach()), value, *rest)
+
+    monkeypatch.setattr(operator, "attention", wrong_backward)
+    query, layout = inputs()[0].detach(), CASE.block_map().layout
+    assert trial.found_wrong(query, layout, gradients=False) is None
+    assert "computes dk with a relative error of 0.01" in str(trial.found_wrong(query, layout, gradients=True))
+
+
+@pytest.mark.parametrize(
+    "which", [(), (0,), (1,), (2,), (1, 2)], ids=["none", "query", "key", "value", "key-and-value"]
+)
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad], ids=["grad", "no-grad"])
+def test_gradients_are_tried_whichever_tensor_asks_for_them(
+    which: tuple[int, ...], mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[bool] = []
+    monkeypatch.setattr(vidsparse.attention, "triton_lacks", lambda device: None)
+    monkeypatch.setattr(operator, "unsupported_device", lambda device: None)
+    monkeypatch.setattr(trial, "_try", lambda *call: tried.append(call[-1]) or "computes dk wrongly")
+    monkeypatch.setattr(vidsparse.attention, "_flex", lambda query, *_: (query, None))
+    tensors = [torch.empty(1, CASE.grid.tokens, 2, 32, device="meta", requires_grad=i in which) for i in range(3)]
+    with mode():
+        sparse_attention(*tensors, CASE.block_map())  # type: ignore[call-overload]
+        assert tried == [bool(which) and torch.is_grad_enabled()]
+        # Where only the query is known, gradients may be asked for whenever they are recorded.
+        vidsparse.attention.choose_impl("auto", tensors[0].detach(), CASE.block_map())
+        assert tried[1] == torch.is_grad_enabled()
 
 
 @pytest.mark.usefixtures("wrong_kernels")

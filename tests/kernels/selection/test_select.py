@@ -109,6 +109,28 @@ def test_means_are_those_of_each_tiles_tokens() -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("tile", [(2, 8, 8), (1, 3, 5)], ids=str)
+def test_gradients_flow_through_means_where_they_are_asked_for(tile: tuple[int, int, int]) -> None:
+    view, prefix = (3, 9, 10), 5
+    x = torch.randn(2, 5 + 270, 3, 4, dtype=torch.float64)
+    grad = torch.randn(2, 3, len(tile_tokens(view, tile)), 4)
+    leaf, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    means = pooling.tile_means(leaf, view, tile, prefix)
+    wanted = torch.stack([other[:, t].mean(dim=1) for t in tile_tokens(view, tile, prefix)], dim=2)
+    (means * grad).sum().backward()
+    (wanted * grad).sum().backward()
+    torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(pooling.tile_means(leaf, view, tile, prefix), means)
+    assert not pooling.pooled_scores(leaf, leaf, view, tile, tile, prefix).requires_grad
+
+
+def test_means_that_need_a_gradient_do_not_take_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooling, "_has_kernel", lambda *_: pytest.fail("the kernel has no gradient"))
+    x = torch.randn(1, 64, 1, 32, requires_grad=True)
+    assert pooling.tile_means(x, (1, 8, 8), (1, 8, 8)).requires_grad
+
+
 def test_pooled_scores_are_products_of_means() -> None:
     view, tile = (3, 9, 10), (2, 8, 8)
     query, key = torch.randn(2, 2, 270 + 5, 3, 20, dtype=torch.float64).unbind()
@@ -188,9 +210,9 @@ def test_they_keep_pytorchs_rules() -> None:
 
 
 def test_a_gpu_without_triton_computes_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "vidsparse_kernels.gpu.launch", None)
+    monkeypatch.setitem(sys.modules, "vidsparse_kernels.gpu.device", None)
     assert not pooling._has_kernel(torch.device("cuda"), 64, (1, 8, 8))
-    assert "needs Triton, which is not here" in str(triton_lacks(torch.device("cuda")))
+    assert "needs Triton, which is not installed" in str(triton_lacks(torch.device("cuda")))
 
 
 @needs_triton

@@ -1,4 +1,4 @@
-"""Latents and prompt embeddings on disk: computed once for a video, a caption and a model, whatever is trained."""
+"""Latents and prompt embeddings on disk, computed once per video, caption and model for all trainings."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from vidsparse.finetune.data.encoders import WanEncoders, check_bucket
 
 
 class Encoded:
-    """Examples as a transformer learns from them, read from disk one by one.
+    """The encoded examples of a training, read from disk one by one.
 
     Attributes:
-        captions: of the examples. words: to which their embeddings are padded.
-        fingerprint: hash of what they are: two that are equal give a training the same numbers.
-        empty_text: embedding of the empty caption, [words, width], for training without one.
+        captions: of the examples.
+        words: length to which their embeddings are padded.
+        fingerprint: hash of the data: equal ones give a training the same numbers.
+        empty_text: embedding of the empty caption, [words, width], for training without a caption.
     """
 
     def __init__(self, captions: list[str], latents: list[Path], texts: dict[str, Path], words: int):
         self.captions, self.words, self._latents, self._texts = captions, words, latents, texts
-        # The names of the files are hashes of what decides their content.
+        # The file names are hashes of everything that decides their content.
         names = [(path.name, texts[caption].name) for path, caption in zip(latents, captions, strict=True)]
         self.fingerprint = hashlib.sha256(repr(names).encode()).hexdigest()
         self.empty_text = self._embedding("")
@@ -35,7 +36,7 @@ class Encoded:
         return len(self.captions)
 
     def latents(self, index: int) -> torch.Tensor:
-        """float32 [channels, latent frames, latent height, latent width], normalised as the transformer gets them."""
+        """float32 [channels, latent frames, latent height, latent width], normalised for the transformer."""
         return tensor_file.read(self._latents[index])
 
     def text(self, index: int) -> torch.Tensor:
@@ -56,21 +57,23 @@ def encode(
     world: int = 1,
     wait: Callable[[], None] = lambda: None,
 ) -> tuple[Encoded, list[Skipped]]:
-    """Encode what a cache lacks. The VAE and the text encoder are not needed afterwards.
+    """Encode the clips and captions that the cache lacks. The encoders are not needed afterwards.
 
     Args:
-        pipe: a `WanPipeline`, its VAE and text encoder where they shall compute.
-        folder: the cache, made where there is none. Trainings may share it, also at the same time.
-        progress: called with how much of what was lacking this process has encoded, and how much that is in all.
-        rank, world: this process encodes clips[rank::world]. wait: returns when all processes have called it.
+        pipe: a `WanPipeline` whose VAE and text encoder are on the devices where they should compute.
+        clips: the clips of the training.
+        folder: the cache, created if it does not exist. Trainings may share it, even at the same time.
+        progress: called with how many items this process has encoded, and how many it has to encode.
+        rank, world: this process encodes clips[rank::world].
+        wait: returns when all processes have called it.
 
     Returns:
-        All examples, those of other processes too, in the order of the clips; and the clips that could not be read.
+        The examples of all processes in the order of the clips, and the clips that could not be read.
 
     Raises:
         NotImplementedError: a pipeline of another family.
-        ValueError: no clips, none that could be read, a size that the VAE does not take, latents that are not finite.
-        OSError: the disk is full; what was encoded so far is kept.
+        ValueError: no clips, no readable clip, a size that the VAE does not take, latents that are not finite.
+        OSError: the disk is full; files that are already encoded are kept.
     """
     if not clips:
         raise ValueError("there are no clips to encode")
@@ -109,7 +112,7 @@ def encode(
 
 
 def _encode_clip(encoders: WanEncoders, clip: Clip, path: Path) -> None:
-    """Write the latents of a clip, or why it cannot be read: other processes do not know that otherwise."""
+    """Write the latents of a clip, or the reason why it cannot be read, for the other processes."""
     try:
         video = clip.read()
     except ValueError as error:
@@ -122,7 +125,7 @@ def _encode_clip(encoders: WanEncoders, clip: Clip, path: Path) -> None:
 
 
 def _reason(path: Path) -> Path:
-    """Where it stands why there are no latents."""
+    """The path of the text file that records why a clip could not be encoded."""
     return path.with_suffix(".txt")
 
 

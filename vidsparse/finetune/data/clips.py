@@ -1,4 +1,4 @@
-"""Clips: what one training example is before it is encoded, and the sizes that videos are brought to."""
+"""Clips: training examples before they are encoded, and the sizes that videos are resized to."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 from torch.nn.functional import interpolate
 
+from vidsparse.grid import latent_frames
+
 
 @dataclass(frozen=True)
 class Bucket:
-    """A size in pixels that clips are trained at."""
+    """The size that clips are trained at: frames, and height and width in pixels."""
 
     frames: int
     height: int
@@ -23,10 +25,10 @@ class Bucket:
         """Refuse a size that a VAE with these strides in time and space does not map to whole latents.
 
         Raises:
-            ValueError: with the nearest sizes that it does.
+            ValueError: with the nearest sizes that fit.
         """
         if self.frames < 1 or (self.frames - 1) % temporal:
-            lower = max(0, (self.frames - 1) // temporal) * temporal + 1
+            lower = (max(1, latent_frames(self.frames, temporal)) - 1) * temporal + 1
             raise ValueError(
                 f"clips of {self.frames} frames do not fit the VAE's stride of {temporal} in time; "
                 f"use {lower} or {lower + temporal}"
@@ -41,10 +43,12 @@ class Clip:
     """A video with its caption, not yet in memory.
 
     Attributes:
-        key: hash of the content: two clips with one key and one bucket show the same video.
-        read: gives the video, float32 [3, frames, height, width] in [-1, 1], of the bucket's size. `ValueError` with
-            the reason when it cannot be decoded.
-        path: of its file; None for a clip that is drawn.
+        key: hash of the content: clips with equal key and bucket show the same video.
+        caption: of the video.
+        bucket: its size.
+        read: returns the video, float32 [3, frames, height, width] in [-1, 1], of the bucket's size; raises
+            `ValueError` with the reason if it cannot be decoded.
+        path: of its file; None for a synthetic clip.
     """
 
     key: str
@@ -56,7 +60,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A video that is left out of a training, and why."""
+    """A video that a training skips, and why."""
 
     path: Path
     reason: str
@@ -65,18 +69,19 @@ class Skipped:
 def choose_bucket(
     frames: int, height: int, width: int, sizes: Sequence[tuple[int, int]], frame_counts: Sequence[int]
 ) -> Bucket:
-    """The bucket of a video: the longest of `frame_counts` that it has, and of `sizes` the nearest in aspect ratio.
+    """The bucket of a video: the longest of `frame_counts` that it has, and the size nearest in aspect ratio.
 
     Args:
         frames, height, width: of the video.
-        sizes: (height, width) each. Of several with one aspect ratio, the one with the nearest area.
+        sizes: (height, width) each. Of several with the same aspect ratio, the one nearest in area is taken.
+        frame_counts: possible lengths.
 
     Raises:
         ValueError: the video is shorter than all frame counts.
     """
     fitting = [count for count in frame_counts if count <= frames]
     if not fitting:
-        raise ValueError(f"it has {frames} frames, and the shortest clips are of {min(frame_counts)}")
+        raise ValueError(f"it has {frames} frames, and the shortest clips have {min(frame_counts)}")
 
     def distance(size: tuple[int, int]) -> tuple[float, float]:
         aspect = abs(math.log(size[0] / size[1]) - math.log(height / width))
@@ -86,7 +91,7 @@ def choose_bucket(
 
 
 def fit(frame: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Bring a frame to a size: resized with antialiasing, its aspect kept, until it covers the size; then its middle.
+    """Resize a frame with antialiasing and its aspect ratio until it covers the size, then crop its centre.
 
     Takes and returns float [3, height, width] in [-1, 1].
     """

@@ -15,22 +15,23 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# What imageio gives to ffmpeg.
+# File types that imageio decodes with ffmpeg.
 SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 
 def decode(path: Path, fps: float | None = None) -> Iterator[NDArray[np.uint8]]:
-    """The frames of a video, uint8 [height, width, 3] each, one after the other.
+    """Decode the frames of a video, uint8 [height, width, 3] each, one after the other.
 
     Args:
-        fps: frames a second to resample to, by leaving out or repeating frames; None takes all frames as they are.
+        path: of the video.
+        fps: frames per second to resample to, by dropping or repeating frames; None takes all frames as they are.
 
     Raises:
-        ValueError: no video, or a damaged one, with the reason.
+        ValueError: not a video, or a damaged one, with the reason.
     """
     import imageio.v2 as imageio
 
-    # Without -xerror ffmpeg makes frames up where a file is damaged.
+    # Without -xerror ffmpeg invents frames where a file is damaged.
     options: dict[str, Any] = {"input_params": ["-xerror"]}
     if fps is not None:
         options["output_params"] = ["-vf", f"fps={fps}"]
@@ -39,21 +40,21 @@ def decode(path: Path, fps: float | None = None) -> Iterator[NDArray[np.uint8]]:
         reader: Any  # imageio's types know neither its metadata nor its frames
         with imageio.get_reader(path, "FFMPEG", **options) as reader:
             meta = reader.get_meta_data()
-            # A container's duration is that of what lasts longest in it, which may be the sound.
+            # A container's duration is that of its longest stream, which may be the sound.
             promised = 0.0 if meta.get("audio_codec") else meta["duration"] * (fps or meta["fps"])
             for frame in reader:
                 count += 1
                 yield frame
     except (OSError, RuntimeError) as error:
-        # ffmpeg says what it tried line by line, and in the last one why it gave up.
+        # ffmpeg prints what it tries line by line; the last line is the reason why it gave up.
         reason = str(error).strip().rpartition("\n")[2]
         raise ValueError(f"it cannot be decoded: {reason}") from error
     if count < 0.9 * promised:
         raise ValueError(f"it is damaged: its frames end after {count} of about {promised:.0f}")
 
 
-def look(path: Path, frames: int, fps: float | None = None) -> tuple[int, int, int]:
-    """How many frames a video has, counted up to `frames`, and their height and width.
+def measure_clip(path: Path, frames: int, fps: float | None = None) -> tuple[int, int, int]:
+    """Count the frames of a video, up to `frames`, and measure their height and width.
 
     Raises:
         ValueError: as `decode` does.

@@ -1,4 +1,4 @@
-"""The two encoders of a pipeline: videos become latents and captions embeddings, as its transformer gets them."""
+"""The two encoders of a pipeline: videos become latents and captions embeddings, as its transformer takes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_bucket(pipe: Any, bucket: Bucket) -> None:
     """Refuse a size that does not become whole latents of a `WanPipeline` and whole patches of them.
 
     Raises:
-        ValueError: with sizes that do.
+        ValueError: with sizes that fit.
     """
     transformer = pipe.transformer or pipe.transformer_2
     patch = transformer.config.patch_size[-1] if transformer else 1
@@ -25,7 +25,7 @@ def check_bucket(pipe: Any, bucket: Bucket) -> None:
 
 
 class WanEncoders:
-    """Encodes for a `WanPipeline`, on the devices and in the dtypes that its VAE and its text encoder have.
+    """Encodes for a `WanPipeline`, on the devices and in the dtypes of its VAE and its text encoder.
 
     Attributes:
         words: length to which the pipeline pads captions.
@@ -36,26 +36,26 @@ class WanEncoders:
 
     def __init__(self, pipe: Any):
         if not any(kind.__name__ == "WanPipeline" for kind in type(pipe).__mro__):
-            raise NotImplementedError(f"videos are not encoded for {type(pipe).__name__} yet, only for WanPipeline")
+            raise NotImplementedError(f"videos can be encoded for WanPipeline only, not for {type(pipe).__name__}")
         self.pipe = pipe
         self.words: int = inspect.signature(pipe.__call__).parameters["max_sequence_length"].default
-        # A tokenizer with room for few words: padding the text further would only cost time.
+        # Padding the text beyond the tokenizer's limit would only cost time.
         self.words = min(self.words, getattr(pipe.tokenizer, "model_max_length", sys.maxsize))
         self._vae = fingerprint(pipe.vae), getattr(pipe.vae, "use_tiling", False)
         self._text = fingerprint(pipe.text_encoder), self.words
 
     def video_key(self, clip: Clip) -> str:
-        """Hash of all that decides the latents of a clip."""
+        """Hash of everything that decides the latents of a clip."""
         return _hash(clip.key, clip.bucket, self._vae)
 
     def text_key(self, caption: str) -> str:
-        """Hash of all that decides the embedding of a caption."""
+        """Hash of everything that decides the embedding of a caption."""
         tokens = self.pipe.tokenizer(caption, truncation=True, max_length=self.words).input_ids
         return _hash(caption, list(tokens), self._text)
 
     @torch.no_grad()
     def encode_video(self, video: torch.Tensor) -> torch.Tensor:
-        """Normalised latents, float32 [channels, latent frames, height, width]: the VAE's mean, not a draw.
+        """Normalised latents, float32 [channels, latent frames, height, width]: the VAE's mean, not a sample.
 
         Raises:
             ValueError: the VAE's latents are not finite.
@@ -78,7 +78,7 @@ class WanEncoders:
 
 
 def _device(module: Any) -> torch.device:
-    """Where a model computes: under offload that is not where its weights rest."""
+    """The device on which a model computes; with offloading it is not that of its weights."""
     device: torch.device = getattr(getattr(module, "_hf_hook", None), "execution_device", None) or module.device
     return device
 

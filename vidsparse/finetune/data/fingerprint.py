@@ -1,4 +1,4 @@
-"""What a model is, in a few letters: what its encodings are filed under."""
+"""The fingerprint of a model, which names its encodings in the cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-SAMPLE = 64  # values of each weight: another training changes them all
+SAMPLE = 64  # values of each weight that are hashed: any training changes all values
 
 
 def fingerprint(module: torch.nn.Module) -> str:
@@ -23,6 +23,6 @@ def fingerprint(module: torch.nn.Module) -> str:
 
 
 def _config(config: Any) -> dict[str, Any]:
-    """A configuration without where the model was loaded from and which version wrote it."""
+    """A configuration without the place it was loaded from and the version that wrote it."""
     settings: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
     return {k: v for k, v in settings.items() if not k.startswith("_") and k != "transformers_version"}

@@ -13,7 +13,7 @@ import torch
 from vidsparse.finetune.data import tensor_file
 from vidsparse.finetune.data.captions import read_captions
 from vidsparse.finetune.data.clips import Clip, Skipped, choose_bucket
-from vidsparse.finetune.data.decoding import look, read_video
+from vidsparse.finetune.data.decoding import measure_clip, read_video
 
 
 def folder_clips(
@@ -30,18 +30,20 @@ def folder_clips(
     A video is decoded once, up to the longest clip, to count its frames.
 
     Args:
-        sizes: (height, width) in pixels, from which `choose_bucket` chooses. frame_counts: the same for the length.
-        fps: frames a second to resample to. None takes the frames as they are, at whatever rate they were filmed: fast
-            and slow videos then look alike to a model, which counts frames and not seconds.
-        cache: remembers what was counted, so that the next training starts at once; the folder of `encode` will do.
-        progress: called with the number of videos that were looked at, and of all.
+        folder: of the videos.
+        sizes: (height, width) in pixels, for `choose_bucket`.
+        frame_counts: lengths in frames, for `choose_bucket`.
+        fps: frames per second to resample to. None takes the frames at any rate: fast and slow videos then look alike
+            to a model, which counts frames and not seconds.
+        cache: caches the counts, so that the next training starts at once; may be the folder of `encode`.
+        progress: called with the number of videos that were measured, and of all.
 
     Returns:
-        The clips in the order of their paths, and what was left out: no caption, no file, too short, not to be decoded.
+        The clips in the order of their paths, and what was skipped: no caption, no file, too short, not decodable.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: captions that cannot be read or that contradict each other, or no video that can be used.
+        FileNotFoundError: the folder does not exist.
+        ValueError: captions that cannot be read or that contradict each other, or no usable video.
         OSError: the cache cannot be written.
     """
     if not sizes or not frame_counts:
@@ -53,8 +55,8 @@ def folder_clips(
     for done, (path, caption) in enumerate(captions.items(), 1):
         try:
             key = _key(path, fps)
-            seen = _remembered(cache, f"look-{key[:32]}-{longest}", partial(look, path, longest, fps))
-            bucket = choose_bucket(*seen, sizes, frame_counts)
+            size = _cached_size(cache, f"look-{key[:32]}-{longest}", partial(measure_clip, path, longest, fps))
+            bucket = choose_bucket(*size, sizes, frame_counts)
             clips.append(Clip(key, caption, bucket, partial(read_video, path, bucket, fps), path))
         except ValueError as error:
             skipped.append(Skipped(path, str(error)))
@@ -75,20 +77,20 @@ def _key(path: Path, fps: float | None) -> str:
     return content.hexdigest()
 
 
-def _remembered(cache: Path | None, name: str, look: Callable[[], tuple[int, int, int]]) -> tuple[int, int, int]:
-    """Frames, height and width of a video: from the cache, or else looked at and put there."""
+def _cached_size(cache: Path | None, name: str, measure: Callable[[], tuple[int, int, int]]) -> tuple[int, int, int]:
+    """Frames, height and width of a video: from the cache, or measured and written there."""
     if cache is None:
-        return look()
+        return measure()
     path = cache / f"{name}.safetensors"
     if tensor_file.shape(path) is None:
         cache.mkdir(parents=True, exist_ok=True)
-        tensor_file.write(path, torch.tensor(look()))
+        tensor_file.write(path, torch.tensor(measure()))
     frames, height, width = tensor_file.read(path).tolist()
     return frames, height, width
 
 
 def _found(folder: Path, skipped: list[Skipped]) -> str:
-    """What an unusable folder has, for its error."""
+    """Describe the content of an unusable folder, for its error."""
     if skipped:
         first = "; ".join(f"{s.path.name}: {s.reason}" for s in skipped[:3])
         return f"{len(skipped)} left out ({first}{'; ...' if len(skipped) > 3 else ''})"

@@ -1,4 +1,4 @@
-"""Clips of the `shapes` world, drawn when they are read: no files, and captions that are exact."""
+"""Clips of the `shapes` world, drawn when they are read: without files, and with exact captions."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vidsparse.shapes.render import render, training_example
 
 
 def drawn_clips(count: int, bucket: Bucket, seed: int = 0) -> list[Clip]:
-    """Draw scenes with their captions; none has a combination that `shapes` holds out for its examination.
+    """Draw scenes with their captions; none has a combination that `shapes` holds out for its evaluation.
 
-    Objects keep moving through all frames, come back on the other side where they leave, and never cover each other.
+    Objects move through all frames, return on the other side of the frame when they leave it, and never overlap.
 
     Args:
-        count: of the clips; fewer of them are the first of more.
-        bucket: their size. The world is a square, and a bucket that is none stretches it.
-        seed: other numbers draw other clips.
+        count: number of clips; a smaller number gives the first ones of a larger number.
+        bucket: their size. The world is a square, which another bucket stretches.
+        seed: of the scenes.
     """
     clips = []
     for index in range(count):

@@ -1,4 +1,4 @@
-"""Tensors in files that are complete under their name or not there at all."""
+"""Files of one tensor each, which are complete or absent."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from safetensors.torch import load, save
 from vidsparse.atomic import replacing
 
 NAME, SUFFIX = "tensor", ".safetensors"
-STALE = 3600  # seconds: no process that lives writes one file for so long
+STALE = 3600  # seconds, more than any live process takes to write one file
 
 
 def write(path: Path, tensor: torch.Tensor) -> None:
     """Write a tensor under a temporary name, then rename it.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written; other files stay as they are.
+        OSError: the disk is full, or the folder cannot be written; other files do not change.
     """
     try:
         with replacing(path) as temporary:
-            # Bytes first: safetensors' own writer does not say OSError where the disk is full.
+            # Serialised first: the writer of safetensors does not raise OSError if the disk is full.
             temporary.write_bytes(save({NAME: tensor.cpu().contiguous()}))
     except OSError as error:
         reason = error.strerror or error
         raise OSError(
-            f"cannot write {path}: {reason}; what was written before is kept, and not computed again"
+            f"cannot write {path}: {reason}; earlier files are kept, and will not be computed again"
         ) from error
 
 
 def read(path: Path) -> torch.Tensor:
     """The tensor of a file, on the CPU."""
-    # Not mapped into memory: a mapped file that shrinks or goes away takes the process with it.
+    # Not memory-mapped: a mapped file that shrinks or is removed crashes the process.
     return load(path.read_bytes())[NAME]
 
 
 def shape(path: Path) -> tuple[int, ...] | None:
-    """The shape of a file's tensor, from the file's header alone; None without a file, or with one that is damaged."""
+    """The shape of a file's tensor, from its header; None if the file does not exist or is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             return tuple(file.get_slice(NAME).get_shape())
@@ -48,7 +48,7 @@ def shape(path: Path) -> tuple[int, ...] | None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes that were killed have left half-written; a younger file may still have its process."""
+    """Remove half-written files of killed processes; younger ones may belong to a live process, and are kept."""
     for leftover in folder.glob(f".*{SUFFIX}"):
         try:
             if time.time() - leftover.stat().st_mtime > STALE:

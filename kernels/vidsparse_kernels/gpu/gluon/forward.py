@@ -1,4 +1,4 @@
-"""Launch the forward kernel for Hopper in Gluon; `available.gluon_lacks` says whether this can be imported."""
+"""The launch of the forward kernel for Hopper in Gluon; import it only where `available.gluon_lacks()` is None."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ def unsupported(launch: Launch, config: GluonConfig) -> str | None:
 
 
 def run(launch: Launch, config: GluonConfig, key: torch.Tensor, value: torch.Tensor, arguments: dict[str, Any]) -> None:
-    """Start the kernel.
+    """Launch the kernel.
 
     Args:
+        launch: geometry of the call.
+        config: how to launch it.
         key, value: [B, tokens, H, head_dim], `readable`.
-        arguments: those that the kernels in Gluon and in Triton share.
+        arguments: the arguments that the kernels in Gluon and in Triton share.
 
     Raises:
         NotImplementedError: a call that this kernel does not take.
@@ -52,9 +54,9 @@ def run(launch: Launch, config: GluonConfig, key: torch.Tensor, value: torch.Ten
     shared = gl.NVMMASharedLayout.get_default_for([1, *step, launch.shape[3]], DTYPES[launch.dtype])
 
     def descriptor(boxes: Boxes) -> TensorDescriptor:
-        a = boxes.a
-        assert a is not None, "capability 9.0 reads boxes"
-        return TensorDescriptor(a.base, a.shape, a.strides, a.block_shape, shared)
+        whole = boxes.low  # head_dim is a power of two here, so there is no high part
+        assert whole is not None, "capability 9.0 reads boxes"
+        return TensorDescriptor(whole.base, whole.shape, whole.strides, whole.block_shape, shared)
 
     keys, values = launch.boxes(step, key), launch.boxes(step, value)
     launch.run(
@@ -62,10 +64,13 @@ def run(launch: Launch, config: GluonConfig, key: torch.Tensor, value: torch.Ten
         launch.query_blocks,
         config.options,
         **arguments,
+        # inputs
         key_boxes=descriptor(keys),
         value_boxes=descriptor(values),
+        # geometry
         STEP=step,
+        HEADS_FIRST=(keys.heads_first, values.heads_first),
+        # pipeline
         STAGES=config.stages,
         TURNS=config.turns,
-        HEADS_FIRST=(keys.heads_first, values.heads_first),
     )

@@ -1,8 +1,17 @@
-"""The forward kernel for Hopper in Gluon: two warps load, two groups of four multiply, each half of a query tile.
+"""The forward kernel for Hopper in Gluon: two warps load, two groups of four warps compute half a query tile each.
 
-The groups do not wait for each other: while one takes the softmax of its scores the other has the matrix unit. Within a
-group the product of a step's weights and values runs under the scores of the next step and their softmax. What it
-computes is what `forward.forward_kernel` computes; it needs Triton 3.6 or newer.
+The groups do not wait for each other: while one computes the softmax of its scores, the other uses the matrix unit.
+Within a group the product of a step's weights and values runs under the scores of the next step and their softmax. The
+result is that of `forward.forward_kernel`. It needs Triton 3.6 or newer.
+
+Names, besides those of primitives.py, lists.py and forward.py:
+    ROWS, D           queries of a group; head_dim
+    ring              shared memory of keys and values, and its barriers: see ring.py
+    seen              what the tile sees: (pointer of its list, count, whole, number of valid extra tokens)
+    grid              (view, bits, prefix, extra)
+    rows              what belongs to the queries: pointers, strides, heads, and shared memory for queries and positions
+    hidden            float32 [KEYS], added to the scores of a step: 0 for a key, else -inf
+    SCORES, SUMS      register layouts of scores [ROWS, KEYS] and of sums [ROWS, D]; LINES: of rows in memory
 """
 
 from __future__ import annotations
@@ -29,34 +38,34 @@ LOADS: gl.constexpr = gl.constexpr(24)
 
 @gluon.jit
 def hidden_keys(i, seen, grid, KEY_TILE: gl.constexpr, STEP: gl.constexpr):
-    """What to add to the logits of step `i`, float32 [keys]: 0, or -inf where no token is.
+    """What to add to the logits of step `i`, float32 [KEYS]: 0 for keys, -inf for rows without one.
 
-    Tokens are inside the grid, or among the valid prefix and suffix ones.
+    A key is inside the grid, or one of the valid extra tokens.
     """
     listed, count, _whole, valid = seen
     view, bits = grid[0], grid[1]
     KEYS: gl.constexpr = STEP[0] * STEP[1] * STEP[2]
     STEPS: gl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2] // KEYS
     number = gl.arange(0, KEYS, gl.BlockedLayout([1], [32], [4], [0]))
-    f, y, x = number // (STEP[1] * STEP[2]), number // STEP[2] % STEP[1], number % STEP[2]
+    frame, row, column = number // (STEP[1] * STEP[2]), number // STEP[2] % STEP[1], number % STEP[2]
     video = i < count * STEPS
     entry = gl.load(listed + i // STEPS, mask=video, other=0)
     origin = box_origin(unpack(entry, bits), i % STEPS, KEY_TILE, STEP)
-    inside = (origin[0] + f < view[0]) & (origin[1] + y < view[1]) & (origin[2] + x < view[2])
+    inside = (origin[0] + frame < view[0]) & (origin[1] + row < view[1]) & (origin[2] + column < view[2])
     real = gl.where(video, inside, (i - count * STEPS) * KEYS + number < valid)
     return gl.where(real, 0.0, float("-inf"))
 
 
 @gluon.jit
 def softmax_step(scores, top, total, scale, hidden, MASKED: gl.constexpr):
-    """One step of the online softmax in base 2: `scale` holds log2(e); `hidden`, if MASKED, is added to all rows.
+    """One step of the online softmax in base 2; `scale` includes log2(e). With MASKED, `hidden` is added to all rows.
 
-    Returns the weights, by how much what was summed up before shrinks, and the new highest logit and sum of each row.
+    Returns the weights [ROWS, KEYS], the factor by which earlier sums shrink, and the new top and total, [ROWS] each.
     """
     if MASKED:
         scores = scores + gl.convert_layout(hidden, gl.SliceLayout(0, scores.type.layout))[None, :]
     highest = gl.maximum(top, gl.max(scores, 1) * scale)
-    # A row that has seen no key yet would be -inf minus -inf.
+    # A row that has seen no key yet would compute -inf minus -inf.
     shift = gl.where(highest == float("-inf"), 0.0, highest) if MASKED else highest
     weights = gl.exp2(scores * scale - shift[:, None])
     decay = gl.exp2(top - shift)
@@ -126,7 +135,7 @@ def consume(
     EXTRA: gl.constexpr,
     RAGGED: gl.constexpr,
 ):
-    """What a computing group does: attention of queries `64 * GROUP` to `64 * GROUP + 63` of the program's tile."""
+    """A computing group: attention of queries `64 * GROUP` to `64 * GROUP + 63` of the program's tile."""
     query, out, lse, query_strides, out_strides, heads, queries, positions = rows
     turns = ring[3]
     _listed, count, whole, valid = seen
@@ -140,11 +149,11 @@ def consume(
 
     row = GROUP * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, LINES))
     origin = box_origin(tile_place(tile, view, QUERY_TILE), 0, QUERY_TILE, QUERY_TILE)
-    f = origin[0] + row // (QUERY_TILE[1] * QUERY_TILE[2])
-    y = origin[1] + row // QUERY_TILE[2] % QUERY_TILE[1]
-    x = origin[2] + row % QUERY_TILE[2]
-    mine = (f < view[0]) & (y < view[1]) & (x < view[2])
-    token = prefix + (f * view[1] + y) * view[2] + x
+    frame = origin[0] + row // (QUERY_TILE[1] * QUERY_TILE[2])
+    line = origin[1] + row // QUERY_TILE[2] % QUERY_TILE[1]
+    column = origin[2] + row % QUERY_TILE[2]
+    mine = (frame < view[0]) & (line < view[1]) & (column < view[2])
+    token = prefix + (frame * view[1] + line) * view[2] + column
     video = view[0] * view[1] * view[2]
     if EXTRA:
         number = gl.program_id(0) * (2 * ROWS) + row
@@ -153,9 +162,10 @@ def consume(
     channel = gl.arange(0, D, gl.SliceLayout(0, LINES))[None, :]
     source = query + head_start(query_strides, heads) + token.to(gl.int64)[:, None] * query_strides[1] + channel
     q = queries.index(GROUP)
+    # [ROWS, D]
     q.store(gl.load(source, mask=mine[:, None], other=0.0))
     fence_async_shared()
-    # The walk needs all registers.
+    # In shared memory, because the walk needs all registers.
     positions.index(GROUP).store(gl.where(mine, token, -1))
 
     acc = gl.zeros([ROWS, D], gl.float32, SUMS)
@@ -237,9 +247,10 @@ def gluon_forward_kernel(
     RAGGED: gl.constexpr,
     HEADS_FIRST: gl.constexpr,
 ):
-    """Grid (blocks of extra queries + query tiles, batch * heads); arguments as those of `forward.forward_kernel`.
+    """Grid (blocks of extra queries + query tiles, batch * heads); arguments as for `forward.forward_kernel`.
 
-    STAGES buffers of a step's keys and values; TURNS: the groups take turns at the matrix unit.
+    There are STAGES buffers for a step's keys and as many for its values. With TURNS the groups take turns at the
+    matrix unit.
     """
     view, bits = (frames, height, width), (row_bits, column_bits)
     D: gl.constexpr = HEAD[0]

@@ -1,6 +1,7 @@
-"""A ring of shared memory between warps: some fill its slots with keys and values, others use and leave them.
+"""A ring of shared memory between warps: some fill its slots with keys and values, others read and release them.
 
-Barriers say which slots are full, and which both computing groups have left.
+Names: `ring` is (buffers, full, empty, turns): 2 * STAGES slots [KEYS, D], a barrier for each slot that completes when
+the slot is full, one that completes when both computing groups have released it, and two barriers for taking turns.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ load_box, load_rows = (getattr(x, "async_load", None) or x.async_copy_global_to_
 
 @gluon.jit
 def barriers(NUMBER: gl.constexpr, ARRIVALS: gl.constexpr):
-    """`NUMBER` barriers whose phase is over after so many arrivals."""
+    """Make `NUMBER` barriers, each of which completes a phase after `ARRIVALS` arrivals."""
     made = gl.allocate_shared_memory(gl.int64, [NUMBER, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(NUMBER):
         mbarrier.init(made.index(i), count=ARRIVALS)
@@ -27,16 +28,16 @@ def barriers(NUMBER: gl.constexpr, ARRIVALS: gl.constexpr):
 
 @gluon.jit
 def slot(position, STAGES: gl.constexpr):
-    """Where a ring of 2 * STAGES slots holds the keys of step i (position 2 * i) or its values (2 * i + 1).
+    """The slot of the keys of step i (position 2 * i) or of its values (2 * i + 1), of 2 * STAGES slots.
 
-    Returns the slot, and the parity of the phase in which its barrier says that it is full.
+    Returns the slot, and the parity of the phase that its barrier completes when the slot is full.
     """
     return position % (2 * STAGES), position // (2 * STAGES) & 1
 
 
 @gluon.jit
 def keys_of(step, ring, KEYS: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr):
-    """Wait for the keys of a step: [head_dim, keys] in shared memory, and the barrier to tell when they are left."""
+    """Wait for the keys of a step: [D, KEYS] in shared memory, and the barrier that releases them."""
     buffers, full, empty, _turns = ring
     at, phase = slot(2 * step, STAGES)
     mbarrier.wait(full.index(at), phase)
@@ -45,7 +46,7 @@ def keys_of(step, ring, KEYS: gl.constexpr, D: gl.constexpr, STAGES: gl.constexp
 
 @gluon.jit
 def values_of(step, ring, KEYS: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr):
-    """Wait for the values of a step: [keys, head_dim] in shared memory, and the barrier to tell when they are left."""
+    """Wait for the values of a step: [KEYS, D] in shared memory, and the barrier that releases them."""
     buffers, full, empty, _turns = ring
     at, phase = slot(2 * step + 1, STAGES)
     mbarrier.wait(full.index(at), phase)
@@ -54,13 +55,13 @@ def values_of(step, ring, KEYS: gl.constexpr, D: gl.constexpr, STAGES: gl.conste
 
 @gluon.jit
 def head_start(strides, heads):
-    """How far the program's head is from the first one of a tensor."""
+    """The offset of the program's head in a tensor, in elements."""
     return (gl.program_id(1) // heads).to(gl.int64) * strides[0] + (gl.program_id(1) % heads).to(gl.int64) * strides[2]
 
 
 @gluon.jit
 def copy_extra(pointer, stride, first, grid, valid, buffer, KEYS: gl.constexpr, D: gl.constexpr):
-    """Start to copy `KEYS` prefix and suffix tokens from number `first` on; zeros for those that are not `valid`."""
+    """Start to copy `KEYS` extra tokens from number `first` on into a slot; zeros from number `valid` on."""
     PART: gl.constexpr = 16
     rows: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [2, 1], [1, 0])
     view, prefix = grid[0], grid[2]
@@ -85,7 +86,7 @@ def produce(
     D: gl.constexpr,
     EXTRA: gl.constexpr,
 ):
-    """What the loading warps do: keys, then values of each step into the next slot that both groups have left."""
+    """The loading warps: load the keys, then the values of each step into the next slot that both groups released."""
     boxes, starts, pointers, strides, heads = loaded
     buffers, full, empty, _turns = ring
     listed, count, _whole, valid = seen
@@ -95,13 +96,14 @@ def produce(
     entry = gl.load(listed, mask=count > 0, other=0)
     for i in range(count * STEPS):
         upcoming = gl.load(listed + (i + 1) // STEPS, mask=i + 1 < count * STEPS, other=0)
-        f, y, x = box_origin(unpack(entry, bits), i % STEPS, KEY_TILE, STEP)
+        frame, row, column = box_origin(unpack(entry, bits), i % STEPS, KEY_TILE, STEP)
         for which in gl.static_range(2):
             at, phase = slot(2 * i + which, STAGES)
-            # What has not been used yet counts as left in a phase of parity 1.
+            # A slot that was never used counts as released: its phase has parity 1.
             mbarrier.wait(empty.index(at), phase ^ 1)
             mbarrier.expect(full.index(at), KEYS * D * 2)
-            place = [starts[which][0], f, y, x, starts[which][1]]
+            place = [starts[which][0], frame, row, column, starts[which][1]]
+            # [KEYS, D]
             load_box(boxes[which], place, full.index(at), buffers.index(at))
         entry = upcoming
     if EXTRA:
@@ -115,7 +117,7 @@ def produce(
             if position % 2 == 1:
                 pointer, stride = pointers[1] + head_start(strides[1], heads), strides[1][1]
             copy_extra(pointer, stride, (position - first) // 2 * KEYS, grid, valid, buffer, KEYS, D)
-            # The copy before this one has arrived; this one is under way.
+            # The copy before this one has arrived; this one is in flight.
             async_copy.wait_group(1)
             fence_async_shared()
             before, _phase = slot(position - 1, STAGES)

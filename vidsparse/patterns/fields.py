@@ -1,0 +1,102 @@
+"""Checks for the fields of patterns and corrections, for their `__post_init__`.
+
+Each check takes the object and the names of fields, and raises `ValueError` with the value and what is expected. With
+`optional` it accepts None as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from vidsparse.grid import check_tile, is_whole
+
+
+def is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
+    """Whether a value is a finite int or float, and not a bool, from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value) and least <= value <= most
+
+
+def check_whole(owner: object, *names: str, least: int = 0, optional: bool = False) -> None:
+    """Accept ints of at least `least`."""
+    for name, value in _values(owner, names, optional):
+        if not is_whole(value, least):
+            raise ValueError(f"{name}={value!r} must be a whole number of at least {least}{_or_none(optional)}")
+
+
+def check_number(owner: object, *names: str, least: float = 0.0, above: bool = False, optional: bool = False) -> None:
+    """Accept finite numbers of at least `least`, or with `above` only those that are greater."""
+    for name, value in _values(owner, names, optional):
+        if not is_number(value, least) or (above and value == least):
+            bound = "greater than" if above else "of at least"
+            raise ValueError(f"{name}={value!r} must be a finite number {bound} {least:g}{_or_none(optional)}")
+
+
+def check_share(owner: object, *names: str, optional: bool = False) -> None:
+    """Accept numbers in (0, 1]: a fraction of what there is."""
+    for name, value in _values(owner, names, optional):
+        if not is_share(value):
+            raise ValueError(f"{name}={value!r} must be in (0, 1]: the fraction to keep{_or_none(optional)}")
+
+
+def is_share(value: object) -> bool:
+    """Whether a value is a number in (0, 1]."""
+    return is_number(value, 0, 1) and value != 0
+
+
+def check_flag(owner: object, *names: str) -> None:
+    """Accept True and False, and not 1, 0 or words."""
+    for name, value in _values(owner, names, False):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} must be True or False")
+
+
+def check_choice(owner: object, name: str, choices: Iterable[str]) -> None:
+    """Accept one of several words."""
+    value, choices = getattr(owner, name), tuple(choices)
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
+
+
+def check_sides(owner: object, *names: str, optional: bool = False) -> None:
+    """Accept (frames, height, width): the sides of a tile, a window or a stride."""
+    for name, value in _values(owner, names, optional):
+        check_tile(value, name)
+
+
+def check_wholes(
+    owner: object,
+    name: str,
+    meaning: str,
+    *,
+    length: int | None = None,
+    least: int | None = None,
+    optional: bool = False,
+) -> None:
+    """Accept tuples of ints, of that length and each of at least `least`; `meaning` says what the tuple holds."""
+    for _, value in _values(owner, (name,), optional):
+        if not (isinstance(value, tuple) and length in (None, len(value)) and all(is_whole(n, least) for n in value)):
+            bound = "" if least is None else f", each a whole number of at least {least}"
+            raise ValueError(f"{name}={value!r} must be a tuple of {meaning}{bound}{_or_none(optional)}")
+
+
+def check_range(owner: object, name: str, *, whole: bool) -> None:
+    """Accept None, or a pair (low, high) of numbers, or of whole numbers, with 0 <= low <= high."""
+    known, kind = (is_whole, "whole numbers") if whole else (is_number, "numbers")
+    for _, value in _values(owner, (name,), True):
+        pair = isinstance(value, tuple) and len(value) == 2 and all(known(n, 0) for n in value)
+        if not pair or value[0] > value[1]:
+            raise ValueError(f"{name}={value!r} must be (low, high), two {kind} with 0 <= low <= high, or None")
+
+
+def _values(owner: object, names: tuple[str, ...], optional: bool) -> Iterator[tuple[str, Any]]:
+    """The fields to check: their names and values."""
+    values = ((name, getattr(owner, name)) for name in names)
+    return ((name, value) for name, value in values if not (optional and value is None))
+
+
+def _or_none(optional: bool) -> str:
+    return ", or None" if optional else ""
