@@ -97,13 +97,13 @@ def test_a_field_with_a_default_may_be_missing() -> None:
     [
         (
             {"class": "Spiral", "turns": 3},
-            "class 'Spiral' is no pattern or correction here; known are Dense, ExactB",
+            "class 'Spiral' is neither a pattern nor a correction of vidsparse; known are Dense, ExactB",
         ),
-        ({"class": "VideoGrid", "frames": 1, "height": 1, "width": 1}, "class 'VideoGrid' is no pattern"),
-        ({"class": "Pattern"}, "class 'Pattern' is no pattern"),
-        ({"class": "os.system"}, "class 'os.system' is no pattern"),
-        ({"class": ["Radial"]}, "is no pattern"),
-        ({"density": 0.2}, "class None is no pattern"),
+        ({"class": "VideoGrid", "frames": 1, "height": 1, "width": 1}, "class 'VideoGrid' is neither"),
+        ({"class": "Pattern"}, "class 'Pattern' is neither"),
+        ({"class": "os.system"}, "class 'os.system' is neither"),
+        ({"class": ["Radial"]}, "is neither a pattern"),
+        ({"density": 0.2}, "class None is neither"),
         ("Radial", "got 'Radial', expected an object with a class"),
         ({"class": "Radial", "density": 0.2, "turns": 3}, "Radial has no turns; its fields are density, decay"),
         (

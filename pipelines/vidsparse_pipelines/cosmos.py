@@ -18,6 +18,7 @@ class CosmosAdapter(Adapter):
     family = "Cosmos 1, 2, 2.5"
     tasks = "text, image and video to video, control"
     layout = "video only; text and image by cross-attention"
+    vae_stride = (8, 8)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks

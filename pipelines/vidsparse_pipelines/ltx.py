@@ -23,6 +23,7 @@ class LTXAdapter(Adapter):
     family = "LTX-Video"
     tasks = "text, image and video to video"
     layout = "condition frames before or after the video; text by cross-attention"
+    vae_stride = (8, 32)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks

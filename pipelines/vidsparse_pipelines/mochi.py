@@ -19,6 +19,7 @@ class MochiAdapter(Adapter):
     family = "Mochi"
     tasks = "text to video"
     layout = "text after the video, padding masked in each sample"
+    vae_stride = (6, 8)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks

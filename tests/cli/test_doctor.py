@@ -17,7 +17,7 @@ from twins import ignores_warnings
 import vidsparse_pipelines
 from vidsparse.cli import app
 from vidsparse.doctor import CHECKS
-from vidsparse.doctor.models import transformers_of
+from vidsparse.generation.transformers import transformers_of
 from vidsparse_pipelines import ADAPTERS
 
 pytestmark = ignores_warnings

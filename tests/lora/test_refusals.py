@@ -24,7 +24,10 @@ folder = pytest.fixture(saved_lora)
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"num_layers": 1}, r"another model: it changes blocks\.1\.attn\S+, which this WanTransformer3DModel has not"),
+        (
+            {"num_layers": 1},
+            r"another model: it changes blocks\.1\.attn\S+, which does not exist in this WanTransformer3DModel",
+        ),
         ({"num_attention_heads": 2}, r"another model: its \S+\.lora_[AB]\.weight has a side of 192, expected 128"),
     ],
     ids=["fewer blocks", "narrower"],
@@ -88,11 +91,11 @@ def test_places_without_a_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path / "none", FileNotFoundError, "it is no file or folder here, nor a Hub id .* names are shapes-long"),
         ("nobody/nothing", OSError, "no LoRA 'nobody/nothing': it is no folder here, and the Hub says"),
         ("nobody/nothing/lora.safetensors", OSError, "the Hub says"),
-        (tmp_path / "empty", ValueError, "holds no LoRA: there is no file of safetensors"),
+        (tmp_path / "empty", ValueError, "holds no LoRA: it has no safetensors file"),
         (tmp_path, ValueError, "2 files of safetensors, model.safetensors, text.safetensors: name the file"),
-        (tmp_path / "text.safetensors", ValueError, "is no file of safetensors"),
+        (tmp_path / "text.safetensors", ValueError, "is not a safetensors file"),
         (__file__, ValueError, "must be a file of safetensors, and its name end so"),
-        (tmp_path / "model.safetensors", ValueError, r"is no LoRA: its weights are called blocks\.0\.to_q\.weight"),
+        (tmp_path / "model.safetensors", ValueError, r"is not a LoRA: its weights are called blocks\.0\.to_q\.weight"),
         ("shapes-long", FileNotFoundError, "'shapes-long' ships with vidsparse, but .*missing is missing: reinstall"),
     ]
     for source, error, says in cases:

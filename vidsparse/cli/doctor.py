@@ -1,4 +1,4 @@
-"""`vidsparse doctor`: whether sparse attention does to a model what it should, on a small random twin of it."""
+"""`vidsparse doctor`: checks sparse attention in a model on a small random twin of it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _one(model: str) -> Found:
     from rich.text import Text
 
     from vidsparse.doctor import CHECKS
-    from vidsparse.doctor.models import transformers_of
+    from vidsparse.generation.transformers import transformers_of
 
     found = {}
     for name, (cls, settings) in transformers_of(model).items():
@@ -77,8 +77,8 @@ def _all() -> tuple[Found, dict[str, str]]:
     from rich.text import Text
 
     from vidsparse.doctor import CHECKS
-    from vidsparse.doctor.models import class_named, class_names
     from vidsparse.doctor.support import title
+    from vidsparse.generation.transformers import class_named, class_names
 
     found: Found = {}
     lacking: dict[str, str] = {}

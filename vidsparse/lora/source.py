@@ -46,7 +46,7 @@ def _choose(names: Iterable[str], source: str | Path) -> str:
     if FILE in weights or len(weights) == 1:
         return FILE if FILE in weights else weights[0]
     if not weights:
-        raise ValueError(f"{source} holds no LoRA: there is no file of safetensors, such as {FILE}")
+        raise ValueError(f"{source} holds no LoRA: it has no safetensors file, such as {FILE}")
     some = f"{', '.join(weights[:4])}{', ...' if len(weights) > 4 else ''}"
     raise ValueError(f"{source} holds {len(weights)} files of safetensors, {some}: name the file")
 

@@ -38,6 +38,8 @@ class ExactBlocks(ContentPattern):
     sink: int = 1
     tile: Tile | None = None
 
+    density_field = "ratio"
+
     def __post_init__(self) -> None:
         if len(self._ratios) != 3 or not all(0 < ratio <= 1 for ratio in self._ratios):
             raise ValueError(

@@ -49,10 +49,12 @@ class Adapter(ABC):
     Attributes:
         family: what its models are called. tasks: what they make. layout: where tokens that are no video stand.
         gated: whether its processors read the gates that `load_gates` gives.
+        vae_stride: frames, and pixels in height and width, that a latent of the family's first VAE covers.
     """
 
     family = tasks = layout = ""
     gated = False
+    vae_stride: tuple[int, int] = (4, 8)
 
     @abstractmethod
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -74,6 +76,17 @@ class Adapter(ABC):
         """The noise of a forward call, from 0 to 1000 and falling within a run; the most where tokens differ."""
         del transformer
         return float(torch.as_tensor(call["timestep"]).max())
+
+    def patch(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
+        """Latents (frames, height, width) that a token covers, from all settings of a transformer."""
+        size = config.get("patch_size", 1)
+        return tuple(size) if isinstance(size, (tuple, list)) else (config.get("patch_size_t") or 1, size, size)
+
+    def latents(self, frames: int) -> tuple[int, int] | None:
+        """For a VAE whose latent frames are not 1 + n, of 1 + n * stride frames: the frames nearest to `frames` that it
+        produces, and how many latent frames these are. None: it is a usual one."""
+        del frames
+        return None
 
     def heads(self, attention: torch.nn.Module) -> int | None:
         """How many heads one of the `self_attentions` has; None where that is not known."""
