@@ -17,10 +17,7 @@ from diffusers import WanPipeline
 from needs import needs_weights
 from PIL import Image
 
-from vidsparse.atomic import replacing
-from vidsparse.cli import sampling
-from vidsparse.cli.compare import similarity
-from vidsparse.cli.video import side_by_side, to_pixels, write_video
+from vidsparse.generation.models import Model
 
 ROOT = Path(__file__).parents[2]
 vidsparse = pytest.fixture(vidsparse_in_a_folder)
@@ -59,13 +56,6 @@ def test_frames_that_do_not_fit_are_replaced_with_a_note(vidsparse: Any, small: 
     assert len(imageio.imread("a.mp4", plugin="FFMPEG")) == 5
 
 
-@pytest.mark.parametrize(
-    ("frames", "stride", "used"), [(33, 4, 33), (34, 4, 33), (35, 4, 33), (36, 4, 37), (2, 4, 1), (10, 8, 9), (7, 1, 7)]
-)
-def test_nearest_legal_frames(frames: int, stride: int, used: int) -> None:
-    assert sampling.fit_frames(frames, stride) == used
-
-
 def test_compare_writes_all_that_is_asked_for(vidsparse: Any, small: list[str]) -> None:
     files = ["--dense-output", "d.mp4", "--sparse-output", "s.mp4", "--strip", "s.png", "--json", "c.json"]
     done = vidsparse("compare", PROMPT, *small, "-o", "both.mp4", *files)
@@ -92,26 +82,6 @@ def test_compare_prints_json_and_nothing_else(vidsparse: Any, small: list[str]) 
     assert os.listdir() == ["both.mp4"]
 
 
-def test_similarity() -> None:
-    rng = np.random.default_rng(0)
-    first = rng.random((3, 16, 20, 3), dtype=np.float32)
-    assert similarity(first, first) == (None, 1.0)
-    second = first.copy()
-    second[1] = second[1] * 0.5
-    psnr, ssim = similarity(first, second)
-    assert psnr == pytest.approx(-10 * np.log10(((first - second) ** 2).mean()), rel=1e-4)
-    alone = [similarity(first[i : i + 1], second[i : i + 1])[1] for i in range(3)]
-    assert ssim == pytest.approx(sum(alone) / 3) and alone[0] == 1.0 > alone[1]
-
-
-def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "link.json").symlink_to("folder/report.json")
-    with replacing(tmp_path / "link.json") as temporary:
-        temporary.write_text("{}")
-    assert (tmp_path / "link.json").is_symlink() and (tmp_path / "folder/report.json").read_text() == "{}"
-
-
 @pytest.mark.parametrize("command", ["generate", "compare"])
 def test_interrupt_restores_the_pipeline_and_leaves_nothing(
     vidsparse: Any, small: list[str], tiny: Path, monkeypatch: pytest.MonkeyPatch, command: str
@@ -126,33 +96,11 @@ def test_interrupt_restores_the_pipeline_and_leaves_nothing(
             raise KeyboardInterrupt
 
     pipe.transformer.register_forward_hook(interrupt)
-    monkeypatch.setattr(sampling, "_load", lambda *_: pipe)
+    monkeypatch.setattr(Model, "load", lambda *_: pipe)
     done = vidsparse(command, PROMPT, *small, "-o", "a.mp4")
     assert done.code == 130 and "interrupted" in done.err.splitlines()
     assert os.listdir() == []
     assert all(pipe.transformer.attn_processors[name] is processor for name, processor in processors.items())
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.mp4"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.mp4"]
-
-
-def test_written_colours_are_those_of_the_frames(tmp_path: Path) -> None:
-    frames = np.zeros((5, 16, 16, 3), np.float32)
-    frames[:, :8, :, 0], frames[:, 8:, :, 2] = 0.9, 0.6
-    pixels = to_pixels(frames, 4)
-    write_video(tmp_path / "a.mp4", side_by_side(pixels, pixels, ("one", "two")), fps=12)
-    read = imageio.imread(tmp_path / "a.mp4", plugin="FFMPEG").astype(float)
-    assert read.shape == (5, 24 + 64, 64 + 4 + 64, 3)
-    for left in (4, 64 + 4 + 4):
-        inner = read[:, 24 + 4 : 24 + 28, left : left + 56], read[:, 24 + 36 : 24 + 60, left : left + 56]
-        for part, colour in zip(inner, ((230, 0, 0), (0, 0, 153)), strict=True):
-            assert np.abs(part - colour).max() < 12
 
 
 @needs_weights

@@ -24,14 +24,16 @@ MARKS = {"ok": ("✓", "green"), "failed": ("✗", "bold red"), "not applicable"
 def doctor(
     model: Annotated[
         str | None,
-        Argument(help="A diffusers folder, a Hub id, or a class of transformers.", show_default="all classes"),
+        Argument(
+            help="'shapes', a diffusers folder, a Hub id, or a class of transformers.", show_default="all classes"
+        ),
     ] = None,
     json: Annotated[Path | None, Option(help="Also write what was found.")] = None,
     support: Annotated[
         Path | None, Option(help="Also write the table of all classes between a file's markers.")
     ] = None,
 ) -> None:
-    """Check a model's settings, without its weights, against what diffusers computes itself. Exit code 1: a failure."""
+    """Check a model's settings, without its weights, against what diffusers itself computes. Exit code 1: a failure."""
     check_output(json, ".json")
     if support is not None:
         if model is not None:
@@ -109,7 +111,7 @@ def _diagnose(cls: type[Any], settings: dict[str, Any]) -> tuple[Result, ...]:
     from vidsparse.doctor import diagnose
 
     with live_console().status(cls.__name__) as status, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what models warn of on a CPU says nothing of ours
+        warnings.simplefilter("ignore")  # models warn of what a CPU lacks, which is not a finding
         return diagnose(cls, settings, lambda check: status.update(f"{cls.__name__}: {check}"))
 
 

@@ -26,8 +26,8 @@ def patterns() -> None:
     console.print(table)
     name = Column("correction", overflow="fold")
     table = Table(name, "idea", "source", title="Corrections: what is added back for dropped tiles", show_lines=True)
-    for correction, cls in correction_classes().items():
-        table.add_row(correction, *_describe(cls))
+    for correction, kind in correction_classes().items():
+        table.add_row(correction, *_describe(kind))
     console.print(table)
     console.print(
         "In Python each is a class of vidsparse, such as vidsparse.Radial(density=0.2, sink=False); its docstring "

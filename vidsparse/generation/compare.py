@@ -6,14 +6,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vidsparse.corrections import Correction
 from vidsparse.generation.sample import Sample, sample
-from vidsparse.generation.video import Frames
 from vidsparse.patterns import Dense, Pattern, StepSchedule
+
+if TYPE_CHECKING:
+    from vidsparse.generation.video import Frames
 
 CLOCKS = ("seconds", "denoising_seconds", "attention_seconds")
 SIDES = ("dense", "sparse")

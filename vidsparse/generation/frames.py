@@ -114,7 +114,8 @@ def geometry(model: str) -> Geometry:
         OSError: the settings cannot be read.
         NotImplementedError: no adapter serves the transformer.
     """
-    from vidsparse.generation.transformers import read_config, source_of, transformers_of
+    from vidsparse.generation.models import source_of
+    from vidsparse.generation.transformers import read_config, transformers_of
 
     if model in VARIANTS:
         name, changes, stride = VARIANTS[model]
@@ -164,12 +165,13 @@ def check_map(grid: VideoGrid) -> None:
 
 def _stride(vae: dict[str, Any] | None) -> tuple[int, int] | None:
     """Frames and pixels that a latent covers, where the settings of a VAE say so."""
-    found = [
-        next((vae[key] for key in (f"scale_factor_{axis}", f"{axis}_compression_ratio") if vae.get(key)), None)
-        for axis in ("temporal", "spatial")
-        if vae
-    ]
-    return (found[0], found[1]) if found and all(found) else None
+
+    def value(axis: str) -> int | None:
+        names = f"scale_factor_{axis}", f"{axis}_compression_ratio"
+        return next((vae[name] for name in names if vae.get(name)), None) if vae else None
+
+    frames, pixels = value("temporal"), value("spatial")
+    return (frames, pixels) if frames and pixels else None
 
 
 def _short(cls: str) -> str:

@@ -73,7 +73,7 @@ class Model:
         """
         import diffusers
 
-        from vidsparse.generation.transformers import read_config, source_of
+        from vidsparse.generation.transformers import read_config
 
         index = read_config(source_of(self.name), "model_index.json")
         if index is None:
@@ -177,3 +177,12 @@ def find_model(name: str) -> Model:
             "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
         )
     return Model(name)
+
+
+def source_of(model: str) -> str:
+    """The folder of a model that ships with the package; other models are their own folder or Hub id."""
+    if model != "shapes":
+        return model
+    from vidsparse.shapes.model import FOLDER
+
+    return str(FOLDER)

@@ -7,16 +7,18 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vidsparse.corrections import Correction
 from vidsparse.generation.scheduler import seed_steps
-from vidsparse.generation.video import Frames
 from vidsparse.patterns import Pattern
 from vidsparse.runtime.report import Report
 from vidsparse.runtime.run import sparsify
+
+if TYPE_CHECKING:
+    from vidsparse.generation.video import Frames
 
 OnStep = Callable[[int, int], None]  # called with the steps that are done, and with all
 

@@ -13,6 +13,7 @@ import diffusers
 import torch
 
 import vidsparse_pipelines
+from vidsparse.generation.models import source_of
 from vidsparse.patterns.base import Pattern
 from vidsparse.runtime.registry import adapter_of, served
 
@@ -50,15 +51,6 @@ def transformers_of(model: str) -> dict[str, Transformer]:
             f"{FILE} of {model} names no class of diffusers; give the folder of a transformer or a pipeline"
         )
     return {name: (class_named(settings["_class_name"]), settings) for name, settings in found.items()}
-
-
-def source_of(model: str) -> str:
-    """The folder of a model that ships with the package; other models are their own folder or Hub id."""
-    if model != "shapes":
-        return model
-    from vidsparse.shapes.model import FOLDER
-
-    return str(FOLDER)
 
 
 @lru_cache(maxsize=64)
