@@ -17,15 +17,18 @@ def patterns() -> None:
 
     from vidsparse.patterns.names import correction_classes, named_settings, pattern_classes
 
-    name, settings = Column("pattern", overflow="fold"), Column("--set", overflow="fold")
-    table = Table(name, "idea", "source", settings, title="Patterns: which tiles see which", show_lines=True)
+    def columns(*headings: str) -> list[Column]:
+        return [Column(heading, overflow="fold") for heading in headings]
+
+    headings = columns("pattern", "idea", "source", "--set")
+    table = Table(*headings, title="Patterns: which tiles see which", show_lines=True)
     for pattern, cls in pattern_classes().items():
         shown = (field if value is None else f"{field}={_text(value)}" for field, value in named_settings(cls).items())
         table.add_row(pattern, *_describe(cls), "\n".join(shown))
     console = Console()
     console.print(table)
-    name = Column("correction", overflow="fold")
-    table = Table(name, "idea", "source", title="Corrections: what is added back for dropped tiles", show_lines=True)
+    headings = columns("correction", "idea", "source")
+    table = Table(*headings, title="Corrections: what is added back for dropped tiles", show_lines=True)
     for correction, kind in correction_classes().items():
         table.add_row(correction, *_describe(kind))
     console.print(table)
