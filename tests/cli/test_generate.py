@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+import torch
 from command_line import PROMPT, small_sample, tiny_pipeline, vidsparse_in_a_folder
 from diffusers import WanPipeline
 from needs import needs_weights
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from vidsparse.generation.models import Model
 
@@ -73,12 +76,67 @@ def test_compare_writes_all_that_is_asked_for(vidsparse: Any, small: list[str]) 
     assert "PSNR to dense" in done.out
 
 
+def test_steps_that_are_all_dense_are_noted_before_the_model_is_loaded(
+    vidsparse: Any, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    load = Model.load
+    monkeypatch.setattr(Model, "load", lambda *given: order.append("loaded") or load(*given))
+    monkeypatch.setattr("vidsparse.cli.request.note", order.append)
+    assert vidsparse("generate", PROMPT, *small, "--dense-steps", 9, "-o", "a.mp4").code == 0
+    said = "all 2 steps are dense, so nothing will be sparse; use --dense-steps 1, or more --steps"
+    assert order == [said, "loaded"]
+    assert vidsparse("generate", PROMPT, *small, "-o", "a.mp4").code == 0 and order[2:] == ["loaded"]
+
+
+def test_few_steps_are_sparse_by_default(vidsparse: Any, small: list[str]) -> None:
+    for steps, counts in ((1, (4, 0)), (4, (12, 4))):  # two layers, with and without the prompt
+        done = vidsparse("generate", PROMPT, *small[:-2], "--steps", steps, "-o", "a.mp4", "--report", "a.json")
+        assert done.code == 0, done.err
+        report = json.loads(Path("a.json").read_text())["attention"]
+        assert (report["sparse_calls"], report["dense_calls"]) == counts and "are dense" not in done.err
+
+
+def test_a_checkpoint_with_gates_runs_with_its_coarse_branch(
+    vidsparse: Any, small: list[str], tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("gated") / "model"
+    shutil.copytree(tiny, folder)
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    for name in [name for name in weights if ".attn1.to_q." in name]:
+        weights[name.replace("attn1.to_q", "to_gate_compress")] = 3 * torch.randn_like(weights[name])
+    save_file(weights, file)
+    asked, sparse = [*small, "--model", folder, "--scale", 1], ["--pattern", "video-sparse", "--density", 0.5]
+    ran, noted = {}, {}
+    for name, more in (
+        ("gated", sparse),
+        ("none", [*sparse, "--correction", "none"]),
+        ("dense", ["--pattern", "dense"]),
+    ):
+        done = vidsparse("generate", PROMPT, *asked, *more, "-o", f"{name}.mp4", "--report", f"{name}.json")
+        assert done.code == 0, done.err
+        ran[name] = json.loads(Path(f"{name}.json").read_text())["attention"]["pattern"]
+        noted[name] = "coarse branch" in done.err
+    assert ran["gated"].endswith("with GatedCoarse()") and "GatedCoarse" not in ran["none"] + ran["dense"]
+    assert noted == {"gated": True, "none": False, "dense": False}
+    gated, none = (imageio.imread(f"{name}.mp4", plugin="FFMPEG") for name in ("gated", "none"))
+    assert not np.array_equal(gated, none)
+    done = vidsparse("generate", PROMPT, *small, "--correction", "gated-coarse", "-o", "a.mp4")
+    assert done.code == 1 and "has no to_gate_compress" in done.err, "a model without gates cannot have it"
+
+
 def test_compare_prints_json_and_nothing_else(vidsparse: Any, small: list[str]) -> None:
     done = vidsparse("compare", PROMPT, *small, "--frames", 6, "--pattern", "dense", "-o", "both.mp4", "--json", "-")
     assert done.code == 0, done.err
     result = json.loads(done.out)
     assert result["psnr"] is None and result["ssim"] == pytest.approx(1), "dense and dense are identical"
     assert result["frames"] == 5 and "using 5" in done.err
+    assert "note: comparing dense with itself" in done.err and result["repeat"] == 2
+    for side in ("dense", "sparse"):
+        for clock in result["speedup"]:
+            low, high = result[side]["spread"][clock]
+            assert 0 < low <= result[side][clock] <= high
     assert os.listdir() == ["both.mp4"]
 
 

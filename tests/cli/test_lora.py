@@ -64,7 +64,9 @@ def test_generate_does_what_a_lora_was_trained_with(vidsparse: Any, lora: Path) 
 def test_compare_runs_both_with_the_lora(vidsparse: Any, lora: Path) -> None:
     size = ["--frames", 9, "--height", 32, "--width", 32, "--steps", 2]
     files = ["--dense-output", "dense.mp4", "--json", "c.json"]
-    done = vidsparse("compare", PROMPT, "--lora", lora, *size, *files, "-o", "both.mp4", "--dense-steps", 0)
+    done = vidsparse(
+        "compare", PROMPT, "--lora", lora, *size, *files, "-o", "both.mp4", "--dense-steps", 0, "--repeat", 1
+    )
     assert done.code == 0, done.err
     result, text = json.loads(Path("c.json").read_text()), re.sub(r"\s+", " ", done.out)
     assert result["frames"] == 9, "what is given goes before what the LoRA was trained with"
