@@ -34,6 +34,7 @@ from vidsparse import (
     VideoGrid,
     VideoSparse,
 )
+from vidsparse.patterns.names import build_pattern, correction_classes, pattern_classes
 from vidsparse.serialize import from_data, to_data
 
 EXAMPLES: list[Pattern | Correction] = [
@@ -62,6 +63,11 @@ EXAMPLES: list[Pattern | Correction] = [
 ]
 
 
+SHOWN = {type(value) for value in EXAMPLES}
+EXAMPLES += [build_pattern(name) for name, cls in pattern_classes().items() if cls not in SHOWN]
+EXAMPLES += [cls() for cls in correction_classes().values() if cls not in SHOWN]
+
+
 @pytest.mark.parametrize("value", EXAMPLES, ids=lambda value: type(value).__name__)
 def test_what_is_read_equals_what_was_written(value: Pattern | Correction) -> None:
     found = from_data(json.loads(json.dumps(to_data(value), allow_nan=False)))
@@ -72,7 +78,7 @@ def test_what_is_read_equals_what_was_written(value: Pattern | Correction) -> No
 def test_every_pattern_and_correction_has_an_example() -> None:
     public = {getattr(vidsparse, name) for name in vidsparse.__all__}
     kinds = {k for k in public if isinstance(k, type) and issubclass(k, (Pattern, Correction))}
-    examples = {type(value) for value in EXAMPLES} | {TopBlocks}
+    examples = {type(value) for value in EXAMPLES}
     assert examples == {kind for kind in kinds if not inspect.isabstract(kind)}
 
 

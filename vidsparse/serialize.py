@@ -62,7 +62,7 @@ def from_data(data: object) -> Any:
 
 
 def _classes() -> dict[str, Any]:
-    found = [getattr(module, name) for module in (patterns, corrections) for name in module.__all__]
+    found = [value for module in (patterns, corrections) for value in vars(module).values()]
     kinds = [cls for cls in found if isinstance(cls, type) and issubclass(cls, (Pattern, Correction))]
     return {cls.__name__: cls for cls in kinds if not inspect.isabstract(cls)}
 

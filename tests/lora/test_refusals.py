@@ -61,7 +61,7 @@ class Mine(Radial):
             replace(RECIPE, transformer="transformer_2"),
             "default",
             TypeError,
-            "'transformer_2', which WanPipeline has not",
+            "'transformer_2', but WanPipeline has no such part",
         ),
     ],
     ids=["own pattern", "adapter", "transformer"],
@@ -77,7 +77,7 @@ def test_what_cannot_be_saved(
 def test_no_lora_to_save(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="WanTransformer3DModel has no LoRA named 'default'; it has none"):
         save_lora(tmp_path, pipeline(), RECIPE)
-    with pytest.raises(TypeError, match="which str has not"):
+    with pytest.raises(TypeError, match="but str has no such part"):
         save_lora(tmp_path, "shapes", RECIPE)
 
 

@@ -81,6 +81,8 @@ def save_lora(
             with replacing(Path(path), suffix=".tmp") as temporary:
                 # Bytes first: safetensors' own writer does not say OSError where the disk is full.
                 temporary.write_bytes(save(weights, header))
+            for leftover in Path(path).parent.glob(f".{Path(path).stem}-*.tmp"):  # of a process that was killed
+                leftover.unlink(missing_ok=True)
         except OSError as error:
             raise OSError(
                 f"cannot write the LoRA {path}: {error.strerror or error}; an earlier one is whole"

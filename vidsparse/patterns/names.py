@@ -105,8 +105,7 @@ def named_settings(cls: type[Pattern]) -> dict[str, Any]:
 
 
 def _classes(module: ModuleType) -> dict[str, Any]:
-    found = [getattr(module, name) for name in module.__all__]
-    kinds = [cls for cls in found if isinstance(cls, type) and issubclass(cls, (Pattern, Correction))]
+    kinds = [cls for cls in vars(module).values() if isinstance(cls, type) and issubclass(cls, (Pattern, Correction))]
     named = ((re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower(), cls) for cls in kinds)
     return {name: cls for name, cls in sorted(named, key=lambda pair: pair[0]) if not inspect.isabstract(cls)}
 
