@@ -260,7 +260,7 @@ def test_kernels_are_told_apart_by_name() -> None:
 
 
 def test_the_kernels_that_are_told_apart_exist() -> None:
-    sources = "".join(path.read_text() for path in (BENCHMARKS.parent / "kernels/vidsparse_kernels").glob("*.py"))
+    sources = "".join(path.read_text() for path in (BENCHMARKS.parent / "kernels/vidsparse_kernels").rglob("*.py"))
     assert all(f"def {name}(" in sources for name in inside.PARTS)
 
 
@@ -315,7 +315,7 @@ def test_scripts_without_a_gpu_say_so() -> None:
 def test_everything_runs_where_there_is_torch_and_triton_alone(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(str(BENCHMARKS.parent / root) for root in (".", "kernels"))
-    command = [sys.executable, BENCHMARKS.parent / "tests" / "dry_gpu.py", tmp_path]
+    command = [sys.executable, BENCHMARKS.parent / "tests/support/dry_gpu.py", tmp_path]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found, tuned = (json.loads((tmp_path / name).read_text()) for name in ("gpu_cpu.json", "tune.json"))

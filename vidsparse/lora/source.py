@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-KNOWN = {"shapes-long": Path(__file__).parent / "shapes/loras/long"}
+KNOWN = {"shapes-long": Path(__file__).parents[1] / "shapes/loras/long"}
 FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
 
 
