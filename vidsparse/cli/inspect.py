@@ -20,7 +20,6 @@ MODEL_HELP = (
     "A family such as wan, wan-5b, hunyuanvideo or ltxvideo; 'shapes'; a folder or Hub id; or a class of transformers."
 )
 EMPTY = 0.25  # of the slots of tiles: with more, another tile is worth a try
-PROMPT = "a red circle moving left on a blue background"  # for shapes
 SAMPLED_STEPS = 10  # of the generation whose middle step is drawn
 
 
@@ -36,7 +35,8 @@ def inspect(
     head_dim: Annotated[int | None, Option(min=1, show_default="of the model")] = None,
     png: Annotated[Path | None, Option(help="Also draw the map.")] = None,
     prompt: Annotated[
-        str | None, Option(help="Of the video in which a pattern chooses the map that is drawn.", show_default="one")
+        str | None,
+        Option(help="Of the video in which a pattern chooses the map that is drawn.", show_default="one, for shapes"),
     ] = None,
 ) -> None:
     """Show grid, tile, density and predicted FLOPs of a pattern for a size of video.
@@ -123,12 +123,13 @@ def _sampled(
     from vidsparse.generation.transformers import attention_layers
 
     known = find_model(model)
-    if prompt is None and model != "shapes":
+    prompt = prompt or known.example_prompt
+    if prompt is None:
         raise ValueError(f"give a --prompt: the map is drawn as {model} chooses it in a video")
     arguments = {
         **known.sampling,
         **dict(zip(("num_frames", "height", "width"), size, strict=True)),
-        "prompt": known.read_prompt(prompt or PROMPT),
+        "prompt": known.read_prompt(prompt),
         "num_inference_steps": SAMPLED_STEPS,
     }
     known.check_arguments(arguments)

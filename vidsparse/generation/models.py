@@ -27,6 +27,7 @@ class Model:
         fps: frames a second of its videos.
         longer_frames: frames of the videos that a LoRA for longer ones learns; None: as many as the model makes.
         small: whether it is so small that its weights stay in float32 for a training.
+        example_prompt: a prompt for what needs any video; None: the user must give one.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Model:
     fps: int = 16
     longer_frames: int | None = None
     small: bool = False
+    example_prompt: str | None = None
 
     def load(self, dtype: torch.dtype) -> Any:
         """The pipeline, on the CPU.
@@ -167,7 +169,8 @@ def find_model(name: str) -> Model:
     if name == "shapes":
         from vidsparse.shapes.model import SAMPLING
 
-        return Shapes(name, SAMPLING, fps=12, longer_frames=129, small=True)
+        example = "a red circle moving left on a blue background"
+        return Shapes(name, SAMPLING, fps=12, longer_frames=129, small=True, example_prompt=example)
     if Path(name).is_dir():
         if not (Path(name) / "model_index.json").is_file():
             raise ValueError(f"model {name!r} is not a diffusers pipeline: the folder has no model_index.json")
