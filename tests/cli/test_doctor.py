@@ -135,7 +135,7 @@ def test_all_families_are_one_table(vidsparse: Any, monkeypatch: pytest.MonkeyPa
         (["nameless"], "config.json of nameless names no class of diffusers"),
         (
             ["nobody/nothing"],
-            "cannot reach huggingface.co, and transformer/config.json of model 'nobody/nothing'",
+            "cannot reach huggingface.co, and model_index.json of model 'nobody/nothing'",
         ),
         (["WanTransformer3DModel", "--json", "missing/a.json"], "the folder missing does not exist"),
         (["WanTransformer3DModel", "--support", "README.md"], "--support writes a table of all classes; leave out"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from twins import class_or_skip, ignores_warnings
 
 from vidsparse import HeadModes, Radial, StepSchedule
 from vidsparse.generation import transformers
+from vidsparse.generation.frames import geometry
+from vidsparse.generation.models import find_model
 from vidsparse.generation.transformers import (
     attention_layers,
     check_pattern,
@@ -22,6 +25,7 @@ from vidsparse.generation.transformers import (
     without_weights,
 )
 from vidsparse.runtime.registry import adapter_named
+from vidsparse.shapes.model import FOLDER
 from vidsparse_pipelines import ADAPTERS
 
 pytestmark = ignores_warnings
@@ -101,3 +105,28 @@ def test_what_the_hub_answers(monkeypatch: pytest.MonkeyPatch, error: Exception,
             read_config("owner/name", "a.json")
     assert asked == [("owner/name", "a.json")], "one question is enough"
     transformers._from_hub.cache_clear()
+
+
+def test_a_cached_pipeline_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache cannot tell that a file is missing on the Hub, such as that of a second expert."""
+    transformers._from_hub.cache_clear()
+    monkeypatch.setattr(transformers, "_from_hub", cached := Cache(FOLDER))
+    (cls, settings), *others = transformers_of("owner/name").values()
+    assert (cls, settings["num_layers"], others) == (diffusers.WanTransformer3DModel, 6, [])
+    assert geometry("owner/name") == replace(geometry("shapes"), adapter=geometry("owner/name").adapter)
+    assert find_model("owner/name").pipeline_class is diffusers.WanPipeline
+    check_pattern("owner/name", Radial(0.3))
+    assert set(cached.asked) == {"model_index.json", "transformer/config.json", "vae/config.json"}
+
+
+class Cache:
+    """The files of a folder as those of a model of the Hub without a network."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.asked = folder, list[str]()
+
+    def __call__(self, model: str, file: str) -> str:
+        self.asked.append(file)
+        if not (self.folder / file).is_file():
+            raise OSError(f"cannot reach huggingface.co, and {file} of model {model!r} is not in the local cache")
+        return str(self.folder / file)

@@ -75,11 +75,11 @@ class Model:
         """
         import diffusers
 
-        from vidsparse.generation.transformers import read_config
+        from vidsparse.generation.transformers import INDEX, read_config
 
-        index = read_config(source_of(self.name), "model_index.json")
+        index = read_config(source_of(self.name), INDEX)
         if index is None:
-            raise OSError(f"cannot load model {self.name!r}: it has no model_index.json, so it is not a pipeline")
+            raise OSError(f"cannot load model {self.name!r}: it has no {INDEX}, so it is not a pipeline")
         name = index.get("_class_name")
         cls = getattr(diffusers, name, None) if isinstance(name, str) else None
         if cls is None:

@@ -17,7 +17,7 @@ from vidsparse.generation.models import source_of
 from vidsparse.patterns.base import Pattern
 from vidsparse.runtime.registry import adapter_of, served
 
-FILE = "config.json"
+FILE, INDEX = "config.json", "model_index.json"
 NAMES = ("transformer", "transformer_2")  # of a pipeline's parts
 Transformer = tuple[type[Any], dict[str, Any]]
 
@@ -41,7 +41,10 @@ def transformers_of(model: str) -> dict[str, Transformer]:
                 f"Wan-AI/Wan2.1-T2V-1.3B-Diffusers, or one of {', '.join(served())}"
             )
         return {model: (class_named(model), {})}
-    found = {name: config for name in NAMES if (config := read_config(source, f"{name}/{FILE}")) is not None}
+    index = read_config(source, INDEX)
+    # Without network, a cache cannot tell whether a file is missing on the Hub: ask only for parts that there are.
+    names = NAMES if index is None else [name for name in NAMES if any(index.get(name) or ())]
+    found = {name: config for name in names if (config := read_config(source, f"{name}/{FILE}")) is not None}
     if not found and (config := read_config(source, FILE)) is not None:
         found = {NAMES[0]: config}
     if not found:
@@ -159,7 +162,11 @@ def without_weights(cls: type[Any], config: dict[str, Any]) -> Any:
         cls: its class.
         config: all its settings. Where they lack a part that the family's adapter needs, it gets one.
     """
-    parts = {name: value for name, value in adapter_of(cls).tiny(config).items() if not config.get(name)}
+    try:
+        small = adapter_of(cls).tiny(config)
+    except NotImplementedError:  # an adapter without a twin
+        small = {}
+    parts = {name: value for name, value in small.items() if not config.get(name)}
     with torch.device("meta"):
         make = getattr(cls, "from_config", None)  # diffusers' classes have it
         return make({**config, **parts}) if make else cls(**{**config, **parts})
