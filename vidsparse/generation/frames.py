@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vidsparse.grid import VideoGrid
@@ -44,7 +44,7 @@ class Geometry:
     patch: tuple[int, int, int]
     heads: int
     head_dim: int
-    adapter: Adapter
+    adapter: Adapter = field(compare=False)
     longest: int | None = None
 
     @property
