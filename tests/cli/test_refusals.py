@@ -34,7 +34,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "unknown correction": (["--correction", "glasses"], "choose one of none, gated-coarse, pooled-complement"),
     "no table": (["--pattern", "head-modes"], "table=FILE.json cannot be read: No such file"),
     "dense layers": (["--dense-layers", "first"], "must be whole numbers with commas"),
-    "unknown LoRA": (["--lora", "shapes-short"], "it is no file or folder here, nor a Hub id such as owner/name"),
+    "unknown LoRA": (
+        ["--lora", "shapes-short"],
+        "it is neither a file or folder here, nor a Hub id such as owner/name",
+    ),
     "folder without a LoRA": (["--lora", "."], "holds no LoRA: it has no safetensors file"),
     "unknown model": (["--model", "shape"], "model 'shape' is unknown"),
     "folder without a model": (["--model", "."], "has no model_index.json"),
@@ -122,7 +125,7 @@ def test_bad_prompts_and_reports(
     [
         (["--height", "40"], "divisible by 16"),
         (["--model", "nobody/nothing"], "cannot reach huggingface.co, and model_index.json of model 'nobody/nothing'"),
-        (["--lora", "nobody/nothing"], "no LoRA 'nobody/nothing': it is no folder here, and the Hub says"),
+        (["--lora", "nobody/nothing"], "no LoRA 'nobody/nothing': there is no such folder here, and the Hub says"),
     ],
     ids=["height", "hub id", "LoRA"],
 )

@@ -88,8 +88,12 @@ def test_places_without_a_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     save_file({"blocks.0.to_q.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     monkeypatch.setitem(KNOWN, "shapes-long", tmp_path / "missing")
     cases: list[tuple[str | Path, type[Exception], str]] = [
-        (tmp_path / "none", FileNotFoundError, "it is no file or folder here, nor a Hub id .* names are shapes-long"),
-        ("nobody/nothing", OSError, "no LoRA 'nobody/nothing': it is no folder here, and the Hub says"),
+        (
+            tmp_path / "none",
+            FileNotFoundError,
+            "it is neither a file or folder here, nor a Hub id .* names are shapes-long",
+        ),
+        ("nobody/nothing", OSError, "no LoRA 'nobody/nothing': there is no such folder here, and the Hub says"),
         ("nobody/nothing/lora.safetensors", OSError, "the Hub says"),
         (tmp_path / "empty", ValueError, "holds no LoRA: it has no safetensors file"),
         (tmp_path, ValueError, "2 files of safetensors, model.safetensors, text.safetensors: name the file"),

@@ -102,7 +102,7 @@ class Finetuning:
     targets: Annotated[str, Option(help="Layers that it changes.", rich_help_panel=LEARNING)] = (
         "to_q,to_k,to_v,to_out.0"
     )
-    # Not --start: torchrun would take it for the beginning of an option of its own.
+    # Not --start: torchrun would take it for an abbreviation of one of its options.
     start: Annotated[
         str | None, Option("--start-from", help="A LoRA to begin with.", rich_help_panel=LEARNING, show_default="none")
     ] = None

@@ -194,7 +194,7 @@ class Request:
         return self.recipe.correction if self.correction is None else build_correction(self.correction)
 
     def check(self, pattern: Pattern, arguments: dict[str, Any]) -> None:
-        """Refuse before loading what the model, the device or the pattern would refuse later; note what is no use.
+        """Refuse before loading what would be refused later, and note where nothing would be sparse.
 
         Raises:
             ValueError: an implementation, a layer or a size that is not possible.

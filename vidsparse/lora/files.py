@@ -40,7 +40,7 @@ def save_lora(
     changed positions, which `load_lora` does. The file appears whole or not at all; an earlier one stays until then.
 
     Args:
-        folder: made if it is missing. Each expert of Wan 2.2 needs one of its own.
+        folder: created if it is missing. Each expert of Wan 2.2 needs a separate one.
         pipe_or_transformer: has the LoRA, in `recipe.transformer` where it is a pipeline.
         recipe: what the LoRA was trained with.
         adapter_name: the LoRA's name in the transformer.
