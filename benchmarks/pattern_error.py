@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from vidsparse import Pattern, Radial, RadialRaster, SlidingTile, VideoGrid, sparse_attention
+from vidsparse.atomic import replacing
 from vidsparse.runtime.registry import adapter_for
 from vidsparse.shapes import model
 from vidsparse.shapes.scene import held_out_scenes
@@ -119,7 +120,8 @@ def main() -> None:
                     rows.append({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
                     print(json.dumps(rows[-1]), flush=True)
     settings = vars(arguments)
-    (RESULTS / "pattern_error.json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+    with replacing(RESULTS / "pattern_error.json") as temporary:
+        temporary.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,14 +27,15 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "examples": ("torch", "vidsparse", "vidsparse.finetune", "vidsparse.shapes.model"),
     # A folder that is run as a whole: its modules find each other by their bare names.
     "examples.shapes_training": (
-        *("diffusers", "imageio", "safetensors", "torch", "vidsparse", "vidsparse.runtime.adapter", "vidsparse.shapes"),
+        *("diffusers", "imageio", "safetensors", "torch", "vidsparse", "vidsparse.atomic", "vidsparse.runtime.adapter"),
+        "vidsparse.shapes",
         *("vidsparse_kernels.cpu.threads", "vidsparse_pipelines.wan"),
         *sorted(path.stem for path in (ROOT / "examples/shapes_training").glob("*.py") if path.stem != "__main__"),
     ),
     "vidsparse.cli": (
-        *("PIL", "diffusers", "imageio", "matplotlib", "numpy", "rich", "torch", "torchmetrics", "typer"),
-        *("vidsparse", "vidsparse.atomic", "vidsparse.bench", "vidsparse.doctor", "vidsparse.finetune"),
-        *("vidsparse.generation", "vidsparse.lora.files", "vidsparse.serialize", "vidsparse.shapes"),
+        *("diffusers", "matplotlib", "rich", "torch", "typer"),
+        *("vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.bench", "vidsparse.doctor"),
+        *("vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files", "vidsparse.patterns.names"),
     ),
     "vidsparse": ("lazy_loader",),  # what it exports stands in __init__.pyi
     "vidsparse.finetune": (
@@ -53,14 +54,21 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "vidsparse.shapes.render",
     ),
     "vidsparse.doctor": (
-        *("accelerate", "diffusers", "peft", "torch", "vidsparse.block_map", "vidsparse.grid", "vidsparse.patterns"),
-        *("vidsparse.runtime", "vidsparse_pipelines"),
+        *("accelerate", "diffusers", "peft", "torch", "vidsparse.atomic", "vidsparse.block_map"),
+        *("vidsparse.generation.transformers", "vidsparse.grid", "vidsparse.patterns", "vidsparse.runtime"),
     ),
-    "vidsparse.generation": ("diffusers", "torch"),
+    "vidsparse.generation": (
+        *("PIL", "diffusers", "huggingface_hub", "imageio", "numpy", "torch", "torchmetrics"),
+        *("vidsparse.atomic", "vidsparse.block_map", "vidsparse.corrections", "vidsparse.grid", "vidsparse.lora"),
+        *("vidsparse.patterns", "vidsparse.runtime", "vidsparse.shapes", "vidsparse_pipelines"),
+    ),
     "vidsparse.lora": (
         *("diffusers", "huggingface_hub", "peft", "safetensors", "torch"),
-        *("vidsparse.corrections", "vidsparse.generation", "vidsparse.patterns", "vidsparse.serialize"),
+        *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.generation.frames"),
+        *("vidsparse.generation.positions", "vidsparse.generation.scheduler", "vidsparse.patterns"),
+        "vidsparse.serialize",
     ),
+    "vidsparse.patterns.names": ("vidsparse.corrections", "vidsparse.patterns", "vidsparse.serialize"),
     "vidsparse.serialize": ("vidsparse.corrections", "vidsparse.patterns"),
     "vidsparse.runtime": (
         *("huggingface_hub", "safetensors", "torch", "vidsparse.attention", "vidsparse.block_map"),
@@ -172,6 +180,27 @@ def test_imports_are_the_arrows(row: str) -> None:
     assert not strays, "\n".join(["", *strays, f"{row} may import: {', '.join(ARROWS[row]) or 'nothing'}"])
     unused = [arrow for arrow in ARROWS[row] if not any(covers(arrow, name) for _, name in found)]
     assert not unused, f"arrows of {row} that no import uses: {unused}"
+
+
+def test_only_the_command_line_knows_the_command_line() -> None:
+    """Nor do typer and rich stand elsewhere; benchmarks have no rows of their own."""
+    benchmarks = {f"benchmarks.{path.stem}": path for path in (ROOT / "benchmarks").rglob("*.py")}
+    assert len(benchmarks) > 20
+    strays = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for module, path in {**MODULES, **benchmarks}.items()
+        if not covers("vidsparse.cli", module)
+        for line, name in imports(module, path)
+        if name.split(".")[0] in ("rich", "typer") or covers("vidsparse.cli", name)
+    ]
+    assert not strays, strays
+
+
+def test_shapes_is_reached_through_the_known_models() -> None:
+    for module, path in MODULES.items():
+        if covers("vidsparse.generation", module) or covers("vidsparse.cli", module):
+            found = [name for _, name in imports(module, path) if covers("vidsparse.shapes", name)]
+            assert not found or module in ("vidsparse.generation.models",), f"{module} imports {found}"
 
 
 def test_every_module_has_a_row() -> None:

@@ -27,6 +27,9 @@ class AllegroAdapter(Adapter):
     def processor(self, original: Any, layer: SparseLayer) -> AllegroSparseProcessor:
         return AllegroSparseProcessor(original, layer)
 
+    def latents(self, frames: int) -> tuple[int, int]:
+        return frames, -(-(frames - frames % 2) // 4) + frames % 2
+
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
         width = 2 * config["attention_head_dim"]
         return {"num_attention_heads": 2, "num_layers": 2, "cross_attention_dim": width, "caption_channels": 16}

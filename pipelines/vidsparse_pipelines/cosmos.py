@@ -20,6 +20,7 @@ class CosmosAdapter(Adapter):
     tasks = "text, image and video to video, control"
     layout = "video only; text and image by cross-attention"
     processors = ("CosmosAttnProcessor2_0",)
+    vae_stride = (8, 8)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks

@@ -24,6 +24,7 @@ class Cosmos3Adapter(Adapter):
     tasks = "text, image and video to video with sound and action, control"
     layout = "text and control before the video, sound and action after it"
     processors = ("Cosmos3AttnProcessor",)
+    vae_stride = (4, 16)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         layers: Any = transformer.layers
@@ -54,6 +55,9 @@ class Cosmos3Adapter(Adapter):
 
     def processor(self, original: Any, layer: SparseLayer) -> Cosmos3SparseProcessor:
         return Cosmos3SparseProcessor(original, layer)
+
+    def patch(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
+        return 1, config["latent_patch_size"], config["latent_patch_size"]
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
         shared = config["num_attention_heads"] > config["num_key_value_heads"]  # keys that heads share

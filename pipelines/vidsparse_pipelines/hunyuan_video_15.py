@@ -21,6 +21,7 @@ class HunyuanVideo15Adapter(HunyuanVideoAdapter):
     family = "HunyuanVideo 1.5"
     layout = "image, glyphs and text after the video, padding last and masked in each sample"
     processors = ("HunyuanVideo15AttnProcessor2_0",)
+    vae_stride = (4, 16)
 
     def extra_tokens(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> tuple[int, int]:
         encoders = "image_embeds", "encoder_hidden_states_2", "encoder_hidden_states"

@@ -25,6 +25,7 @@ class LTXAdapter(Adapter):
     tasks = "text, image and video to video"
     layout = "condition frames before or after the video; text by cross-attention"
     processors: tuple[str, ...] = ("LTXVideoAttnProcessor",)
+    vae_stride = (8, 32)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks

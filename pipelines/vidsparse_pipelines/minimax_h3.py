@@ -23,6 +23,7 @@ class MiniMaxH3Adapter(Adapter):
     tasks = "text, key frames and references to video with sound"
     layout = "text, conditions and sound before the video"
     processors = ("MiniMaxH3AttnProcessor",)
+    vae_stride = (4, 16)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks
@@ -49,6 +50,10 @@ class MiniMaxH3Adapter(Adapter):
 
     def processor(self, original: Any, layer: SparseLayer) -> MiniMaxH3SparseProcessor:
         return MiniMaxH3SparseProcessor(original, layer)
+
+    def latents(self, frames: int) -> tuple[int, int]:
+        chunks = max(0, round((frames - 5) / 17))  # of 17 frames and 5 latent frames, after the first 5 and 2
+        return 17 * chunks + 5, 5 * chunks + 2
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
         small = {"num_attention_heads": 2, "num_layers": 2, "num_refiner_layers": 1, "hidden_size": 64, "ffn_dim": 64}

@@ -21,6 +21,7 @@ class MochiAdapter(Adapter):
     tasks = "text to video"
     layout = "text after the video, padding masked in each sample"
     processors = ("MochiAttnProcessor2_0",)
+    vae_stride = (6, 8)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks

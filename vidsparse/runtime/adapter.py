@@ -62,11 +62,13 @@ class Adapter(ABC):
         family: what its models are called. tasks: what they make. layout: where tokens that are not video are.
         processors: names of the processor classes of diffusers that `processor` can replace; empty for any processor.
         gated: whether its processors read the gates that `load_gates` gives.
+        vae_stride: frames, and pixels in height and width, that a latent of the family's first VAE covers.
     """
 
     family = tasks = layout = ""
     processors: tuple[str, ...] = ()
     gated = False
+    vae_stride: tuple[int, int] = (4, 8)
 
     @abstractmethod
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -123,6 +125,17 @@ class Adapter(ABC):
         """The noise of a forward call, from 0 to 1000 and falling within a run; the most where tokens differ."""
         del transformer
         return float(torch.as_tensor(call["timestep"]).max())
+
+    def patch(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
+        """Latents (frames, height, width) that a token covers, from all settings of a transformer."""
+        size = config.get("patch_size", 1)
+        return tuple(size) if isinstance(size, (tuple, list)) else (config.get("patch_size_t") or 1, size, size)
+
+    def latents(self, frames: int) -> tuple[int, int] | None:
+        """For a VAE whose latent frames are not 1 + n, of 1 + n * stride frames: the frames nearest to `frames` that it
+        produces, and how many latent frames these are. None: it is a usual one."""
+        del frames
+        return None
 
     def heads(self, attention: torch.nn.Module) -> int | None:
         """The number of heads of one of the `self_attentions`; None where unknown."""
