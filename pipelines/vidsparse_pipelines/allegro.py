@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers.models.embeddings import apply_rotary_emb_allegro
 
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor, patch_sizes, text_mask
+from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor, text_mask
 from vidsparse_pipelines.attention import Attention
 
 
@@ -38,7 +38,7 @@ class AllegroAdapter(Adapter):
         self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
     ) -> dict[str, Any]:
         config: Any = transformer.config
-        size = (side * patch for side, patch in zip(view, patch_sizes(transformer), strict=True))
+        size = (side * patch for side, patch in zip(view, self.patch(config), strict=True))
         # A table of cosines and sines for each axis, and the position of each token on it.
         angles = [3 * noise(side, config.attention_head_dim // 3).float() for side in view]
         positions = torch.cartesian_prod(*(torch.arange(side) for side in view)).T[:, None]

@@ -9,7 +9,7 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor, patch_sizes, text_mask
+from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor, text_mask
 from vidsparse_pipelines.attention import Layer, QueryKeyValue
 
 
@@ -59,7 +59,7 @@ class HunyuanVideoAdapter(Adapter):
         self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
     ) -> dict[str, Any]:
         config: Any = transformer.config
-        size = (side * patch for side, patch in zip(view, patch_sizes(transformer), strict=True))
+        size = (side * patch for side, patch in zip(view, self.patch(config), strict=True))
         return {
             "hidden_states": noise(batch, config.in_channels, *size),
             "timestep": torch.full((batch,), 500.0),

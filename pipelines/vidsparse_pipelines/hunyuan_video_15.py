@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vidsparse.runtime.adapter import TEXT_TOKENS, Noise, patch_sizes, text_mask
+from vidsparse.runtime.adapter import TEXT_TOKENS, Noise, text_mask
 from vidsparse_pipelines.hunyuan_video import HunyuanVideoAdapter
 
 
@@ -41,7 +41,7 @@ class HunyuanVideo15Adapter(HunyuanVideoAdapter):
         self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
     ) -> dict[str, Any]:
         config: Any = transformer.config
-        size = (side * patch for side, patch in zip(view, patch_sizes(transformer), strict=True))
+        size = (side * patch for side, patch in zip(view, self.patch(config), strict=True))
         glyphs, image = 4, noise(batch, 3, config.image_embed_dim)
         timestep = torch.full((batch,), 500.0).to(image)  # this model computes its embedding in the dtype of these
         return {

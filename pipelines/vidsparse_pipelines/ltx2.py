@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse.runtime.adapter import TEXT_TOKENS, Noise, SparseLayer, WrappedProcessor, patch_sizes, text_mask
+from vidsparse.runtime.adapter import TEXT_TOKENS, Noise, SparseLayer, WrappedProcessor, text_mask
 from vidsparse_pipelines.attention import Attention, Layer
 from vidsparse_pipelines.ltx import LTXAdapter
 from vidsparse_pipelines.rotary import rotate_halves, rotate_pairs
@@ -33,7 +33,8 @@ class LTX2Adapter(LTXAdapter):
         if None in sizes:
             coords = call["video_coords"][..., 0]  # each token's start along each axis, without its end
             return super().grid(transformer, {**call, "video_coords": coords})
-        patches = zip(sizes, patch_sizes(transformer), strict=True)
+        config: Any = transformer.config
+        patches = zip(sizes, self.patch(config), strict=True)
         frames, height, width = (math.ceil(size / patch) for size, patch in patches)
         suffix = call["hidden_states"].shape[1] - frames * height * width
         return VideoGrid(frames, height, width, suffix=suffix)

@@ -18,7 +18,7 @@ import vidsparse_pipelines
 from vidsparse.cli import app
 from vidsparse.doctor import CHECKS
 from vidsparse.doctor.support import END, START, put_support_table
-from vidsparse.generation.transformers import transformers_of
+from vidsparse.generation.transformers import configured_transformers
 from vidsparse_pipelines import ADAPTERS
 
 pytestmark = ignores_warnings
@@ -68,15 +68,17 @@ def test_a_folder_is_diagnosed_without_weights(vidsparse: Any, pipeline: Path) -
 
 
 def test_a_folder_of_the_transformer_alone(vidsparse: Any, pipeline: Path) -> None:
-    assert list(transformers_of(str(pipeline / "transformer"))) == ["transformer"]
-    assert transformers_of("WanTransformer3DModel") == {"WanTransformer3DModel": (diffusers.WanTransformer3DModel, {})}
+    assert list(configured_transformers(str(pipeline / "transformer"))) == ["transformer"]
+    assert configured_transformers("WanTransformer3DModel") == {
+        "WanTransformer3DModel": (diffusers.WanTransformer3DModel, {})
+    }
 
 
 def test_the_model_that_ships_with_the_package(vidsparse: Any) -> None:
     code, out, err = vidsparse("shapes")
     assert code == 0, err
     assert "transformer: WanTransformer3DModel" in out and "bit for bit, 2 layers" in out
-    assert transformers_of("shapes")["transformer"][1]["num_layers"] == 6
+    assert configured_transformers("shapes")["transformer"][1]["num_layers"] == 6
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")], ids=["ctrl-c", "full"])

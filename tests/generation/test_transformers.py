@@ -18,9 +18,9 @@ from vidsparse.generation.models import find_model
 from vidsparse.generation.transformers import (
     attention_layers,
     check_pattern,
+    configured_transformers,
     defaults,
     read_config,
-    transformers_of,
     without_weights,
 )
 from vidsparse.runtime.registry import adapter_named
@@ -53,7 +53,7 @@ def test_both_experts_are_read(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         settings = {"_class_name": "WanTransformer3DModel", "num_layers": layers}
         (tmp_path / name / "config.json").write_text(json.dumps(settings))
-    found = transformers_of(str(tmp_path))
+    found = configured_transformers(str(tmp_path))
     assert {name: (cls, settings["num_layers"]) for name, (cls, settings) in found.items()} == {
         "transformer": (diffusers.WanTransformer3DModel, 4),
         "transformer_2": (diffusers.WanTransformer3DModel, 2),
@@ -62,7 +62,7 @@ def test_both_experts_are_read(tmp_path: Path) -> None:
         check_pattern(str(tmp_path), StepSchedule(Radial(0.3), dense_layers=(3,)))
     (tmp_path / "transformer" / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"transformer/config\.json of .* is not JSON"):
-        transformers_of(str(tmp_path))
+        configured_transformers(str(tmp_path))
 
 
 def of_hub(kind: type[Exception], text: str) -> Exception:
@@ -110,7 +110,7 @@ def test_a_cached_pipeline_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> 
     """A cache cannot tell that a file is missing on the Hub, such as that of a second expert."""
     transformers._from_hub.cache_clear()
     monkeypatch.setattr(transformers, "_from_hub", cached := Cache(FOLDER))
-    (cls, settings), *others = transformers_of("owner/name").values()
+    (cls, settings), *others = configured_transformers("owner/name").values()
     assert (cls, settings["num_layers"], others) == (diffusers.WanTransformer3DModel, 6, [])
     assert geometry("owner/name") == geometry("shapes")
     assert find_model("owner/name").pipeline_class is diffusers.WanPipeline

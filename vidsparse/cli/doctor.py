@@ -57,10 +57,10 @@ def _one(model: str) -> Found:
     from rich.text import Text
 
     from vidsparse.doctor import CHECKS
-    from vidsparse.generation.transformers import transformers_of
+    from vidsparse.generation.transformers import configured_transformers
 
     found = {}
-    for name, (cls, settings) in transformers_of(model).items():
+    for name, (cls, settings) in configured_transformers(model).items():
         found[name] = _diagnose(cls, settings)
         table = Table("check", "result", "detail", title=cls.__name__ if name == model else f"{name}: {cls.__name__}")
         for result in found[name]:

@@ -115,13 +115,13 @@ def geometry(model: str) -> Geometry:
         NotImplementedError: no adapter serves the transformer.
     """
     from vidsparse.generation.models import source_of
-    from vidsparse.generation.transformers import read_config, transformers_of
+    from vidsparse.generation.transformers import configured_transformers, read_config
 
     if model in VARIANTS:
         name, changes, stride = VARIANTS[model]
-        return geometry_of(next(iter(transformers_of(name).values()))[0], changes, stride)
+        return geometry_of(next(iter(configured_transformers(name).values()))[0], changes, stride)
     name = families().get(model, model)
-    cls, settings = next(iter(transformers_of(name).values()))
+    cls, settings = next(iter(configured_transformers(name).values()))
     of_class = name == cls.__name__
     return geometry_of(cls, settings, None if of_class else _stride(read_config(source_of(name), "vae/config.json")))
 
@@ -138,7 +138,8 @@ def geometry_of(cls: type[Any], settings: dict[str, Any], vae_stride: tuple[int,
     attention = next(iter(adapter.self_attentions(without_weights(cls, config)).values()))
     heads = adapter.heads(attention) or 1
     # Where no width is known, what goes in is as wide as what comes out.
-    width = adapter.attention_width(attention) or next(x.in_features for x in attention.modules() if isinstance(x, Linear))
+    width = adapter.attention_width(attention)
+    width = width or next(layer.in_features for layer in attention.modules() if isinstance(layer, Linear))
     return Geometry(
         *(vae_stride or adapter.vae_stride),
         adapter.patch(config),

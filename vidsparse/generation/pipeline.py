@@ -13,10 +13,10 @@ from vidsparse.generation.frames import fit_frames, latent_frames
 from vidsparse.generation.models import Model, source_of
 from vidsparse.generation.positions import KINDS, extend_positions
 from vidsparse.generation.scheduler import build_scheduler, check_sampler
-from vidsparse.generation.transformers import loaded_transformers
 from vidsparse.lora.files import load_lora, read_recipe
 from vidsparse.lora.recipe import LoraRecipe
 from vidsparse.runtime.gates import GATE, has_gates, load_gates
+from vidsparse.runtime.pipeline import transformers_of
 from vidsparse.runtime.registry import adapter_for
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -127,14 +127,14 @@ def is_gated(pipe: Any) -> bool:
     """Whether the pipeline has the gates that `GatedCoarse` needs."""
     return any(
         hasattr(attention, GATE)
-        for transformer in loaded_transformers(pipe).values()
+        for transformer in transformers_of(pipe).values()
         for attention in adapter_for(transformer).self_attentions(transformer).values()
     )
 
 
 def _load_gates(pipe: Any, model: Model) -> None:
     """Give the transformers the gates of a checkpoint trained with them, which diffusers drops."""
-    for name, transformer in loaded_transformers(pipe).items():
+    for name, transformer in transformers_of(pipe).items():
         if has_gates(transformer, source_of(model.name), name):
             load_gates(transformer, source_of(model.name), name)
 
@@ -145,5 +145,5 @@ def _extend_positions(pipe: Any, frames: int | None, trained_frames: int | None,
     stride = getattr(pipe, "vae_scale_factor_temporal", 1)
     lengths = (latent_frames(fit_frames(count, stride), stride) for count in (frames, trained_frames))
     latents, trained_latents = lengths
-    for transformer in loaded_transformers(pipe).values():
+    for transformer in transformers_of(pipe).values():
         extend_positions(transformer, latents, trained_latents, kind)

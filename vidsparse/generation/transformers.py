@@ -15,14 +15,14 @@ import torch
 import vidsparse_pipelines
 from vidsparse.generation.models import source_of
 from vidsparse.patterns.base import Pattern
+from vidsparse.runtime.pipeline import TRANSFORMERS
 from vidsparse.runtime.registry import adapter_of, served
 
 FILE, INDEX = "config.json", "model_index.json"
-NAMES = ("transformer", "transformer_2")  # of a pipeline's parts
 Transformer = tuple[type[Any], dict[str, Any]]
 
 
-def transformers_of(model: str) -> dict[str, Transformer]:
+def configured_transformers(model: str) -> dict[str, Transformer]:
     """Name -> class and settings of each transformer of a model.
 
     Args:
@@ -43,12 +43,12 @@ def transformers_of(model: str) -> dict[str, Transformer]:
         return {model: (class_named(model), {})}
     index = read_config(source, INDEX)
     # Without network, a cache cannot tell whether a file is missing on the Hub: ask only for parts that there are.
-    names = NAMES if index is None else [name for name in NAMES if any(index.get(name) or ())]
+    names = TRANSFORMERS if index is None else tuple(name for name in TRANSFORMERS if any(index.get(name) or ()))
     found = {name: config for name in names if (config := read_config(source, f"{name}/{FILE}")) is not None}
     if not found and (config := read_config(source, FILE)) is not None:
-        found = {NAMES[0]: config}
+        found = {TRANSFORMERS[0]: config}
     if not found:
-        raise ValueError(f"model {model} has no transformer: neither {NAMES[0]}/{FILE} nor {FILE}")
+        raise ValueError(f"model {model} has no transformer: neither {TRANSFORMERS[0]}/{FILE} nor {FILE}")
     if any("_class_name" not in settings for settings in found.values()):
         raise ValueError(
             f"{FILE} of {model} names no class of diffusers; give the folder of a transformer or a pipeline"
@@ -140,7 +140,7 @@ def check_pattern(model: str, pattern: Pattern) -> None:
         NotImplementedError: no adapter serves a transformer.
         OSError: the settings cannot be read.
     """
-    for cls, settings in transformers_of(model).values():
+    for cls, settings in configured_transformers(model).values():
         attentions = _attentions(cls, settings)
         for heads in {adapter_of(cls).heads(attention) for attention in attentions}:
             pattern.check_model(len(attentions), heads)
@@ -148,7 +148,7 @@ def check_pattern(model: str, pattern: Pattern) -> None:
 
 def attention_layers(model: str) -> int:
     """How many layers of self-attention the first transformer of a model has. Raises: see `check_pattern`."""
-    return len(_attentions(*next(iter(transformers_of(model).values()))))
+    return len(_attentions(*next(iter(configured_transformers(model).values()))))
 
 
 def _attentions(cls: type[Any], settings: dict[str, Any]) -> list[torch.nn.Module]:
@@ -170,8 +170,3 @@ def without_weights(cls: type[Any], config: dict[str, Any]) -> Any:
     with torch.device("meta"):
         make = getattr(cls, "from_config", None)  # diffusers' classes have it
         return make({**config, **parts}) if make else cls(**{**config, **parts})
-
-
-def loaded_transformers(pipe: Any) -> dict[str, Any]:
-    """Name -> transformer of each one that a pipeline has."""
-    return {name: module for name in NAMES if (module := getattr(pipe, name, None)) is not None}

@@ -107,7 +107,8 @@ class Adapter(ABC):
         Raises:
             NotImplementedError: tokens in an order that no grid describes; the call runs dense, for this reason.
         """
-        sizes = zip(self.latent_sizes(call), patch_sizes(transformer), strict=True)
+        config: Any = transformer.config
+        sizes = zip(self.latent_sizes(call), self.patch(config), strict=True)
         frames, height, width = (size // patch for size, patch in sizes)
         return VideoGrid(frames, height, width, *self.extra_tokens(transformer, call))
 
@@ -172,15 +173,6 @@ class Adapter(ABC):
             NotImplementedError: this adapter describes no twin, or the model takes no batch.
         """
         raise NotImplementedError(f"{type(self).__name__} describes no twin; define its methods tiny and example")
-
-
-def patch_sizes(transformer: torch.nn.Module) -> tuple[int, int, int]:
-    """Latent frames, rows and columns of one token, from `patch_size` and `patch_size_t` of the configuration."""
-    config: Any = transformer.config
-    if not isinstance(config.patch_size, int):
-        frames, rows, columns = config.patch_size
-        return frames, rows, columns
-    return getattr(config, "patch_size_t", None) or 1, config.patch_size, config.patch_size
 
 
 TEXT_TOKENS = 7  # of an example
