@@ -93,6 +93,21 @@ def test_arguments_are_not_kept_with_their_gradients() -> None:
 
 
 @torch.no_grad()
+def test_each_branch_has_its_memory_until_its_own_last_call() -> None:
+    transformer, scheduler, pattern = tiny(), FlowMatchEulerDiscreteScheduler(), counted()
+    scheduler.set_timesteps(3)
+    pipe, kept = Pipeline(transformer=transformer, scheduler=scheduler), []
+    with sparsify(pipe, Reuse(pattern), correction=Reshaped(refresh_every=9)) as run:
+        for timestep in scheduler.timesteps:
+            for prompt in ({}, WITHOUT_PROMPT):
+                call(transformer, timestep=float(timestep), **prompt)
+                kept.append(memories(transformer)[0])
+    assert kept == [1, 2, 2, 2, 1, 0]
+    assert pattern.chosen == [(0, 0, 1), (0, 1, 1)]
+    assert [c.step for c in run.report().calls if c.density == 1.0] == [0, 0]  # of two layers
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("skipped", [0, 1], ids=["first-layer", "second-layer"])
 def test_a_cache_that_skips_layers_in_the_last_step_leaves_no_memory(skipped: int) -> None:
     transformer, scheduler = tiny(), FlowMatchEulerDiscreteScheduler()
@@ -105,7 +120,7 @@ def test_a_cache_that_skips_layers_in_the_last_step_leaves_no_memory(skipped: in
         transformer.blocks[skipped].forward = lambda hidden_states, *_: hidden_states
         call(transformer, timestep=float(scheduler.timesteps[2]))
         assert memories(transformer) == [0, 0]
-        assert not transformer.blocks[0].attn1.processor.layer.clock.steps._calls
+        assert not any(transformer.blocks[0].attn1.processor.layer.clock.steps._calls)
 
 
 @torch.no_grad()

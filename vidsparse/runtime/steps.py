@@ -84,8 +84,8 @@ class StepCounter:
             self.step, self.steps = index or 0, len(noise)
 
     def release(self) -> None:
-        """Drop the arguments of the calls of this step."""
-        self._calls.clear()
+        """Drop the arguments of the calls of this step; further different calls keep counting."""
+        self._calls = [{} for _ in self._calls]
 
     def _begin_video(self, arguments: dict[str, Any]) -> None:
         self.step, self.branch, self.video, self._calls = 0, 0, self.video + 1, [arguments]
