@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 import vidsparse
 from vidsparse import Pattern, VideoGrid
-from vidsparse.cli.patterns import CORRECTIONS, build_correction
+from vidsparse.atomic import replacing
+from vidsparse.patterns.names import NONE, build_correction, correction_classes
 from vidsparse.shapes import judge, model
 from vidsparse.shapes.scene import Scene, held_out_scenes
 
@@ -119,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser, dtype="bfloat16")
     parser.add_argument("--density", type=float, default=0.2)
-    parser.add_argument("--correction", choices=list(CORRECTIONS), default="none")
+    parser.add_argument("--correction", choices=[NONE, *correction_classes()], default="none")
     parser.add_argument("--dense-steps", type=int, default=4)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance", type=float, default=model.SAMPLING["guidance_scale"])
@@ -138,9 +138,8 @@ def main() -> None:
     def record(name: str, found: dict[str, Any]) -> None:
         row = {"name": name, "frames": arguments.frames} | found | {"settings": settings}
         rows[:] = [r for r in rows if (r["name"], r["frames"]) != (name, arguments.frames)] + [row]
-        temporary = arguments.out.with_suffix(".tmp")
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
-        os.replace(temporary, arguments.out)
+        with replacing(arguments.out) as temporary:
+            temporary.write_text(json.dumps(rows, indent=1) + "\n")
         print({key: value for key, value in row.items() if key != "settings"}, flush=True)
 
     generate(pipe, scenes[:1], argparse.Namespace(**(settings | {"frames": 5, "steps": 1})))  # warm-up

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -46,6 +45,7 @@ from vidsparse import (
     head_groups,
     sparse_attention,
 )
+from vidsparse.atomic import replacing
 
 RESULTS = Path(__file__).parent / "results"
 CORRECTIONS: dict[str, Correction | None] = {
@@ -241,13 +241,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def write(path: Path, make: Callable[[Path], object]) -> None:
-    """Write under another name first: a run that is cut short leaves the earlier results."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
+    """Write a file as a whole: a run that is cut short leaves the earlier results."""
+    with replacing(path) as temporary:
         make(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def main() -> None:

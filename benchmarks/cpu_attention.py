@@ -22,6 +22,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from vidsparse import BlockMap, Radial, VideoGrid, sparse_attention
+from vidsparse.atomic import replacing
 
 GRIDS = {8192: VideoGrid(32, 16, 16), 32768: VideoGrid(32, 32, 32)}
 TILE = (2, 8, 8)
@@ -101,7 +102,8 @@ def main() -> None:
         for row in measure(tokens, head_dim, dtype, arguments.rounds, not arguments.no_flex)
     ]
     machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": processor()}
-    arguments.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    with replacing(arguments.out) as temporary:
+        temporary.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 A pattern that keeps all tiles against the model itself in bfloat16 (relative difference of the outputs), and radial
 attention at density 0.2: what ran. On two CPU cores some minutes.
 
-python benchmarks/default_sizes.py
+    python benchmarks/default_sizes.py          # all families; writes results/default_sizes.json
+    python benchmarks/default_sizes.py --only WanTransformer3DModel --out one.json
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 import warnings
@@ -17,6 +19,7 @@ import diffusers
 import torch
 
 from vidsparse import Radial, sparsify
+from vidsparse.atomic import replacing
 from vidsparse.doctor import Twin
 from vidsparse.doctor.under_mask import KEEPS_ALL
 
@@ -43,9 +46,15 @@ MOST = 52_000  # tokens: dense attention of more takes a CPU minutes
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--only", nargs="+", choices=GRIDS, metavar="CLASS", help="classes of transformers; default all"
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "default_sizes.json")
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # what models warn of on a CPU
     rows = []
-    for name, view in GRIDS.items():
+    for name, view in ((name, GRIDS[name]) for name in arguments.only or GRIDS):
         if view[0] * view[1] * view[2] > MOST or not hasattr(diffusers, name):
             print(f"{name}: left out, {view}")
             continue
@@ -71,7 +80,8 @@ def main() -> None:
         rows.append(row)
         print(json.dumps(row), flush=True)
     result = {"torch": torch.__version__, "diffusers": diffusers.__version__, "rows": rows}
-    (Path(__file__).parent / "results" / "default_sizes.json").write_text(json.dumps(result, indent=1) + "\n")
+    with replacing(arguments.out) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -18,6 +18,7 @@ import torch
 from subject import add_attention_options, add_model_options, build_attention, load_model, name_of
 
 import vidsparse
+from vidsparse.atomic import replacing
 from vidsparse.finetune import Bucket, drawn_clips
 from vidsparse.finetune.data.cache import Encoded, encode
 from vidsparse.finetune.noise import by_noise
@@ -62,7 +63,8 @@ def main() -> None:
     }
     print(json.dumps(result, indent=1))
     path = arguments.out or RESULTS / f"flow_loss_{name_of(arguments)}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def mean_loss(transformer: torch.nn.Module, videos: Encoded, level: float) -> float:

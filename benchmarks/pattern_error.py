@@ -11,13 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from vidsparse import Pattern, Radial, RadialRaster, SlidingTile, VideoGrid, sparse_attention
-from vidsparse.runtime.adapter import Attend
+from vidsparse.atomic import replacing
 from vidsparse.runtime.registry import adapter_for
 from vidsparse.shapes import model
 from vidsparse.shapes.scene import held_out_scenes
@@ -26,25 +25,25 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Recorder:
-    """Stands where a sparse layer would, and keeps query, key and value at the wanted calls; what runs is dense."""
+    """A layer, and each call of it: keeps query, key and value at the wanted calls; what runs is dense."""
+
+    reason = None
 
     def __init__(self, kept: list[tuple[torch.Tensor, ...]], calls: set[int]):
         self.kept, self.calls, self.count = kept, calls, 0
 
-    def run(
-        self,
-        dense: Callable[[], torch.Tensor],
-        sparse: Callable[[Attend], torch.Tensor],
-        unsupported: str | None = None,
-    ) -> torch.Tensor:
-        def attend(*qkv: torch.Tensor) -> torch.Tensor:
-            if self.count in self.calls:
-                self.kept.append(tuple(x.clone() for x in qkv))
-            self.count += 1
-            heads_first = (x.transpose(1, 2) for x in qkv)
-            return torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+    def begin(self, unsupported: str | None = None) -> Recorder:
+        return self
 
-        return sparse(attend)
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: object) -> torch.Tensor:
+        if self.count in self.calls:
+            self.kept.append(tuple(x.clone() for x in (query, key, value)))
+        self.count += 1
+        heads_first = (x.transpose(1, 2) for x in (query, key, value))
+        return torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+
+    def end(self, call: Recorder, out: torch.Tensor) -> torch.Tensor:
+        return out
 
 
 def record(frames: int, prompts: int, steps: int, at: set[int]) -> list[tuple[torch.Tensor, ...]]:
@@ -121,7 +120,8 @@ def main() -> None:
                     rows.append({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
                     print(json.dumps(rows[-1]), flush=True)
     settings = vars(arguments)
-    (RESULTS / "pattern_error.json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+    with replacing(RESULTS / "pattern_error.json") as temporary:
+        temporary.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from vidsparse import (
     VideoGrid,
     head_groups,
 )
+from vidsparse.atomic import replacing
 from vidsparse.bench import inputs, seconds
 
 RESULTS = Path(__file__).parent / "results"
@@ -72,7 +73,8 @@ def main() -> None:
                 print(rows[-1], flush=True)
     settings = vars(arguments) | {"torch": torch.__version__, "threads": torch.get_num_threads()}
     text = json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n"
-    (RESULTS / "selection.json").write_text(text)
+    with replacing(RESULTS / "selection.json") as temporary:
+        temporary.write_text(text)
 
 
 if __name__ == "__main__":

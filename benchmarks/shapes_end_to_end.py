@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+from vidsparse.atomic import replacing
+
 GIVE_BACK = {"MALLOC_TRIM_THRESHOLD_": "131072"}  # glibc's first value, which it would raise by itself
 PROMPT = "a red circle moving left on a blue background"
 
@@ -109,7 +111,8 @@ def main() -> None:
     results["settings"] = {k: v for k, v in vars(arguments).items() if k != "child"}
     print(json.dumps({k: v for k, v in results.items() if k not in ("dense", "sparse")}))
     name = f"shapes_end_to_end_{arguments.frames}_{arguments.dtype}.json"
-    (Path(__file__).parent / "results" / name).write_text(json.dumps(results, indent=1) + "\n")
+    with replacing(Path(__file__).parent / "results" / name) as temporary:
+        temporary.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

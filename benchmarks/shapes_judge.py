@@ -17,6 +17,7 @@ import torch
 from subject import add_attention_options, add_model_options, build_attention, load_model, name_of
 
 import vidsparse
+from vidsparse.atomic import replacing
 from vidsparse.shapes import judge, model
 from vidsparse.shapes.scene import held_out_scenes
 
@@ -83,7 +84,8 @@ def main() -> None:
         "scores": scores,
     }
     path = arguments.out or RESULTS / f"shapes_judge_{name_of(arguments)}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.strip:
         import imageio.v3 as imageio
 

@@ -6,13 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import vidsparse
-from vidsparse.cli.patterns import CORRECTIONS, build_correction, build_pattern
+from vidsparse.generation.models import find_model
+from vidsparse.generation.pipeline import first_recipe, load_pipeline
 from vidsparse.generation.positions import KINDS
-from vidsparse.generation.scheduler import KINDS as SAMPLERS
-from vidsparse.shapes import model
+from vidsparse.generation.scheduler import SAMPLERS
+from vidsparse.patterns.names import NONE, build_correction, build_pattern, correction_classes
 
 
 def add_model_options(parser: argparse.ArgumentParser, dtype: str = "float32") -> None:
@@ -21,23 +20,27 @@ def add_model_options(parser: argparse.ArgumentParser, dtype: str = "float32") -
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: the LoRA's, else the model's own")
     parser.add_argument("--flow-shift", type=float, help="default: the LoRA's, else the model's own")
     parser.add_argument("--frames", type=int, default=33)
-    parser.add_argument("--model", type=Path, default=model.FOLDER)
+    parser.add_argument("--model", default="shapes", help="or the folder of a pipeline like it")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default=dtype)
 
 
 def load_model(arguments: argparse.Namespace) -> tuple[Any, vidsparse.LoraRecipe]:
     """The pipeline, and what its LoRA was trained with."""
-    pipe = model.load_pipeline(getattr(torch, arguments.dtype), arguments.model)
-    pipe.set_progress_bar_config(disable=True)
-    scheduler, recipe = pipe.scheduler, vidsparse.LoraRecipe()
-    if arguments.lora:
-        recipe = vidsparse.load_lora(pipe, arguments.lora)
+    loras = [arguments.lora] if arguments.lora else []
+    recipe = first_recipe(loras)
+    if loras:
         arguments.positions = recipe.positions or "plain"
-    else:
-        frames, trained_frames = ((count - 1) // 4 + 1 for count in (arguments.frames, model.SAMPLING["num_frames"]))
-        vidsparse.extend_positions(pipe.transformer, frames, trained_frames, arguments.positions)
-    sampler, shift = arguments.sampler or recipe.sampler, arguments.flow_shift or recipe.flow_shift
-    pipe.scheduler = vidsparse.build_scheduler(scheduler, sampler, shift)
+    pipe = load_pipeline(
+        find_model(arguments.model),
+        loras=loras,
+        dtype=arguments.dtype,
+        device="cpu",
+        sampler=arguments.sampler,
+        flow_shift=arguments.flow_shift,
+        positions=None if loras else arguments.positions,
+        frames=arguments.frames,
+        trained_frames=None if loras else find_model("shapes").sampling["num_frames"],
+    )
     return pipe, recipe
 
 
@@ -46,7 +49,7 @@ def add_attention_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--density", type=float)
     parser.add_argument("--set", action="append", help="a field of the pattern, such as threshold=0.2")
     parser.add_argument("--dense-steps", type=int, default=4, help="of a sparse pattern that is named here")
-    parser.add_argument("--correction", choices=list(CORRECTIONS), help="default: the LoRA's, else none")
+    parser.add_argument("--correction", choices=[NONE, *correction_classes()], help="default: the LoRA's, else none")
 
 
 def build_attention(

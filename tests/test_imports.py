@@ -27,20 +27,22 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "examples": ("torch", "vidsparse", "vidsparse.finetune", "vidsparse.shapes.model"),
     # A folder that is run as a whole: its modules find each other by their bare names.
     "examples.shapes_training": (
-        *("diffusers", "imageio", "safetensors", "torch", "vidsparse", "vidsparse.runtime.adapter", "vidsparse.shapes"),
+        *("diffusers", "imageio", "safetensors", "torch", "vidsparse", "vidsparse.atomic", "vidsparse.runtime.adapter"),
+        "vidsparse.shapes",
         *("vidsparse_kernels.cpu.threads", "vidsparse_pipelines.wan"),
         *sorted(path.stem for path in (ROOT / "examples/shapes_training").glob("*.py") if path.stem != "__main__"),
     ),
     "vidsparse.cli": (
-        *("PIL", "diffusers", "imageio", "matplotlib", "numpy", "rich", "torch", "torchmetrics", "typer"),
-        *("vidsparse", "vidsparse.atomic", "vidsparse.bench", "vidsparse.doctor", "vidsparse.finetune"),
-        *("vidsparse.generation", "vidsparse.lora.files", "vidsparse.serialize", "vidsparse.shapes"),
+        *("diffusers", "matplotlib", "rich", "torch", "typer"),
+        *("vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.bench", "vidsparse.doctor"),
+        *("vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files", "vidsparse.patterns.names"),
     ),
     "vidsparse": ("lazy_loader",),  # what it exports stands in __init__.pyi
     "vidsparse.finetune": (
         *("accelerate", "diffusers", "peft", "torch"),
         *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.finetune.data", "vidsparse.generation"),
-        *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.layer", "vidsparse.runtime.run"),
+        *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.layer"),
+        "vidsparse.runtime.sparsify",
         "vidsparse.serialize",
     ),
     "vidsparse.finetune.data": (
@@ -53,14 +55,21 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "vidsparse.shapes.render",
     ),
     "vidsparse.doctor": (
-        *("accelerate", "diffusers", "peft", "torch", "vidsparse.block_map", "vidsparse.grid", "vidsparse.patterns"),
-        *("vidsparse.runtime", "vidsparse_pipelines"),
+        *("accelerate", "diffusers", "peft", "torch", "vidsparse.atomic", "vidsparse.block_map"),
+        *("vidsparse.generation.transformers", "vidsparse.grid", "vidsparse.patterns", "vidsparse.runtime"),
     ),
-    "vidsparse.generation": ("diffusers", "torch"),
+    "vidsparse.generation": (
+        *("PIL", "diffusers", "huggingface_hub", "imageio", "numpy", "torch", "torchmetrics"),
+        *("vidsparse.atomic", "vidsparse.block_map", "vidsparse.corrections", "vidsparse.grid", "vidsparse.lora"),
+        *("vidsparse.patterns", "vidsparse.runtime", "vidsparse.shapes", "vidsparse_pipelines"),
+    ),
     "vidsparse.lora": (
         *("diffusers", "huggingface_hub", "peft", "safetensors", "torch"),
-        *("vidsparse.corrections", "vidsparse.generation", "vidsparse.patterns", "vidsparse.serialize"),
+        *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.grid"),
+        *("vidsparse.generation.positions", "vidsparse.generation.scheduler", "vidsparse.patterns"),
+        "vidsparse.serialize",
     ),
+    "vidsparse.patterns.names": ("vidsparse.corrections", "vidsparse.patterns", "vidsparse.serialize"),
     "vidsparse.serialize": ("vidsparse.corrections", "vidsparse.patterns"),
     "vidsparse.runtime": (
         *("huggingface_hub", "safetensors", "torch", "vidsparse.attention", "vidsparse.block_map"),
@@ -75,7 +84,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse_kernels.layout", "vidsparse_kernels.selection"),
     ),
     "vidsparse.bench": (
-        *("torch", "vidsparse.attention", "vidsparse.block_map"),
+        *("torch", "vidsparse.attention", "vidsparse.block_map", "vidsparse.runtime.stopwatch"),
         *("vidsparse_kernels.gpu.configs", "vidsparse_kernels.gpu.device"),
     ),
     "vidsparse.attention": (
@@ -174,6 +183,27 @@ def test_imports_are_the_arrows(row: str) -> None:
     assert not unused, f"arrows of {row} that no import uses: {unused}"
 
 
+def test_only_the_command_line_knows_the_command_line() -> None:
+    """Nor do typer and rich stand elsewhere; benchmarks have no rows of their own."""
+    benchmarks = {f"benchmarks.{path.stem}": path for path in (ROOT / "benchmarks").rglob("*.py")}
+    assert len(benchmarks) > 20
+    strays = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for module, path in {**MODULES, **benchmarks}.items()
+        if not covers("vidsparse.cli", module)
+        for line, name in imports(module, path)
+        if name.split(".")[0] in ("rich", "typer") or covers("vidsparse.cli", name)
+    ]
+    assert not strays, strays
+
+
+def test_shapes_is_reached_through_the_known_models() -> None:
+    for module, path in MODULES.items():
+        if covers("vidsparse.generation", module) or covers("vidsparse.cli", module):
+            found = [name for _, name in imports(module, path) if covers("vidsparse.shapes", name)]
+            assert not found or module in ("vidsparse.generation.models",), f"{module} imports {found}"
+
+
 def test_every_module_has_a_row() -> None:
     for module in MODULES:
         row_of(module)
@@ -204,6 +234,20 @@ def test_package_imports_without_triton_peft_and_imageio() -> None:
         "import vidsparse, vidsparse_kernels, vidsparse_pipelines\n"
         "for name in vidsparse.__all__:\n"
         "    getattr(vidsparse, name)\n"
+    )
+
+
+def test_importing_the_library_does_not_import_dynamo() -> None:
+    # It takes about as long as torch itself. What of ours imports diffusers gets it from there.
+    fresh_interpreter(
+        "import sys, importlib\n"
+        "for name in ('vidsparse', 'vidsparse.patterns', 'vidsparse.corrections', 'vidsparse.bench'):\n"
+        "    importlib.import_module(name)\n"
+        "import vidsparse\n"
+        "vidsparse.sparsify, vidsparse.Run, vidsparse.Report, vidsparse.attn_processors, vidsparse.register_adapter\n"
+        "vidsparse.sparse_attention, vidsparse.load_gates\n"
+        "loaded = [name for name in sys.modules if name.startswith('torch._dynamo')]\n"
+        "assert not loaded, f'loaded by import: {loaded[:3]}'\n"
     )
 
 

@@ -36,6 +36,7 @@ from .patterns import (
 from .runtime.gates import load_gates as load_gates
 from .runtime.registry import register_adapter as register_adapter
 from .runtime.report import Report as Report
-from .runtime.run import Run as Run, attn_processors as attn_processors, sparsify as sparsify
+from .runtime.run import Run as Run
+from .runtime.sparsify import attn_processors as attn_processors, sparsify as sparsify
 
 __version__: str

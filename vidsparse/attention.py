@@ -130,18 +130,21 @@ def sparse_attention(
     """
     _check(query, key, value, block_map, extra_valid, scale)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    chosen = choose_impl(impl, query, block_map, gradients).impl
-    if chosen == "triton":
+    if impl == "auto":
+        gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+        impl = choose_impl(impl, query, block_map, gradients).impl
+    else:
+        check_impl(impl, query.device)
+    if impl == "triton":
         from vidsparse_kernels.gpu import operator
 
         lists = _on(block_map, query.device).lists
         out, lse = operator.attention(query, key, value, lists, extra_valid, scale)
-    elif chosen == "cpu":
+    elif impl == "cpu":
         valid = [None] * len(query) if extra_valid is None else extra_valid.tolist()
         products = [_products_of(block_map, b % len(block_map.counts), count) for b, count in enumerate(valid)]
         out, lse = cpu_attention(query, key, value, products, scale, return_lse)
-    elif chosen == "flex":
+    elif impl == "flex":
         out, lse = _flex(query, key, value, block_map, extra_valid, scale)
     else:
         mask = block_map.to(query.device).token_mask(extra_valid)
@@ -257,7 +260,8 @@ def _check(
     extra = block_map.grid.prefix + block_map.grid.suffix
     if extra_valid is None:
         return
-    if not isinstance(extra_valid, torch.Tensor) or extra_valid.is_floating_point():
+    whole = isinstance(extra_valid, torch.Tensor) and not extra_valid.is_floating_point()
+    if not whole or extra_valid.dtype == torch.bool:
         raise TypeError(f"extra_valid={extra_valid!r} must be an integer tensor of shape [batch]")
     # Values on a GPU are not validated, because reading them would synchronise; the kernels clamp them.
     values = extra_valid.tolist() if extra_valid.device.type == "cpu" else []

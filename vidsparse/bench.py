@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from vidsparse.attention import choose_impl, sparse_attention
 from vidsparse.block_map import BlockMap
+from vidsparse.runtime.stopwatch import Stopwatch
 
 STEPS, WARPS, STAGES, REGISTERS = (16, 32, 64, 128), (4, 8), (1, 2, 3, 4), (None, 128)
 
@@ -34,19 +34,10 @@ def seconds(function: Callable[[], object], device: torch.device, at_least: floa
 
 
 def _elapsed(function: Callable[[], object], device: torch.device, calls: int) -> float:
-    if device.type != "cuda":
-        started = time.perf_counter()
-        for _ in range(calls):
-            function()
-        return time.perf_counter() - started
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    with torch.cuda.device(device):
-        start.record()
-        for _ in range(calls):
-            function()
-        end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1000
+    stopwatch = Stopwatch(device)
+    for _ in range(calls):
+        function()
+    return stopwatch.stop().seconds()
 
 
 def dense_attention(device: torch.device) -> dict[str, Callable[..., torch.Tensor]]:

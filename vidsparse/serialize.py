@@ -41,9 +41,12 @@ def from_data(data: object) -> Any:
     known = _classes()
     if not isinstance(data, Mapping):
         raise ValueError(f"got {data!r}, expected an object with a class and its fields")
-    name = data.get("class")
+    # Tables of head modes were once written without their class.
+    name = data.get("class", "HeadModes" if "table" in data else None)
     if not isinstance(name, str) or name not in known:
-        raise ValueError(f"class {name!r} is no pattern or correction here; known are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"class {name!r} is neither a pattern nor a correction of vidsparse; known are {', '.join(sorted(known))}"
+        )
     cls = known[name]
     given = {name: _value(value) for name, value in data.items() if name != "class"}
     names = [f.name for f in fields(cls)]
@@ -59,7 +62,7 @@ def from_data(data: object) -> Any:
 
 
 def _classes() -> dict[str, Any]:
-    found = [getattr(module, name) for module in (patterns, corrections) for name in module.__all__]
+    found = [value for module in (patterns, corrections) for value in vars(module).values()]
     kinds = [cls for cls in found if isinstance(cls, type) and issubclass(cls, (Pattern, Correction))]
     return {cls.__name__: cls for cls in kinds if not inspect.isabstract(cls)}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import threading
 import time
@@ -14,16 +13,17 @@ from typing import Any
 
 import torch
 
+from vidsparse.atomic import replacing
+
 SEED = 2026
 SAVE_SECONDS = {"cpu": 600, "cuda": 60}
 STOP = threading.Event()  # set it, and a running stage ends with its step, at a checkpoint
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint under a temporary name, then rename it."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    """Write a checkpoint, as a whole or not at all."""
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
 
 
 def learning_rate_factor(progress: float, rate: tuple[float, float], steps: int, warmup: int = 50) -> float:

@@ -6,12 +6,12 @@ the matrix units of a CPU. Here a thread takes one head, some hundred queries ag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
 
-from vidsparse.runtime.adapter import Attend, Output
+from vidsparse.runtime.adapter import States
 from vidsparse_kernels.cpu.threads import divide
 from vidsparse_pipelines.wan import WanSparseProcessor
 
@@ -96,20 +96,37 @@ def stored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     return out.type_as(query)
 
 
-class _StoredLayer:
-    """Sends every call through `stored_attention`."""
+class _StoredCall:
+    """A call that `stored_attention` computes."""
+
+    reason = None
 
     @property
     def grid(self) -> NoReturn:
         raise NotImplementedError("dense attention of Wan asks for no grid")
 
-    def run(
+    def attend(
         self,
-        dense: Callable[[], Output],
-        sparse: Callable[[Attend], Output],
-        unsupported: str | None = None,
-    ) -> Output:
-        return sparse(stored_attention)
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        extra_valid: torch.Tensor | None = None,
+        gate: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        del extra_valid, gate  # Wan has no text among its tokens, and this model no gate
+        return stored_attention(query, key, value)
+
+
+class _StoredLayer:
+    """Sends every call through `stored_attention`."""
+
+    def begin(self, unsupported: str | None = None) -> _StoredCall:
+        del unsupported
+        return _StoredCall()
+
+    def end(self, call: Any, out: States) -> States:
+        del call
+        return out
 
 
 def store_attention(blocks: torch.nn.ModuleList) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 from dataclasses import dataclass
 from itertools import cycle
@@ -22,6 +21,7 @@ from stored_attention import store_attention
 from tokens import coarsen, refine, widen_positions
 
 import vidsparse
+from vidsparse.atomic import replacing
 from vidsparse.shapes.model import build_transformer
 
 if TYPE_CHECKING:
@@ -67,13 +67,12 @@ class Weights:
         )
 
     def write(self, path: Path) -> None:
-        """Write float16 tensors under a temporary name, then rename the file."""
+        """Write float16 tensors, as a whole file or not at all."""
         named = self.transformer | {READER + key: value for key, value in self.reader.items()}
         tensors = {key: value.detach().half().cpu().contiguous() for key, value in named.items()}
-        temporary = path.with_suffix(".tmp")
         place = {"patch": self.patch, "phase": self.phase, "step": self.step, "done": self.done}
-        save_file(tensors, temporary, {key: str(value) for key, value in place.items()})
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, {key: str(value) for key, value in place.items()})
 
     def at(self, patch: int, fresh: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The transformer's state for tokens of another size; `fresh` is the state of a new one of that size."""

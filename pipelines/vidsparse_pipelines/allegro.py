@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from diffusers.models.embeddings import apply_rotary_emb_allegro
 
-from vidsparse.grid import VideoGrid
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor, text_mask
+from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor, text_mask
+from vidsparse_pipelines.attention import Attention
 
 
 class AllegroAdapter(Adapter):
@@ -18,18 +18,17 @@ class AllegroAdapter(Adapter):
     family = "Allegro"
     tasks = "text to video"
     layout = "video only; text by cross-attention"
+    processors = ("AllegroAttnProcessor2_0",)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks
         return {f"transformer_blocks.{i}.attn1": block.attn1 for i, block in enumerate(blocks)}
 
-    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
-        config: Any = transformer.config
-        frames, height, width = call["hidden_states"].shape[-3:]
-        return VideoGrid(frames // config.patch_size_t, height // config.patch_size, width // config.patch_size)
-
     def processor(self, original: Any, layer: SparseLayer) -> AllegroSparseProcessor:
         return AllegroSparseProcessor(original, layer)
+
+    def latents(self, frames: int) -> tuple[int, int]:
+        return frames, -(-(frames - frames % 2) // 4) + frames % 2
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
         width = 2 * config["attention_head_dim"]
@@ -39,9 +38,8 @@ class AllegroAdapter(Adapter):
         self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
     ) -> dict[str, Any]:
         config: Any = transformer.config
-        patches = config.patch_size_t, config.patch_size, config.patch_size
-        size = (side * patch for side, patch in zip(view, patches, strict=True))
-        # Of each axis a table of cosines and sines, and where each token stands on it.
+        size = (side * patch for side, patch in zip(view, self.patch(config), strict=True))
+        # A table of cosines and sines for each axis, and the position of each token on it.
         angles = [3 * noise(side, config.attention_head_dim // 3).float() for side in view]
         positions = torch.cartesian_prod(*(torch.arange(side) for side in view)).T[:, None]
         return {
@@ -55,34 +53,31 @@ class AllegroAdapter(Adapter):
 
 
 class AllegroSparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `AllegroAttnProcessor2_0` in self-attention."""
+    """Replaces diffusers' `AllegroAttnProcessor2_0` in self-attention."""
 
     def __call__(
         self,
-        attn: Any,
+        attn: Attention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
         image_rotary_emb: tuple[Any, Any] | None = None,
     ) -> torch.Tensor:
-        def dense() -> torch.Tensor:
+        call = self.layer.begin(self.unsupported(attention_mask))
+        if call.reason is not None:
             out: torch.Tensor = self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb, image_rotary_emb
             )
-            return out
-
-        def sparse(attend: Attend) -> torch.Tensor:
+        else:
             projected = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
             query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in projected)
             if image_rotary_emb is not None:
                 query, key = _rotate(query, image_rotary_emb), _rotate(key, image_rotary_emb)
-            out = attend(query, key, value).flatten(2)
+            out = call.attend(query, key, value).flatten(2)
             for module in attn.to_out:
                 out = module(out)
-            return out
-
-        return self.layer.run(dense, sparse, self.unsupported(attention_mask))
+        return self.layer.end(call, out)
 
 
 def _rotate(x: torch.Tensor, rotary: tuple[Any, Any]) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """CogVideoX 1.0 and 1.5 (`CogVideoXTransformer3DModel`), and ConsisID, which has the same blocks.
 
-Text stands before the video in one sequence, and no text token is masked. Call `fuse_qkv_projections` before
-`sparsify`, not after: it puts processors of its own in the place of ours.
+The text precedes the video in one sequence, and no text token is masked. Call `fuse_qkv_projections` before `sparsify`,
+not after: it replaces the processors.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from diffusers.models.attention_processor import FusedCogVideoXAttnProcessor2_0
 from diffusers.models.embeddings import apply_rotary_emb
 
-from vidsparse.grid import VideoGrid
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor
+from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.attention import FusableAttention, QueryKeyValue
 
 
 class CogVideoXAdapter(Adapter):
@@ -24,17 +24,18 @@ class CogVideoXAdapter(Adapter):
     family = "CogVideoX 1.0, 1.5"
     tasks = "text, image and video to video"
     layout = "text before the video"
+    processors = ("CogVideoXAttnProcessor2_0", "FusedCogVideoXAttnProcessor2_0")
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks
         return {f"transformer_blocks.{i}.attn1": block.attn1 for i, block in enumerate(blocks)}
 
-    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
-        config: Any = transformer.config
-        _, frames, _, height, width = call["hidden_states"].shape
-        frames //= getattr(config, "patch_size_t", None) or 1  # only 1.5 has patches in time
-        text = call["encoder_hidden_states"].shape[1]
-        return VideoGrid(frames, height // config.patch_size, width // config.patch_size, prefix=text)
+    def latent_sizes(self, call: Mapping[str, Any]) -> tuple[int, int, int]:
+        _, frames, _, height, width = call["hidden_states"].shape  # channels come after frames here
+        return frames, height, width
+
+    def extra_tokens(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> tuple[int, int]:
+        return call["encoder_hidden_states"].shape[1], 0
 
     def processor(self, original: Any, layer: SparseLayer) -> CogVideoXSparseProcessor:
         return CogVideoXSparseProcessor(original, layer)
@@ -92,36 +93,33 @@ class ConsisIDAdapter(CogVideoXAdapter):
 
 
 class CogVideoXSparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `CogVideoXAttnProcessor2_0`, or of the one for fused projections."""
+    """Replaces diffusers' `CogVideoXAttnProcessor2_0`, or of the one for fused projections."""
 
     def __call__(
         self,
-        attn: Any,
+        attn: FusableAttention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        text = encoder_hidden_states.shape[1]
-
-        def dense() -> tuple[torch.Tensor, ...]:
+        call = self.layer.begin(self.unsupported(attention_mask))
+        if call.reason is not None:
             out: tuple[torch.Tensor, ...] = self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
-            return out
+            return self.layer.end(call, out)
 
-        def sparse(attend: Attend) -> tuple[torch.Tensor, ...]:
-            query, key, value = self._project(attn, torch.cat((encoder_hidden_states, hidden_states), dim=1))
-            if image_rotary_emb is not None:  # CogVideoX 2B has none
-                query, key = _rotate(query, text, image_rotary_emb), _rotate(key, text, image_rotary_emb)
-            out = attend(query, key, value).flatten(2)
-            for module in attn.to_out:
-                out = module(out)
-            return out[:, text:], out[:, :text]
+        text = encoder_hidden_states.shape[1]
+        query, key, value = self._project(attn, torch.cat((encoder_hidden_states, hidden_states), dim=1))
+        if image_rotary_emb is not None:  # CogVideoX 2B has none
+            query, key = _rotate(query, text, image_rotary_emb), _rotate(key, text, image_rotary_emb)
+        attended = call.attend(query, key, value).flatten(2)
+        for module in attn.to_out:
+            attended = module(attended)
+        return self.layer.end(call, (attended[:, text:], attended[:, :text]))
 
-        return self.layer.run(dense, sparse, self.unsupported(attention_mask))
-
-    def _project(self, attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _project(self, attn: FusableAttention, hidden_states: torch.Tensor) -> QueryKeyValue:
         """Query, key and value [batch, tokens, heads, head_dim], normalised in each head."""
         # Unfusing sets the old processors and leaves `attn.fused_projections` True, so the processor decides.
         if isinstance(self.original, FusedCogVideoXAttnProcessor2_0):

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from vidsparse.grid import VideoGrid
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor
+from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.attention import Attention
+from vidsparse_pipelines.rotary import rotate_halves
 
 
 class CosmosAdapter(Adapter):
@@ -18,15 +19,12 @@ class CosmosAdapter(Adapter):
     family = "Cosmos 1, 2, 2.5"
     tasks = "text, image and video to video, control"
     layout = "video only; text and image by cross-attention"
+    processors = ("CosmosAttnProcessor2_0",)
+    vae_stride = (8, 8)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks
         return {f"transformer_blocks.{i}.attn1": block.attn1 for i, block in enumerate(blocks)}
-
-    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
-        config: Any = transformer.config
-        sizes = zip(call["hidden_states"].shape[-3:], config.patch_size, strict=True)
-        return VideoGrid(*(size // patch for size, patch in sizes))
 
     def timestep(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> float:
         """The noise on the scale of flow matching, from 0 to 1000.
@@ -68,23 +66,22 @@ class CosmosAdapter(Adapter):
 
 
 class CosmosSparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `CosmosAttnProcessor2_0` in self-attention."""
+    """Replaces diffusers' `CosmosAttnProcessor2_0` in self-attention."""
 
     def __call__(
         self,
-        attn: Any,
+        attn: Attention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        def dense() -> torch.Tensor:
+        call = self.layer.begin(self.unsupported(attention_mask))
+        if call.reason is not None:
             out: torch.Tensor = self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
-            return out
-
-        def sparse(attend: Attend) -> torch.Tensor:
+        else:
             projected = (project(hidden_states) for project in (attn.to_q, attn.to_k, attn.to_v))
             query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in projected)
             query, key = attn.norm_q(query), attn.norm_k(key)
@@ -92,15 +89,7 @@ class CosmosSparseProcessor(WrappedProcessor):
                 # [tokens, head_dim], each angle twice: once for either half.
                 cos, sin = (x.chunk(2, dim=-1)[0][:, None].to(query.device) for x in image_rotary_emb)
                 query, key = rotate_halves(query, cos, sin), rotate_halves(key, cos, sin)
-            out = attend(query, key, value).flatten(2).type_as(query)
+            out = call.attend(query, key, value).flatten(2).type_as(query)
             for module in attn.to_out:
                 out = module(out)
-            return out
-
-        return self.layer.run(dense, sparse, self.unsupported(attention_mask))
-
-
-def rotate_halves(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding that pairs each channel of the first half of the heads with its like in the second."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
+        return self.layer.end(call, out)

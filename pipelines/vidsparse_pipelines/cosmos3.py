@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor
-from vidsparse_pipelines.cosmos import rotate_halves
+from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.attention import Layer
+from vidsparse_pipelines.rotary import rotate_halves
 
 
 class Cosmos3Adapter(Adapter):
@@ -22,6 +23,8 @@ class Cosmos3Adapter(Adapter):
     family = "Cosmos 3"
     tasks = "text, image and video to video with sound and action, control"
     layout = "text and control before the video, sound and action after it"
+    processors = ("Cosmos3AttnProcessor",)
+    vae_stride = (4, 16)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         layers: Any = transformer.layers
@@ -47,11 +50,14 @@ class Cosmos3Adapter(Adapter):
         timesteps = (torch.as_tensor(call[name]) for name in names if call.get(name) is not None)
         return max((float(x.max()) for x in timesteps if x.numel()), default=0.0)
 
-    def width(self, attention: Any) -> int:
+    def attention_width(self, attention: Any) -> int:
         return int(attention.num_attention_heads * attention.head_dim)
 
     def processor(self, original: Any, layer: SparseLayer) -> Cosmos3SparseProcessor:
         return Cosmos3SparseProcessor(original, layer)
+
+    def patch(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
+        return 1, config["latent_patch_size"], config["latent_patch_size"]
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
         shared = config["num_attention_heads"] > config["num_key_value_heads"]  # keys that heads share
@@ -89,48 +95,65 @@ class Cosmos3Adapter(Adapter):
         return call | {"position_ids": joined, "sequence_length": joined.shape[1]}
 
 
+class _Cosmos3Attention(Protocol):
+    """Text has the plain names, what is generated the added ones; keys may have fewer heads than queries."""
+
+    head_dim: int
+    num_key_value_groups: int
+    to_q: Layer
+    to_k: Layer
+    to_v: Layer
+    norm_q: Layer
+    norm_k: Layer
+    k_norm_und_for_gen: Layer | None
+    add_q_proj: Layer
+    add_k_proj: Layer
+    add_v_proj: Layer
+    norm_added_q: Layer
+    norm_added_k: Layer
+    to_out: Layer
+    to_add_out: Layer
+
+
 class Cosmos3SparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `Cosmos3AttnProcessor`."""
+    """Replaces diffusers' `Cosmos3AttnProcessor`."""
 
     def __call__(
         self,
-        attn: Any,
+        attn: _Cosmos3Attention,
         und_seq: torch.Tensor,
         gen_seq: torch.Tensor,
         rotary_emb: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        def dense() -> tuple[torch.Tensor, ...]:
-            text, generated = self.original(attn, und_seq, gen_seq, rotary_emb)
-            return text[None], generated[None]  # the library counts samples, and this model has no such axis
+    ) -> tuple[torch.Tensor, ...]:
+        call = self.layer.begin(self.unsupported())
+        if call.reason is not None:
+            out: tuple[torch.Tensor, ...] = self.original(attn, und_seq, gen_seq, rotary_emb)
+            return self.layer.end(call, out)
 
-        def sparse(attend: Attend) -> tuple[torch.Tensor, ...]:
-            # [tokens, head_dim], each angle twice: once for either half.
-            cos_text, sin_text, cos, sin = (x.chunk(2, dim=-1)[0][:, None] for x in rotary_emb)
-            projected = attn.to_q(und_seq), attn.to_k(und_seq), attn.to_v(und_seq)
-            text_query, text_key, text_value = (x.unflatten(-1, (-1, attn.head_dim)) for x in projected)
-            text_query, text_key = attn.norm_q(text_query), attn.norm_k(text_key)
-            # Some checkpoints have a norm of their own for the text's keys as the video sees them.
-            seen_key = text_key if attn.k_norm_und_for_gen is None else attn.k_norm_und_for_gen(text_key)
-            text_query, text_key, seen_key = (
-                rotate_halves(x, cos_text, sin_text) for x in (text_query, text_key, seen_key)
-            )
-            text = _causal(text_query, text_key, text_value)
+        # [tokens, head_dim], each angle twice: once for either half.
+        cos_text, sin_text, cos, sin = (x.chunk(2, dim=-1)[0][:, None] for x in rotary_emb)
+        projected = attn.to_q(und_seq), attn.to_k(und_seq), attn.to_v(und_seq)
+        text_query, text_key, text_value = (x.unflatten(-1, (-1, attn.head_dim)) for x in projected)
+        text_query, text_key = attn.norm_q(text_query), attn.norm_k(text_key)
+        # Some checkpoints normalise the text's keys another way where the video sees them.
+        seen_key = text_key if attn.k_norm_und_for_gen is None else attn.k_norm_und_for_gen(text_key)
+        text_query, text_key, seen_key = (
+            rotate_halves(x, cos_text, sin_text) for x in (text_query, text_key, seen_key)
+        )
+        text = _causal(text_query, text_key, text_value)
 
-            projected = attn.add_q_proj(gen_seq), attn.add_k_proj(gen_seq), attn.add_v_proj(gen_seq)
-            query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in projected)
-            query, key = attn.norm_added_q(query), attn.norm_added_k(key)
-            query, key = rotate_halves(query, cos, sin), rotate_halves(key, cos, sin)
-            # The text's queries are there for the shape: what they would see without a causal mask is dropped.
-            query = torch.cat((text_query, query))
-            key, value = (
-                torch.cat(pair).repeat_interleave(attn.num_key_value_groups, dim=1)
-                for pair in ((seen_key, key), (text_value, value))
-            )
-            generated = attend(query[None], key[None], value[None])[:, len(und_seq) :].flatten(2).type_as(query)
-            return attn.to_out(text), attn.to_add_out(generated)
-
-        text, generated = self.layer.run(dense, sparse, self.unsupported())
-        return text[0], generated[0]
+        projected = attn.add_q_proj(gen_seq), attn.add_k_proj(gen_seq), attn.add_v_proj(gen_seq)
+        query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in projected)
+        query, key = attn.norm_added_q(query), attn.norm_added_k(key)
+        query, key = rotate_halves(query, cos, sin), rotate_halves(key, cos, sin)
+        # The text's queries are there for the shape: what they would see without a causal mask is dropped.
+        query = torch.cat((text_query, query))
+        key, value = (
+            torch.cat(pair).repeat_interleave(attn.num_key_value_groups, dim=1)
+            for pair in ((seen_key, key), (text_value, value))
+        )
+        attended = call.attend(query[None], key[None], value[None])[:, len(und_seq) :].flatten(2).type_as(query)
+        return self.layer.end(call, (attn.to_out(text)[0], attn.to_add_out(attended)[0]))
 
 
 def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

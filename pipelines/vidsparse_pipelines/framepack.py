@@ -1,4 +1,4 @@
-"""FramePack (`HunyuanVideoFramepackTransformer3DModel`): clean history stands before the noisy video, text after it."""
+"""FramePack (`HunyuanVideoFramepackTransformer3DModel`): clean history before the noisy video, text after it."""
 
 from __future__ import annotations
 

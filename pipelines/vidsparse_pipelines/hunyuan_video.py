@@ -1,16 +1,16 @@
-"""HunyuanVideo (`HunyuanVideoTransformer3DModel`): text and image to video. The text stands after the video."""
+"""HunyuanVideo (`HunyuanVideoTransformer3DModel`): text and image to video. The text follows the video."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, cast
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from vidsparse.grid import VideoGrid
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor, text_mask
+from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor, text_mask
+from vidsparse_pipelines.attention import Layer, QueryKeyValue
 
 
 class HunyuanVideoAdapter(Adapter):
@@ -19,9 +19,10 @@ class HunyuanVideoAdapter(Adapter):
     family = "HunyuanVideo"
     tasks = "text and image to video"
     layout = "text after the video, padding masked in each sample"
+    processors = ("HunyuanVideoAttnProcessor2_0",)
 
     def __init__(self) -> None:
-        self._counted = WeakTensorKeyDictionary()  # mask -> what `_leading` says of it; all layers get the same mask
+        self._counted = WeakTensorKeyDictionary()  # mask -> result of `_leading`; all layers get the same mask
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         return {
@@ -30,25 +31,17 @@ class HunyuanVideoAdapter(Adapter):
             for i, block in enumerate(getattr(transformer, blocks, ()))
         }
 
-    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
-        config: Any = transformer.config
-        frames, height, width = call["hidden_states"].shape[-3:]
-        view = frames // config.patch_size_t, height // config.patch_size, width // config.patch_size
-        prefix, suffix = self.extra_tokens(transformer, call)
-        return VideoGrid(*view, prefix, suffix)
-
     def extra_tokens(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> tuple[int, int]:
-        """How many tokens stand before and after the video in a forward call."""
         return 0, call["encoder_hidden_states"].shape[1]
 
     def real_keys(self, mask: torch.Tensor, batch: int, tokens: int) -> torch.Tensor | None:
-        """The mask that the model gives its attention, as bool [batch, tokens]; None if it says more than that."""
+        """The mask that the model gives its attention, as bool [batch, tokens]; None if it cannot be written so."""
         if mask.dtype == torch.bool and mask.shape == (batch, 1, 1, tokens):
             return mask[:, 0, 0]
         return None
 
     def valid(self, mask: torch.Tensor, batch: int, tokens: int, text: int) -> torch.Tensor | None:
-        """How many tokens are real, int32 [batch]; None if the mask hides more than trailing text."""
+        """The number of real tokens, int32 [batch]; None if the mask hides more than trailing text."""
         if mask not in self._counted:
             keys = self.real_keys(mask, batch, tokens)
             self._counted[mask] = (None, -1) if keys is None else _leading(keys)
@@ -66,8 +59,7 @@ class HunyuanVideoAdapter(Adapter):
         self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
     ) -> dict[str, Any]:
         config: Any = transformer.config
-        patches = config.patch_size_t, config.patch_size, config.patch_size
-        size = (side * patch for side, patch in zip(view, patches, strict=True))
+        size = (side * patch for side, patch in zip(view, self.patch(config), strict=True))
         return {
             "hidden_states": noise(batch, config.in_channels, *size),
             "timestep": torch.full((batch,), 500.0),
@@ -79,8 +71,26 @@ class HunyuanVideoAdapter(Adapter):
         }
 
 
+class _HunyuanVideoAttention(Protocol):
+    """Attention of dual-stream blocks; single-stream blocks have no weights for the text, nor output projections."""
+
+    heads: int
+    to_q: Layer
+    to_k: Layer
+    to_v: Layer
+    norm_q: Layer | None
+    norm_k: Layer | None
+    add_q_proj: Layer | None
+    add_k_proj: Layer
+    add_v_proj: Layer
+    norm_added_q: Layer | None
+    norm_added_k: Layer | None
+    to_out: Iterable[Layer] | None
+    to_add_out: Layer | None
+
+
 class HunyuanVideoSparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `HunyuanVideoAttnProcessor2_0`, and of its like in HunyuanVideo 1.5."""
+    """Replaces diffusers' `HunyuanVideoAttnProcessor2_0`, and its counterpart in HunyuanVideo 1.5."""
 
     def __init__(self, original: Any, layer: SparseLayer, adapter: HunyuanVideoAdapter):
         super().__init__(original, layer)
@@ -88,62 +98,71 @@ class HunyuanVideoSparseProcessor(WrappedProcessor):
 
     def __call__(
         self,
-        attn: Any,
+        attn: _HunyuanVideoAttention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: Any = None,
     ) -> tuple[torch.Tensor, ...]:
-        unsupported, valid = self.unsupported(), None
+        unsupported = self.unsupported()
+        valid: torch.Tensor | None = None
         if encoder_hidden_states is None:
             unsupported = "the call has no text tokens"
         elif unsupported is None and attention_mask is not None:
-            (batch, video, _), text = hidden_states.shape, encoder_hidden_states.shape[1]
-            valid = self.adapter.valid(attention_mask, batch, video + text, text)
+            (batch, tokens, _), extra = hidden_states.shape, encoder_hidden_states.shape[1]
+            valid = self.adapter.valid(attention_mask, batch, tokens + extra, extra)
             if valid is None:
                 unsupported = "the attention mask hides other tokens than padding after the text"
 
-        def dense() -> tuple[torch.Tensor, ...]:
+        call = self.layer.begin(unsupported)
+        if call.reason is not None:
             out: tuple[torch.Tensor, ...] = self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
-            return out
+            return self.layer.end(call, out)
 
-        def sparse(attend: Attend) -> tuple[torch.Tensor, ...]:
-            query, key, value = _project(attn, hidden_states)
-            if image_rotary_emb is not None:
-                query, key = (_rotate(x, image_rotary_emb) for x in (query, key))
-            of_text = _project(attn, encoder_hidden_states, added=attn.add_q_proj is not None)
-            query, key, value = (torch.cat(pair, dim=1) for pair in zip((query, key, value), of_text, strict=True))
-            extra_valid = None if valid is None else valid - self.layer.grid.video_tokens
-            out = attend(query, key, value, extra_valid).flatten(2).type_as(query)
-            video, text = out[:, : hidden_states.shape[1]], out[:, hidden_states.shape[1] :]
-            # A single-stream block projects both itself, together with its feed-forward.
-            for module in getattr(attn, "to_out", None) or ():
-                video = module(video)
-            return video, text if getattr(attn, "to_add_out", None) is None else attn.to_add_out(text)
-
-        return self.layer.run(dense, sparse, unsupported)
+        query, key, value = _project(attn, hidden_states)
+        if image_rotary_emb is not None:
+            query, key = (_rotate(x, image_rotary_emb) for x in (query, key))
+        of_text = _project_text(attn, encoder_hidden_states)
+        query, key, value = (torch.cat(pair, dim=1) for pair in zip((query, key, value), of_text, strict=True))
+        extra_valid = None if valid is None else valid - call.grid.video_tokens
+        attended = call.attend(query, key, value, extra_valid).flatten(2).type_as(query)
+        video, text = attended[:, : hidden_states.shape[1]], attended[:, hidden_states.shape[1] :]
+        # A single-stream block projects both itself, together with its feed-forward.
+        for module in getattr(attn, "to_out", None) or ():
+            video = module(video)
+        to_add_out: Layer | None = getattr(attn, "to_add_out", None)
+        return self.layer.end(call, (video, text if to_add_out is None else to_add_out(text)))
 
 
-def _project(attn: Any, states: Any, added: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query, key and value [batch, tokens, heads, head_dim]; `added`: by the projections that are the text's own."""
-    if added:
-        projections, norms = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), (attn.norm_added_q, attn.norm_added_k)
-    else:
-        projections, norms = (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k)
-    query, key, value = (projection(states).unflatten(2, (attn.heads, -1)) for projection in projections)
-    query, key = (x if norm is None else norm(x) for x, norm in zip((query, key), norms, strict=True))
-    return query, key, value
+def _project(attn: _HunyuanVideoAttention, states: Any) -> QueryKeyValue:
+    """Query, key and value [batch, tokens, heads, head_dim] of hidden states [batch, tokens, width]."""
+    projected = attn.to_q(states), attn.to_k(states), attn.to_v(states)
+    query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in projected)
+    return _normalised(query, attn.norm_q), _normalised(key, attn.norm_k), value
+
+
+def _project_text(attn: _HunyuanVideoAttention, states: Any) -> QueryKeyValue:
+    """The same by the text's own weights, where it has them."""
+    if attn.add_q_proj is None:
+        return _project(attn, states)
+    projected = attn.add_q_proj(states), attn.add_k_proj(states), attn.add_v_proj(states)
+    query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in projected)
+    return _normalised(query, attn.norm_added_q), _normalised(key, attn.norm_added_k), value
+
+
+def _normalised(x: torch.Tensor, norm: Layer | None) -> torch.Tensor:
+    return x if norm is None else norm(x)
 
 
 def _rotate(x: torch.Tensor, rotary: Any) -> torch.Tensor:
-    # The annotation of diffusers speaks of query and key together.
+    # diffusers annotates this function for query and key together.
     return cast(torch.Tensor, apply_rotary_emb(x, rotary, sequence_dim=1))
 
 
 def _leading(keys: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """How many keys of bool [batch, tokens] are True, int32 [batch], and the fewest; -1 if a False precedes a True."""
+    """Count the True keys of bool [batch, tokens]: int32 [batch], and the smallest; -1 if a False precedes a True."""
     count = keys.sum(dim=1, dtype=torch.int32)
     leads = keys == (torch.arange(keys.shape[1], device=keys.device) < count[:, None])
     return count, int(torch.where(leads.all(), count.min(), -1))

@@ -1,4 +1,4 @@
-"""HunyuanVideo 1.5 (`HunyuanVideo15Transformer3DModel`): image, glyph and prompt tokens stand after the video."""
+"""HunyuanVideo 1.5 (`HunyuanVideo15Transformer3DModel`): image, glyph and prompt tokens follow the video."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ class HunyuanVideo15Adapter(HunyuanVideoAdapter):
 
     family = "HunyuanVideo 1.5"
     layout = "image, glyphs and text after the video, padding last and masked in each sample"
+    processors = ("HunyuanVideo15AttnProcessor2_0",)
+    vae_stride = (4, 16)
 
     def extra_tokens(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> tuple[int, int]:
         encoders = "image_embeds", "encoder_hidden_states_2", "encoder_hidden_states"
         return 0, sum(call[name].shape[1] for name in encoders)
 
     def real_keys(self, mask: torch.Tensor, batch: int, tokens: int) -> torch.Tensor | None:
-        # The mask speaks of the last tokens alone. The model also hides keys from padded queries, which nobody reads.
+        # The mask covers the last tokens. The model also hides keys from padded queries, whose output is not used.
         if mask.ndim != 2 or mask.shape[0] != batch or mask.shape[1] > tokens:
             return None
         return torch.nn.functional.pad(mask.bool(), (tokens - mask.shape[1], 0), value=True)
@@ -39,8 +41,7 @@ class HunyuanVideo15Adapter(HunyuanVideoAdapter):
         self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise
     ) -> dict[str, Any]:
         config: Any = transformer.config
-        patches = config.patch_size_t, config.patch_size, config.patch_size
-        size = (side * patch for side, patch in zip(view, patches, strict=True))
+        size = (side * patch for side, patch in zip(view, self.patch(config), strict=True))
         glyphs, image = 4, noise(batch, 3, config.image_embed_dim)
         timestep = torch.full((batch,), 500.0).to(image)  # this model computes its embedding in the dtype of these
         return {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from vidsparse.grid import VideoGrid
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor
+from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.attention import Layer
+from vidsparse_pipelines.rotary import rotate_pairs_by_matrices
 
 
 class Kandinsky5Adapter(Adapter):
@@ -17,16 +18,15 @@ class Kandinsky5Adapter(Adapter):
     family = "Kandinsky 5"
     tasks = "text and image to video"
     layout = "video only; text by cross-attention"
+    processors = ("Kandinsky5AttnProcessor",)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.visual_transformer_blocks
         return {f"visual_transformer_blocks.{i}.self_attention": block.self_attention for i, block in enumerate(blocks)}
 
-    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
-        config: Any = transformer.config
-        # Channels are last here: [batch, frames, height, width, channels].
-        sizes = zip(call["hidden_states"].shape[1:4], config.patch_size, strict=True)
-        return VideoGrid(*(size // patch for size, patch in sizes))
+    def latent_sizes(self, call: Mapping[str, Any]) -> tuple[int, int, int]:
+        _, frames, height, width, _ = call["hidden_states"].shape  # channels are last here
+        return frames, height, width
 
     def processor(self, original: Any, layer: SparseLayer) -> Kandinsky5SparseProcessor:
         return Kandinsky5SparseProcessor(original, layer)
@@ -52,31 +52,27 @@ class Kandinsky5Adapter(Adapter):
         }
 
 
+class _Kandinsky5Attention(Protocol):
+    num_heads: int
+    to_query: Layer
+    to_key: Layer
+    to_value: Layer
+    query_norm: Layer
+    key_norm: Layer
+    out_layer: Layer
+
+
 class Kandinsky5SparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `Kandinsky5AttnProcessor` in visual self-attention."""
+    """Replaces diffusers' `Kandinsky5AttnProcessor` in visual self-attention."""
 
     def __call__(
         self,
-        attn: Any,
+        attn: _Kandinsky5Attention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         rotary_emb: torch.Tensor | None = None,
         sparse_params: dict[str, Any] | None = None,
     ) -> torch.Tensor:
-        def dense() -> torch.Tensor:
-            out: torch.Tensor = self.original(attn, hidden_states, encoder_hidden_states, rotary_emb, sparse_params)
-            return out
-
-        def sparse(attend: Attend) -> torch.Tensor:
-            projected = (project(hidden_states) for project in (attn.to_query, attn.to_key, attn.to_value))
-            query, key, value = (x.unflatten(-1, (attn.num_heads, -1)) for x in projected)
-            query = attn.query_norm(query.float()).type_as(query)
-            key = attn.key_norm(key.float()).type_as(key)
-            if rotary_emb is not None:
-                query, key = _rotate(query, rotary_emb), _rotate(key, rotary_emb)
-            out: torch.Tensor = attn.out_layer(attend(query, key, value).flatten(2))
-            return out
-
         unsupported = self.unsupported()
         if sparse_params is not None:
             # Its tokens are not in raster order either.
@@ -84,10 +80,15 @@ class Kandinsky5SparseProcessor(WrappedProcessor):
                 "the model's own sparse attention (nabla) is on; "
                 "transformer.register_to_config(attention_type='regular') turns it off"
             )
-        return self.layer.run(dense, sparse, unsupported)
-
-
-def _rotate(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding on neighbouring pairs, by matrices [1, tokens, 1, head_dim / 2, 2, 2]."""
-    rotated: torch.Tensor = (matrices * x.float().unflatten(-1, (-1, 1, 2))).sum(dim=-1).flatten(-2)
-    return rotated.to(torch.bfloat16).type_as(x)  # the model rounds here, whatever its own dtype
+        call = self.layer.begin(unsupported)
+        if call.reason is not None:
+            out: torch.Tensor = self.original(attn, hidden_states, encoder_hidden_states, rotary_emb, sparse_params)
+        else:
+            projected = (project(hidden_states) for project in (attn.to_query, attn.to_key, attn.to_value))
+            query, key, value = (x.unflatten(-1, (attn.num_heads, -1)) for x in projected)
+            query = attn.query_norm(query.float()).type_as(query)
+            key = attn.key_norm(key.float()).type_as(key)
+            if rotary_emb is not None:
+                query, key = (rotate_pairs_by_matrices(x, rotary_emb) for x in (query, key))
+            out = attn.out_layer(call.attend(query, key, value).flatten(2))
+        return self.layer.end(call, out)

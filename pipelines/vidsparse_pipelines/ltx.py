@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor, text_mask
-from vidsparse_pipelines.wan import rotate_pairs
+from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor, text_mask
+from vidsparse_pipelines.attention import Attention
+from vidsparse_pipelines.coords import grid_of_coords
+from vidsparse_pipelines.rotary import rotate_pairs
 
 
 class LTXAdapter(Adapter):
@@ -23,6 +24,8 @@ class LTXAdapter(Adapter):
     family = "LTX-Video"
     tasks = "text, image and video to video"
     layout = "condition frames before or after the video; text by cross-attention"
+    processors: tuple[str, ...] = ("LTXVideoAttnProcessor",)
+    vae_stride = (8, 32)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks
@@ -34,7 +37,7 @@ class LTXAdapter(Adapter):
             return VideoGrid(call["num_frames"], call["height"], call["width"])
         return grid_of_coords(coords[0])
 
-    def processor(self, original: Any, layer: SparseLayer) -> LTXSparseProcessor:
+    def processor(self, original: Any, layer: SparseLayer) -> WrappedProcessor:
         return LTXSparseProcessor(original, layer)
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,50 +62,28 @@ class LTXAdapter(Adapter):
 
 
 class LTXSparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `LTXVideoAttnProcessor` in self-attention."""
+    """Replaces diffusers' `LTXVideoAttnProcessor` in self-attention."""
 
     def __call__(
         self,
-        attn: Any,
+        attn: Attention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        def dense() -> torch.Tensor:
+        call = self.layer.begin(self.unsupported(attention_mask))
+        if call.reason is not None:
             out: torch.Tensor = self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
-            return out
-
-        def sparse(attend: Attend) -> torch.Tensor:
+        else:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
             query, key = attn.norm_q(query), attn.norm_k(key)
             if image_rotary_emb is not None:  # over all heads together: [batch, tokens, heads * head_dim]
                 query, key = rotate_pairs(query, *image_rotary_emb), rotate_pairs(key, *image_rotary_emb)
             query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))
-            out = attend(query, key, value).flatten(2).type_as(query)
+            out = call.attend(query, key, value).flatten(2).type_as(query)
             for module in attn.to_out:
                 out = module(out)
-            return out
-
-        return self.layer.run(dense, sparse, self.unsupported(attention_mask))
-
-
-def grid_of_coords(coords: torch.Tensor) -> VideoGrid:
-    """The grid of tokens at these (time, row, column) coordinates [3, tokens].
-
-    Frames come in runs of rising time. The longest run is the video; the others are conditions.
-
-    Raises:
-        NotImplementedError: coordinates in no raster order.
-    """
-    coords = coords.float().cpu()
-    rows, columns = coords[1].unique(), coords[2].unique()
-    size = len(rows) * len(columns)
-    times = coords[0, ::size]
-    if not torch.equal(torch.cartesian_prod(times, rows, columns).T, coords):
-        raise NotImplementedError("the video coordinates are those of no grid of frames x height x width")
-    falls = (times.diff() <= 0).nonzero().flatten() + 1
-    start, end = max(pairwise([0, *falls.tolist(), len(times)]), key=lambda run: run[1] - run[0])
-    return VideoGrid(end - start, len(rows), len(columns), start * size, (len(times) - end) * size)
+        return self.layer.end(call, out)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse.runtime.adapter import TEXT_TOKENS, Attend, Noise, SparseLayer, text_mask
-from vidsparse_pipelines.cosmos import rotate_halves
-from vidsparse_pipelines.ltx import LTXAdapter, LTXSparseProcessor
-from vidsparse_pipelines.wan import rotate_pairs
+from vidsparse.runtime.adapter import TEXT_TOKENS, Noise, SparseLayer, WrappedProcessor, text_mask
+from vidsparse_pipelines.attention import Attention, Layer
+from vidsparse_pipelines.ltx import LTXAdapter
+from vidsparse_pipelines.rotary import rotate_halves, rotate_pairs
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 
@@ -26,6 +26,7 @@ class LTX2Adapter(LTXAdapter):
     family = "LTX-2"
     tasks = "text, image and video to video with sound"
     layout = "key frames and references after the video; text and sound by cross-attention"
+    processors = ("LTX2AudioVideoAttnProcessor", "LTX2PerturbedAttnProcessor")
 
     def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
         sizes: list[Any] = [call.get(name) for name in ("num_frames", "height", "width")]
@@ -33,8 +34,8 @@ class LTX2Adapter(LTXAdapter):
             coords = call["video_coords"][..., 0]  # each token's start along each axis, without its end
             return super().grid(transformer, {**call, "video_coords": coords})
         config: Any = transformer.config
-        patches = (config.patch_size_t, config.patch_size, config.patch_size)
-        frames, height, width = (math.ceil(size / patch) for size, patch in zip(sizes, patches, strict=True))
+        patches = zip(sizes, self.patch(config), strict=True)
+        frames, height, width = (math.ceil(size / patch) for size, patch in patches)
         suffix = call["hidden_states"].shape[1] - frames * height * width
         return VideoGrid(frames, height, width, suffix=suffix)
 
@@ -68,12 +69,19 @@ class LTX2Adapter(LTXAdapter):
         }
 
 
-class LTX2SparseProcessor(LTXSparseProcessor):
-    """Takes the place of `LTX2AudioVideoAttnProcessor` and `LTX2PerturbedAttnProcessor` in video self-attention."""
+class LTX2Attention(Attention, Protocol):
+    """Attention with one of two rotary embeddings, and in some models a gate for each head."""
+
+    rope_type: str
+    to_gate_logits: Layer | None
+
+
+class LTX2SparseProcessor(WrappedProcessor):
+    """Replaces `LTX2AudioVideoAttnProcessor` and `LTX2PerturbedAttnProcessor` in video self-attention."""
 
     def __call__(
         self,
-        attn: Any,
+        attn: LTX2Attention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -82,26 +90,23 @@ class LTX2SparseProcessor(LTXSparseProcessor):
         perturbation_mask: torch.Tensor | None = None,
         all_perturbed: bool | None = None,
     ) -> torch.Tensor:
-        def dense() -> torch.Tensor:
-            guidance = {"perturbation_mask": perturbation_mask, "all_perturbed": all_perturbed}
-            out: torch.Tensor = self.original(
-                attn,
-                hidden_states,
-                encoder_hidden_states,
-                attention_mask,
-                query_rotary_emb,
-                key_rotary_emb,
-                # Only the processor of LTX-2.3 and later takes these.
-                **({} if all_perturbed is None and perturbation_mask is None else guidance),
-            )
-            return out
-
-        def sparse(attend: Attend) -> torch.Tensor:
+        # Only the processor of LTX-2.3 and later takes these.
+        guidance = {"perturbation_mask": perturbation_mask, "all_perturbed": all_perturbed}
+        guidance = {} if all_perturbed is None and perturbation_mask is None else guidance
+        arguments = attn, hidden_states, encoder_hidden_states, attention_mask, query_rotary_emb, key_rotary_emb
+        if all_perturbed or (all_perturbed is None and perturbation_mask is not None and not perturbation_mask.any()):
+            # Spatio-temporal guidance puts values in the place of attention: there is nothing to report.
+            values: torch.Tensor = self.original(*arguments, **guidance)
+            return values
+        call = self.layer.begin(self.unsupported(attention_mask))
+        if call.reason is not None:
+            out: torch.Tensor = self.original(*arguments, **guidance)
+        else:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
             query, key = attn.norm_q(query), attn.norm_k(key)
             query, key = (_embed(x, query_rotary_emb, attn.rope_type, attn.heads) for x in (query, key))
             value = value.unflatten(-1, (attn.heads, -1))
-            out = attend(query, key, value).type_as(query)
+            out = call.attend(query, key, value).type_as(query)
             if perturbation_mask is not None:
                 out = torch.lerp(value, out, perturbation_mask[..., None])
             if attn.to_gate_logits is not None:
@@ -109,11 +114,7 @@ class LTX2SparseProcessor(LTXSparseProcessor):
             out = out.flatten(2)
             for module in attn.to_out:
                 out = module(out)
-            return out
-
-        if all_perturbed or (all_perturbed is None and perturbation_mask is not None and not perturbation_mask.any()):
-            return dense()  # spatio-temporal guidance puts values in the place of attention: there is none to report
-        return self.layer.run(dense, sparse, self.unsupported(attention_mask))
+        return self.layer.end(call, out)
 
 
 def _embed(x: torch.Tensor, rotary: Rotary | None, kind: str, heads: int) -> torch.Tensor:

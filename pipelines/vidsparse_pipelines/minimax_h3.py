@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor
-from vidsparse_pipelines.cosmos import rotate_halves
-from vidsparse_pipelines.ltx import grid_of_coords
+from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.attention import FusableAttention
+from vidsparse_pipelines.coords import grid_of_coords
+from vidsparse_pipelines.rotary import rotate_halves_of_first
 
 
 class MiniMaxH3Adapter(Adapter):
@@ -21,6 +22,8 @@ class MiniMaxH3Adapter(Adapter):
     family = "MiniMax-H3"
     tasks = "text, key frames and references to video with sound"
     layout = "text, conditions and sound before the video"
+    processors = ("MiniMaxH3AttnProcessor",)
+    vae_stride = (4, 16)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks
@@ -37,7 +40,7 @@ class MiniMaxH3Adapter(Adapter):
     def timestep(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> float:
         """The noise of the generated video: sound and conditions have their own.
 
-        H3 counts from 0 for pure noise to 1 for none, and says for each token which timestep of a few it has.
+        H3 counts from 0 for pure noise to 1 for none, and gives each token the index of its timestep.
         """
         del transformer
         timestep = torch.as_tensor(call["timestep"])
@@ -47,6 +50,10 @@ class MiniMaxH3Adapter(Adapter):
 
     def processor(self, original: Any, layer: SparseLayer) -> MiniMaxH3SparseProcessor:
         return MiniMaxH3SparseProcessor(original, layer)
+
+    def latents(self, frames: int) -> tuple[int, int]:
+        chunks = max(0, round((frames - 5) / 17))  # of 17 frames and 5 latent frames, after the first 5 and 2
+        return 17 * chunks + 5, 5 * chunks + 2
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
         small = {"num_attention_heads": 2, "num_layers": 2, "num_refiner_layers": 1, "hidden_size": 64, "ffn_dim": 64}
@@ -78,20 +85,19 @@ class MiniMaxH3Adapter(Adapter):
 
 
 class MiniMaxH3SparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `MiniMaxH3AttnProcessor`, but for the text's refiner."""
+    """Replaces diffusers' `MiniMaxH3AttnProcessor`, but for the text's refiner."""
 
     def __call__(
         self,
-        attn: Any,
+        attn: FusableAttention,
         hidden_states: torch.Tensor,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        def dense() -> torch.Tensor:
+        call = self.layer.begin(self.unsupported(attention_mask))
+        if call.reason is not None:
             out: torch.Tensor = self.original(attn, hidden_states, rotary_emb, attention_mask)
-            return out
-
-        def sparse(attend: Attend) -> torch.Tensor:
+        else:
             if attn.fused_projections:
                 projected = attn.to_qkv(hidden_states).chunk(3, dim=-1)
             else:
@@ -99,17 +105,8 @@ class MiniMaxH3SparseProcessor(WrappedProcessor):
             query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in projected)
             query, key = attn.norm_q(query), attn.norm_k(key)
             if rotary_emb is not None:
-                query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)
-            out = attend(query, key, value).flatten(2).type_as(query)
+                query, key = (rotate_halves_of_first(x, *rotary_emb) for x in (query, key))
+            out = call.attend(query, key, value).flatten(2).type_as(query)
             for module in attn.to_out:
                 out = module(out)
-            return out
-
-        return self.layer.run(dense, sparse, self.unsupported(attention_mask))
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of the first channels of each head; `cos` and `sin` [tokens, channels] hold each angle twice."""
-    rotated, rest = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), dim=-1)
-    cos, sin = (angles.chunk(2, dim=-1)[0][:, None].to(x.dtype) for angles in (cos, sin))
-    return torch.cat((rotate_halves(rotated, cos, sin), rest), dim=-1)
+        return self.layer.end(call, out)

@@ -1,14 +1,15 @@
-"""Mochi (`MochiTransformer3DModel`): two streams with weights of their own, video before text, padded text no key."""
+"""Mochi (`MochiTransformer3DModel`): two streams with their own weights; text after the video, padding masked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from vidsparse.grid import VideoGrid
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor, text_mask
+from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor, text_mask
+from vidsparse_pipelines.attention import JointAttention, QueryKeyValue
+from vidsparse_pipelines.rotary import rotate_pairs_of_heads
 
 TRAIN_TIMESTEPS = 1000  # Mochi's timesteps are 0 for pure noise and this for none
 
@@ -19,16 +20,15 @@ class MochiAdapter(Adapter):
     family = "Mochi"
     tasks = "text to video"
     layout = "text after the video, padding masked in each sample"
+    processors = ("MochiAttnProcessor2_0",)
+    vae_stride = (6, 8)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks
         return {f"transformer_blocks.{i}.attn1": block.attn1 for i, block in enumerate(blocks)}
 
-    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
-        config: Any = transformer.config
-        frames, height, width = call["hidden_states"].shape[-3:]
-        text = call["encoder_hidden_states"].shape[1]
-        return VideoGrid(frames, height // config.patch_size, width // config.patch_size, suffix=text)
+    def extra_tokens(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> tuple[int, int]:
+        return 0, call["encoder_hidden_states"].shape[1]
 
     def processor(self, original: Any, layer: SparseLayer) -> MochiSparseProcessor:
         return MochiSparseProcessor(original, layer)
@@ -57,60 +57,57 @@ class MochiAdapter(Adapter):
         }
 
 
+class _MochiAttention(JointAttention, Protocol):
+    context_pre_only: bool  # in the last block, whose text nothing reads
+
+
 class MochiSparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `MochiAttnProcessor2_0`."""
+    """Replaces diffusers' `MochiAttnProcessor2_0`."""
 
     def __call__(
         self,
-        attn: Any,
+        attn: _MochiAttention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        def dense() -> tuple[torch.Tensor, ...]:
+        call = self.layer.begin(self.unsupported())
+        if call.reason is not None:
             out: tuple[torch.Tensor, ...] = self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
-            return out
+            return self.layer.end(call, out)
 
-        def sparse(attend: Attend) -> tuple[torch.Tensor, ...]:
-            # Mochi packs the real text tokens to the front and leaves their outputs there, the others being 0.
-            real = attention_mask.to(hidden_states.device).bool().flatten(1)
-            order = (~real).int().argsort(dim=1, stable=True)
-            packed = encoder_hidden_states.take_along_dim(order[..., None], dim=1)
-            padding = ~real.take_along_dim(order, dim=1)[..., None]
+        # Mochi packs the real text tokens to the front and leaves their outputs there, the others being 0.
+        real = attention_mask.to(hidden_states.device).bool().flatten(1)
+        order = (~real).int().argsort(dim=1, stable=True)
+        packed = encoder_hidden_states.take_along_dim(order[..., None], dim=1)
+        padding = ~real.take_along_dim(order, dim=1)[..., None]
 
-            query, key, value = _project_video(attn, hidden_states)
-            if image_rotary_emb is not None:
-                query, key = _rotate(query, *image_rotary_emb), _rotate(key, *image_rotary_emb)
-            pairs = zip((query, key, value), _project_text(attn, packed), strict=True)
-            out = attend(*(torch.cat(pair, dim=1) for pair in pairs), real.sum(dim=1, dtype=torch.int32)).flatten(2)
+        query, key, value = _project_video(attn, hidden_states)
+        if image_rotary_emb is not None:
+            query, key = (rotate_pairs_of_heads(x, *image_rotary_emb) for x in (query, key))
+        pairs = zip((query, key, value), _project_text(attn, packed), strict=True)
+        query, key, value = (torch.cat(pair, dim=1) for pair in pairs)
+        attended = call.attend(query, key, value, real.sum(dim=1, dtype=torch.int32)).flatten(2)
 
-            video, text = out.split((hidden_states.shape[1], packed.shape[1]), dim=1)
-            text = text.masked_fill(padding, 0.0)
-            for module in attn.to_out:
-                video = module(video)
-            return video, text if attn.context_pre_only else attn.to_add_out(text)
-
-        return self.layer.run(dense, sparse, self.unsupported())
+        video, text = attended.split((hidden_states.shape[1], packed.shape[1]), dim=1)
+        text = text.masked_fill(padding, 0.0)
+        for module in attn.to_out:
+            video = module(video)
+        return self.layer.end(call, (video, text if attn.context_pre_only else attn.to_add_out(text)))
 
 
-def _project_video(attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _project_video(attn: _MochiAttention, hidden_states: torch.Tensor) -> QueryKeyValue:
     """Query, key and value [batch, tokens, heads, head_dim], normalised in each head."""
     projected = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
     query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in projected)
     return attn.norm_q(query), attn.norm_k(key), value
 
 
-def _project_text(attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _project_text(attn: _MochiAttention, hidden_states: torch.Tensor) -> QueryKeyValue:
     """The same by the text's own weights."""
     projected = attn.add_q_proj(hidden_states), attn.add_k_proj(hidden_states), attn.add_v_proj(hidden_states)
     query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in projected)
     return attn.norm_added_q(query), attn.norm_added_k(key), value
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding on neighbouring pairs, by angles of each head: `cos` and `sin` are [tokens, heads, pairs]."""
-    even, odd = x[..., 0::2].float(), x[..., 1::2].float()
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)

@@ -18,12 +18,13 @@ class SkyReelsV2Adapter(WanAdapter):
     """Self-attention (`attn1`) of each block: its modules, layout and processor are those of Wan.
 
     Diffusion forcing gives each frame a timestep; the noisiest counts. Where the others are not those of given frames
-    (`ar_step` above 0), a call is no step of a schedule, and runs dense. So does the autoregressive mode
+    (`ar_step` above 0), a call is not a step of a schedule and runs dense. So does the autoregressive mode
     (`num_frame_per_block` above 1), which masks attention by blocks of frames.
     """
 
     family = "SkyReels-V2"
     tasks = "text and image to video, synchronous diffusion forcing"
+    processors = ("SkyReelsV2AttnProcessor",)
 
     def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
         noise = torch.as_tensor(call["timestep"])

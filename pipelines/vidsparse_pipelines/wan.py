@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from vidsparse.grid import VideoGrid
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Attend, Noise, SparseLayer, WrappedProcessor
+from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor
+from vidsparse_pipelines.attention import FusableAttention, QueryKeyValue
+from vidsparse_pipelines.rotary import rotate_pairs
 
 IMAGE_TOKENS, LAST_TOKENS_ARE_TEXT = 5, 512
 
@@ -20,15 +21,11 @@ class WanAdapter(Adapter):
     family = "Wan 2.1, 2.2"
     tasks = "text, image, first and last frame to video; both experts"
     layout = "video only; text and image by cross-attention"
+    processors = ("WanAttnProcessor",)
     gated = True
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         return {f"blocks.{i}.attn1": block.attn1 for i, block in enumerate(transformer.blocks)}  # type: ignore[arg-type]
-
-    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
-        config: Any = transformer.config
-        sizes = zip(call["hidden_states"].shape[-3:], config.patch_size, strict=True)
-        return VideoGrid(*(size // patch for size, patch in sizes))
 
     def processor(self, original: Any, layer: SparseLayer) -> WanSparseProcessor:
         return WanSparseProcessor(original, layer)
@@ -63,33 +60,30 @@ class WanAdapter(Adapter):
 
 
 class WanSparseProcessor(WrappedProcessor):
-    """Takes the place of diffusers' `WanAttnProcessor` in self-attention."""
+    """Replaces diffusers' `WanAttnProcessor` in self-attention."""
 
     def __call__(
         self,
-        attn: Any,
+        attn: FusableAttention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        def dense() -> torch.Tensor:
+        call = self.layer.begin(self.unsupported(attention_mask))
+        if call.reason is not None:
             out: torch.Tensor = self.original(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
-            return out
-
-        def sparse(attend: Attend) -> torch.Tensor:
+        else:
             query, key, value = _project(attn, hidden_states)
             if rotary_emb is not None:
                 query, key = rotate_pairs(query, *rotary_emb), rotate_pairs(key, *rotary_emb)
-            out = attend(query, key, value, **_gate(attn, hidden_states)).flatten(2).type_as(query)
+            out = call.attend(query, key, value, gate=_gate(attn, hidden_states)).flatten(2).type_as(query)
             for module in attn.to_out:
                 out = module(out)
-            return out
-
-        return self.layer.run(dense, sparse, self.unsupported(attention_mask))
+        return self.layer.end(call, out)
 
 
-def _project(attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _project(attn: FusableAttention, hidden_states: torch.Tensor) -> QueryKeyValue:
     """Query, key and value [batch, tokens, heads, head_dim], normalised over all heads together as Wan does."""
     if attn.fused_projections:
         query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
@@ -99,15 +93,9 @@ def _project(attn: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torc
     return query, key, value
 
 
-def _gate(attn: Any, hidden_states: torch.Tensor) -> dict[str, torch.Tensor]:
+def _gate(attn: FusableAttention, hidden_states: torch.Tensor) -> torch.Tensor | None:
     """The gate [batch, tokens, heads, head_dim] of a module that has one, see `load_gates`."""
     if not hasattr(attn, "to_gate_compress"):
-        return {}
-    return {"gate": attn.to_gate_compress(hidden_states).unflatten(-1, (attn.heads, -1))}
-
-
-def rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding on neighbouring pairs; `cos` and `sin` hold each angle twice, [1, tokens, 1, head_dim]."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    cos, sin = cos[..., 0::2], sin[..., 1::2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)
+        return None
+    gate: torch.Tensor = attn.to_gate_compress(hidden_states).unflatten(-1, (attn.heads, -1))
+    return gate

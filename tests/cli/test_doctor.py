@@ -17,7 +17,8 @@ from twins import ignores_warnings
 import vidsparse_pipelines
 from vidsparse.cli import app
 from vidsparse.doctor import CHECKS
-from vidsparse.doctor.models import transformers_of
+from vidsparse.doctor.support import END, START, put_support_table
+from vidsparse.generation.transformers import configured_transformers
 from vidsparse_pipelines import ADAPTERS
 
 pytestmark = ignores_warnings
@@ -67,8 +68,33 @@ def test_a_folder_is_diagnosed_without_weights(vidsparse: Any, pipeline: Path) -
 
 
 def test_a_folder_of_the_transformer_alone(vidsparse: Any, pipeline: Path) -> None:
-    assert list(transformers_of(str(pipeline / "transformer"))) == ["transformer"]
-    assert transformers_of("WanTransformer3DModel") == {"WanTransformer3DModel": (diffusers.WanTransformer3DModel, {})}
+    assert list(configured_transformers(str(pipeline / "transformer"))) == ["transformer"]
+    assert configured_transformers("WanTransformer3DModel") == {
+        "WanTransformer3DModel": (diffusers.WanTransformer3DModel, {})
+    }
+
+
+def test_the_model_that_ships_with_the_package(vidsparse: Any) -> None:
+    code, out, err = vidsparse("shapes")
+    assert code == 0, err
+    assert "transformer: WanTransformer3DModel" in out and "bit for bit, 2 layers" in out
+    assert configured_transformers("shapes")["transformer"][1]["num_layers"] == 6
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")], ids=["ctrl-c", "full"])
+def test_a_support_table_is_written_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any) -> None:
+    path, old = tmp_path / "README.md", f"before\n{START}\nold\n{END}\nafter\n"
+    path.write_text(old)
+    write = Path.write_text
+
+    def broken(self: Path, text: str, **settings: Any) -> int:
+        write(self, text[:10], **settings)
+        raise error
+
+    monkeypatch.setattr(Path, "write_text", broken)
+    with pytest.raises(type(error) if isinstance(error, OSError) else error):
+        put_support_table(path, {})
+    assert path.read_text() == old and os.listdir(tmp_path) == ["README.md"]
 
 
 def test_a_failure_says_what_should_be_and_exits_with_one(vidsparse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,12 +127,18 @@ def test_all_families_are_one_table(vidsparse: Any, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["NoSuchTransformer"], "model 'NoSuchTransformer' is unknown; give a folder, a Hub id such as Wan-AI/"),
+        (
+            ["NoSuchTransformer"],
+            "model 'NoSuchTransformer' is unknown; give 'shapes', a folder, a Hub id such as",
+        ),
         (["AutoencoderKLWan"], "no adapter for AutoencoderKLWan; vidsparse serves AllegroTransformer3DModel; "),
-        (["."], "the folder . has no transformer: neither transformer/config.json nor config.json"),
+        (["."], "model . has no transformer: neither transformer/config.json nor config.json"),
         (["foreign"], f"diffusers {diffusers.__version__} has no Foreign; vidsparse.doctor.diagnose takes classes"),
         (["nameless"], "config.json of nameless names no class of diffusers"),
-        (["nobody/nothing"], "cannot read the settings of model 'nobody/nothing'"),
+        (
+            ["nobody/nothing"],
+            "cannot reach huggingface.co, and model_index.json of model 'nobody/nothing'",
+        ),
         (["WanTransformer3DModel", "--json", "missing/a.json"], "the folder missing does not exist"),
         (["WanTransformer3DModel", "--support", "README.md"], "--support writes a table of all classes; leave out"),
         (["--support", "README.md"], "README.md has no place for the table; put <!-- support -->"),

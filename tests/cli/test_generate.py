@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +13,14 @@ from typing import Any
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+import torch
 from command_line import PROMPT, small_sample, tiny_pipeline, vidsparse_in_a_folder
 from diffusers import WanPipeline
 from needs import needs_weights
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from vidsparse.atomic import replacing
-from vidsparse.cli import sampling
-from vidsparse.cli.compare import similarity
-from vidsparse.cli.video import side_by_side, to_pixels, write_video
+from vidsparse.generation.models import Model
 
 ROOT = Path(__file__).parents[2]
 vidsparse = pytest.fixture(vidsparse_in_a_folder)
@@ -59,13 +59,6 @@ def test_frames_that_do_not_fit_are_replaced_with_a_note(vidsparse: Any, small: 
     assert len(imageio.imread("a.mp4", plugin="FFMPEG")) == 5
 
 
-@pytest.mark.parametrize(
-    ("frames", "stride", "used"), [(33, 4, 33), (34, 4, 33), (35, 4, 33), (36, 4, 37), (2, 4, 1), (10, 8, 9), (7, 1, 7)]
-)
-def test_nearest_legal_frames(frames: int, stride: int, used: int) -> None:
-    assert sampling.fit_frames(frames, stride) == used
-
-
 def test_compare_writes_all_that_is_asked_for(vidsparse: Any, small: list[str]) -> None:
     files = ["--dense-output", "d.mp4", "--sparse-output", "s.mp4", "--strip", "s.png", "--json", "c.json"]
     done = vidsparse("compare", PROMPT, *small, "-o", "both.mp4", *files)
@@ -83,33 +76,68 @@ def test_compare_writes_all_that_is_asked_for(vidsparse: Any, small: list[str]) 
     assert "PSNR to dense" in done.out
 
 
+def test_steps_that_are_all_dense_are_noted_before_the_model_is_loaded(
+    vidsparse: Any, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    load = Model.load
+    monkeypatch.setattr(Model, "load", lambda *given: order.append("loaded") or load(*given))
+    monkeypatch.setattr("vidsparse.cli.request.note", order.append)
+    assert vidsparse("generate", PROMPT, *small, "--dense-steps", 9, "-o", "a.mp4").code == 0
+    said = "all 2 steps are dense, so nothing will be sparse; use --dense-steps 1, or more --steps"
+    assert order == [said, "loaded"]
+    assert vidsparse("generate", PROMPT, *small, "-o", "a.mp4").code == 0 and order[2:] == ["loaded"]
+
+
+def test_few_steps_are_sparse_by_default(vidsparse: Any, small: list[str]) -> None:
+    for steps, counts in ((1, (4, 0)), (4, (12, 4))):  # two layers, with and without the prompt
+        done = vidsparse("generate", PROMPT, *small[:-2], "--steps", steps, "-o", "a.mp4", "--report", "a.json")
+        assert done.code == 0, done.err
+        report = json.loads(Path("a.json").read_text())["attention"]
+        assert (report["sparse_calls"], report["dense_calls"]) == counts and "are dense" not in done.err
+
+
+def test_a_checkpoint_with_gates_runs_with_its_coarse_branch(
+    vidsparse: Any, small: list[str], tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("gated") / "model"
+    shutil.copytree(tiny, folder)
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    for name in [name for name in weights if ".attn1.to_q." in name]:
+        weights[name.replace("attn1.to_q", "to_gate_compress")] = 3 * torch.randn_like(weights[name])
+    save_file(weights, file)
+    asked, sparse = [*small, "--model", folder, "--scale", 1], ["--pattern", "video-sparse", "--density", 0.5]
+    ran, noted = {}, {}
+    for name, more in (
+        ("gated", sparse),
+        ("none", [*sparse, "--correction", "none"]),
+        ("dense", ["--pattern", "dense"]),
+    ):
+        done = vidsparse("generate", PROMPT, *asked, *more, "-o", f"{name}.mp4", "--report", f"{name}.json")
+        assert done.code == 0, done.err
+        ran[name] = json.loads(Path(f"{name}.json").read_text())["attention"]["pattern"]
+        noted[name] = "coarse branch" in done.err
+    assert ran["gated"].endswith("with GatedCoarse()") and "GatedCoarse" not in ran["none"] + ran["dense"]
+    assert noted == {"gated": True, "none": False, "dense": False}
+    gated, none = (imageio.imread(f"{name}.mp4", plugin="FFMPEG") for name in ("gated", "none"))
+    assert not np.array_equal(gated, none)
+    done = vidsparse("generate", PROMPT, *small, "--correction", "gated-coarse", "-o", "a.mp4")
+    assert done.code == 1 and "has no to_gate_compress" in done.err, "a model without gates cannot have it"
+
+
 def test_compare_prints_json_and_nothing_else(vidsparse: Any, small: list[str]) -> None:
     done = vidsparse("compare", PROMPT, *small, "--frames", 6, "--pattern", "dense", "-o", "both.mp4", "--json", "-")
     assert done.code == 0, done.err
     result = json.loads(done.out)
     assert result["psnr"] is None and result["ssim"] == pytest.approx(1), "dense and dense are identical"
     assert result["frames"] == 5 and "using 5" in done.err
+    assert "note: comparing dense with itself" in done.err and result["repeat"] == 2
+    for side in ("dense", "sparse"):
+        for clock in result["speedup"]:
+            low, high = result[side]["spread"][clock]
+            assert 0 < low <= result[side][clock] <= high
     assert os.listdir() == ["both.mp4"]
-
-
-def test_similarity() -> None:
-    rng = np.random.default_rng(0)
-    first = rng.random((3, 16, 20, 3), dtype=np.float32)
-    assert similarity(first, first) == (None, 1.0)
-    second = first.copy()
-    second[1] = second[1] * 0.5
-    psnr, ssim = similarity(first, second)
-    assert psnr == pytest.approx(-10 * np.log10(((first - second) ** 2).mean()), rel=1e-4)
-    alone = [similarity(first[i : i + 1], second[i : i + 1])[1] for i in range(3)]
-    assert ssim == pytest.approx(sum(alone) / 3) and alone[0] == 1.0 > alone[1]
-
-
-def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "link.json").symlink_to("folder/report.json")
-    with replacing(tmp_path / "link.json") as temporary:
-        temporary.write_text("{}")
-    assert (tmp_path / "link.json").is_symlink() and (tmp_path / "folder/report.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize("command", ["generate", "compare"])
@@ -126,33 +154,11 @@ def test_interrupt_restores_the_pipeline_and_leaves_nothing(
             raise KeyboardInterrupt
 
     pipe.transformer.register_forward_hook(interrupt)
-    monkeypatch.setattr(sampling, "_load", lambda *_: pipe)
+    monkeypatch.setattr(Model, "load", lambda *_: pipe)
     done = vidsparse(command, PROMPT, *small, "-o", "a.mp4")
     assert done.code == 130 and "interrupted" in done.err.splitlines()
     assert os.listdir() == []
     assert all(pipe.transformer.attn_processors[name] is processor for name, processor in processors.items())
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.mp4"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.mp4"]
-
-
-def test_written_colours_are_those_of_the_frames(tmp_path: Path) -> None:
-    frames = np.zeros((5, 16, 16, 3), np.float32)
-    frames[:, :8, :, 0], frames[:, 8:, :, 2] = 0.9, 0.6
-    pixels = to_pixels(frames, 4)
-    write_video(tmp_path / "a.mp4", side_by_side(pixels, pixels, ("one", "two")), fps=12)
-    read = imageio.imread(tmp_path / "a.mp4", plugin="FFMPEG").astype(float)
-    assert read.shape == (5, 24 + 64, 64 + 4 + 64, 3)
-    for left in (4, 64 + 4 + 4):
-        inner = read[:, 24 + 4 : 24 + 28, left : left + 56], read[:, 24 + 36 : 24 + 60, left : left + 56]
-        for part, colour in zip(inner, ((230, 0, 0), (0, 0, 153)), strict=True):
-            assert np.abs(part - colour).max() < 12
 
 
 @needs_weights

@@ -20,7 +20,7 @@ from needs import needs_weights
 import vidsparse as library
 from vidsparse import Dense, LoraRecipe, Pattern, PooledComplement, Radial, Reuse, SlidingTile, StepSchedule, TopBlocks
 from vidsparse.cli.request import Request
-from vidsparse.cli.sampling import load_loras, load_pipeline
+from vidsparse.generation.pipeline import load_loras
 from vidsparse.shapes import model as shapes
 
 vidsparse = pytest.fixture(vidsparse_in_a_folder)
@@ -64,7 +64,9 @@ def test_generate_does_what_a_lora_was_trained_with(vidsparse: Any, lora: Path) 
 def test_compare_runs_both_with_the_lora(vidsparse: Any, lora: Path) -> None:
     size = ["--frames", 9, "--height", 32, "--width", 32, "--steps", 2]
     files = ["--dense-output", "dense.mp4", "--json", "c.json"]
-    done = vidsparse("compare", PROMPT, "--lora", lora, *size, *files, "-o", "both.mp4", "--dense-steps", 0)
+    done = vidsparse(
+        "compare", PROMPT, "--lora", lora, *size, *files, "-o", "both.mp4", "--dense-steps", 0, "--repeat", 1
+    )
     assert done.code == 0, done.err
     result, text = json.loads(Path("c.json").read_text()), re.sub(r"\s+", " ", done.out)
     assert result["frames"] == 9, "what is given goes before what the LoRA was trained with"
@@ -100,9 +102,10 @@ def test_what_is_given_changes_what_the_lora_was_trained_with(
     assert Request(PROMPT, lora=[str(lora)], correction="none").build_correction() is None
 
 
-def test_without_a_lora_the_defaults_are_those_of_the_help() -> None:
-    request = Request(PROMPT)
-    assert request.build_pattern() == StepSchedule(Radial(density=0.3), dense_steps=4)
+@pytest.mark.parametrize(("steps", "dense"), [(None, 4), (50, 7), (8, 1), (4, 1), (2, 1), (1, 0)])
+def test_without_a_lora_the_defaults_are_those_of_the_help(steps: int | None, dense: int) -> None:
+    request, radial = Request(PROMPT, steps=steps), Radial(density=0.3)
+    assert request.build_pattern() == (StepSchedule(radial, dense_steps=dense) if dense else radial)
     assert request.build_correction() is None and request.recipe == LoraRecipe()
 
 
@@ -123,7 +126,7 @@ def test_the_first_of_several_loras_that_says_it_decides(lora: Path, tmp_path: P
     sources = [str(tmp_path / "style"), str(lora), str(tmp_path / "other")]
     request = Request(PROMPT, lora=sources, device="cpu")
     assert (request.recipe.frames, request.recipe.positions) == (5, "riflex")
-    pipe, alone = load_pipeline(request), load_pipeline(replace(request, lora=[str(lora)]))
+    pipe, alone = (r.load(r.build_pattern())[0] for r in (request, replace(request, lora=[str(lora)])))
     assert len(pipe.get_active_adapters()) == 3
     assert torch.equal(pipe.transformer.rope.freqs_cos, alone.transformer.rope.freqs_cos)
     assert type(pipe.scheduler) is type(alone.scheduler) and pipe.scheduler.config == alone.scheduler.config
@@ -147,9 +150,9 @@ def test_both_experts_have_their_lora(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("given", "lengths"), [({}, (33, 9)), ({"frames": 65, "trained_frames": 17}, (17, 5))])
 def test_positions_without_a_lora(given: dict[str, Any], lengths: tuple[int, int]) -> None:
     request = Request(PROMPT, device="cpu", positions="yarn", **({"frames": 129} | given))
-    rope, expected = load_pipeline(request).transformer.rope, shapes.build_transformer()
+    (pipe, _), expected = request.load(request.build_pattern()), shapes.build_transformer()
     library.extend_positions(expected, *lengths, "yarn")
-    assert torch.equal(rope.freqs_cos, expected.rope.freqs_cos)
+    assert torch.equal(pipe.transformer.rope.freqs_cos, expected.rope.freqs_cos)
 
 
 def test_a_lora_of_another_model_is_refused(vidsparse: Any, small: list[str], lora: Path) -> None:

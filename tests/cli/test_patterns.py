@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from command_line import vidsparse_in_a_folder
+import torch
+from command_line import tiny_pipeline, vidsparse_in_a_folder
+from matplotlib.figure import Figure
 from PIL import Image
 
-import vidsparse as library
-from vidsparse import (
-    ExactBlocks,
-    Gridded,
-    GriddedHeads,
-    HeadModes,
-    MixtureOfBlocks,
-    Pattern,
-    Radial,
-    RadialRaster,
-    Reuse,
-    SlidingTile,
-    SpatialTemporal,
-    StepSchedule,
-    TopBlocks,
-)
-from vidsparse.cli.patterns import PATTERNS, build_pattern, change_pattern, name_of
-from vidsparse.serialize import to_data
+from vidsparse import Context, Reuse, TopBlocks
+from vidsparse.patterns.names import correction_classes, pattern_classes
 
 vidsparse = pytest.fixture(vidsparse_in_a_folder)
-
-
-def test_patterns_are_changed_as_they_are_built() -> None:
-    assert change_pattern(SlidingTile(), settings=["window=3,8,8"]) == SlidingTile(window=(3, 8, 8))
-    heads = GriddedHeads((Gridded(),))
-    assert (name_of(heads), name_of(StepSchedule(Radial(0.1), 4))) == ("GriddedHeads", "radial")
-    for pattern, density, settings, says in (
-        (heads, 0.2, [], "pattern 'GriddedHeads' takes no --density; --set takes heads"),
-        (Radial(decay=1.0), 0.2, [], r"give one of density=0\.2 and decay=1\.0"),
-        (Radial(0.2), None, ["window=3"], "pattern 'radial' has no window"),
-        (Radial(0.2), None, ["density=much"], "pattern 'radial' with {'density': 'much'}"),
-    ):
-        with pytest.raises(ValueError, match=says):
-            change_pattern(pattern, density, settings)
+tiny = pytest.fixture(scope="session")(tiny_pipeline)
 
 
 @pytest.mark.parametrize("pattern", ["dense", "radial", "radial-raster", "sliding-tile"])
@@ -74,57 +48,8 @@ def test_inspect_takes_other_heads_and_notes_odd_sizes(vidsparse: Any) -> None:
 def test_patterns_lists_every_pattern(vidsparse: Any) -> None:
     done = vidsparse("patterns")
     assert done.code == 0, done.err
-    for word in (*PATTERNS, "2506.19852", "density=0.3", "window=9,24,24"):
+    for word in (*pattern_classes(), *correction_classes(), "2506.19852", "density=0.3", "window=9,24,24"):
         assert word in done.out
-
-
-@pytest.mark.parametrize(
-    ("name", "density", "settings", "expected"),
-    [
-        ("radial", None, [], Radial(density=0.3)),
-        ("radial", 0.2, ["sink=False", "tile=1,8,8"], Radial(density=0.2, sink=False, tile=(1, 8, 8))),
-        ("radial", None, ["decay=1.0"], Radial(decay=1.0)),
-        ("radial-raster", None, ["adjacent=half"], RadialRaster(adjacent="half")),
-        ("reuse", 0.4, ["refresh_every=5"], Reuse(ExactBlocks(ratio=0.4), refresh_every=5)),
-        ("reuse", None, ["pattern=top-blocks"], Reuse(TopBlocks(density=0.3))),
-        ("mixture-of-blocks", None, [], MixtureOfBlocks.training_free()),
-        ("mixture-of-blocks", None, ["threshold=0.25"], MixtureOfBlocks.trained()),
-        ("spatial-temporal", None, ["density=None", "frames=1", "radius=4"], SpatialTemporal(None, 1, 4)),
-        ("top-blocks", None, ["top_p=0.9"], TopBlocks(top_p=0.9)),
-    ],
-)
-def test_a_pattern_is_built_from_words(
-    name: str, density: float | None, settings: list[str], expected: Pattern
-) -> None:
-    assert build_pattern(name, density, settings) == expected
-
-
-def test_every_pattern_has_a_name_and_its_defaults_are_legal(tmp_path: Path) -> None:
-    classes = {getattr(library, entry.cls) for entry in PATTERNS.values()}
-    public = {getattr(library, name) for name in library.__all__}
-    concrete = {p for p in public if isinstance(p, type) and issubclass(p, Pattern) and not inspect.isabstract(p)}
-    assert classes == concrete - {StepSchedule, GriddedHeads}
-    HeadModes(((("full", "temporal"),) * 2,)).to_json(tmp_path / "table.json")
-    for name, entry in PATTERNS.items():
-        settings = [f"table={tmp_path}/table.json"] if name == "head-modes" else []
-        assert type(build_pattern(name, None, settings)) is getattr(library, entry.cls)
-
-
-@pytest.mark.parametrize(
-    "pattern",
-    [
-        GriddedHeads((Gridded(sink=2), Gridded(), Gridded(stride=(1, 4, 8), phases=((0, 1, 2),)))),
-        Reuse(TopBlocks(top_k=3), refresh_every=4),
-        Radial(density=0.2),
-    ],
-    ids=["of-each-head", "nested", "plain"],
-)
-def test_a_pattern_is_read_from_a_file(pattern: Pattern, tmp_path: Path) -> None:
-    path = tmp_path / "pattern.json"
-    path.write_text(json.dumps(to_data(pattern)))
-    assert build_pattern(str(path)) == pattern
-    if isinstance(pattern, Radial):
-        assert build_pattern(str(path), 0.4, ["sink=false"]) == Radial(density=0.4, sink=False)
 
 
 def test_the_command_line_takes_a_file(vidsparse: Any, tmp_path: Path) -> None:
@@ -133,33 +58,83 @@ def test_the_command_line_takes_a_file(vidsparse: Any, tmp_path: Path) -> None:
     done = vidsparse("inspect", "--frames", 33, "--heads", 2, "--pattern", path, "--model-family", "shapes")
     assert done.code == 0, done.err
     done = vidsparse("inspect", "--frames", 33, "--heads", 2, "--pattern", path, "--density", 0.2)
-    assert done.code == 1 and "takes no --density" in done.err
+    assert done.code == 1 and "has no density" in done.err
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "pattern.json cannot be read: No such file"),
-        ("{", "pattern .*: Expecting property name"),
-        ("[]", r"got \[\], expected an object with a class"),
-        ('{"class": "Radial", "densty": 0.2}', "Radial has no densty"),
-        ('{"class": "Radial", "density": 2}', r"density=2 must be in \(0, 1\]"),
-        ('{"class": "Rectified"}', "holds Rectified, expected a pattern"),
-        ('{"class": "StepSchedule", "pattern": {"class": "Dense"}}', "holds StepSchedule, expected a pattern without"),
-    ],
-    ids=["no-file", "broken", "list", "field", "value", "correction", "schedule"],
-)
-def test_files_that_hold_no_pattern(text: str | None, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "pattern.json"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        build_pattern(str(path))
+@pytest.mark.parametrize("family", ["hunyuanvideo", "ltxvideo", "mochi", "cogvideox", "kandinsky5"])
+def test_inspect_knows_the_grid_of_every_family(vidsparse: Any, family: str) -> None:
+    done = vidsparse("inspect", "--model", family, "--frames", 25, "--height", 512, "--width", 768)
+    assert done.code == 0, done.err
+    assert f"tokens of {family}: " in done.out and " tiles" in done.out
 
 
-@pytest.mark.parametrize(("text", "value"), [("false", False), ("False", False), ("no", False), ("1", True)], ids=str)
-def test_a_truth_may_be_written_as_a_word(text: str, value: bool) -> None:
-    assert build_pattern("radial", 0.3, [f"sink={text}"]) == Radial(density=0.3, sink=value)
+def test_inspect_tells_what_a_density_and_a_tile_really_give(vidsparse: Any) -> None:
+    size = ["--model", "wan", "--frames", 17, "--height", 480, "--width", 832]
+    done = vidsparse("inspect", *size, "--density", 0.001)
+    assert done.code == 0 and "note: density 0.001 is not possible here: the pattern keeps at least 0.0" in done.err
+    assert "not possible" not in vidsparse("inspect", *size, "--density", 0.3).err
+    done = vidsparse("inspect", *size, "--set", "tile=8,8,8")
+    # 5 x 30 x 52 tokens in 1 x 4 x 7 tiles of 512: 14,336 slots.
+    assert "45.6% of the slots of tiles are empty" in done.out and "note: 46% of the slots" in done.err
+    found = float(re.search(r"at most ([\d.]+)x faster", done.out)[1])
+    kept = float(re.search(r"([\d.]+) of tile pairs", done.out)[1])
+    assert found == pytest.approx(7800**2 / (14336**2 * kept), rel=0.02)
+
+
+def test_inspect_draws_one_latent_frame(vidsparse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = []
+    save = Figure.savefig
+
+    def saved(figure: Any, *arguments: Any, **settings: Any) -> None:
+        save(figure, *arguments, **settings)
+        frames = next(axes for axes in figure.get_axes() if axes.get_xlabel() == "key frame")
+        ticks.extend([list(frames.get_xticks()), list(frames.get_yticks())])
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    assert vidsparse("inspect", "--frames", 1, "--png", "one.png").code == 0
+    assert ticks == [[0], [0]]
+
+
+def test_what_a_pattern_chooses_by_content_is_drawn_from_a_real_step(
+    vidsparse: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("vidsparse.cli.map_picture.draw_map", lambda *given: drawn.append(given))
+    size = ["--model", tiny, "--frames", 9, "--height", 64, "--width", 64, "--png", "a.png"]
+    pattern = ["--pattern", "reuse", "--set", "pattern=top-blocks", "--density", 0.3]
+    done = vidsparse("inspect", *size, *pattern)
+    assert done.code == 1 and "give a --prompt" in done.err and not drawn
+    for _ in range(2):
+        done = vidsparse("inspect", *size, *pattern, "--prompt", "a red circle")
+        assert done.code == 0, done.err
+    (_, first, _, title), (_, second, _, _) = drawn
+    assert title.endswith(", layer 1, step 5 of 10, head 0")
+    made_up = Reuse(TopBlocks(0.3)).plan(first.grid, Context(heads=3))
+    assert torch.equal(first.to_dense(), second.to_dense())
+    assert first.to_dense().shape[-2:] == made_up.to_dense().shape[-2:]
+    assert not torch.equal(first.to_dense()[0, 0], made_up.to_dense()[0, 0])
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+def test_narrow_terminals_show_whole_names(columns: int) -> None:
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "dumb"}
+    for arguments in (["patterns"], ["generate", "--help"]):
+        command = [sys.executable, "-m", "vidsparse.cli", *arguments]
+        text = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+        assert "\u2026" not in text and "..." not in re.sub(r"\[OPTIONS\].*", "", text).replace("{...", "")
+    assert "--dense-last-steps" in text and "--trained-frames" in text
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_output_that_cannot_show_a_name_is_not_a_failure(tmp_path: Path, encoding: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "vidsparse.cli", "inspect", "--frames", "5", "--png", "猫.png"]
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "猫.png").is_file() and b"wrote " in done.stdout
+    command[-1] = "猫/a.png"
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 1 and b"Traceback" not in done.stderr and b"does not exist" in done.stderr
 
 
 TINY_GRID = ("--frames", 9, "--height", 128, "--width", 144, "--heads", 1, "--head-dim", 16, "--device", "cpu")
@@ -171,5 +146,5 @@ def test_bench_times_dense_and_sparse(vidsparse: Any) -> None:
     assert result["tokens"] == 3 * 8 * 9 and result["impl"] == "cpu" and result["dense"] == "sdpa"
     assert result["R"] == pytest.approx(result["sparse_seconds"] / result["dense_seconds"] / result["density"])
     lines = vidsparse("bench", *TINY_GRID, "--impl", "reference", "--density", 0.5).out.splitlines()
-    assert lines[0].startswith("Radial(density=0.5") and "216 tokens, 1 heads of 16, bfloat16 on cpu" in lines[0]
+    assert lines[0].startswith("Radial(density=0.5") and "216 tokens, 1 head of 16, bfloat16 on cpu" in lines[0]
     assert "impl reference" in lines[2] and "R = " in lines[3]

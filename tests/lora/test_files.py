@@ -149,7 +149,7 @@ def test_the_second_expert_has_its_own(trained: Any, tmp_path: Path) -> None:
     assert load_lora(pipe, tmp_path) == recipe
     torch.testing.assert_close(call(pipe.transformer_2), expected)
     assert not getattr(pipe.transformer, "peft_config", {})
-    with pytest.raises(TypeError, match="for 'transformer_2', which WanPipeline has not"):
+    with pytest.raises(TypeError, match="for 'transformer_2', but WanPipeline has no such part"):
         load_lora(pipeline(), tmp_path)
 
 

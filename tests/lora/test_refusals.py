@@ -24,7 +24,10 @@ folder = pytest.fixture(saved_lora)
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"num_layers": 1}, r"another model: it changes blocks\.1\.attn\S+, which this WanTransformer3DModel has not"),
+        (
+            {"num_layers": 1},
+            r"another model: it changes blocks\.1\.attn\S+, which does not exist in this WanTransformer3DModel",
+        ),
         ({"num_attention_heads": 2}, r"another model: its \S+\.lora_[AB]\.weight has a side of 192, expected 128"),
     ],
     ids=["fewer blocks", "narrower"],
@@ -58,7 +61,7 @@ class Mine(Radial):
             replace(RECIPE, transformer="transformer_2"),
             "default",
             TypeError,
-            "'transformer_2', which WanPipeline has not",
+            "'transformer_2', but WanPipeline has no such part",
         ),
     ],
     ids=["own pattern", "adapter", "transformer"],
@@ -74,7 +77,7 @@ def test_what_cannot_be_saved(
 def test_no_lora_to_save(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="WanTransformer3DModel has no LoRA named 'default'; it has none"):
         save_lora(tmp_path, pipeline(), RECIPE)
-    with pytest.raises(TypeError, match="which str has not"):
+    with pytest.raises(TypeError, match="but str has no such part"):
         save_lora(tmp_path, "shapes", RECIPE)
 
 
@@ -85,14 +88,18 @@ def test_places_without_a_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     save_file({"blocks.0.to_q.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     monkeypatch.setitem(KNOWN, "shapes-long", tmp_path / "missing")
     cases: list[tuple[str | Path, type[Exception], str]] = [
-        (tmp_path / "none", FileNotFoundError, "it is no file or folder here, nor a Hub id .* names are shapes-long"),
-        ("nobody/nothing", OSError, "no LoRA 'nobody/nothing': it is no folder here, and the Hub says"),
+        (
+            tmp_path / "none",
+            FileNotFoundError,
+            "it is neither a file or folder here, nor a Hub id .* names are shapes-long",
+        ),
+        ("nobody/nothing", OSError, "no LoRA 'nobody/nothing': there is no such folder here, and the Hub says"),
         ("nobody/nothing/lora.safetensors", OSError, "the Hub says"),
-        (tmp_path / "empty", ValueError, "holds no LoRA: there is no file of safetensors"),
+        (tmp_path / "empty", ValueError, "holds no LoRA: it has no safetensors file"),
         (tmp_path, ValueError, "2 files of safetensors, model.safetensors, text.safetensors: name the file"),
-        (tmp_path / "text.safetensors", ValueError, "is no file of safetensors"),
+        (tmp_path / "text.safetensors", ValueError, "is not a safetensors file"),
         (__file__, ValueError, "must be a file of safetensors, and its name end so"),
-        (tmp_path / "model.safetensors", ValueError, r"is no LoRA: its weights are called blocks\.0\.to_q\.weight"),
+        (tmp_path / "model.safetensors", ValueError, r"is not a LoRA: its weights are called blocks\.0\.to_q\.weight"),
         ("shapes-long", FileNotFoundError, "'shapes-long' ships with vidsparse, but .*missing is missing: reinstall"),
     ]
     for source, error, says in cases:

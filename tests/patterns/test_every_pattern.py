@@ -31,6 +31,8 @@ from vidsparse import (
     VideoGrid,
     VideoSparse,
 )
+from vidsparse.generation.chosen_map import chooses_by_content
+from vidsparse.patterns.names import build_pattern, pattern_classes
 
 # What depends on shapes alone has one map for each grid; what depends on content plans for content that is all alike.
 BY_SHAPE: dict[str, Pattern] = {
@@ -86,6 +88,11 @@ BY_HEAD: dict[str, Pattern] = {
     "head-modes": HeadModes(((("full", "diagonal", "temporal", "stripe", "temporal"),),)),
     "gridded-heads": GriddedHeads((Gridded(), Gridded(phases=((0, 0, 0),)), Gridded())),
 }
+# Patterns of vidsparse that are not named above, with the defaults of their names.
+LISTED = {type(pattern) for pattern in (*BY_SHAPE.values(), *BY_CONTENT.values(), *BY_HEAD.values())}
+OTHERS = {name: build_pattern(name) for name, cls in pattern_classes().items() if cls not in LISTED}
+BY_SHAPE |= {name: pattern for name, pattern in OTHERS.items() if not chooses_by_content(pattern)}
+BY_CONTENT |= {name: pattern for name, pattern in OTHERS.items() if chooses_by_content(pattern)}
 PATTERNS = BY_SHAPE | BY_CONTENT | BY_HEAD
 FULL = [
     "dense",

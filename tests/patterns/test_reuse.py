@@ -316,8 +316,9 @@ def test_numbers_of_tiles_that_int16_cannot_hold(tiles: int, dtype: torch.dtype)
 
 
 def memories(transformer: Any, layer: int) -> dict[int, dict[Any, Any]]:
-    found: dict[int, dict[Any, Any]] = transformer.blocks[layer].attn1.processor.layer.memories
-    return found
+    """Branch -> what is kept for a batch of one."""
+    found: dict[int, dict[int, dict[Any, Any]]] = transformer.blocks[layer].attn1.processor.layer.memories
+    return {branch: sizes.get(1, {}) for branch, sizes in found.items()}
 
 
 def latents(seed: int) -> torch.Tensor:

@@ -27,6 +27,7 @@ from vidsparse import (
     sparse_attention,
     sparsify,
 )
+from vidsparse.runtime.gates import has_gates
 
 GRIDS = {
     "4x8x8": VideoGrid(4, 8, 8),
@@ -322,6 +323,41 @@ def test_sources_that_hold_the_same_gates(tmp_path: Path) -> None:
                 assert getattr(gate, part).data_ptr() != wanted.data_ptr()
 
 
+def without_bias(model: Any) -> Any:
+    for block in model.blocks:
+        old = block.attn1.to_q
+        block.attn1.to_q = torch.nn.Linear(old.in_features, old.out_features, bias=False)
+    return model
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["gate-without-bias", "gate-with-bias"])
+def test_gates_of_a_model_whose_queries_have_no_bias(bias: bool) -> None:
+    gates = {name: gate for name, gate in tiny_gates().items() if bias or not name.endswith(".bias")}
+    transformer = without_bias(tiny())
+    load_gates(transformer, gates)
+    for i, block in enumerate(transformer.blocks):
+        gate: Any = block.attn1.to_gate_compress
+        assert torch.equal(gate.weight, gates[f"blocks.{i}.to_gate_compress.weight"])
+        assert (gate.bias is not None) == bias
+    with sparsify(transformer, VideoSparse(DENSITY), correction=GatedCoarse()) as run:
+        call(transformer)
+        assert run.report().sparse_calls == 2
+    if not bias:
+        with pytest.raises(ValueError, match=r"without blocks\.0\.attn1\.to_gate_compress\.bias"):
+            load_gates(tiny(), gates)
+
+
+def test_whether_a_source_has_gates(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "gated", tiny(), tiny_gates())
+    tiny().save_pretrained(tmp_path / "plain" / "transformer")
+    (tmp_path / "empty").mkdir()
+    assert has_gates(tiny(), tmp_path / "gated") and has_gates(tiny(), tmp_path / "gated" / "transformer")
+    for name in ("plain", "empty", "missing"):
+        assert not has_gates(tiny(), tmp_path / name)
+    assert not has_gates(tiny(), "nobody/nothing"), "nothing is downloaded for the question"
+    assert not has_gates(torch.nn.Linear(1, 1), tmp_path / "gated")
+
+
 def test_gates_are_found_in_every_shard(tmp_path: Path) -> None:
     gates = tiny_gates()
     for number, name in enumerate(gates):
@@ -336,7 +372,7 @@ def test_a_repository_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "transformer_2").mkdir()
     save_file(gates, tmp_path / "transformer_2" / "model.safetensors")
 
-    def snapshot(repository: str, allow_patterns: str) -> str:
+    def snapshot(repository: str, allow_patterns: str, local_files_only: bool) -> str:
         assert (repository, allow_patterns) == ("FastVideo/Some-Model", "transformer_2/*.safetensors")
         return str(tmp_path)
 
@@ -376,8 +412,8 @@ def test_a_state_that_does_not_fit_changes_nothing(changes: dict[str, Any], mess
 def test_sources_that_are_none(tmp_path: Path) -> None:
     for source, message in (
         (tmp_path, r"holds no \*\.safetensors"),
-        (tmp_path / "nowhere", "is no file or folder"),
-        ("nowhere", "is no file or folder"),
+        (tmp_path / "nowhere", "is neither a file or folder"),
+        ("nowhere", "is neither a file or folder"),
     ):
         with pytest.raises(ValueError, match=message):
             load_gates(tiny(), source)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from tiny_wan import SIZES, Pipeline, call, tiny, tokens_of
+from tiny_wan import SIZES, WITHOUT_PROMPT, Pipeline, call, tiny, tokens_of
 
 from vidsparse import (
     BlockMap,
@@ -30,10 +30,13 @@ from vidsparse import (
     StepSchedule,
     TopBlocks,
     VideoGrid,
+    attention,
     attn_processors,
     sparsify,
 )
-from vidsparse.runtime.layer import _mean
+from vidsparse.attention import Choice
+from vidsparse.runtime import heads
+from vidsparse.runtime.heads import mean_value
 
 GRID = tokens_of(SIZES["5x7x11"])
 FLAT, LONG = Radial(density=0.3, tile=(1, 4, 4)), SlidingTile(window=(4, 2, 2), tile=(4, 2, 2))
@@ -98,10 +101,10 @@ def test_each_group_of_heads_has_its_own_map(impl: str) -> None:
     assert "tile (1, 4, 4) and (4, 2, 2)" in report.ran[0]
 
 
-@pytest.mark.parametrize("heads", [((0,), (0,)), ((0,), (2,)), ((0,),)], ids=str)
-def test_groups_that_miss_or_share_a_head_are_refused(heads: tuple[tuple[int, ...], ...]) -> None:
+@pytest.mark.parametrize("of", [((0,), (0,)), ((0,), (2,)), ((0,),)], ids=str)
+def test_groups_that_miss_or_share_a_head_are_refused(of: tuple[tuple[int, ...], ...]) -> None:
     transformer = tiny()
-    with sparsify(transformer, PerHead(tuple((h, FLAT) for h in heads))):  # noqa: SIM117
+    with sparsify(transformer, PerHead(tuple((h, FLAT) for h in of))):  # noqa: SIM117
         with pytest.raises(ValueError, match="expected each of 0 to 1 once"):
             call(transformer)
 
@@ -109,8 +112,10 @@ def test_groups_that_miss_or_share_a_head_are_refused(heads: tuple[tuple[int, ..
 def test_memory_belongs_to_a_layer_and_branch_and_ends_with_the_video() -> None:
     transformer, pattern = tiny(), Recording()
     with sparsify(transformer, pattern):
-        for timestep in (900.0, 900.0, 500.0, 500.0, 900.0):
+        for timestep in (900.0, 500.0):
             call(transformer, timestep=timestep)
+            call(transformer, timestep=timestep, **WITHOUT_PROMPT)
+        call(transformer, timestep=900.0)
     first_layer = [(c.step, c.branch, held) for c, _, held in pattern.seen if c.layer == 0]
     assert first_layer == [(0, 0, 0), (0, 1, 0), (1, 0, 1), (1, 1, 1), (0, 0, 0)]
     assert [(c.step, c.branch, held) for c, _, held in pattern.seen if c.layer == 1] == first_layer
@@ -171,7 +176,7 @@ def test_a_scheduler_without_timesteps_yet() -> None:
 @torch.no_grad()
 def test_triton_is_asked_for_where_the_weights_will_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("vidsparse.runtime.run.check_impl", lambda impl, device: asked.append((impl, device.type)))
+    monkeypatch.setattr("vidsparse.runtime.sparsify.check_impl", lambda impl, device: asked.append((impl, device.type)))
     for there in (False, True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         for impl in ("triton", "cpu"):
@@ -248,16 +253,17 @@ def test_hidden_text_is_not_in_the_mean_of_all_values() -> None:
     hidden = layout.padding_mask(torch.tensor([1, 3]))
     assert hidden is not None and hidden.nonzero().tolist() == [[0, 9], [0, 10]]
     expected = torch.stack([value[0, :9].mean(dim=0), value[1].mean(dim=0)])[:, None]
-    torch.testing.assert_close(_mean(value, hidden), expected)
-    torch.testing.assert_close(_mean(value, None), value.mean(dim=1, keepdim=True))
+    torch.testing.assert_close(mean_value(value, hidden), expected)
+    torch.testing.assert_close(mean_value(value, None), value.mean(dim=1, keepdim=True))
 
 
 def test_the_report_counts_what_is_kept() -> None:
     transformer = tiny()
     top = TopBlocks(density=0.3, tile=(1, 4, 4))
     with sparsify(transformer, Reuse(top)) as run:
-        for timestep in (900.0, 900.0, 500.0):  # two branches, then one of them again
-            call(transformer, timestep=timestep)
+        call(transformer, timestep=900.0)
+        call(transformer, timestep=900.0, **WITHOUT_PROMPT)
+        call(transformer, timestep=500.0)  # the first branch again
     tiles = len(top.plan(GRID).counts.flatten())
     width = round(0.3 * tiles)
     # 2 layers, 2 branches, 2 heads, rows of a count and `width` indices of 16 bits.
@@ -293,6 +299,32 @@ def test_a_correction_sees_the_call_and_its_answer_is_the_layers() -> None:
     assert run.report().density == pytest.approx(FLAT.plan(GRID).density)
 
 
+def test_a_correction_of_a_group_of_heads_sees_that_group_alone() -> None:
+    transformer, correction = tiny(num_attention_heads=3), Halved()
+    with sparsify(transformer, PerHead((((0, 2), FLAT), ((1,), LONG))), correction=correction):
+        call(transformer)
+    assert [seen.context.heads for seen in correction.calls[:2]] == [2, 1]
+    for seen in correction.calls:
+        assert seen.context.value is not None and torch.equal(seen.context.value, seen.value)
+
+
+def test_the_implementation_is_chosen_once_in_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def choose(*arguments: Any) -> Choice:
+        asked.append(arguments[0])
+        return right(*arguments)
+
+    right = attention.choose_impl
+    for module in (attention, heads):
+        monkeypatch.setattr(module, "choose_impl", choose)
+    transformer = tiny(num_layers=1)
+    for correction in (None, Halved(exact_steps=(0,))):
+        with sparsify(transformer, FLAT, correction=correction):
+            call(transformer)
+    assert asked == ["auto"] * 2
+
+
 def test_exact_calls_are_dense_attention_and_counted_as_dense() -> None:
     transformer, correction = tiny(), Halved(exact_steps=(0,))
     expected = call(transformer, timestep=900.0)
@@ -311,5 +343,5 @@ def test_attn_processors_take_a_correction() -> None:
 
 
 def test_something_else_than_a_correction_is_refused() -> None:
-    with pytest.raises(TypeError, match="correction='pooled' must be a correction or None"):
+    with pytest.raises(TypeError, match="correction must be a correction or None, not 'pooled'"):
         sparsify(tiny(), FLAT, correction="pooled")  # type: ignore[arg-type]

@@ -70,7 +70,7 @@ class HalfAnAdapter(Adapter):
         (Foreign, ForeignAdapter, r"must be the name of a class"),
         ("Foreign", ForeignAdapter(), r"must be a subclass of .*Adapter, not an instance"),
         ("Foreign", Foreign, r"must be a subclass"),
-        ("Foreign", HalfAnAdapter, r"HalfAnAdapter must define grid, self_attentions"),
+        ("Foreign", HalfAnAdapter, r"HalfAnAdapter must define self_attentions"),
     ],
     ids=["class", "instance", "other-class", "abstract"],
 )

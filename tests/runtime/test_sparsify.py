@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from tiny_wan import SIZES, SPARSE, Pipeline, call, masked, state, tiny, tokens_of
+from tiny_wan import SIZES, SPARSE, Pipeline, call, masked, state, tiny, tokens_of, wan_pipeline
 
 from vidsparse import Dense, Radial, SlidingTile, attn_processors, sparsify
 
@@ -21,7 +23,7 @@ def test_restore_puts_back_the_very_objects() -> None:
     before = state(transformer)
     run = sparsify(transformer, SPARSE)
     inside = state(transformer)
-    assert inside[1] == before[1] + 1
+    assert inside[1] == before[1] + 2
     # Self-attention of the two layers is ours, cross-attention is not touched.
     changed = [name for name, p in zip(transformer.attn_processors, before[0], strict=True) if p not in inside[0]]
     assert changed == ["blocks.0.attn1.processor", "blocks.1.attn1.processor"]
@@ -47,7 +49,7 @@ def test_ctrl_c_within_the_forward_pass_restores(monkeypatch: pytest.MonkeyPatch
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["vidsparse.runtime.layer"], "sparse_attention", interrupt)
+    monkeypatch.setattr(sys.modules["vidsparse.runtime.heads"], "sparse_attention", interrupt)
     with pytest.raises(KeyboardInterrupt), sparsify(transformer, SPARSE):
         call(transformer)
     assert state(transformer) == before
@@ -142,7 +144,7 @@ def test_the_hook_of_attn_processors_goes_when_they_go() -> None:
     before, originals = state(transformer), transformer.attn_processors
     transformer.set_attn_processor(attn_processors(transformer, SPARSE))
     call(transformer)
-    assert state(transformer)[1] == before[1] + 1
+    assert state(transformer)[1] == before[1] + 2
     transformer.set_attn_processor(dict(originals))
     call(transformer)
     assert state(transformer) == before
@@ -173,12 +175,23 @@ class Unsupported(torch.nn.Module):
         (lambda: Pipeline(transformer=Unsupported()), {}, NotImplementedError, r"no adapter for Unsupported"),
         (lambda: Pipeline(unet=Unsupported()), {}, TypeError, r"Pipeline has no transformer"),
         (lambda: None, {}, TypeError, r"NoneType has no transformer"),
-        (tiny, {"pattern": 0.2}, TypeError, r"pattern=0\.2 must be a pattern"),
-        (tiny, {"pattern": Radial}, TypeError, r"must be a pattern, such as vidsparse\.Radial\(density=0\.2\)"),
+        (tiny, {"pattern": 0.2}, TypeError, r"pattern must be a pattern, .*, not 0\.2"),
+        (
+            tiny,
+            {"pattern": Radial},
+            TypeError,
+            r"must be a pattern, such as vidsparse\.Radial\(density=0\.2\), not the class Radial",
+        ),
+        (tiny, {"pattern": tiny}, TypeError, r"must be a pattern, .*, not a function"),
+        (tiny, {"strict": "no"}, TypeError, r"strict must be True or False, not 'no'"),
+        (tiny, {"strict": 1}, TypeError, r"strict must be True or False, not 1"),
+        (tiny, {"min_tokens": -5}, ValueError, r"min_tokens=-5 must be at least 0"),
+        (tiny, {"min_tokens": 2.5}, TypeError, r"min_tokens must be a whole number of tokens, not 2\.5"),
+        (tiny, {"min_tokens": True}, TypeError, r"min_tokens must be a whole number of tokens, not True"),
         (tiny, {"impl": "fast"}, ValueError, r"impl='fast' is unknown"),
         (lambda: tiny().to("meta"), {"impl": "triton"}, NotImplementedError, r"use impl='auto'"),
     ],
-    ids=["class", "pipeline-of-class", "no-transformer", "none", "number", "pattern-class", "unknown-impl", "triton"],
+    ids=str,
 )
 def test_bad_input(target: Callable[[], Any], settings: dict[str, Any], error: type[Exception], message: str) -> None:
     model = target()
@@ -186,6 +199,63 @@ def test_bad_input(target: Callable[[], Any], settings: dict[str, Any], error: t
         sparsify(model, **({"pattern": SPARSE} | settings))
     if isinstance(model, WanTransformer3DModel):
         assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"), [({"strict": "no"}, TypeError), ({"min_tokens": -5}, ValueError)], ids=str
+)
+def test_attn_processors_check_their_arguments(settings: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        attn_processors(tiny(), SPARSE, **settings)
+
+
+@torch.no_grad()
+def test_attn_processors_take_strict_and_min_tokens() -> None:
+    transformer = tiny()
+    expected, originals = call(transformer), dict(transformer.attn_processors)
+    transformer.set_attn_processor(attn_processors(transformer, SPARSE, min_tokens=386))
+    assert torch.equal(call(transformer), expected)
+    transformer.set_attn_processor(originals)
+    transformer.set_attn_processor(attn_processors(transformer, SPARSE, strict=True))
+    attention = transformer.blocks[0].attn1
+    call(transformer)
+    with pytest.raises(NotImplementedError, match="cannot be sparse: the call has an attention mask"):
+        attention(torch.randn(1, 385, 24), None, torch.ones(1, 1, 385, 385, dtype=torch.bool))
+
+
+def test_swapped_arguments_name_the_class_of_the_pipeline_alone() -> None:
+    for swapped in (wan_pipeline(), tiny()):
+        with pytest.raises(TypeError) as caught:
+            sparsify(SPARSE, swapped)  # type: ignore[arg-type]
+        assert str(caught.value).endswith(f", not a {type(swapped).__name__}") and len(str(caught.value)) < 200
+        with pytest.raises(TypeError) as caught:
+            sparsify(swapped, SPARSE, correction=swapped)  # type: ignore[arg-type]
+        assert str(caught.value) == f"correction must be a correction or None, not a {type(swapped).__name__}"
+
+
+@pytest.mark.parametrize("copies", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
+def test_a_run_is_not_copied(copies: Callable[[object], object]) -> None:
+    run = sparsify(tiny(), SPARSE)
+    with pytest.raises(TypeError, match="a run of sparsify cannot be pickled or copied; restore it first"):
+        copies(run)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_weights_that_accelerate_offloads_compute_where_it_says(when: str) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    transformer = tiny()
+    with sparsify(transformer, SPARSE, impl="cpu"):
+        expected = call(transformer)
+    if when == "before":
+        accelerate.cpu_offload(transformer, execution_device=torch.device("cpu"))
+    with sparsify(transformer, SPARSE, impl="cpu") as run:
+        if when == "after":
+            accelerate.cpu_offload(transformer, execution_device=torch.device("cpu"))
+        found = call(transformer)
+    assert torch.equal(found, expected) and {c.impl for c in run.report().calls} == {"cpu"}
+    with pytest.raises(ValueError, match="impl='cpu' needs tensors on the CPU, these are on meta"):
+        sparsify(tiny().to("meta"), SPARSE, impl="cpu")
 
 
 def test_attn_processors_of_no_pattern_or_an_unknown_transformer() -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
-from tiny_wan import SIZES, SPARSE, Pipeline, call, tiny
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from tiny_wan import SIZES, SPARSE, Pipeline, call, generate, tiny, wan_pipeline
 
 import vidsparse
-import vidsparse.runtime.layer
+import vidsparse.runtime.heads
 from vidsparse import Dense, Radial, StepSchedule, VideoGrid, sparsify
 from vidsparse.attention import Choice
+from vidsparse.runtime.pipeline import calling_pipeline
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not here")
 
@@ -90,7 +92,7 @@ def test_a_slower_implementation_is_reported_with_its_reason_or_raises_if_strict
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reason = "impl 'triton' takes head_dim 32, 64, 96, 128, not 12"
-    monkeypatch.setattr(vidsparse.runtime.layer, "choose_impl", lambda *_: Choice("reference", reason))
+    monkeypatch.setattr(vidsparse.runtime.heads, "choose_impl", lambda *_: Choice("reference", reason))
     transformer = tiny()
     with sparsify(transformer, SPARSE) as run:
         call(transformer)
@@ -170,3 +172,91 @@ def test_attention_outside_the_transformer_has_no_grid() -> None:
     transformer = tiny()
     with sparsify(transformer, SPARSE), pytest.raises(RuntimeError, match="outside the transformer's forward"):
         transformer.blocks[0].attn1(torch.randn(1, 385, 24))
+
+
+# Whose scheduler it is
+
+LAST_DENSE = StepSchedule(SPARSE, dense_steps=2, dense_last_steps=1)
+ALL_STEPS = [(step, "sparse" if step in (2, 3, 4) else "dense") for step in range(6)]
+
+
+def ways(run: vidsparse.Run) -> list[tuple[int, str]]:
+    return [(c.step, "dense" if c.reason else "sparse") for c in run.report().calls if c.layer == 0]
+
+
+def shifted(shift: float) -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(shift=shift)
+
+
+def test_steps_are_those_of_the_pipeline_that_calls() -> None:
+    first = wan_pipeline(scheduler=shifted(3.0))
+    second = WanPipeline.from_pipe(first)
+    second.scheduler = shifted(8.0)
+    second.set_progress_bar_config(disable=True)
+    with sparsify(first, LAST_DENSE) as run:
+        for pipe in (second, first, second):
+            run.reset()
+            generate(pipe, steps=6, guidance_scale=1.0)
+            assert ways(run) == ALL_STEPS
+        assert run.report().lost == ()
+
+
+def test_steps_after_the_sparsified_pipeline_is_gone() -> None:
+    pipe = wan_pipeline()
+    run = sparsify(pipe, LAST_DENSE)
+    pipe = WanPipeline.from_pipe(pipe)
+    gc.collect()
+    pipe.set_progress_bar_config(disable=True)
+    generate(pipe, steps=6)
+    assert ways(run) == ALL_STEPS
+    run.restore()
+
+
+@pytest.mark.parametrize("how", ["sparsify", "attn_processors"])
+def test_a_transformer_alone_finds_the_scheduler_of_its_pipeline(how: str) -> None:
+    pipe = wan_pipeline()
+    with sparsify(pipe, LAST_DENSE):
+        expected = generate(pipe, steps=6)
+    if how == "sparsify":
+        run = sparsify(pipe.transformer, LAST_DENSE)
+        found = generate(pipe, steps=6)
+        assert ways(run) == ALL_STEPS and run.report().lost == ()
+    else:
+        pipe.transformer.set_attn_processor(vidsparse.attn_processors(pipe.transformer, LAST_DENSE))
+        found = generate(pipe, steps=6)
+    assert torch.equal(found, expected)
+
+
+@torch.no_grad()
+def test_the_report_says_where_the_last_step_is_unknown() -> None:
+    transformer, sizes = tiny(), SIZES["one-frame"]
+    with sparsify(transformer, vidsparse.Reuse(LAST_DENSE)) as run:
+        for timestep in (900.0, 600.0, 300.0):
+            call(transformer, sizes, timestep=timestep)
+    (lost,) = run.report().lost
+    assert lost.startswith("dense_last_steps had no effect in 6 attention calls") and lost in str(run.report())
+    with sparsify(transformer, StepSchedule(SPARSE, dense_steps=2)) as run:
+        call(transformer, sizes)
+    assert run.report().lost == ()
+
+
+def test_the_pipeline_on_the_call_stack() -> None:
+    transformer = tiny()
+
+    class Loop(Pipeline):
+        def __call__(self, module: torch.nn.Module) -> object:
+            return self.denoise(module)
+
+        def denoise(self, module: torch.nn.Module) -> object:
+            return calling_pipeline(module)
+
+    class Block:
+        def __call__(self, components: Pipeline, module: torch.nn.Module) -> object:
+            return calling_pipeline(module)
+
+    loop = Loop(transformer_2=torch.compile(transformer, backend="eager"), scheduler=None)
+    assert loop(transformer) is loop
+    assert loop(tiny()) is None  # it calls a model that is not its own
+    assert Block()(loop, transformer) is loop
+    assert Loop(transformer=transformer)(transformer) is None  # no scheduler
+    assert calling_pipeline(transformer) is None

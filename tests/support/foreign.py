@@ -49,12 +49,13 @@ class Derived(Foreign):
 
 class ForeignProcessor(WrappedProcessor):
     def __call__(self, attn: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-        def sparse(attend: Any) -> torch.Tensor:
+        call = self.layer.begin(self.unsupported())
+        if call.reason is not None:
+            out: torch.Tensor = self.original(attn, hidden_states)
+        else:
             query, key, value = attn.to_qkv(hidden_states).unflatten(-1, (3, 1, WIDTH)).unbind(2)
-            out: torch.Tensor = attend(query, key, value).flatten(2)
-            return out
-
-        return self.layer.run(lambda: self.original(attn, hidden_states), sparse, self.unsupported())
+            out = call.attend(query, key, value).flatten(2)
+        return self.layer.end(call, out)
 
 
 class ForeignAdapter(Adapter):

@@ -18,6 +18,7 @@ from vidsparse.shapes.model import build_text_encoder, build_tokenizer, build_tr
 SPARSE = Radial(density=0.3, tile=(1, 4, 4))
 SIZES = {"5x7x11": (5, 14, 22), "odd-pixels": (4, 11, 9), "one-frame": (1, 10, 12)}  # latents, patched (1, 2, 2)
 TEXT_TOKENS = 7
+WITHOUT_PROMPT = {"encoder_hidden_states": torch.zeros(1, TEXT_TOKENS, 16)}  # the other call of guidance
 
 
 def tiny(**changes: Any) -> WanTransformer3DModel:
@@ -48,9 +49,10 @@ def call(transformer: torch.nn.Module, sizes: tuple[int, int, int] = SIZES["5x7x
     batch, timestep = changes.pop("batch", 1), torch.as_tensor(changes.pop("timestep", 500.0))
     generator = torch.Generator().manual_seed(2)
     parameter = next(transformer.parameters())
+    place = "cpu" if parameter.is_meta else parameter.device, parameter.dtype  # accelerate offloads to meta
     arguments = {
-        "hidden_states": torch.randn(batch, 4, *sizes, generator=generator).to(parameter),
-        "encoder_hidden_states": torch.randn(batch, TEXT_TOKENS, 16, generator=generator).to(parameter),
+        "hidden_states": torch.randn(batch, 4, *sizes, generator=generator).to(*place),
+        "encoder_hidden_states": torch.randn(batch, TEXT_TOKENS, 16, generator=generator).to(*place),
         "timestep": timestep.expand(batch) if timestep.ndim == 0 else timestep,
         "return_dict": False,
     }

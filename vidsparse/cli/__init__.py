@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import sys
 import warnings
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -13,13 +15,15 @@ from typer.core import TyperGroup
 from vidsparse.cli import bench, compare, doctor, finetune, generate, inspect, patterns
 from vidsparse.cli.request import takes_request
 
-# Libraries read these when they are imported, which is later: their bars and notes would break up ours.
+# Libraries read these when they are imported, which is later: their bars and notes would interrupt ours.
 QUIET = {
     "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+WIDE = 80  # columns
 # What a user can cause, and what the machine can refuse. Anything else is a bug and shows its traceback.
 EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
@@ -40,7 +44,15 @@ class Commands(TyperGroup):
             raise typer.Exit(1) from error
 
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+# Where a terminal is narrow, rich would cut the names of options.
+MARKUP: Literal["rich"] | None = "rich" if shutil.get_terminal_size().columns >= WIDE else None
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=MARKUP,
+)
 
 
 @app.callback()
@@ -65,4 +77,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # float32 norms under autocast
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that an encoding cannot show is not a failure
     app(prog_name="vidsparse")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from vidsparse.cli.inspect import FAMILIES, token_grid
-from vidsparse.cli.messages import live_console
-from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP, build_pattern
+from vidsparse.cli.inspect import MODEL_HELP, token_grid
+from vidsparse.cli.messages import counted, live_console
+from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 def bench(
-    model_family: Annotated[str, Option(help=f"{', '.join(FAMILIES)}.")] = "wan",
+    model: Annotated[str, Option("--model", "--model-family", help=MODEL_HELP)] = "wan",
     frames: Annotated[int, Option(min=1, help="Of the video.")] = 33,
     height: Annotated[int, Option(min=1, help="Pixels.")] = 480,
     width: Annotated[int, Option(min=1, help="Pixels.")] = 832,
@@ -29,32 +29,36 @@ def bench(
     density: Annotated[float | None, Option(help=DENSITY_HELP, show_default="of the pattern")] = None,
     settings: Annotated[list[str] | None, Option("--set", help=SET_HELP)] = None,
     heads: Annotated[int, Option(min=1, help="Of the attention; seconds grow with it.")] = 2,
-    head_dim: Annotated[int | None, Option(min=1, show_default="of the family")] = None,
+    head_dim: Annotated[int | None, Option(min=1, show_default="of the model")] = None,
     dtype: Annotated[str, Option(help=f"{', '.join(DTYPES)}.")] = "bfloat16",
-    device: Annotated[str, Option(help="cpu, cuda, cuda:1, ...", show_default="cuda if there is one")] = "",
+    device: Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...", show_default="cuda if there is one")] = None,
     impl: Annotated[str, Option(help="auto, triton, cpu, flex or reference.")] = "auto",
     tune: Annotated[bool, Option("--tune", help="Try all launches of the Triton kernels; needs a GPU.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time one attention layer, dense and sparse."""
-    if model_family not in FAMILIES:
-        raise ValueError(f"model family {model_family!r} is unknown; choose one of {', '.join(FAMILIES)}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
-    chosen = build_pattern(pattern, density, settings)
     import torch
 
     from vidsparse import BlockMap, Context, bench
+    from vidsparse.attention import check_impl
+    from vidsparse.generation.frames import check_map, geometry
+    from vidsparse.generation.pipeline import check_device
+    from vidsparse.patterns.names import build_pattern
 
-    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = build_pattern(pattern, density, settings)
+    on = torch.device(check_device(device))
+    check_impl(impl, on)
     if tune and on.type != "cuda":
         raise ValueError(f"--tune times launches on a GPU, but the device is {on}")
-    family = FAMILIES[model_family]
-    grid = token_grid(family, frames, height, width)
+    known = geometry(model)
+    grid = token_grid(known, frames, height, width)
+    check_map(grid)
     block_map = chosen.plan(grid, Context(heads=heads))
     if not isinstance(block_map, BlockMap):
         raise ValueError(f"{chosen!r} has tiles of several shapes; bench times one map")
-    tensors = bench.inputs(grid.tokens, heads, head_dim or family.head_dim, getattr(torch, dtype), on)
+    tensors = bench.inputs(grid.tokens, heads, head_dim or known.head_dim, getattr(torch, dtype), on)
     if tune:
         return _tune(tensors, block_map)
     with live_console().status("measuring"):
@@ -63,7 +67,7 @@ def bench(
     if as_json:
         print(json.dumps(result))
         return
-    print(f"{chosen!r}, {grid.tokens:,} tokens, {heads} heads of {tensors[0].shape[3]}, {dtype} on {on}")
+    print(f"{chosen!r}, {grid.tokens:,} tokens, {counted(heads, 'head')} of {tensors[0].shape[3]}, {dtype} on {on}")
     print(f"dense   {timing.dense_seconds:.4g} s ({timing.dense}, the fastest here)")
     print(f"sparse  {timing.sparse_seconds:.4g} s (impl {timing.impl}, {timing.density:.3f} of all pairs of tokens)")
     print(f"speedup {timing.speedup:.2f}x; R = {timing.ratio:.2f} (1: sparsity becomes time without loss)")

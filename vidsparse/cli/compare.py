@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from vidsparse.cli import sampling
 from vidsparse.cli.files import check_distinct, check_output, write_json
-from vidsparse.cli.patterns import name_of
-from vidsparse.cli.request import Request
-from vidsparse.cli.video import default_scale, side_by_side, to_pixels, write_strip, write_video
+from vidsparse.cli.messages import note, sampling_bar
+from vidsparse.cli.request import Request, fitted
 
 if TYPE_CHECKING:
-    from vidsparse import Pattern
-    from vidsparse.cli.video import Frames
-    from vidsparse.shapes.scene import Scene
+    from vidsparse.generation.compare import Comparison
 
 WARM_UP = "a step of each and a decoding ran before the clocks"
 CLOCKS = {
@@ -34,6 +29,7 @@ def compare(
     dense_output: Annotated[Path | None, Option(help="Also write the dense video alone.")] = None,
     sparse_output: Annotated[Path | None, Option(help="Also write the sparse video alone.")] = None,
     strip: Annotated[Path | None, Option(help="Also write a PNG with frames of both.")] = None,
+    repeat: Annotated[int, Option(min=1, help="Sample each so often, by turns; times are medians.")] = 2,
     json_output: Annotated[
         Path | None, Option("--json", help="Also write the comparison as JSON; - is stdout and nothing else there.")
     ] = None,
@@ -45,16 +41,30 @@ def compare(
     check_output(strip, ".png")
     check_output(None if to_stdout else json_output)
     check_distinct(output, dense_output, sparse_output, strip, json_output)
-    scene = request.read_prompt()
-    pattern = request.build_pattern()
-    request.build_correction()
-    pipe = sampling.load_pipeline(request)
-    arguments = sampling.call_arguments(pipe, request, scene)
-    dense, sparse = _sample_both(pipe, pattern, request, arguments)
+    from vidsparse import Dense
+    from vidsparse.generation.compare import compare as run
+    from vidsparse.generation.video import default_scale, side_by_side, to_pixels, write_strip, write_video
+    from vidsparse.patterns.names import name_of
 
-    result = _result(dense, sparse, request, scene)
+    pattern, arguments = request.checked()
+    if isinstance(pattern, Dense):
+        note("comparing dense with itself")
+    pipe, correction = request.load(pattern)
+    with sampling_bar() as bar:
+        both = run(
+            pipe,
+            pattern,
+            fitted(pipe, arguments),
+            correction=correction,
+            impl=request.impl,
+            seed=request.seed,
+            repeat=repeat,
+            on_step=bar,
+        )
+    dense, sparse = both.dense[0], both.sparse[0]
+    result = _result(both, request)
     name = f"{name_of(pattern)}, density {sparse.report.density:.2f}"
-    fps, scale = request.fps or (12 if scene else 16), request.scale or default_scale(dense.frames)
+    fps, scale = request.fps or request.known.fps, request.scale or default_scale(dense.frames)
     pixels = to_pixels(dense.frames, scale), to_pixels(sparse.frames, scale)
     write_video(output, side_by_side(*pixels, ("dense", name)), fps)
     for path, own in zip((dense_output, sparse_output), pixels, strict=True):
@@ -72,43 +82,17 @@ def compare(
     print("wrote", ", ".join(written))
 
 
-def similarity(first: Frames, second: Frames) -> tuple[float | None, float]:
-    """PSNR in dB over all frames (None when they are identical: it is infinite) and the mean SSIM of the frames."""
-    import torch
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-
-    # Both metrics take [frames, channels, height, width]; SSIM needs 300 bytes a pixel, so each frame is its own.
-    a, b = (torch.from_numpy(frames).movedim(-1, 1) for frames in (first, second))
-    psnr = float(peak_signal_noise_ratio(a, b, data_range=1.0))
-    pairs = zip(a.split(1), b.split(1), strict=True)
-    ssim = [float(structural_similarity_index_measure(*pair, data_range=1.0)) for pair in pairs]  # type: ignore[arg-type]
-    return None if psnr == math.inf else psnr, sum(ssim) / len(ssim)
-
-
-def _sample_both(
-    pipe: Any, pattern: Pattern, request: Request, arguments: dict[str, Any]
-) -> tuple[sampling.Sample, sampling.Sample]:
-    """Dense, then sparse. Before that one step of each that nobody times, the sparse one without its schedule."""
-    import vidsparse
-
-    dense = vidsparse.Dense()
-    bare = pattern.pattern if isinstance(pattern, vidsparse.StepSchedule) else pattern
-    first = arguments | {"num_inference_steps": 1}
-    sampling.sample(pipe, dense, request, first, "warming up")
-    sampling.sample(pipe, bare, request, first | {"output_type": "latent"}, "warming up")
-    return (
-        sampling.sample(pipe, dense, request, arguments, "dense"),
-        sampling.sample(pipe, pattern, request, arguments, name_of(pattern)),
-    )
-
-
-def _result(dense: sampling.Sample, sparse: sampling.Sample, request: Request, scene: Scene | None) -> dict[str, Any]:
+def _result(both: Comparison, request: Request) -> dict[str, Any]:
     """The comparison as plain data."""
-    psnr, ssim = similarity(dense.frames, sparse.frames)
-    sides: dict[str, dict[str, Any]] = {}
-    for name, side in (("dense", dense), ("sparse", sparse)):
-        seconds = side.seconds, side.denoising_seconds, side.report.seconds
-        sides[name] = {**dict(zip(CLOCKS, seconds, strict=True)), "judge": sampling.judge(side.frames, scene)}
+    dense, sparse = both.dense[0], both.sparse[0]
+    sides = {
+        side: {
+            **{clock: both.seconds(side, clock) for clock in CLOCKS},
+            "spread": {clock: both.spread(side, clock) for clock in CLOCKS},
+            "judge": request.known.judge(one.frames, request.prompt),
+        }
+        for side, one in (("dense", dense), ("sparse", sparse))
+    }
     report = sparse.report.to_dict()
     del report["calls"], report["seconds"]
     return {
@@ -119,9 +103,10 @@ def _result(dense: sampling.Sample, sparse: sampling.Sample, request: Request, s
         **dict(zip(("frames", "height", "width"), dense.frames.shape, strict=False)),
         "dense": sides["dense"],
         "sparse": {**sides["sparse"], **report},
-        "speedup": {clock: sides["dense"][clock] / sides["sparse"][clock] for clock in CLOCKS},
-        "psnr": psnr,
-        "ssim": ssim,
+        "speedup": {clock: both.speedup(clock) for clock in CLOCKS},
+        "psnr": both.psnr,
+        "ssim": both.ssim,
+        "repeat": len(both.dense),
         "warm_up": WARM_UP,
     }
 
@@ -130,14 +115,18 @@ def _print(result: dict[str, Any], name: str, request: Request) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    dense, sparse = result["dense"], result["sparse"]
+    dense, sparse, repeat = result["dense"], result["sparse"], result["repeat"]
+    times = (
+        "each sampled once: --repeat 3 shows how far times vary" if repeat == 1 else f"medians of {repeat}, by turns"
+    )
     loras = [f"both with LoRA {name}, {recipe.summary}" for name, recipe in request.loras.items()]
-    caption = "; ".join((WARM_UP, *loras))
-    table = Table("", "dense", "sparse", "ratio", title=f"dense and {name}", caption=caption)
+    table = Table(
+        "", "dense", "sparse", "ratio", title=f"dense and {name}", caption="; ".join((WARM_UP, times, *loras))
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for clock, text in CLOCKS.items():
-        table.add_row(text, f"{dense[clock]:.2f}", f"{sparse[clock]:.2f}", f"{result['speedup'][clock]:.2f}x")
+        table.add_row(text, _time(dense, clock), _time(sparse, clock), f"{result['speedup'][clock]:.2f}x")
     table.add_section()
     table.add_row("density of tile pairs", "1", f"{sparse['density']:.3f}", "")
     table.add_row("density of token pairs", "1", f"{sparse['token_density']:.3f}", "")
@@ -154,4 +143,10 @@ def _print(result: dict[str, Any], name: str, request: Request) -> None:
             table.add_row(f"judge: {attribute}", f"{value:.2f}", f"{sparse['judge'][attribute]:.2f}", "")
     Console(highlight=False).print(table)
     for text in sparse["advice"]:
-        print("note:", text)
+        note(text)
+
+
+def _time(side: dict[str, Any], clock: str) -> str:
+    """The median, and from when to when it varied if there is more than one time."""
+    low, high = side["spread"][clock]
+    return f"{side[clock]:.2f}" if low == high else f"{side[clock]:.2f} ({low:.2f}-{high:.2f})"

@@ -1,4 +1,4 @@
-"""`vidsparse doctor`: whether sparse attention does to a model what it should, on a small random twin of it."""
+"""`vidsparse doctor`: checks sparse attention in a model on a small random twin of it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ MARKS = {"ok": ("✓", "green"), "failed": ("✗", "bold red"), "not applicable"
 def doctor(
     model: Annotated[
         str | None,
-        Argument(help="A diffusers folder, a Hub id, or a class of transformers.", show_default="all classes"),
+        Argument(
+            help="'shapes', a diffusers folder, a Hub id, or a class of transformers.", show_default="all classes"
+        ),
     ] = None,
     json: Annotated[Path | None, Option(help="Also write what was found.")] = None,
     support: Annotated[
         Path | None, Option(help="Also write the table of all classes between a file's markers.")
     ] = None,
 ) -> None:
-    """Check a model's settings, without its weights, against what diffusers computes itself. Exit code 1: a failure."""
+    """Check a model's settings, without its weights, against what diffusers itself computes. Exit code 1: a failure."""
     check_output(json, ".json")
     if support is not None:
         if model is not None:
@@ -55,10 +57,10 @@ def _one(model: str) -> Found:
     from rich.text import Text
 
     from vidsparse.doctor import CHECKS
-    from vidsparse.doctor.models import transformers_of
+    from vidsparse.generation.transformers import configured_transformers
 
     found = {}
-    for name, (cls, settings) in transformers_of(model).items():
+    for name, (cls, settings) in configured_transformers(model).items():
         found[name] = _diagnose(cls, settings)
         table = Table("check", "result", "detail", title=cls.__name__ if name == model else f"{name}: {cls.__name__}")
         for result in found[name]:
@@ -77,8 +79,8 @@ def _all() -> tuple[Found, dict[str, str]]:
     from rich.text import Text
 
     from vidsparse.doctor import CHECKS
-    from vidsparse.doctor.models import class_named, class_names
     from vidsparse.doctor.support import title
+    from vidsparse.generation.transformers import class_named, class_names
 
     found: Found = {}
     lacking: dict[str, str] = {}
@@ -109,7 +111,7 @@ def _diagnose(cls: type[Any], settings: dict[str, Any]) -> tuple[Result, ...]:
     from vidsparse.doctor import diagnose
 
     with live_console().status(cls.__name__) as status, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what models warn of on a CPU says nothing of ours
+        warnings.simplefilter("ignore")  # models warn of what a CPU lacks, which is not a finding
         return diagnose(cls, settings, lambda check: status.update(f"{cls.__name__}: {check}"))
 
 

@@ -1,4 +1,4 @@
-"""Output files: refused before the long work when they cannot be written, and never left half-written."""
+"""Output files: checked before the long work, and never left half-written."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vidsparse.atomic import replacing
 
 
 def check_output(path: Path | None, suffix: str | None = None) -> None:
-    """Refuse a path that a file cannot be written to, with the reason. None is no file and passes.
+    """Refuse a path that a file cannot be written to, with the reason; None passes.
 
     Raises:
         ValueError: another suffix than the format's.
-        OSError: a directory, a device, a missing folder, or one without leave to write.
+        OSError: a directory, a device, a missing folder, a folder without write permission, or a name that is too long.
     """
     if path is None:
         return

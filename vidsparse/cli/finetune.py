@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -13,18 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from vidsparse.cli import sampling
 from vidsparse.cli.files import check_output
 from vidsparse.cli.messages import live_console, note
-from vidsparse.cli.patterns import CORRECTIONS, DENSITY_HELP, SET_HELP, build_correction, build_pattern
-from vidsparse.cli.request import DENSE_STEPS, PATTERN, SAMPLER_HELP, Request, integers
+from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
+from vidsparse.cli.request import DENSE_STEPS_HELP, PATTERN, SAMPLER_HELP, integers
 
 if TYPE_CHECKING:
     from vidsparse import Pattern
     from vidsparse.finetune import Bucket, Clip
+    from vidsparse.generation.models import Model
 
 ATTENTION, DATA, LEARNING, OUTPUT = "Attention", "Data", "Learning", "Output"
-SHAPES_LONGER, SHAPES_FPS = 129, 12
 OF_MODEL = "of the model"
 
 
@@ -59,10 +57,16 @@ class Finetuning:
         float | None, Option(help=DENSITY_HELP, rich_help_panel=ATTENTION, show_default="of the pattern")
     ] = None
     settings: Annotated[list[str] | None, Option("--set", help=SET_HELP, rich_help_panel=ATTENTION)] = None
-    correction: Annotated[str, Option(help=f"{', '.join(CORRECTIONS)}.", rich_help_panel=ATTENTION)] = "none"
+    correction: Annotated[str, Option(help=CORRECTION_HELP, rich_help_panel=ATTENTION)] = "none"
     dense_steps: Annotated[
-        int, Option(min=0, help="Dense steps at the start of a generation.", rich_help_panel=ATTENTION)
-    ] = DENSE_STEPS
+        int | None,
+        Option(
+            min=0,
+            help="Dense steps at the start of a generation.",
+            rich_help_panel=ATTENTION,
+            show_default=DENSE_STEPS_HELP,
+        ),
+    ] = None
     dense_last_steps: Annotated[int, Option(min=0, help="And at its end.", rich_help_panel=ATTENTION)] = 0
     dense_layers: Annotated[
         str, Option(help="Layers that stay dense, such as 0,1.", rich_help_panel=ATTENTION, show_default="none")
@@ -98,7 +102,7 @@ class Finetuning:
     targets: Annotated[str, Option(help="Layers that it changes.", rich_help_panel=LEARNING)] = (
         "to_q,to_k,to_v,to_out.0"
     )
-    # Not --start: torchrun would take it for the beginning of an option of its own.
+    # Not --start: torchrun would take it for an abbreviation of one of its options.
     start: Annotated[
         str | None, Option("--start-from", help="A LoRA to begin with.", rich_help_panel=LEARNING, show_default="none")
     ] = None
@@ -121,48 +125,58 @@ class Finetuning:
         list[str] | None, Option("--sample-prompt", help="Again for more videos.", rich_help_panel=OUTPUT)
     ] = None
 
-    def build_pattern(self) -> Pattern:
-        """The pattern, in its schedule."""
+    def build_pattern(self, inference_steps: int) -> Pattern:
+        """The pattern, in its schedule for generations of so many steps."""
+        from vidsparse import StepSchedule
+        from vidsparse.generation.dense_steps import default_dense_steps
+        from vidsparse.patterns.names import build_pattern
+
         pattern = build_pattern(self.pattern, self.density, self.settings)
         layers = integers("--dense-layers", self.dense_layers)
-        if self.pattern == "dense" or not (self.dense_steps or self.dense_last_steps or layers):
+        first = default_dense_steps(inference_steps) if self.dense_steps is None else self.dense_steps
+        if self.pattern == "dense" or not (first or self.dense_last_steps or layers):
             return pattern
-        from vidsparse import StepSchedule
-
-        return StepSchedule(pattern, self.dense_steps, self.dense_last_steps, layers)
+        return StepSchedule(pattern, first, self.dense_last_steps, layers)
 
 
 def finetune(request: Finetuning) -> None:
-    """Train a LoRA for longer videos with sparse attention. The same command goes on where it was stopped."""
+    """Train a LoRA for longer videos with sparse attention. The same command resumes a training that was stopped."""
     from vidsparse.finetune import Bucket, Settings, check_pipeline, finetune
+    from vidsparse.generation.models import find_model
+    from vidsparse.generation.pipeline import load_pipeline
+    from vidsparse.patterns.names import build_correction
 
+    if request.out.exists() and not request.out.is_dir():
+        raise NotADirectoryError(f"cannot write to {request.out}: it is a file, and --out names a folder")
     given = {f.name: getattr(request, f.name) for f in fields(request)}
-    shapes = request.model == "shapes"
-    own = _of_model(shapes)
+    model = find_model(request.model)
+    steps = request.inference_steps or model.default("num_inference_steps")
     settings = Settings(
         **{f.name: given[f.name] for f in fields(Settings) if f.name in given}
         | {
-            "pattern": request.build_pattern(),
+            "pattern": request.build_pattern(steps),
             "correction": build_correction(request.correction),
             "targets": tuple(name.strip() for name in request.targets.split(",") if name.strip()),
             "sample_prompts": tuple(request.sample_prompts or ()),
-            "inference_steps": request.inference_steps or own["num_inference_steps"],
-            "trained_frames": request.trained_frames or own["num_frames"],
+            "inference_steps": steps,
+            "trained_frames": request.trained_frames or model.default("num_frames"),
         }
     )
-    sizes = [_height_and_width(text) for text in request.size or []] or [(own["height"], own["width"])]
-    frames = request.frames or [SHAPES_LONGER if shapes else own["num_frames"]]
+    own_size = model.default("height"), model.default("width")
+    sizes = [_height_and_width(text) for text in request.size or []] or [own_size]
+    frames = request.frames or [model.longer_frames or model.default("num_frames")]
     buckets = [Bucket(count, *size) for count in frames for size in sizes]
     if request.data != "shapes" and not Path(request.data).is_dir():
         raise FileNotFoundError(f"no folder {request.data}; give one with videos and their captions, or 'shapes'")
     out = request.out.absolute()
     check_output(next(folder for folder in (out, *out.parents) if folder.exists()) / "log.jsonl")
     main = _is_main()
-    pipe = sampling.load_pipeline(Request(prompt="", model=request.model, device="cpu", dtype=_dtype(request, shapes)))
+    with live_console().status(f"loading {request.model}"):
+        pipe = load_pipeline(model, device="cpu", dtype=_dtype(request, model))
     check_pipeline(pipe, settings, buckets)
     pipe.vae.float()  # in less precision its latents may not be finite
     with _bars(main) as progress:
-        clips = _clips(request, buckets, lambda done, total: progress("looking at videos", done, total, None))
+        clips = _clips(request, buckets, lambda done, total: progress("reading videos", done, total, None))
         longest = max(clips, key=lambda clip: (clip.bucket.frames, clip.bucket.height)).bucket
         sampled = {"num_frames": longest.frames, "height": longest.height, "width": longest.width}
         folder = finetune(
@@ -171,8 +185,8 @@ def finetune(request: Finetuning) -> None:
             settings,
             request.out,
             base=request.model,
-            sampling={**(own if shapes else {}), **sampled, "num_inference_steps": settings.inference_steps},
-            fps=SHAPES_FPS if shapes else 16,
+            sampling={**model.sampling, **sampled, "num_inference_steps": settings.inference_steps},
+            fps=model.fps,
             cache=request.cache,
             cpu=request.cpu,
             say=note,
@@ -182,19 +196,8 @@ def finetune(request: Finetuning) -> None:
         print(f"wrote the LoRA to {folder}; vidsparse generate --lora {folder} uses it")
 
 
-def _of_model(shapes: bool) -> dict[str, Any]:
-    """What a model makes where nothing is asked for, by the names of its pipeline's arguments."""
-    if shapes:
-        from vidsparse.shapes.model import SAMPLING
-
-        return SAMPLING
-    from diffusers import WanPipeline
-
-    return {name: own.default for name, own in inspect.signature(WanPipeline.__call__).parameters.items()}
-
-
 def _clips(request: Finetuning, buckets: list[Bucket], progress: Callable[[int, int], None]) -> list[Clip]:
-    """The videos to learn from; says which were left out."""
+    """The videos to learn from, with a note for each one that is skipped."""
     from vidsparse.finetune import drawn_clips, folder_clips
 
     if request.data == "shapes":
@@ -213,7 +216,7 @@ def _clips(request: Finetuning, buckets: list[Bucket], progress: Callable[[int, 
 
 
 def _is_main() -> bool:
-    """Whether this process speaks for all, as launchers number them."""
+    """Whether this process is the first of those that a launcher has started."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -224,12 +227,12 @@ def _height_and_width(text: str) -> tuple[int, int]:
     return int(found[2]), int(found[1])
 
 
-def _dtype(request: Finetuning, shapes: bool) -> str:
-    """In which the base model rests: small models lose nothing in float32."""
+def _dtype(request: Finetuning, model: Model) -> str:
+    """The dtype that the weights of the base model are stored in."""
     import torch
 
     on_gpu = torch.cuda.is_available() and not request.cpu
-    return "bfloat16" if on_gpu and not shapes and request.precision != "no" else "float32"
+    return "bfloat16" if on_gpu and not model.small and request.precision != "no" else "float32"
 
 
 @contextmanager

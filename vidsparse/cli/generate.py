@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from vidsparse.cli import sampling
 from vidsparse.cli.files import check_distinct, check_output, write_json
-from vidsparse.cli.patterns import name_of
-from vidsparse.cli.request import Request
-from vidsparse.cli.video import default_scale, to_pixels, write_video
+from vidsparse.cli.messages import counted, sampling_bar
+from vidsparse.cli.request import Request, fitted
+
+if TYPE_CHECKING:
+    from vidsparse.generation.sample import Sample
 
 
 def generate(
@@ -24,48 +25,58 @@ def generate(
     check_output(output, ".mp4")
     check_output(report)
     check_distinct(output, report)
-    scene = request.read_prompt()
-    pattern = request.build_pattern()
-    request.build_correction()
-    pipe = sampling.load_pipeline(request)
-    arguments = sampling.call_arguments(pipe, request, scene)
-    sample = sampling.sample(pipe, pattern, request, arguments, name_of(pattern))
+    pattern, arguments = request.checked()
+    pipe, correction = request.load(pattern)
+    arguments = fitted(pipe, arguments)
+    from vidsparse.generation.sample import sample
+    from vidsparse.generation.video import default_scale, to_pixels, write_video
+    from vidsparse.patterns.names import name_of
 
-    scale = request.scale or default_scale(sample.frames)
-    write_video(output, to_pixels(sample.frames, scale), request.fps or (12 if scene else 16))
-    score = sampling.judge(sample.frames, scene)
+    with sampling_bar() as bar:
+        name = name_of(pattern)
+        done = sample(
+            pipe,
+            pattern,
+            arguments,
+            correction=correction,
+            impl=request.impl,
+            seed=request.seed,
+            on_step=lambda step, steps: bar(name, step, steps),
+        )
+    scale = request.scale or default_scale(done.frames)
+    write_video(output, to_pixels(done.frames, scale), request.fps or request.known.fps)
+    score = request.known.judge(done.frames, request.prompt)
     if report is not None:
-        seconds = {
-            "total": sample.seconds,
-            "denoising": sample.denoising_seconds,
-            "attention": sample.report.seconds,
-        }
         write_json(
             report,
             {
                 "request": asdict(request),
                 "loras": {name: recipe.to_data() for name, recipe in request.loras.items()},
-                "seconds": seconds,
+                "seconds": {
+                    "total": done.seconds,
+                    "denoising": done.denoising_seconds,
+                    "attention": done.attention_seconds,
+                },
                 "judge": score,
-                "attention": sample.report.to_dict(),
+                "attention": done.report.to_dict(),
             },
         )
-    _print(sample, request, score, scale)
+    _print(done, request, score, scale)
     print(f"wrote {output}" + (f" and {report}" if report else ""))
 
 
-def _print(sample: sampling.Sample, request: Request, score: dict[str, float] | None, scale: int) -> None:
+def _print(done: Sample, request: Request, score: dict[str, float] | None, scale: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    report = sample.report
-    frames, height, width = sample.frames.shape[:3]
+    report = done.report
+    frames, height, width = done.frames.shape[:3]
     enlarged = f", each pixel shown {scale}x{scale}" if scale > 1 else ""
     rows: list[tuple[str, Any]] = [
-        ("video", f"{frames} frames of {width}x{height}{enlarged}"),
+        ("video", f"{counted(frames, 'frame')} of {width}x{height}{enlarged}"),
         (
             "seconds",
-            f"{sample.seconds:.1f} in all, {sample.denoising_seconds:.1f} of them denoising, "
+            f"{done.seconds:.1f} in all, {done.denoising_seconds:.1f} of them denoising, "
             f"{report.seconds:.1f} in attention layers",
         ),
         *(("LoRA", f"{name}: {recipe.summary}") for name, recipe in request.loras.items()),

@@ -1,96 +1,162 @@
-"""`vidsparse inspect`: what a pattern does to a video of some size, from shapes alone; no model is loaded."""
+"""`vidsparse inspect`: what a pattern does to a video of some size."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
 from vidsparse.cli.files import check_output
-from vidsparse.cli.messages import live_console, note
-from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP, build_pattern
-from vidsparse.cli.sampling import fit_frames
+from vidsparse.cli.messages import live_console, note, sampling_bar
+from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP
+from vidsparse.cli.request import note_frames
 
 if TYPE_CHECKING:
-    from vidsparse import BlockMap, VideoGrid
+    from vidsparse import BlockMap, HeadGroup, Pattern, VideoGrid
+    from vidsparse.generation.frames import Geometry
 
-
-@dataclass(frozen=True)
-class Family:
-    """How a model makes tokens of pixels, and how wide its attention is."""
-
-    frame_stride: int
-    vae_stride: int
-    patch: int
-    heads: int
-    head_dim: int
-
-    @property
-    def side(self) -> int:
-        """Pixels that a token covers in height and in width."""
-        return self.vae_stride * self.patch
-
-
-FAMILIES = {
-    "shapes": Family(frame_stride=4, vae_stride=4, patch=1, heads=3, head_dim=64),
-    "wan": Family(frame_stride=4, vae_stride=8, patch=2, heads=40, head_dim=128),
-    "wan-5b": Family(frame_stride=4, vae_stride=16, patch=2, heads=24, head_dim=128),
-}
+MODEL_HELP = (
+    "A family such as wan, wan-5b, hunyuanvideo or ltxvideo; 'shapes'; a folder or Hub id; or a class of transformers."
+)
+EMPTY = 0.25  # of the slots of tiles: with more, another tile is worth a try
+SAMPLED_STEPS = 10  # of the generation whose middle step is drawn
 
 
 def inspect(
-    model_family: Annotated[str, Option(help=f"{', '.join(FAMILIES)}.")] = "wan",
+    model: Annotated[str, Option("--model", "--model-family", help=MODEL_HELP)] = "wan",
     frames: Annotated[int, Option(min=1, help="Of the video.")] = 81,
     height: Annotated[int, Option(min=1, help="Pixels.")] = 720,
     width: Annotated[int, Option(min=1, help="Pixels.")] = 1280,
     pattern: Annotated[str, Option(help="See `vidsparse patterns`.")] = "radial",
     density: Annotated[float | None, Option(help=DENSITY_HELP, show_default="of the pattern")] = None,
     settings: Annotated[list[str] | None, Option("--set", help=SET_HELP)] = None,
-    heads: Annotated[int | None, Option(min=1, show_default="of the family; wan: 40, as in the 14B model")] = None,
-    head_dim: Annotated[int | None, Option(min=1, show_default="of the family")] = None,
+    heads: Annotated[int | None, Option(min=1, show_default="of the model; wan: 40, as in the 14B model")] = None,
+    head_dim: Annotated[int | None, Option(min=1, show_default="of the model")] = None,
     png: Annotated[Path | None, Option(help="Also draw the map.")] = None,
+    prompt: Annotated[
+        str | None,
+        Option(help="Of the video in which a pattern chooses the map that is drawn.", show_default="one, for shapes"),
+    ] = None,
 ) -> None:
-    """Show grid, tile, density and predicted FLOPs of a pattern for a size of video."""
+    """Show grid, tile, density and predicted FLOPs of a pattern for a size of video.
+
+    A pattern that chooses tiles by content is drawn as it chose them in the middle layer and step of a short
+    generation, which needs the weights of --model: 'shapes', a folder or a Hub id.
+    """
     from vidsparse import Context, head_groups
+    from vidsparse.generation.chosen_map import chooses_by_content
+    from vidsparse.generation.frames import check_map, geometry
+    from vidsparse.patterns.names import build_pattern
 
     check_output(png, ".png")
-    if model_family not in FAMILIES:
-        raise ValueError(f"model family {model_family!r} is unknown; choose one of {', '.join(FAMILIES)}")
-    family = FAMILIES[model_family]
     chosen = build_pattern(pattern, density, settings)
-    grid = token_grid(family, frames, height, width)
-    heads, head_dim = heads or family.heads, head_dim or family.head_dim
+    by_content = chooses_by_content(chosen)
+    if png is not None and by_content:
+        _check_drawable(model, pattern)
+    known = geometry(model)
+    grid = token_grid(known, frames, height, width)
+    check_map(grid)
+    heads, head_dim = heads or known.heads, head_dim or known.head_dim
     groups = head_groups(chosen.plan(grid, Context(heads=heads)), heads)
     for group in groups:
         name = f"{chosen!r}" if len(groups) == 1 else f"{chosen!r}, heads {', '.join(map(str, group.heads))}"
         _print(grid, group.block_map, name, len(group.heads) * head_dim)
-    if png is not None:
-        from vidsparse.cli.map_picture import draw_map
+    print(f"tokens of {model}: {known.adapter.layout}")
+    if density is not None:
+        _note_density(density, groups, heads)
+    if png is None:
+        return
+    where = ""
+    if by_content:
+        groups, where = _sampled(model, chosen, prompt, (frames, height, width))
+    largest = max(groups, key=lambda group: len(group.heads))
+    from vidsparse.cli.map_picture import draw_map
 
-        with live_console().status("drawing the map"):
-            block_map = max(groups, key=lambda group: len(group.heads)).block_map
-            draw_map(png, block_map, grid, f"{pattern} on {_sides(grid.view)} tokens of {model_family}")
-        print(f"wrote {png}")
+    with live_console().status("drawing the map"):
+        title = f"{pattern} on {_sides(grid.view)} tokens of {model}{where}, head {largest.heads[0]}"
+        draw_map(png, largest.block_map, grid, title)
+    print(f"wrote {png}")
 
 
-def token_grid(family: Family, frames: int, height: int, width: int) -> VideoGrid:
-    """The grid of a video, with a note where its size does not fit the family's strides.
+def token_grid(known: Geometry, frames: int, height: int, width: int) -> VideoGrid:
+    """The grid of a video, with a note where its size does not fit the model.
 
     Raises:
         ValueError: a frame smaller than one token.
     """
-    from vidsparse import VideoGrid
+    grid = known.grid(frames, height, width)
+    fitting, _ = known.frames(frames)
+    if fitting != frames:
+        note_frames(frames, fitting, known.frame_stride)
+    if height % known.side or width % known.side:
+        used = f"{grid.width * known.side}x{grid.height * known.side}"
+        note(f"{width}x{height} is not a multiple of {known.side}, the side of a token; using {used}")
+    return grid
 
-    fitting = fit_frames(frames, family.frame_stride)
-    rows, columns = height // family.side, width // family.side
-    if not rows or not columns:
-        raise ValueError(f"{width}x{height} is smaller than one token, which covers {family.side}x{family.side} pixels")
-    if height % family.side or width % family.side:
-        used = f"{columns * family.side}x{rows * family.side}"
-        note(f"{width}x{height} is no multiple of {family.side}, the side of a token; using {used}")
-    return VideoGrid((fitting - 1) // family.frame_stride + 1, rows, columns)
+
+def _check_drawable(model: str, pattern: str) -> None:
+    """Refuse to draw what only a real generation can tell.
+
+    Raises:
+        ValueError: says what can be drawn.
+    """
+    from vidsparse.generation.models import find_model
+
+    try:
+        find_model(model)
+    except ValueError as error:
+        raise ValueError(
+            f"pattern {pattern!r} chooses its tiles by content, so a map needs queries and keys of a real model, and "
+            f"{model!r} is only a size; give --model shapes, or the folder or Hub id of a pipeline, or leave out --png"
+        ) from error
+
+
+def _sampled(
+    model: str, chosen: Pattern, prompt: str | None, size: tuple[int, int, int]
+) -> tuple[tuple[HeadGroup, ...], str]:
+    """The maps that a pattern chose in the middle layer and step of a generation, and which these are."""
+    from vidsparse.cli.request import fitted
+    from vidsparse.generation.chosen_map import chosen_groups
+    from vidsparse.generation.models import find_model
+    from vidsparse.generation.pipeline import load_pipeline
+    from vidsparse.generation.transformers import attention_layers
+
+    known = find_model(model)
+    prompt = prompt or known.example_prompt
+    if prompt is None:
+        raise ValueError(f"give a --prompt: the map is drawn as {model} chooses it in a video")
+    arguments = {
+        **known.sampling,
+        **dict(zip(("num_frames", "height", "width"), size, strict=True)),
+        "prompt": known.read_prompt(prompt),
+        "num_inference_steps": SAMPLED_STEPS,
+    }
+    known.check_arguments(arguments)
+    layer, step = attention_layers(model) // 2, SAMPLED_STEPS // 2
+    with live_console().status(f"loading {model}"):
+        pipe = load_pipeline(known)
+    with sampling_bar() as bar:
+        groups = chosen_groups(
+            pipe,
+            chosen,
+            fitted(pipe, arguments),
+            layer=layer,
+            step=step,
+            on_step=lambda done, steps: bar("choosing tiles", done, steps),
+        )
+    return groups, f", layer {layer}, step {step} of {SAMPLED_STEPS}"
+
+
+def _note_density(asked: float, groups: tuple[HeadGroup, ...], heads: int) -> None:
+    """Say where a density cannot be had, such as less than one tile in each row."""
+    measured = sum(len(group.heads) * group.block_map.density for group in groups) / heads
+    if measured > 1.25 * asked:
+        tiles = groups[0].block_map.key_tiles
+        note(
+            f"density {asked:g} is not possible here: the pattern keeps at least {measured:.4f}, since each query tile "
+            f"keeps whole tiles, one of {tiles:,} or more"
+        )
 
 
 def _print(grid: VideoGrid, block_map: BlockMap, pattern: str, channels: int) -> None:
@@ -100,23 +166,33 @@ def _print(grid: VideoGrid, block_map: BlockMap, pattern: str, channels: int) ->
     tile = block_map.query_tile
     # The map's own grid: patterns in raster order see the tokens as one line.
     seen, tiles = block_map.grid, block_map.grid.tiles(tile)
-    dense = 4.0 * grid.tokens**2 * channels
+    dense, padding = 4.0 * grid.tokens**2 * channels, seen.padding(tile)
+    empty = padding / (1 + padding)
     longest, shortest = int(block_map.counts.max()), int(block_map.counts.min())
     rows = {
         "pattern": pattern,
         "grid": f"{_sides(grid.view)} (latent frames x height x width), {grid.tokens:,} tokens",
         "tile": f"{_sides(tile)}, {_sides(tiles)} = {block_map.key_tiles:,} tiles"
         + ("" if seen.view == grid.view else " of the tokens in raster order"),
-        "padding": f"{seen.padding(tile):.1%} of the slots of tiles are empty",
+        "padding": f"{empty:.1%} of the slots of tiles are empty",
         "density": f"{block_map.density:.4f} of tile pairs, {block_map.token_density:.4f} of token pairs",
         "rows": f"a query tile sees {shortest:,} to {longest:,} of {block_map.key_tiles:,} key tiles",
         "attention FLOPs": f"{_flops(dense)} dense, {_flops(dense * block_map.token_density)} sparse a layer",
-        "bound": f"attention at most {1 / block_map.token_density:.2f}x faster",
+        "bound": f"attention at most {bound(block_map):.2f}x faster, with the empty slots of tiles computed too",
     }
     table = Table.grid(padding=(0, 2))
     for name, text in rows.items():
         table.add_row(f"[bold]{name}", text)
     Console(highlight=False).print(table)
+    if empty > EMPTY:
+        note(f"{empty:.0%} of the slots of tiles are empty, and kernels compute them too; another tile may fit better")
+
+
+def bound(block_map: BlockMap) -> float:
+    """How many times less a kernel computes than dense attention, when it computes kept tiles as a whole."""
+    query, key = (tile[0] * tile[1] * tile[2] for tile in (block_map.query_tile, block_map.key_tile))
+    rows = block_map.counts.double().sum(dim=-1).mean()
+    return float(block_map.grid.tokens**2 / (rows * query * key))
 
 
 def _sides(sides: tuple[int, int, int]) -> str:

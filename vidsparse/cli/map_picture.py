@@ -23,7 +23,7 @@ def draw_map(path: Path, block_map: BlockMap, grid: VideoGrid, title: str) -> No
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FixedLocator, MaxNLocator
 
     kept = block_map.to_dense()[0, 0]
     owner = block_map.key_tile_of_token
@@ -49,7 +49,7 @@ def draw_map(path: Path, block_map: BlockMap, grid: VideoGrid, title: str) -> No
             ylabel="query frame",
         )
         for axis in (frames.xaxis, frames.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True))
+            axis.set_major_locator(FixedLocator([0]) if grid.frames == 1 else MaxNLocator(integer=True))
         top.colorbar(shown, ax=frames, label="kept fraction of token pairs", shrink=0.82, pad=0.02)
         middle = (grid.frames // 2, grid.height // 2, grid.width // 2)
         places = {"in the centre": middle, "in the corner": (middle[0], 0, 0)}

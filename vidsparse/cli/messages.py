@@ -1,8 +1,10 @@
-"""What is said on stderr, so that stdout holds results alone."""
+"""Notes and progress on stderr, so that stdout holds results alone."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,12 +12,43 @@ if TYPE_CHECKING:
 
 
 def note(text: str) -> None:
-    """One line that a user should know of."""
+    """Print one line that a user should know of."""
     print("note:", text, file=sys.stderr)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural unless it is 1."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def live_console() -> Console:
-    """For progress bars and spinners: silent where stderr is no terminal, such as in a log."""
+    """For progress bars and spinners: silent where stderr is not a terminal, such as in a log."""
     from rich.console import Console
 
     return Console(stderr=True, quiet=not sys.stderr.isatty())
+
+
+@contextmanager
+def sampling_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar that starts anew with each task; call it with the task, the steps that are done, and all steps."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(
+        TextColumn("{task.description}", markup=False), *columns, console=live_console(), transient=True
+    ) as bar:
+        task = bar.add_task("")
+
+        def show(name: str, done: int, steps: int) -> None:
+            if done == 0:
+                bar.reset(task, total=steps)
+            bar.update(task, completed=done, description=name if done < steps else f"{name}: decoding")
+
+        yield show

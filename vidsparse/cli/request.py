@@ -1,4 +1,4 @@
-"""What `generate` and `compare` are asked for: the options they share, and the checks that need no model."""
+"""The options that `generate` and `compare` share, and the checks that need no weights."""
 
 from __future__ import annotations
 
@@ -10,22 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from typer import Argument, Option
 
-from vidsparse.cli.patterns import (
-    CORRECTIONS,
-    DENSITY_HELP,
-    SET_HELP,
-    build_correction,
-    build_pattern,
-    change_pattern,
-)
+from vidsparse.cli.messages import note
+from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
 
 if TYPE_CHECKING:
     from vidsparse import Correction, LoraRecipe, Pattern
-    from vidsparse.shapes.scene import Scene
+    from vidsparse.generation.models import Model
 
 ATTENTION, VIDEO, MACHINE = "Attention", "Video", "Machine"
 OWN = "that of the model"
-PATTERN, DENSE_STEPS = "radial", 4
+PATTERN = "radial"
+DENSE_STEPS_HELP = "one in eight"
 LORA_HELP = (
     "'shapes-long', a folder or a Hub id; again for more. Pattern, schedule and frames of the first that says them "
     "are used where none are given."
@@ -36,7 +31,7 @@ SAMPLER_HELP = "sde draws fresh noise in every step, which helps long videos; ow
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, a model, a pattern and how to sample. None: as the LoRA was trained, or as the pipeline has it."""
+    """A prompt, a model, a pattern and how to sample. None: the value of the LoRA, else of the model."""
 
     prompt: Annotated[str, Argument(help="What the video shows.", show_default=False)]
     model: Annotated[str, Option(help="'shapes', the folder of a diffusers pipeline, or a Hub id.")] = "shapes"
@@ -49,12 +44,12 @@ class Request:
         float | None, Option(help=DENSITY_HELP, rich_help_panel=ATTENTION, show_default="of the pattern")
     ] = None
     settings: Annotated[list[str] | None, Option("--set", help=SET_HELP, rich_help_panel=ATTENTION)] = None
-    correction: Annotated[
-        str | None, Option(help=f"{', '.join(CORRECTIONS)}.", rich_help_panel=ATTENTION, show_default="none")
-    ] = None
+    correction: Annotated[str | None, Option(help=CORRECTION_HELP, rich_help_panel=ATTENTION, show_default="none")] = (
+        None
+    )
     dense_steps: Annotated[
         int | None,
-        Option(min=0, help="Dense steps at the start.", rich_help_panel=ATTENTION, show_default=str(DENSE_STEPS)),
+        Option(min=0, help="Dense steps at the start.", rich_help_panel=ATTENTION, show_default=DENSE_STEPS_HELP),
     ] = None
     dense_last_steps: Annotated[
         int | None, Option(min=0, help="Dense steps at the end.", rich_help_panel=ATTENTION, show_default="0")
@@ -81,7 +76,7 @@ class Request:
         float | None,
         Option(help="The higher, the more steps at high noise.", rich_help_panel=VIDEO, show_default=OWN),
     ] = None
-    seed: Annotated[int, Option(help="Of the noise.", rich_help_panel=VIDEO)] = 0
+    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Of the noise.", rich_help_panel=VIDEO)] = 0
     fps: Annotated[
         int | None, Option(min=1, help="Frames a second.", rich_help_panel=VIDEO, show_default="12 for shapes, else 16")
     ] = None
@@ -108,12 +103,19 @@ class Request:
     )
 
     @functools.cached_property
+    def known(self) -> Model:
+        """The model, before its weights are loaded. Raises: see `find_model`."""
+        from vidsparse.generation.models import find_model
+
+        return find_model(self.model)
+
+    @functools.cached_property
     def loras(self) -> dict[str, LoraRecipe]:
-        """What each LoRA was trained with.
+        """Name -> recipe of each LoRA.
 
         Raises:
             OSError: no such LoRA.
-            ValueError: its file is no LoRA, or of a later vidsparse.
+            ValueError: its file is not a LoRA, or of a later vidsparse.
         """
         from vidsparse.lora.files import read_recipe
 
@@ -121,24 +123,35 @@ class Request:
 
     @property
     def recipe(self) -> LoraRecipe:
-        """What the first LoRA whose file says it was trained with; nothing where there is none. Raises as `loras`."""
+        """The recipe of the first LoRA that has one; an empty recipe otherwise. Raises: see `loras`."""
         from vidsparse import LoraRecipe
 
         return next((recipe for recipe in self.loras.values() if recipe.is_known), LoraRecipe())
 
-    def read_prompt(self) -> Scene | None:
-        """The scene that a prompt for `shapes` describes; None for other models.
+    @property
+    def denoising_steps(self) -> int:
+        """The steps of the generation: what is given, else the LoRA's, else the model's."""
+        return self.steps or self.recipe.inference_steps or self.known.default("num_inference_steps")
+
+    def build_arguments(self) -> dict[str, Any]:
+        """The keyword arguments for `pipe(...)`: what is given, else what LoRA and model were made for.
 
         Raises:
-            ValueError: an empty prompt, or one that `shapes` cannot read.
+            ValueError: a prompt that the model cannot read, or what its pipeline does not take.
+            OSError: the settings of the model cannot be read.
         """
-        if self.model == "shapes":
-            from vidsparse.shapes.scene import parse_prompt
-
-            return parse_prompt(self.prompt)
-        if not self.prompt.strip():
-            raise ValueError("the prompt is empty; say what the video shows")
-        return None
+        prompt = self.known.read_prompt(self.prompt)
+        asked = {
+            "height": self.height,
+            "width": self.width,
+            "num_frames": self.frames or self.recipe.frames,
+            "num_inference_steps": self.steps or self.recipe.inference_steps,
+            "guidance_scale": self.guidance,
+        }
+        given = {name: value for name, value in asked.items() if value is not None}
+        arguments = {**self.known.sampling, "prompt": prompt, **given}
+        self.known.check_arguments(arguments)
+        return arguments
 
     def build_pattern(self) -> Pattern:
         """The pattern, in its schedule: those of the LoRA, changed by what is given.
@@ -147,28 +160,119 @@ class Request:
             ValueError: an unknown pattern, or an option that it does not take or whose value is wrong.
         """
         from vidsparse import Dense, StepSchedule
+        from vidsparse.generation.dense_steps import default_dense_steps
+        from vidsparse.patterns.names import build_pattern, change_pattern
 
         trained = self.recipe.pattern
-        schedule = StepSchedule(trained or Dense(), dense_steps=0 if trained else DENSE_STEPS)
-        if isinstance(trained, StepSchedule):
-            schedule = trained
         if trained is None or self.pattern is not None:
             pattern = build_pattern(self.pattern or PATTERN, self.density, self.settings)
         else:
-            pattern = change_pattern(schedule.pattern, self.density, self.settings)
+            bare = trained.pattern if isinstance(trained, StepSchedule) else trained
+            pattern = change_pattern(bare, self.density, self.settings)
         layers = None if self.dense_layers is None else integers("--dense-layers", self.dense_layers)
+        if isinstance(pattern, Dense):
+            return pattern
+        if isinstance(trained, StepSchedule):
+            schedule = trained
+        elif trained is not None or self.dense_steps is not None:
+            schedule = StepSchedule(pattern)
+        else:
+            schedule = StepSchedule(pattern, default_dense_steps(self.denoising_steps))
         asked = {"dense_steps": self.dense_steps, "dense_last_steps": self.dense_last_steps, "dense_layers": layers}
         given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         schedule = replace(schedule, pattern=pattern, **given)
-        return pattern if isinstance(pattern, Dense) or schedule == StepSchedule(pattern) else schedule
+        return pattern if schedule == StepSchedule(pattern) else schedule
 
     def build_correction(self) -> Correction | None:
-        """What is added back for dropped tiles.
+        """The correction: what is given, else the LoRA's.
 
         Raises:
             ValueError: an unknown correction.
         """
+        from vidsparse.patterns.names import build_correction
+
         return self.recipe.correction if self.correction is None else build_correction(self.correction)
+
+    def check(self, pattern: Pattern, arguments: dict[str, Any]) -> None:
+        """Refuse before loading what would be refused later, and note where nothing would be sparse.
+
+        Raises:
+            ValueError: an implementation, a layer or a size that is not possible.
+            NotImplementedError: an implementation that is missing here, or a model without an adapter.
+            OSError: the settings of the model cannot be read.
+        """
+        import torch
+
+        from vidsparse.attention import check_impl
+        from vidsparse.generation.dense_steps import default_dense_steps, has_sparse_step
+        from vidsparse.generation.frames import geometry
+        from vidsparse.generation.pipeline import check_device
+        from vidsparse.generation.transformers import check_pattern
+
+        check_impl(self.impl, torch.device(check_device(self.device)))
+        check_pattern(self.model, pattern)
+        positions = self.positions or self.recipe.positions
+        frames, height, width = (arguments.get(x) or self.known.default(x) for x in ("num_frames", "height", "width"))
+        if frames and height and width:
+            geometry(self.model).check(frames, height, width, any_frames=positions is not None)
+        steps = self.denoising_steps
+        if not has_sparse_step(pattern, steps):
+            fewer = default_dense_steps(steps)  # of a run of one step: 0
+            note(f"all {steps} steps are dense, so nothing will be sparse; use --dense-steps {fewer}, or more --steps")
+
+    def checked(self) -> tuple[Pattern, dict[str, Any]]:
+        """Pattern and arguments of `pipe(...)`, after all checks that need no weights. Raises: see the builders."""
+        self.known.read_prompt(self.prompt)
+        pattern = self.build_pattern()
+        self.build_correction()
+        arguments = self.build_arguments()
+        self.check(pattern, arguments)
+        return pattern, arguments
+
+    def load(self, pattern: Pattern) -> tuple[Any, Correction | None]:
+        """The pipeline, and the correction, which is `GatedCoarse` by default for a model that was trained with it.
+
+        Raises: see `vidsparse.generation.pipeline.load_pipeline`.
+        """
+        from vidsparse import Dense, GatedCoarse
+        from vidsparse.cli.messages import live_console
+        from vidsparse.generation.pipeline import is_gated, load_pipeline
+
+        correction = self.build_correction()
+        with live_console().status(f"loading {self.model}"):
+            pipe = load_pipeline(
+                self.known,
+                loras=list(self.loras),
+                dtype=self.dtype,
+                device=self.device,
+                offload=self.offload,
+                sampler=self.sampler,
+                flow_shift=self.flow_shift,
+                positions=self.positions,
+                frames=self.frames,
+                trained_frames=self.trained_frames,
+            )
+        if self.correction is None and correction is None and is_gated(pipe) and not isinstance(pattern, Dense):
+            note(
+                f"{self.model} was trained with a gated coarse branch: --correction is gated-coarse, none leaves it out"
+            )
+            correction = GatedCoarse()
+        return pipe, correction
+
+
+def fitted(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with a number of frames that the pipeline's VAE produces, with a note where it is another one."""
+    from vidsparse.generation.pipeline import fit_arguments
+
+    fitting = fit_arguments(pipe, arguments)
+    if (frames := arguments.get("num_frames")) and fitting["num_frames"] != frames:
+        note_frames(frames, fitting["num_frames"], pipe.vae_scale_factor_temporal)
+    return fitting
+
+
+def note_frames(frames: int, used: int, stride: int) -> None:
+    legal = ", ".join(str(n * stride + 1) for n in range(3))
+    note(f"{frames} frames do not fit the VAE's stride of {stride} in time: legal are {legal}, ...; using {used}")
 
 
 def integers(option: str, text: str) -> tuple[int, ...]:
@@ -184,7 +288,7 @@ def integers(option: str, text: str) -> tuple[int, ...]:
 
 
 def takes_request(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as typer shall see it: with an option for each field of its first argument in place of that."""
+    """Wrap a command so that typer sees one option per field of its first argument."""
     first, *others = inspect.signature(command, eval_str=True).parameters.values()
     cls: Any = first.annotation
     hints = get_type_hints(cls, include_extras=True)

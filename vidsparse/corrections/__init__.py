@@ -1,9 +1,7 @@
 """Corrections: estimates of what the tiles that a map drops would have added. One file, one idea."""
 
-from vidsparse.corrections.base import Correction, SparseCall
-from vidsparse.corrections.gated_coarse import GatedCoarse
-from vidsparse.corrections.pooled_complement import PooledComplement
-from vidsparse.corrections.rectified import Rectified
-from vidsparse.corrections.reshaped import Reshaped
-
-__all__ = ["Correction", "GatedCoarse", "PooledComplement", "Rectified", "Reshaped", "SparseCall"]
+from vidsparse.corrections.base import Correction as Correction, SparseCall as SparseCall
+from vidsparse.corrections.gated_coarse import GatedCoarse as GatedCoarse
+from vidsparse.corrections.pooled_complement import PooledComplement as PooledComplement
+from vidsparse.corrections.rectified import Rectified as Rectified
+from vidsparse.corrections.reshaped import Reshaped as Reshaped

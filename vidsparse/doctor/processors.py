@@ -10,7 +10,7 @@ from vidsparse.doctor.agree import Failed, NotApplicable, same
 from vidsparse.doctor.twin import Twin
 from vidsparse.doctor.under_mask import SPARSE
 from vidsparse.patterns import Dense
-from vidsparse.runtime.run import sparsify
+from vidsparse.runtime.sparsify import sparsify
 
 
 def dense_is_the_model(twin: Twin) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from vidsparse.atomic import replacing
 from vidsparse.doctor import Result
 from vidsparse.runtime.registry import adapter_named
 
@@ -26,17 +27,18 @@ def support_table(found: Mapping[str, tuple[Result, ...]]) -> str:
 
 
 def put_support_table(path: Path, found: Mapping[str, tuple[Result, ...]]) -> None:
-    """Write the table between the markers of a file.
+    """Write the table between the markers of a file, which is replaced as a whole or not at all.
 
     Raises:
         ValueError: the file has no markers.
     """
     before, after = around(path)
-    path.write_text(f"{before}\n{support_table(found)}\n{after}", encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(f"{before}\n{support_table(found)}\n{after}", encoding="utf-8")
 
 
 def around(path: Path) -> tuple[str, str]:
-    """What stands in a file up to the first marker, and from the second; both with their marker."""
+    """The text of a file up to the first marker, and from the second one; both with their marker."""
     before, start, rest = path.read_text(encoding="utf-8").partition(START)
     _, end, after = rest.partition(END)
     if not end:

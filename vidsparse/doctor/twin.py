@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from vidsparse.generation.transformers import defaults
 from vidsparse.grid import VideoGrid
 from vidsparse.runtime.registry import adapter_of
 
@@ -73,12 +73,6 @@ class Twin:
             parts = _by_position(model(**self.arguments(model, view, batch, dtype)))
             torch.autograd.backward([part.square().mean() for part in parts.values()])
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
-def defaults(cls: type[Any]) -> dict[str, Any]:
-    """The settings that a class has by default."""
-    parameters = inspect.signature(cls.__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def _by_position(out: Any, name: str = "output") -> Results:

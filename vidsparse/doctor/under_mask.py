@@ -14,7 +14,7 @@ from vidsparse.doctor.agree import Failed, NotApplicable, Results, agree, agreed
 from vidsparse.doctor.masked import masked
 from vidsparse.doctor.twin import VIEW, Twin, View
 from vidsparse.patterns import Pattern, Radial, SlidingTile
-from vidsparse.runtime.run import sparsify
+from vidsparse.runtime.sparsify import sparsify
 
 SPARSE = Radial(density=0.3, tile=(1, 2, 4))
 KEEPS_ALL = SlidingTile(window=(99, 99, 99))

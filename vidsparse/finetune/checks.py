@@ -13,7 +13,7 @@ from vidsparse.finetune.noise import bounds_of, by_noise, shift_of, sparse_level
 from vidsparse.finetune.settings import Settings
 from vidsparse.finetune.start import start_weights
 from vidsparse.generation.scheduler import build_scheduler
-from vidsparse.runtime.run import sparsify
+from vidsparse.runtime.sparsify import sparsify
 
 
 def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()) -> None:

@@ -24,7 +24,7 @@ from vidsparse.generation.positions import extend_positions
 from vidsparse.generation.scheduler import build_scheduler
 from vidsparse.grid import latent_frames
 from vidsparse.lora.files import LoraRecipe, save_lora
-from vidsparse.runtime.run import sparsify
+from vidsparse.runtime.sparsify import sparsify
 from vidsparse.serialize import to_data
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ class ExtendedPositions:
             setattr(rope, name, table.to(self._before[name]))
 
     def restore(self) -> None:
-        """Put back the tables that stood there. Safe to call twice."""
+        """Put back the original tables. Safe to call twice."""
         for name, table in self._before.items():
             setattr(self._rope, name, table.to(getattr(self._rope, name)))
         self._before.clear()
@@ -60,7 +60,7 @@ def extend_positions(
         kind: "plain", "riflex" or "yarn".
 
     Returns:
-        What has `restore()`.
+        An `ExtendedPositions`; its `restore()` undoes the change.
 
     Raises:
         ValueError: another kind, or fewer than one frame.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-KINDS = ("own", "sde")
-OTHER_NOISE = 0x51F15EED  # changes the low bits of a seed, which are all that a CPU's generator looks at
+SAMPLERS = ("own", "sde")
+OTHER_NOISE = 0x51F15EED  # changes the low bits of a seed, the only ones that a CPU's generator reads
 
 
 def build_scheduler(scheduler: Any, sampler: str | None = None, flow_shift: float | None = None) -> Any:
@@ -13,12 +13,12 @@ def build_scheduler(scheduler: Any, sampler: str | None = None, flow_shift: floa
 
         pipe.scheduler = build_scheduler(pipe.scheduler, "sde", flow_shift=8.0)
 
-    In a video longer than those of the training, parts that see little of each other may settle on different things: an
-    object stands in two places. Fresh noise in each step, and more steps at high noise, let them come to agree
-    (benchmarks/NOTES.md, entry 33).
+    In a video longer than those of the training, parts that see little of each other may disagree, such as on the place
+    of an object. Fresh noise in each step, and more steps at high noise, let them converge (benchmarks/NOTES.md,
+    entry 33).
 
     The solver of "sde" is SDE-DPM-Solver++ of second order (Lu et al., arXiv 2211.01095), as diffusers has it. A
-    pipeline draws the noise from PyTorch's generator of the process, which `seed_steps` sets.
+    pipeline draws the noise from PyTorch's global generator, which `seed_steps` seeds.
 
     Args:
         scheduler: of flow matching, with a constant shift. It stays as it is.
@@ -55,22 +55,22 @@ def build_scheduler(scheduler: Any, sampler: str | None = None, flow_shift: floa
 
 
 def check_sampler(sampler: str | None, flow_shift: float | None) -> None:
-    """Refuse what `build_scheduler` does not know.
+    """Refuse a sampler or a shift that `build_scheduler` does not take.
 
     Raises:
-        ValueError: says what it knows.
+        ValueError: an unknown sampler, or a shift that is not above 0.
     """
-    if sampler not in (None, *KINDS):
-        raise ValueError(f"sampler={sampler!r} is unknown; choose one of {', '.join(KINDS)}")
+    if sampler not in (None, *SAMPLERS):
+        raise ValueError(f"sampler={sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
     if flow_shift is not None and not flow_shift > 0:
         raise ValueError(f"flow_shift={flow_shift} must be above 0; Wan has 3 to 5")
 
 
 def seed_steps(seed: int) -> None:
-    """Seed what a scheduler draws in its steps, for the generation that follows: a pipeline's `generator` does not.
+    """Seed the noise that a scheduler draws in its steps, which a pipeline's `generator` does not reach.
 
-    That is PyTorch's generator of the process, of all devices; not with the numbers that a video of this seed begins
-    with.
+    Seeds PyTorch's global generators, with a value derived from `seed` so that step noise differs from the initial
+    latents.
     """
     import torch
 

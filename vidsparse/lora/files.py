@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,8 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from vidsparse.atomic import replacing
 from vidsparse.generation.positions import extend_positions
 from vidsparse.generation.scheduler import build_scheduler
+from vidsparse.grid import latent_frames
 from vidsparse.lora.recipe import LoraRecipe
 from vidsparse.lora.source import FILE, find_lora
 
@@ -39,7 +40,7 @@ def save_lora(
     changed positions, which `load_lora` does. The file appears whole or not at all; an earlier one stays until then.
 
     Args:
-        folder: made if it is missing. Each expert of Wan 2.2 needs one of its own.
+        folder: created if it is missing. Each expert of Wan 2.2 needs a separate one.
         pipe_or_transformer: has the LoRA, in `recipe.transformer` where it is a pipeline.
         recipe: what the LoRA was trained with.
         adapter_name: the LoRA's name in the transformer.
@@ -49,7 +50,7 @@ def save_lora(
         The file.
 
     Raises:
-        TypeError: no pipeline or transformer, or a pattern of one's own in the recipe.
+        TypeError: neither a pipeline nor a transformer, or a pattern that is not vidsparse's in the recipe.
         ValueError: the transformer has no LoRA of that name.
         OSError: the disk is full, or the folder cannot be written.
         ImportError: peft is missing.
@@ -75,18 +76,17 @@ def save_lora(
     }
 
     def write(weights: dict[str, torch.Tensor], path: str) -> None:
-        # Not named as weights are: diffusers takes any file of that kind that it finds in a folder.
-        temporary = Path(f"{path}.tmp")
         try:
-            # Bytes first: safetensors' own writer does not say OSError where the disk is full.
-            temporary.write_bytes(save(weights, header))
-            os.replace(temporary, path)
+            # Not named as weights are: diffusers takes any file of that kind that it finds in a folder.
+            with replacing(Path(path), suffix=".tmp") as temporary:
+                # Bytes first: safetensors' own writer does not say OSError where the disk is full.
+                temporary.write_bytes(save(weights, header))
+            for leftover in Path(path).parent.glob(f".{Path(path).stem}-*.tmp"):  # of a process that was killed
+                leftover.unlink(missing_ok=True)
         except OSError as error:
             raise OSError(
                 f"cannot write the LoRA {path}: {error.strerror or error}; an earlier one is whole"
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     # Wan's loader writes what every other transformer's in diffusers writes.
     layers = {k: v.to(dtype) for k, v in get_peft_model_state_dict(transformer, adapter_name=adapter_name).items()}
@@ -101,20 +101,20 @@ def load_lora(pipe: Any, source: str | Path, adapter_name: str | None = None) ->
         with vidsparse.sparsify(pipe, recipe.pattern, correction=recipe.correction):
             video = pipe("a red circle moving left on a blue background", num_frames=recipe.frames).frames[0]
 
-    `pipe.unload_lora_weights()` takes the weights out again, `extend_positions(..., kind="plain")` the positions; who
-    wants the scheduler of before keeps it.
+    `pipe.unload_lora_weights()` removes the weights, `extend_positions(..., kind="plain")` undoes the positions. Keep a
+    reference to the old scheduler if you need it back.
 
     Args:
         pipe: a diffusers pipeline; not offloaded yet if positions change.
-        source: "shapes-long", a folder, a file of safetensors or a Hub id. It need not be one of ours.
+        source: "shapes-long", a folder, a safetensors file or a Hub id, of vidsparse or not.
         adapter_name: for `pipe.set_adapters`; by default diffusers chooses it.
 
     Returns:
-        What the file says of the training; None for what it does not say.
+        The recipe in the file; None for what it does not say.
 
     Raises:
         OSError: no such name, file, folder or Hub id.
-        ValueError: no LoRA, one for another model, or a recipe that this version of vidsparse cannot read.
+        ValueError: not a LoRA, a LoRA for another model, or a recipe that this version of vidsparse cannot read.
         TypeError: a pipeline that loads no LoRA.
         NotImplementedError: a pipeline whose scheduler does not take the recipe's sampler or shift.
         ImportError: peft is missing.
@@ -132,14 +132,14 @@ def load_lora(pipe: Any, source: str | Path, adapter_name: str | None = None) ->
     pipe.load_lora_weights(str(file.parent), adapter_name=adapter_name, **place, **expert)
     if recipe.positions is not None and recipe.frames is not None and recipe.trained_frames is not None:
         stride = getattr(pipe, "vae_scale_factor_temporal", 1)
-        frames, trained_frames = ((count - 1) // stride + 1 for count in (recipe.frames, recipe.trained_frames))
+        frames, trained_frames = (latent_frames(count, stride) for count in (recipe.frames, recipe.trained_frames))
         extend_positions(transformer, frames, trained_frames, recipe.positions)
     pipe.scheduler = scheduler
     return recipe
 
 
 def read_recipe(source: str | Path) -> LoraRecipe:
-    """What the file of a LoRA says of its training, without loading it. For source and errors see `load_lora`."""
+    """The recipe in the file of a LoRA, without loading it. For source and errors see `load_lora`."""
     return _recipe_in(find_lora(source))
 
 
@@ -148,9 +148,9 @@ def _recipe_in(file: Path) -> LoraRecipe:
         with safe_open(file, "pt") as weights:
             names, header = list(weights.keys()), weights.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{file} is no file of safetensors: {error}") from None
+        raise ValueError(f"{file} is not a safetensors file: {error}") from None
     if not any("lora" in name for name in names):
-        raise ValueError(f"{file} is no LoRA: its weights are called {', '.join(names[:3])}, ...")
+        raise ValueError(f"{file} is not a LoRA: its weights are called {', '.join(names[:3])}, ...")
     data: Any = None
     try:
         data = json.loads(header.get(HEADER, "{}"))
@@ -166,12 +166,14 @@ def _recipe_in(file: Path) -> LoraRecipe:
 def _transformer(pipe: Any, name: str) -> torch.nn.Module:
     transformer = getattr(pipe, name, None)
     if not isinstance(transformer, torch.nn.Module):
-        raise TypeError(f"the LoRA is for {name!r}, which {type(pipe).__name__} has not; use a pipeline that has it")
+        raise TypeError(
+            f"the LoRA is for {name!r}, but {type(pipe).__name__} has no such part; use a pipeline that has it"
+        )
     return transformer
 
 
 def _check_fits(weights: Mapping[str, torch.Tensor], transformer: torch.nn.Module, file: Path) -> None:
-    """diffusers passes over layers that a model has not, so that a LoRA of another model may load in part."""
+    """Refuse a LoRA of another model. diffusers skips layers that a model lacks, and would load a part of it."""
     modules, model = dict(transformer.named_modules()), type(transformer).__name__
     if not any(name.startswith("transformer.") for name in weights):
         raise ValueError(f"{file} was made for another model than {model}: it changes {next(iter(weights), None)}")
@@ -180,7 +182,9 @@ def _check_fits(weights: Mapping[str, torch.Tensor], transformer: torch.nn.Modul
         if found is None:
             continue
         if found[1] not in modules:
-            raise ValueError(f"{file} was made for another model: it changes {found[1]}, which this {model} has not")
+            raise ValueError(
+                f"{file} was made for another model: it changes {found[1]}, which does not exist in this {model}"
+            )
         layer = getattr(modules[found[1]], "base_layer", modules[found[1]])  # under another LoRA
         size = getattr(layer, "in_features" if found[2] == "A" else "out_features", None)
         length = weight.shape[1] if found[2] == "A" else weight.shape[0]

@@ -35,8 +35,8 @@ def find_lora(source: str | Path) -> Path:
     found = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)(?:/(.+\.safetensors))?", str(source))
     if found is None:
         raise FileNotFoundError(
-            f"no LoRA {str(source)!r}: it is no file or folder here, nor a Hub id such as owner/name; known names are "
-            f"{', '.join(KNOWN)}"
+            f"no LoRA {str(source)!r}: it is neither a file or folder here, nor a Hub id such as owner/name; known "
+            f"names are {', '.join(KNOWN)}"
         )
     return _download(found[1], found[2])
 
@@ -46,7 +46,7 @@ def _choose(names: Iterable[str], source: str | Path) -> str:
     if FILE in weights or len(weights) == 1:
         return FILE if FILE in weights else weights[0]
     if not weights:
-        raise ValueError(f"{source} holds no LoRA: there is no file of safetensors, such as {FILE}")
+        raise ValueError(f"{source} holds no LoRA: it has no safetensors file, such as {FILE}")
     some = f"{', '.join(weights[:4])}{', ...' if len(weights) > 4 else ''}"
     raise ValueError(f"{source} holds {len(weights)} files of safetensors, {some}: name the file")
 
@@ -61,5 +61,5 @@ def _download(repository: str, name: str | None) -> Path:
     except OSError as error:
         other = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
         if name is not None or not other:
-            raise OSError(f"no LoRA {repository!r}: it is no folder here, and the Hub says: {error}") from error
+            raise OSError(f"no LoRA {repository!r}: there is no such folder here, and the Hub says: {error}") from error
     return Path(hf_hub_download(repository, _choose(list_repo_files(repository), repository)))

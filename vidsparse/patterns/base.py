@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -48,7 +49,21 @@ class Pattern(ABC):
 
     Invariants, tested for every pattern: each query tile keeps at least one key tile; the map depends only on the
     fields, the grid and the context (and for `select` on query and key); prefix and suffix stay exact.
+
+    Class attributes for `vidsparse.patterns.names`, which builds patterns from words:
+        named_defaults: values for fields without a usable default.
+        named_alternatives: fields that replace all of `named_defaults` when one of them is given.
+        density_field: the field that a density sets; patterns without it take no density.
     """
+
+    named_defaults: ClassVar[Mapping[str, Any]] = {}
+    named_alternatives: ClassVar[tuple[str, ...]] = ()
+    density_field: ClassVar[str] = "density"
+
+    @classmethod
+    def named(cls, **settings: Any) -> Pattern:
+        """Build the pattern from the values of fields; overridden where words cannot give a field as it is."""
+        return cls(**settings)
 
     @abstractmethod
     def plan(self, grid: VideoGrid, context: Context | None = None) -> Plan:

@@ -39,6 +39,8 @@ class ExactBlocks(ContentPattern):
     sink: int = 1
     tile: Tile | None = None
 
+    density_field = "ratio"
+
     def __post_init__(self) -> None:
         if len(self._ratios) != 3 or not all(map(is_share, self._ratios)):
             raise ValueError(

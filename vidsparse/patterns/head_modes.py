@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
@@ -67,6 +67,8 @@ class HeadModes(Pattern):
     tile: Tile | None = None
     long_tile: Tile | None = None
 
+    named_defaults: ClassVar = {"table": "FILE.json"}
+
     def __post_init__(self) -> None:
         _check_table(self.table)
         check_sides(self, "tile", "long_tile", optional=True)
@@ -94,9 +96,12 @@ class HeadModes(Pattern):
 
         Raises:
             ValueError: no JSON, an unknown field, or a value that the pattern refuses; names the file.
+            OSError: the file cannot be read.
         """
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
+            if isinstance(found, dict) and found.get("class") == cls.__name__:  # older files name no class
+                del found["class"]
             known = [f.name for f in fields(cls)]
             if not isinstance(found, dict) or "table" not in found or not set(found) <= set(known):
                 given = sorted(found) if isinstance(found, dict) else type(found).__name__
@@ -106,9 +111,20 @@ class HeadModes(Pattern):
             raise ValueError(f"{path} holds no table of head modes: {error}") from error
 
     def to_json(self, path: str | Path) -> None:
-        """Write all fields. The file appears whole or not at all."""
+        """Write all fields as `vidsparse.serialize.to_data` does. The file appears whole or not at all."""
         with replacing(Path(path)) as temporary:
-            temporary.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps({"class": type(self).__name__, **asdict(self)}) + "\n", encoding="utf-8")
+
+    @classmethod
+    def named(cls, **settings: Any) -> HeadModes:
+        """Build the pattern from words, which give the table as the name of a file that `to_json` wrote."""
+        table = settings.pop("table")
+        if not isinstance(table, str):
+            raise ValueError(f"table={table!r} must name a file of head modes, such as table=FILE.json")
+        try:
+            return replace(cls.from_json(table), **settings)
+        except OSError as error:
+            raise ValueError(f"table={table} cannot be read: {error.strerror}; give table=FILE.json") from None
 
     @property
     def layers(self) -> int:

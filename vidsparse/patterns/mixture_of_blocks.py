@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 
@@ -67,6 +67,9 @@ class MixtureOfBlocks(ContentPattern):
     spatial: tuple[int, int] | None = None
     box: Tile | None = None
     tile: Tile | None = None
+
+    named_defaults: ClassVar = {"top_k": (2, 10, 9), "scope": "query"}
+    named_alternatives = ("threshold",)
 
     def __post_init__(self) -> None:
         if (self.top_k is None) == (self.threshold is None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 
@@ -41,6 +42,9 @@ class Radial(Pattern):
     decay: float | None = None
     sink: bool = True
     tile: Tile | None = None
+
+    named_defaults: ClassVar = {"density": 0.3}
+    named_alternatives = ("decay",)
 
     def __post_init__(self) -> None:
         if (self.density is None) == (self.decay is None):

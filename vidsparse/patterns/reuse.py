@@ -6,6 +6,7 @@ import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -41,6 +42,8 @@ class Reuse(Pattern):
     pattern: Pattern
     refresh_every: int | None = None
     min_recall: float | None = None
+
+    named_defaults: ClassVar = {"pattern": "exact-blocks"}
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, Pattern):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -63,6 +63,9 @@ class TopBlocks(ContentPattern):
     sink: int = 0
     variance: bool = False
     tile: Tile | None = None
+
+    named_defaults: ClassVar = {"density": 0.3}
+    named_alternatives = ("top_k", "top_p", "threshold")
 
     def __post_init__(self) -> None:
         given = [f"{name}={getattr(self, name)}" for name in AMOUNTS if getattr(self, name) is not None]

@@ -1,1 +1,1 @@
-"""What runs while a model runs: processors, layers, the clock, the report."""
+"""Everything that runs while a model runs: processors, layers, the clock, the report."""

@@ -1,92 +1,155 @@
-"""What an adapter is: the one place that knows a diffusers model family."""
+"""The port between the library and the families of diffusers: `Adapter`, `SparseLayer`, `WrappedProcessor`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial, wraps
 from typing import Any, Protocol, TypeVar
 
 import torch
 
 from vidsparse.grid import VideoGrid
 
-# Attention of query, key and value [batch, tokens, heads, head_dim], and `extra_valid`, int [batch], where some of the
-# prefix and suffix tokens are padding: how many of them, in sequence order, are real. A model that has learned a gate
-# for the output, as Video Sparse Attention trains one, gives `gate`, of the shape of the query.
-Attend = Callable[..., torch.Tensor]
 # Random normal numbers of a shape: `noise(batch, tokens, channels)`.
 Noise = Callable[..., torch.Tensor]
-# What a processor gives: hidden states, or those of video and text.
-Output = TypeVar("Output", torch.Tensor, tuple[torch.Tensor, ...])
+# What a processor returns: hidden states, or those of video and text.
+States = TypeVar("States", torch.Tensor, tuple[torch.Tensor, ...])
 
 
-class SparseLayer(Protocol):
-    """What a processor asks of the library, once for each call of its layer."""
+class SparseCall(Protocol):
+    """One call of an attention layer."""
+
+    @property
+    def reason(self) -> str | None:
+        """The reason to run the model's own processor; None where the call is sparse."""
 
     @property
     def grid(self) -> VideoGrid:
-        """The token grid of the present forward call; not known where the call cannot be sparse."""
+        """The token grid of the forward pass. Raises `RuntimeError` where it is unknown; a sparse call has one."""
 
-    def run(
+    def attend(
         self,
-        dense: Callable[[], Output],
-        sparse: Callable[[Attend], Output],
-        unsupported: str | None = None,
-    ) -> Output:
-        """Run one of two ways through the layer.
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        extra_valid: torch.Tensor | None = None,
+        gate: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Sparse attention [batch, tokens, heads, head_dim].
 
         Args:
-            dense: calls the model's own processor.
-            sparse: computes query, key and value [batch, tokens, heads, head_dim], hands them to the function it gets
-                (`Attend`), and projects what that returns.
-            unsupported: why this call cannot be sparse, or None.
+            query, key, value: [batch, tokens, heads, head_dim].
+            extra_valid: int [batch], how many of the prefix and suffix tokens, in sequence order, are real; None: all.
+            gate: the learned gate of the output, of the shape of the query, of a model that has one.
         """
+
+
+class SparseLayer(Protocol):
+    """The interface of the library for a processor: `begin`, then its own way or `attend`, then `end`."""
+
+    def begin(self, unsupported: str | None = None) -> SparseCall:
+        """Begin a call; `unsupported` is why it cannot be sparse, or None."""
+
+    def end(self, call: Any, out: States) -> States:
+        """Record what ran; returns `out`."""
 
 
 class Adapter(ABC):
     """Puts sparse attention into the transformers of one family.
 
     Attributes:
-        family: what its models are called. tasks: what they make. layout: where tokens that are no video stand.
+        family: what its models are called. tasks: what they make. layout: where tokens that are not video are.
+        processors: names of the processor classes of diffusers that `processor` can replace; empty for any processor.
         gated: whether its processors read the gates that `load_gates` gives.
+        vae_stride: frames, and pixels in height and width, that a latent of the family's first VAE covers.
     """
 
     family = tasks = layout = ""
+    processors: tuple[str, ...] = ()
     gated = False
+    vae_stride: tuple[int, int] = (4, 8)
 
     @abstractmethod
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         """The attention modules in which video tokens see video tokens, by module name, in the order they run."""
 
     @abstractmethod
-    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
-        """The token grid of a forward call, from the arguments of `forward` by name.
-
-        Raises:
-            NotImplementedError: tokens in no order that a grid can tell; the call runs dense, for this reason.
-        """
-
-    @abstractmethod
     def processor(self, original: Any, layer: SparseLayer) -> Any:
         """An attention processor that runs `layer`, and `original` for dense calls."""
+
+    def wrap(self, original: Any, layer: SparseLayer) -> Any:
+        """The processor that replaces `original`.
+
+        A processor of another class may compute something else than `processor` does. It runs dense, and the report
+        says why. Such a class can become sparse: give it a method `sparse_processor(layer)` that returns a processor,
+        as `Adapter.processor` does.
+        """
+        if hasattr(original, "sparse_processor"):
+            return original.sparse_processor(layer)
+        reason = self.unknown(original)
+        return self.processor(original, layer) if reason is None else UnknownProcessor(original, layer, reason)
+
+    def unknown(self, original: Any) -> str | None:
+        """The reason why calls of a processor cannot be sparse, or None."""
+        kind = type(original)
+        own = kind.__name__ in self.processors and kind.__module__.startswith("diffusers.")
+        if own or not self.processors or hasattr(original, "sparse_processor"):
+            return None
+        return f"its processor is {kind.__qualname__}, not {' or '.join(self.processors)} of diffusers"
+
+    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
+        """The token grid of a forward call, by default that of its latents cut into patches.
+
+        Args:
+            call: the arguments of `forward` by name.
+
+        Raises:
+            NotImplementedError: tokens in an order that no grid describes; the call runs dense, for this reason.
+        """
+        config: Any = transformer.config
+        sizes = zip(self.latent_sizes(call), self.patch(config), strict=True)
+        frames, height, width = (size // patch for size, patch in sizes)
+        return VideoGrid(frames, height, width, *self.extra_tokens(transformer, call))
+
+    def latent_sizes(self, call: Mapping[str, Any]) -> tuple[int, int, int]:
+        """Frames, height and width of the latents of a forward call, before they are cut into patches."""
+        frames, height, width = call["hidden_states"].shape[-3:]
+        return frames, height, width
+
+    def extra_tokens(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> tuple[int, int]:
+        """The number of tokens before the video in a forward call, and of those after it."""
+        del transformer, call
+        return 0, 0
 
     def timestep(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> float:
         """The noise of a forward call, from 0 to 1000 and falling within a run; the most where tokens differ."""
         del transformer
         return float(torch.as_tensor(call["timestep"]).max())
 
+    def patch(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
+        """Latents (frames, height, width) that a token covers, from all settings of a transformer."""
+        size = config.get("patch_size", 1)
+        return tuple(size) if isinstance(size, (tuple, list)) else (config.get("patch_size_t") or 1, size, size)
+
+    def latents(self, frames: int) -> tuple[int, int] | None:
+        """For a VAE whose latent frames are not 1 + n, of 1 + n * stride frames: the frames nearest to `frames` that it
+        produces, and how many latent frames these are. None: it is a usual one."""
+        del frames
+        return None
+
     def heads(self, attention: torch.nn.Module) -> int | None:
-        """How many heads one of the `self_attentions` has; None where that is not known."""
+        """The number of heads of one of the `self_attentions`; None where unknown."""
         names = ("heads", "num_heads", "num_attention_heads")
         return next((int(getattr(attention, name)) for name in names if hasattr(attention, name)), None)
 
-    def width(self, attention: torch.nn.Module) -> int | None:
-        """Heads times head_dim of one of the `self_attentions`; None where it is the width of what comes out."""
-        width: int | None = getattr(attention, "inner_dim", None)
-        return width
+    def attention_width(self, attention: torch.nn.Module) -> int | None:
+        """Heads times head_dim of one of the `self_attentions`; None where it is the width of the output."""
+        found: int | None = getattr(attention, "inner_dim", None)
+        return found
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What to change in a configuration, so that a twin remains: a small model with the same layout.
+        """Changes to a configuration that make a twin of it: a small model with the same layout.
 
         Two layers of each kind, two heads, little text and feed-forward. What attention is made of stays: head_dim,
         patches, positions, norms, and what the model is conditioned on.
@@ -129,7 +192,7 @@ class WrappedProcessor:
         self.layer = layer
 
     def unsupported(self, attention_mask: torch.Tensor | None = None) -> str | None:
-        """Why a call cannot be sparse: a mask whose form nobody knows, or tokens on other devices; None if it can."""
+        """The reason why a call cannot be sparse, an unknown mask or tokens on other devices; None if it can."""
         if attention_mask is not None:
             return "the call has an attention mask"
         return None if getattr(self.original, "_parallel_config", None) is None else "context parallelism is on"
@@ -149,3 +212,18 @@ class WrappedProcessor:
     @_parallel_config.setter
     def _parallel_config(self, config: Any) -> None:
         self.original._parallel_config = config
+
+
+class UnknownProcessor(WrappedProcessor):
+    """Runs a processor that no adapter knows, with all its arguments, and records why it is dense."""
+
+    def __init__(self, original: Any, layer: SparseLayer, reason: str):
+        super().__init__(original, layer)
+        self.reason = reason
+        # Attention modules of diffusers hand on only those arguments that the signature of `processor.__call__` names.
+        call = partial(type(self).__call__, self)
+        vars(self)["__call__"] = wraps(original.__call__)(call)
+
+    def __call__(self, attn: Any, *args: Any, **kwargs: Any) -> Any:
+        call = self.layer.begin(self.reason)
+        return self.layer.end(call, self.original(attn, *args, **kwargs))

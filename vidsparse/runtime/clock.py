@@ -1,4 +1,4 @@
-"""Where a forward call of a transformer stands: grid, step and branch, read by a hook and not by copied pipelines."""
+"""Reads in hooks of a transformer what its calls are told: grid, noise, and the scheduler of who calls."""
 
 from __future__ import annotations
 
@@ -6,90 +6,155 @@ import copy
 import inspect
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from vidsparse.grid import VideoGrid
 from vidsparse.runtime.adapter import Adapter
+from vidsparse.runtime.pipeline import calling_pipeline
+from vidsparse.runtime.steps import Schedule, StepCounter
+from vidsparse.runtime.untraced import untraced
+
+
+class Listener(Protocol):
+    """An attention layer: told before each call of its transformer, and after the last step of a video."""
+
+    index: int
+
+    def prepare(self) -> None:
+        """Decide how the layer runs in the call that begins."""
+
+    def forget(self, branch: int | None = None) -> None:
+        """Free what is kept from step to step, of one branch or of all."""
+
+    def record_compiled(self) -> None:
+        """Record the last call if it ran inside a graph of `torch.compile`."""
 
 
 class Clock:
-    """Keeps what a forward pre-hook reads.
+    """Knows step, branch and grid of each forward call of one transformer.
+
+    Args:
+        transformer: gets a forward pre-hook and a forward hook, until `remove` or the end of this object.
+        adapter: reads the arguments of its calls.
+        pipeline: the one that was sparsified, asked where no pipeline is on the call stack; None where there is none.
 
     Attributes:
-        grid: the tokens of the present call; None before the first, and where the adapter cannot tell.
+        grid: tokens of the present call; None before the first call, and where the adapter cannot tell them.
         irregular: why it cannot, or None.
-        timestep: its noise as the adapter tells it, falling from 1000.
-        step, steps: index of the denoising step, and how many there are, 0 while that is unknown.
-        branch: which call of the step this is. video: how many videos have begun.
+        steps: step, branch and video of the call.
+        device: where the call computes.
+        layers: the attention layers that it prepares for each call.
+        earlier: the clock of the expert that has done its part when this transformer runs, or None.
     """
 
-    def __init__(self, transformer: torch.nn.Module, adapter: Adapter, scheduler: Callable[[], Any]):
-        self.adapter, self.scheduler = adapter, scheduler
+    def __init__(self, transformer: torch.nn.Module, adapter: Adapter, pipeline: Callable[[], object | None]):
+        self.adapter, self.pipeline = adapter, pipeline
         self.grid: VideoGrid | None = None
         self.irregular: str | None = None
-        self.timestep, self.step, self.steps = float("inf"), 0, 0
-        self.branch, self.video, self.index = 0, 0, None
-        self.timesteps: Any = None  # the scheduler's own object
+        self.steps = StepCounter()
         self.device = torch.device("cpu")
         self.signature = inspect.signature(type(transformer).forward)
-        self.remove = transformer.register_forward_pre_hook(_Hook(self), with_kwargs=True).remove
-        weakref.finalize(self, self.remove)
+        self.layers = weakref.WeakSet[Listener]()
+        self.earlier: weakref.ref[Clock] | None = None
+        self.is_last = False  # as `steps.is_last`, for graphs of `torch.compile`
+        self._handles = [
+            transformer.register_forward_pre_hook(_Before(self), with_kwargs=True),
+            transformer.register_forward_hook(_After(self)),
+        ]
+        weakref.finalize(self, _remove, self._handles)
 
-    def expect_another_video(self) -> None:
-        """Take the next call for the first of a video, whatever its noise."""
-        self.timestep = float("-inf")
+    def remove(self) -> None:
+        """Remove both hooks. Safe to call twice."""
+        _remove(self._handles)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     def read(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> None:
-        grid, self.irregular = None, None
+        """Read one call from its arguments by name, before it runs."""
+        self.grid, self.irregular = None, None
         try:
-            grid = self.adapter.grid(transformer, call)
+            self.grid = self.adapter.grid(transformer, call)
         except NotImplementedError as error:
             self.irregular = str(error)
         timestep = self.adapter.timestep(transformer, call)
-        scheduler = self.scheduler()
-        timesteps = getattr(scheduler, "timesteps", None)  # None also before some schedulers have been set
-        # Transformers get timesteps in the dtype of their weights, and some families count the other way round.
-        dtype = torch.as_tensor(call.get("timestep", 0.0)).dtype
-        rounded = torch.as_tensor(() if timesteps is None else timesteps).to(dtype).tolist()
-        schedule = [self.adapter.timestep(transformer, {"timestep": t}) for t in rounded]
-        index = getattr(scheduler, "step_index", None)  # how many steps it has made; None before the first
-        # Noise only falls within a run: a rise, or another video, is the start of the next one. Text has any length.
-        # A run that was broken off may be followed by one with less noise; but that has set timesteps of its own.
-        view, before = (None if it is None else it.view for it in (grid, self.grid))
-        if view != before or timestep > self.timestep or timesteps is not self.timesteps:
-            self.step, self.branch, self.video = 0, 0, self.video + 1
-        elif timestep < self.timestep or index != self.index:
-            self.step, self.branch = self.step + 1, 0
-        else:
-            self.branch += 1  # the same step again: classifier-free guidance in calls of its own
-        self.steps = 0
-        if schedule.count(timestep) == 1:
-            self.step, self.steps = schedule.index(timestep), len(schedule)
-        elif schedule and (self.step == 0 if index is None else index < len(schedule)):
-            # Rounded to the dtype of the weights, timesteps may be unknown to the scheduler, or known twice.
-            self.step, self.steps = index or 0, len(schedule)
-        self.grid, self.timestep, self.index, self.timesteps = grid, timestep, index, timesteps
+        self.steps.advance(call, self.grid, timestep, self._schedule(transformer, call))
+        self.is_last = self.steps.is_last
         self.device = next(x.device for x in call.values() if isinstance(x, torch.Tensor))
+        if (earlier := None if self.earlier is None else self.earlier()) is not None:
+            earlier.forget()  # noise only falls
+        for layer in sorted(self.layers, key=lambda layer: layer.index):
+            layer.prepare()
+
+    def _schedule(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> Schedule:
+        scheduler = getattr(calling_pipeline(transformer) or self.pipeline(), "scheduler", None)
+        timesteps = getattr(scheduler, "timesteps", None)  # None also before some schedulers have been set
+        if timesteps is None:
+            return Schedule()
+        # Transformers get timesteps in the dtype of their weights, and some families count the other way round.
+        rounded = torch.as_tensor(timesteps).to(torch.as_tensor(call.get("timestep", 0.0)).dtype)
+        noise = tuple(self.adapter.timestep(transformer, {"timestep": t}) for t in rounded.tolist())
+        return Schedule(timesteps, noise, getattr(scheduler, "step_index", None))
+
+    @untraced
+    def end_video(self) -> None:
+        """Free what the branch of this call has kept: after the last step the VAE needs the room."""
+        self.steps.release()
+        self.record_compiled()
+        for layer in self.layers:
+            layer.forget(self.steps.branch)
+
+    def record_compiled(self) -> None:
+        """Record what ran inside graphs of `torch.compile` and is not recorded yet."""
+        for layer in sorted(self.layers, key=lambda layer: layer.index):
+            layer.record_compiled()
+
+    def forget(self) -> None:
+        """Free what all layers keep from step to step."""
+        self.steps.release()
+        for layer in self.layers:
+            layer.forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copied layers add themselves, and a copied expert has no earlier one.
+        return {**vars(self), "layers": None, "earlier": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.layers = weakref.WeakSet()
+        weakref.finalize(self, _remove, self._handles)
 
 
 class _Hook:
-    """Drives a clock that it does not keep alive: with `attn_processors`, both go when the processors go."""
+    """Drives a clock without keeping it alive: with `attn_processors`, clock and hooks end with the processors."""
 
     def __init__(self, clock: Clock):
         self.clock = weakref.ref(clock)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        """A copy of the transformer has its own processors, and so its own clock."""
+        clock = self.clock()
+        return self if clock is None else type(self)(copy.deepcopy(clock, memo))
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a sparsified transformer cannot be pickled; restore it first, and sparsify what was loaded")
+
+
+class _Before(_Hook):
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         clock = self.clock()
         if clock is not None:
             clock.read(module, clock.signature.bind_partial(module, *args, **kwargs).arguments)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        """A copy of the transformer has processors of its own, and so a clock."""
-        clock = self.clock()
-        return self if clock is None else _Hook(copy.deepcopy(clock, memo))
 
-    def __reduce__(self) -> Any:
-        raise TypeError("a sparsified transformer cannot be pickled; restore it first, and sparsify what was loaded")
+class _After(_Hook):
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        clock = self.clock()
+        if clock is not None and clock.is_last:
+            clock.end_video()
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 
 from vidsparse.runtime.registry import adapter_for
@@ -56,11 +57,32 @@ def load_gates(
         )
     _check(gates, attentions)
     for name, attn in attentions.items():
-        like = attn.to_q.bias  # the weight's dtype may be that of a quantised storage
-        size = attn.to_q.in_features, attn.to_q.out_features
-        gate = torch.nn.utils.skip_init(torch.nn.Linear, *size, device=like.device, dtype=like.dtype)
-        gate.load_state_dict({part: gates[f"{name}.{GATE}.{part}"] for part in ("weight", "bias")})
+        like = _like(attn)
+        size, bias = (attn.to_q.in_features, attn.to_q.out_features), f"{name}.{GATE}.bias" in gates
+        gate = torch.nn.utils.skip_init(torch.nn.Linear, *size, bias=bias, device=like.device, dtype=like.dtype)
+        parts = ("weight", "bias") if bias else ("weight",)
+        gate.load_state_dict({part: gates[f"{name}.{GATE}.{part}"] for part in parts})
         attn.to_gate_compress = gate.requires_grad_(like.requires_grad)
+
+
+def has_gates(transformer: torch.nn.Module, source: str | Path, subfolder: str = "transformer") -> bool:
+    """Whether a source has gates for `load_gates`; only the names of its weights are read, and nothing is downloaded.
+
+    False as well for a transformer whose attention has no place for gates.
+    """
+    try:
+        if not adapter_for(transformer).gated:
+            return False
+        files = _files(source, subfolder, local_files_only=True)
+    except (NotImplementedError, ValueError, LocalEntryNotFoundError):  # no adapter, or no safetensors
+        return False
+    return any(GATE in name for file in files for name in _names(file))
+
+
+def _like(attn: Any) -> torch.Tensor:
+    """A parameter in the dtype that a layer computes in: its weight may be stored in another, as when quantised."""
+    like: torch.Tensor = attn.to_q.weight if attn.to_q.bias is None else attn.to_q.bias
+    return like
 
 
 def _with_attention(name: str) -> str:
@@ -72,8 +94,10 @@ def _check(gates: Mapping[str, torch.Tensor], attentions: Mapping[str, Any]) -> 
     expected: dict[str, tuple[int, ...]] = {}
     for name, attn in attentions.items():
         rows, columns = attn.to_q.out_features, attn.to_q.in_features
-        expected |= {f"{name}.{GATE}.weight": (rows, columns), f"{name}.{GATE}.bias": (rows,)}
-        if attn.to_q.bias.is_meta:
+        expected[f"{name}.{GATE}.weight"] = (rows, columns)
+        if attn.to_q.bias is not None or f"{name}.{GATE}.bias" in gates:
+            expected[f"{name}.{GATE}.bias"] = (rows,)
+        if _like(attn).is_meta:
             raise ValueError(f"{name} has no memory now (it is offloaded): load the gates before offloading")
     if missing := expected.keys() - gates.keys():
         raise ValueError(f"without {_some(missing)}: every self-attention of the transformer needs its gate")
@@ -89,12 +113,13 @@ def _some(names: Iterable[str]) -> str:
     return f"{first} and {len(others)} more" if others else first
 
 
-def _files(source: str | Path, subfolder: str) -> list[Path]:
+def _files(source: str | Path, subfolder: str, local_files_only: bool = False) -> list[Path]:
     path = Path(source)
     if not path.exists():
         if isinstance(source, Path) or source.count("/") != 1:
-            raise ValueError(f"{source} is no file or folder, and no id of the Hub such as FastVideo/NAME")
-        path = Path(snapshot_download(source, allow_patterns=f"{subfolder}/*.safetensors"))
+            raise ValueError(f"{source} is neither a file or folder, nor an id of the Hub such as FastVideo/NAME")
+        only = f"{subfolder}/*.safetensors"
+        path = Path(snapshot_download(source, allow_patterns=only, local_files_only=local_files_only))
     if path.is_file():
         return [path]
     folder = path / subfolder if (path / subfolder).is_dir() else path
@@ -103,8 +128,13 @@ def _files(source: str | Path, subfolder: str) -> list[Path]:
     return files
 
 
+def _names(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as tensors:
+        return list(tensors.keys())
+
+
 def _read(files: Iterable[Path]) -> dict[str, torch.Tensor]:
-    """The gates alone: of the rest of a checkpoint only the names are looked at."""
+    """The gates alone: of other weights only the names are read."""
     gates: dict[str, torch.Tensor] = {}
     for file in files:
         with safe_open(file, framework="pt") as tensors:

@@ -1,278 +1,272 @@
-"""One attention layer at work: whether it is sparse in this call, with which map, and what to write down about it."""
+"""One attention layer: `begin`, `attend` and `end` of its calls."""
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
-from vidsparse.attention import Choice, choose_impl, sparse_attention
-from vidsparse.block_map import HeadGroup, head_groups
-from vidsparse.corrections import Correction, SparseCall
+from vidsparse.block_map import head_groups
+from vidsparse.corrections import Correction
 from vidsparse.grid import VideoGrid
-from vidsparse.patterns import Context, Dense, Pattern
-from vidsparse.runtime.adapter import Attend, Output
+from vidsparse.patterns import Context, Pattern
+from vidsparse.runtime.adapter import States
 from vidsparse.runtime.clock import Clock
-from vidsparse.runtime.report import LayerCall
+from vidsparse.runtime.heads import Operands, Part, attend_group, interleave, mean_densities
+from vidsparse.runtime.report import LayerCall, Log
+from vidsparse.runtime.stopwatch import Stopwatch
+from vidsparse.runtime.untraced import untraced
 
 TRAIN_TIMESTEPS = 1000  # diffusers' flow-matching schedulers count noise from 0 to this
+# Batch sizes that a branch keeps a memory for: FasterCache leaves half of the batch out in some steps.
+BATCH_SIZES = 2
 
-Moment = float | torch.cuda.Event
+Memory = dict[Any, Any]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What `sparsify` was asked for."""
+class SparsityOptions:
+    """The arguments of `sparsify`."""
 
     pattern: Pattern
-    correction: Correction | None
-    impl: str
-    strict: bool
-    min_tokens: int
+    correction: Correction | None = None
+    impl: str = "auto"
+    strict: bool = False
+    min_tokens: int = 0
 
 
-class Layer:
-    """Decides and runs one attention layer; the `SparseLayer` of its processor."""
+@dataclass(eq=False)
+class Call:
+    """One call of one attention layer.
 
-    def __init__(
-        self,
-        settings: Settings,
-        record: Callable[[Pending], None],
-        clock: Clock,
-        name: str,
-        index: int,
-        layers: int,
-        width: int | None = None,
-    ):
-        self.settings, self.record, self.clock = settings, record, clock
-        self.transformer, self.index, self.layers = name, index, layers
-        self.width = width  # heads times head_dim; None: that of the output
-        self.video, self.memories = 0, defaultdict[int, dict[Any, Any]](dict)
+    It is made before the transformer's forward pass, so that graphs of `torch.compile` hold only `reason` and tensors.
+
+    Attributes:
+        reason: why the call runs the model's own attention, or None where it is sparse.
+        context: layer, step and branch. memories: batch size -> what is kept of this branch from step to step.
+        planned: whether it was decided before the forward pass that the call is dense or sparse.
+        parts: what has run sparse. stopwatch: of the layer; inside a graph of `attend` alone.
+        shapes: of the output of a call inside a graph, until it is recorded.
+    """
+
+    options: SparsityOptions
+    context: Context
+    known_grid: VideoGrid | None
+    device: torch.device
+    memories: dict[int, Memory]
+    reason: str | None = None
+    planned: bool = True
+    parts: list[Part] = field(default_factory=list)
+    stopwatch: Stopwatch | None = None
+    shapes: list[torch.Size] | None = None
 
     @property
     def grid(self) -> VideoGrid:
-        """The token grid of the present forward call. Raises `RuntimeError` where there is none."""
-        if self.clock.grid is None:
-            raise RuntimeError(
-                self.clock.irregular or "attention ran outside the transformer's forward, so its grid is unknown"
-            )
-        return self.clock.grid
+        """The token grid of the forward pass.
 
-    # What it decides is Python, which no graph holds; the projections within are compiled.
-    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
-    def run(
-        self,
-        dense: Callable[[], Output],
-        sparse: Callable[[Attend], Output],
-        unsupported: str | None = None,
-    ) -> Output:
-        settings, unsupported = self.settings, self.clock.irregular or unsupported
-        if unsupported is not None and settings.strict:
-            raise NotImplementedError(
-                f"{self.transformer} layer {self.index} cannot be sparse: {unsupported} (strict=True)"
-            )
-        if self.video != self.clock.video:
-            self.video = self.clock.video
-            self.memories.clear()
-        context = Context(
-            layer=self.index,
-            layers=self.layers,
-            step=self.clock.step,
-            steps=self.clock.steps,
-            sigma=self.clock.timestep / TRAIN_TIMESTEPS,
-            transformer=self.transformer,
-            branch=self.clock.branch,
-            memory=self.memories[self.clock.branch],
-        )
-        reason = unsupported
-        if reason is None and self.grid.tokens < settings.min_tokens:
-            reason = f"fewer than min_tokens={settings.min_tokens} tokens"
-        if reason is None:
-            settings.pattern.check_grid(self.grid)
-            if settings.pattern.is_dense(context):
-                reason = "the pattern asks for it"
-        done: list[_Done] = []
-        started = _moment(self.clock.device)
-        out = dense() if reason is not None else sparse(partial(self._attend, context, done))
-        call = self._call((out,) if isinstance(out, torch.Tensor) else out, done, reason)
-        self.record(Pending(call, _densities(done), started, _moment(self.clock.device)))
-        if self.clock.step + 1 == self.clock.steps:
-            del self.memories[self.clock.branch]  # the VAE comes next, and needs the room
-        return out
+        Raises:
+            RuntimeError: it is unknown, and the call cannot be sparse.
+        """
+        if self.known_grid is None:
+            raise RuntimeError("this call has no token grid and cannot be sparse; run the model's own processor")
+        return self.known_grid
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _attend(
+    @untraced
+    def attend(
         self,
-        context: Context,
-        done: list[_Done],
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         extra_valid: torch.Tensor | None = None,
         gate: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attention under the pattern's map, or maps; `done` gets what ran."""
-        here = replace(context, heads=query.shape[2], value=value, extra_valid=extra_valid)
-        kind = query.device.type
+        """Attention under the map, or maps, of the pattern.
+
+        Args:
+            query, key, value: [batch, tokens, heads, head_dim].
+            extra_valid: int [batch], how many of the prefix and suffix tokens, in sequence order, are real; None: all.
+            gate: for a model that has learned a gate of the output, of the shape of the query.
+
+        Returns:
+            [batch, tokens, heads, head_dim].
+        """
+        in_graph = self.stopwatch is None
+        stopwatch = self.stopwatch = self.stopwatch or Stopwatch(self.device)
+        options, memory, kind = self.options, self._memory(len(query)), query.device.type
+        context = replace(self.context, heads=query.shape[2], value=value, extra_valid=extra_valid, memory=memory)
         # As for PyTorch's own attention: norms give float32 under autocast, attention has the lower precision.
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
         with torch.autocast(kind, enabled=False):  # the scores that maps are chosen by keep their precision
-            groups = head_groups(self.settings.pattern.select(query, key, self.grid, here), here.heads)
-            # What a correction remembers of groups of heads that are no more would never be asked for again.
-            remembered = context.memory.get("correction", {})
+            groups = head_groups(options.pattern.select(query, key, self.grid, context), context.heads)
+            # Drop the correction's state for head groups that no longer exist.
+            remembered = memory.get("correction", {})
             for gone in remembered.keys() - {group.heads for group in groups}:
                 del remembered[gone]
             query, key, value = (x.to(low) for x in (query, key, value))
-            gate = None if gate is None else gate.to(low)
-            done.extend(self._attend_group(group, query, key, value, extra_valid, gate, here) for group in groups)
-        return done[0].out if len(done) == 1 else _interleave(done)
+            operands = Operands(query, key, value, extra_valid, None if gate is None else gate.to(low))
+            attended = [
+                attend_group(group, operands, context, options.impl, options.correction, options.strict)
+                for group in groups
+            ]
+        self.parts = [part for part, _ in attended]
+        if in_graph:
+            stopwatch.stop()
+        return interleave(self.parts, [out for _, out in attended])
 
-    def _attend_group(
+    def _memory(self, batch: int) -> Memory:
+        if batch not in self.memories and len(self.memories) == BATCH_SIZES:
+            del self.memories[next(iter(self.memories))]
+        return self.memories.setdefault(batch, {})
+
+
+class Layer:
+    """Decides how one attention layer runs, and records what ran; the `SparseLayer` of its processor.
+
+    Args:
+        options: what `sparsify` was asked for. log: gets the record of each call. clock: of the transformer.
+        name: of the transformer, as "transformer". index, layers: which attention layer it is, of how many.
+        attention_width: heads times head_dim; None where the output has this width.
+
+    Attributes:
+        call: the present call; None before the first.
+        memories: branch -> batch size -> what pattern and correction keep from step to step.
+    """
+
+    def __init__(
         self,
-        group: HeadGroup,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        extra_valid: torch.Tensor | None,
-        gate: torch.Tensor | None,
-        context: Context,
-    ) -> _Done:
-        """Attention of the heads of one group."""
-        if len(group.heads) < context.heads:
-            heads = _indices(group.heads, query.device)
-            query, key, value = (x.index_select(2, heads) for x in (query, key, value))
-            gate = None if gate is None else gate.index_select(2, heads)
-        choice = choose_impl(self.settings.impl, query, group.block_map)
-        if choice.fallback is not None and self.settings.strict:
-            name = f"{self.transformer} layer {self.index}"
-            raise NotImplementedError(f"{name} would run impl {choice.impl!r}: {choice.fallback} (strict=True)")
-        tensors = query, key, value
-        options: dict[str, Any] = {"extra_valid": extra_valid, "impl": choice.impl}
-        correction = self.settings.correction
-        if correction is None and group.empty == "zero":
-            return _Done(group, choice, sparse_attention(*tensors, group.block_map, **options))
-        ran = [group.block_map]
+        options: SparsityOptions,
+        log: Log,
+        clock: Clock,
+        name: str,
+        index: int,
+        layers: int,
+        attention_width: int | None = None,
+    ):
+        self.options, self.log, self.clock = options, log, clock
+        self.transformer, self.index, self.layers, self.attention_width = name, index, layers, attention_width
+        self.call: Call | None = None
+        self.video, self.memories = 0, dict[int, dict[int, Memory]]()
+        clock.layers.add(self)
 
-        def exact() -> tuple[torch.Tensor, torch.Tensor]:
-            ran.append(Dense(group.block_map.query_tile).plan(group.block_map.grid))
-            return sparse_attention(*tensors, ran[-1], **options, return_lse=True)
+    def prepare(self) -> None:
+        """Decide whether the call that begins is sparse; the clock asks before the forward pass."""
+        self.record_compiled()
+        clock, options = self.clock, self.options
+        if self.video != clock.steps.video:
+            self.video = clock.steps.video
+            self.memories.clear()
+        steps = clock.steps
+        context = Context(
+            layer=self.index,
+            layers=self.layers,
+            step=steps.step,
+            steps=steps.steps,
+            sigma=steps.timestep / TRAIN_TIMESTEPS,
+            transformer=self.transformer,
+            branch=steps.branch,
+        )
+        memories = self.memories.setdefault(steps.branch, {})
+        self.call = Call(options, context, clock.grid, clock.device, memories, clock.irregular)
+        if clock.grid is None:
+            self._refuse_if_strict(clock.irregular)
+        elif clock.grid.tokens < options.min_tokens:
+            self.call.reason = f"fewer than min_tokens={options.min_tokens} tokens"
+        else:
+            options.pattern.check_grid(clock.grid)
+            if options.pattern.is_dense(context):
+                self.call.reason = "the pattern asks for it"
 
-        out, lse = sparse_attention(*tensors, group.block_map, **options, return_lse=True)
-        if group.empty == "mean":
-            alone = lse.isneginf().transpose(1, 2)[..., None]
-            out = torch.where(alone, _mean(value, group.block_map.layout.padding_mask(extra_valid)), out)
-        if correction is None:
-            return _Done(group, choice, out)
-        memory = context.memory.setdefault("correction", {}).setdefault(group.heads, {})
-        here = replace(context, heads=len(group.heads), memory=memory)
-        out = correction.correct(SparseCall(*tensors, out, lse, group.block_map, here, exact, extra_valid, gate))
-        return _Done(group._replace(block_map=ran[-1]), choice, out)
+    def begin(self, unsupported: str | None = None) -> Call:
+        """Begin a call of the layer.
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _call(self, out: tuple[torch.Tensor, ...], done: list[_Done], reason: str | None) -> LayerCall:
-        tokens, (batch, _, width) = sum(part.shape[1] for part in out), out[0].shape
+        Args:
+            unsupported: why this call cannot be sparse, or None.
+
+        Raises:
+            NotImplementedError: it cannot be sparse and `strict` is set.
+            RuntimeError: the layer was called before any forward pass of its transformer.
+        """
+        if self.call is None:
+            raise RuntimeError("attention ran outside the transformer's forward, so its grid is unknown")
+        call = self.call if unsupported is None else self._dense_call(self.call, unsupported)
+        if not torch.compiler.is_compiling():  # reading the time would break the graph
+            call.stopwatch = Stopwatch(call.device)
+        return call
+
+    def end(self, call: Call, out: States) -> States:
+        """Record a call that is over; returns its output.
+
+        Args:
+            call: what `begin` returned.
+            out: hidden states [..., tokens, width], or those of video and of text.
+        """
+        shapes = [out.shape] if isinstance(out, torch.Tensor) else [x.shape for x in out]
+        if torch.compiler.is_compiling() and call.planned:
+            call.shapes = shapes  # recorded later: that would break the graph
+        else:
+            self._record(call, shapes)
+        return out
+
+    def record_compiled(self) -> None:
+        """Record the last call if it ran inside a graph."""
+        if self.call is not None and self.call.shapes is not None:
+            self._record(self.call, self.call.shapes)
+            self.call.shapes = None
+
+    @untraced
+    def _record(self, call: Call, shapes: list[torch.Size]) -> None:
+        stopwatch, call.stopwatch = call.stopwatch, None
+        if stopwatch is not None and call.shapes is None:
+            stopwatch.stop()
+        parts, call.parts = call.parts, []
+        tokens, (*batch, _, width) = sum(shape[-2] for shape in shapes), shapes[0]
         # Two products of tokens x tokens x width, a multiplication and an addition each.
-        dense_flops = 4.0 * batch * tokens**2 * (self.width or width)
-        return LayerCall(
+        dense_flops = 4.0 * torch.Size(batch).numel() * tokens**2 * (self.attention_width or width)
+        record = LayerCall(
             transformer=self.transformer,
             layer=self.index,
-            step=self.clock.step,
+            step=call.context.step,
             tokens=tokens,
-            impl=" and ".join(dict.fromkeys(part.choice.impl for part in done)) or "dense",
-            fallback="; ".join(dict.fromkeys(p.choice.fallback for p in done if p.choice.fallback is not None)) or None,
-            tiles=tuple(sorted({part.group.block_map.query_tile for part in done})),
-            reason=reason,
+            impl=" and ".join(dict.fromkeys(part.choice.impl for part in parts)) or "dense",
+            fallback="; ".join(dict.fromkeys(p.choice.fallback for p in parts if p.choice.fallback is not None))
+            or None,
+            tiles=tuple(sorted({part.group.block_map.query_tile for part in parts})),
+            reason=call.reason,
             density=1.0,
             token_density=1.0,
             seconds=0.0,
             flops=dense_flops,
             dense_flops=dense_flops,
+            steps=call.context.steps,
             kept_bytes=_kept_bytes(self.memories),
         )
+        self.log.add(record, mean_densities(parts) if parts else None, stopwatch)
 
+    def forget(self, branch: int | None = None) -> None:
+        """Free what is kept from step to step, of one branch or of all."""
+        if branch is None:
+            self.memories.clear()
+        else:
+            self.memories.pop(branch, None)
 
-class _Done(NamedTuple):
-    """Attention of some heads [batch, tokens, heads of the group, head_dim], the map that ran and what ran it."""
+    def _dense_call(self, call: Call, unsupported: str) -> Call:
+        reason = self.clock.irregular or unsupported
+        self._refuse_if_strict(reason)
+        return replace(call, reason=reason, planned=False)
 
-    group: HeadGroup
-    choice: Choice
-    out: torch.Tensor
+    def _refuse_if_strict(self, unsupported: str | None) -> None:
+        if self.options.strict:
+            raise NotImplementedError(
+                f"{self.transformer} layer {self.index} cannot be sparse: {unsupported} (strict=True)"
+            )
 
-
-class Pending(NamedTuple):
-    """A call whose densities and seconds are still with the device."""
-
-    call: LayerCall
-    densities: torch.Tensor | None  # float64 [2]; None for a dense call
-    start: float | torch.cuda.Event
-    end: float | torch.cuda.Event
-
-    def settled(self) -> LayerCall:
-        """The call with its numbers, waited for."""
-        density, token_density = (1.0, 1.0) if self.densities is None else self.densities.tolist()
-        return replace(
-            self.call,
-            density=density,
-            token_density=token_density,
-            seconds=_seconds(self.start, self.end),
-            flops=token_density * self.call.dense_flops,
-        )
-
-
-def _densities(done: list[_Done]) -> torch.Tensor | None:
-    """The densities of a layer, each head counting the same."""
-    if not done:
-        return None
-    total = torch.stack([len(part.group.heads) * part.group.block_map.densities for part in done]).sum(dim=0)
-    return total / sum(len(part.group.heads) for part in done)
-
-
-def _mean(value: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
-    """The mean of the tokens that are not hidden: [batch, 1, heads, head_dim]."""
-    if hidden is None:
-        return value.mean(dim=1, keepdim=True)
-    hidden = hidden[:, :, None, None].to(value.device)
-    return value.masked_fill(hidden, 0).mean(dim=1, keepdim=True) / (~hidden).to(value).mean(dim=1, keepdim=True)
-
-
-def _interleave(done: list[_Done]) -> torch.Tensor:
-    """Put the heads of all groups where they belong: [batch, tokens, heads, head_dim]."""
-    batch, tokens, _, head_dim = done[0].out.shape
-    out = done[0].out.new_empty(batch, tokens, sum(len(part.group.heads) for part in done), head_dim)
-    for part in done:
-        out.index_copy_(2, _indices(part.group.heads, out.device), part.out)
-    return out
-
-
-@lru_cache(maxsize=1024)
-@torch.inference_mode(False)  # for a later training too
-def _indices(heads: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Heads as a tensor on the device: made of a list in each call, it would be waited for."""
-    return torch.tensor(heads, device=device)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)  # of a copy
+        self.clock.layers.add(self)
 
 
 def _kept_bytes(memory: Mapping[Any, Any]) -> int:
-    """Bytes of what stands in a memory, and in those within it, and says its `nbytes`."""
+    """Bytes of what a memory holds, by the `nbytes` of its values and of those in the memories inside it."""
     return sum(_kept_bytes(x) if isinstance(x, Mapping) else getattr(x, "nbytes", 0) for x in memory.values())
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _moment(device: torch.device) -> float | torch.cuda.Event:
-    """Now, on the time line of a device: a CUDA device runs behind the program that feeds it."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(device))
-    return event
-
-
-def _seconds(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
-    if isinstance(start, float) or isinstance(end, float):
-        return float(end) - float(start)  # type: ignore[arg-type]
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1000

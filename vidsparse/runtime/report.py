@@ -1,4 +1,4 @@
-"""What really ran: density, tile, implementation and seconds of every layer and step, and whether it paid."""
+"""Report what really ran: density, tile, implementation and seconds of every layer and step, and whether it paid."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from vidsparse.grid import Tile
+from vidsparse.runtime.stopwatch import Stopwatch
+
+PENDING_CALLS = 4096  # calls whose seconds are not read yet; reading them synchronises with a GPU
 
 
 @dataclass(frozen=True)
@@ -22,9 +27,11 @@ class LayerCall:
         tiles: query tiles, one for each shape that heads of the layer have; none when dense.
         reason: why the calls were dense, None when sparse.
         density: kept / all pairs of video tiles. token_density: kept / all pairs of tokens, text included.
-        seconds: of the whole attention layer, projections included, over all calls.
+        seconds: of the whole attention layer, projections included, over all calls. Where `torch.compile` puts the
+            projections into a graph, of attention alone; 0 for a dense call there.
         flops, dense_flops: of attention's two matrix products, as run and as dense, over all calls; what a correction
             adds to sparse attention is not counted.
+        steps: how many steps the run has, 0 while unknown.
         kept_bytes: what pattern and correction keep of the layer for later steps, all branches together.
         calls: how many.
     """
@@ -42,8 +49,17 @@ class LayerCall:
     seconds: float
     flops: float
     dense_flops: float
+    steps: int = 0
     kept_bytes: int = 0
     calls: int = 1
+
+    @property
+    def way(self) -> tuple[object, ...]:
+        """The properties that calls share if they are counted together."""
+        return (
+            *(self.transformer, self.layer, self.step, self.tokens),
+            *(self.impl, self.fallback, self.tiles, self.reason, self.steps == 0),
+        )
 
     def __add__(self, other: LayerCall) -> LayerCall:
         """Both together; densities are means over the calls."""
@@ -61,6 +77,57 @@ class LayerCall:
         )
 
 
+class Log:
+    """Gathers the calls of a run.
+
+    Densities and seconds stay on the device until they are asked for, or until `PENDING_CALLS` have gathered.
+    """
+
+    def __init__(self) -> None:
+        self._calls: dict[tuple[object, ...], LayerCall] = {}
+        self._pending: list[tuple[LayerCall, torch.Tensor | None, Stopwatch | None]] = []
+
+    def add(self, call: LayerCall, densities: torch.Tensor | None, stopwatch: Stopwatch | None) -> None:
+        """Add one call.
+
+        Args:
+            call: without density, token density, seconds and flops.
+            densities: of video tile pairs and of token pairs, float64 [2]; None for a dense call.
+            stopwatch: stopped; None for a call that was not timed.
+        """
+        self._pending.append((call, densities, stopwatch))
+        if len(self._pending) >= PENDING_CALLS:
+            self._settle()
+
+    def calls(self) -> tuple[LayerCall, ...]:
+        """All calls, those that ran in the same way as one; synchronises with the device."""
+        self._settle()
+        return tuple(self._calls.values())
+
+    def clear(self) -> None:
+        self._pending.clear()
+        self._calls.clear()
+
+    def _settle(self) -> None:
+        """Add the pending calls, with their numbers, to the sums: memory stays bounded in a long training."""
+        for call, densities, stopwatch in self._pending:
+            density, token_density = (1.0, 1.0) if densities is None else densities.tolist()
+            call = replace(
+                call,
+                density=density,
+                token_density=token_density,
+                seconds=0.0 if stopwatch is None else stopwatch.seconds(),
+                flops=token_density * call.dense_flops,
+            )
+            known = self._calls.get(call.way)
+            self._calls[call.way] = call if known is None else known + call
+        self._pending.clear()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Log:
+        """The log of a copied transformer starts empty."""
+        return Log()
+
+
 @dataclass(frozen=True)
 class Report:
     """All attention calls since `sparsify` (or the last reset), and their sums.
@@ -75,7 +142,7 @@ class Report:
 
     @property
     def sparse(self) -> list[LayerCall]:
-        """What ran sparse."""
+        """The calls that ran sparse."""
         return [c for c in self.calls if c.reason is None]
 
     @property
@@ -118,7 +185,7 @@ class Report:
 
     @property
     def ran(self) -> list[str]:
-        """What the sparse calls ran with: implementation, tile, tokens, and why it was not a faster one."""
+        """How the sparse calls ran: implementation, tile, tokens, and the reason for a fallback."""
         kinds = sorted({(c.impl, c.tiles, c.tokens, c.fallback or "") for c in self.sparse})
         return [
             f"impl {impl}, tile {' and '.join(map(str, tiles))}, {tokens} tokens"
@@ -136,7 +203,7 @@ class Report:
 
     @property
     def advice(self) -> list[str]:
-        """Why sparsity could not pay in this run, each with its number; empty when it could."""
+        """Reasons why sparsity could not pay in this run, each with its number; empty when it could."""
         found = []
         if self.calls and max(c.tokens for c in self.calls) < 4096:
             found.append(

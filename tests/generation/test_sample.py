@@ -1,0 +1,60 @@
+"""One sampled video: the steps that are told, the clocks, and what is left of it in the pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_lora
+import torch
+
+from vidsparse import Dense, PooledComplement, Radial, StepSchedule, seed_steps
+from vidsparse.generation.sample import sample
+
+ARGUMENTS: dict[str, Any] = {
+    "prompt": "a red circle",
+    "num_frames": 5,
+    "height": 32,
+    "width": 32,
+    "num_inference_steps": 3,
+    "max_sequence_length": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe = tiny_lora.pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_a_sample_is_the_video_of_the_pipeline(pipe: Any) -> None:
+    processors, told = dict(pipe.transformer.attn_processors), list[tuple[int, int]]()
+    found = sample(pipe, Dense(), ARGUMENTS, seed=5, on_step=lambda *step: told.append(step))
+    seed_steps(5)
+    plain = pipe(**ARGUMENTS, output_type="np", generator=torch.Generator().manual_seed(5)).frames[0]
+    assert np.array_equal(found.frames, plain) and found.frames.shape == (5, 32, 32, 3)
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert found.seconds > found.denoising_seconds > found.attention_seconds == found.report.seconds > 0
+    assert all(pipe.transformer.attn_processors[name] is processor for name, processor in processors.items())
+    assert not np.array_equal(sample(pipe, Dense(), ARGUMENTS, seed=6).frames, plain)
+
+
+def test_pattern_correction_and_impl_are_those_that_run(pipe: Any) -> None:
+    pattern = StepSchedule(Radial(0.5, tile=(1, 4, 4)), 1)
+    found = sample(pipe, pattern, ARGUMENTS, correction=PooledComplement(), impl="reference")
+    assert found.report.pattern == f"{pattern!r} with {PooledComplement()!r}"
+    assert found.report.sparse_calls == 2 * found.report.dense_calls and "reference" in found.report.ran[0]
+
+
+def test_a_video_that_is_not_finite_is_refused_and_the_pipeline_restored(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processors = dict(pipe.transformer.attn_processors)
+    monkeypatch.setattr(pipe.video_processor, "postprocess_video", lambda *_, **__: np.full((1, 5, 4, 4, 3), np.inf))
+    with pytest.raises(ValueError, match="values that are not finite; try another dtype"):
+        sample(pipe, Radial(0.5), ARGUMENTS)
+    assert all(pipe.transformer.attn_processors[name] is processor for name, processor in processors.items())

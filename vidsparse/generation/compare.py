@@ -1,0 +1,112 @@
+"""Compares a dense and a sparse video of one seed: what was gained and what was lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vidsparse.corrections import Correction
+from vidsparse.generation.sample import Sample, sample
+from vidsparse.patterns import Dense, Pattern, StepSchedule
+
+if TYPE_CHECKING:
+    from vidsparse.generation.video import Frames
+
+CLOCKS = ("seconds", "denoising_seconds", "attention_seconds")
+SIDES = ("dense", "sparse")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Samples of one seed, dense and sparse, in the order they ran; the videos of a side are the same.
+
+    Attributes:
+        psnr: in dB over all frames; None for identical videos, where it is infinite.
+        ssim: mean of the frames.
+    """
+
+    dense: tuple[Sample, ...]
+    sparse: tuple[Sample, ...]
+    psnr: float | None
+    ssim: float
+
+    def seconds(self, side: str, clock: str) -> float:
+        """The median over the samples of a side ("dense" or "sparse") of one of `CLOCKS`."""
+        return median(self._all(side, clock))
+
+    def spread(self, side: str, clock: str) -> tuple[float, float]:
+        """The shortest and the longest time of a side."""
+        found = self._all(side, clock)
+        return min(found), max(found)
+
+    def speedup(self, clock: str) -> float:
+        """Dense seconds over sparse ones, of medians."""
+        return self.seconds("dense", clock) / self.seconds("sparse", clock)
+
+    def _all(self, side: str, clock: str) -> list[float]:
+        samples: tuple[Sample, ...] = getattr(self, side)
+        return [getattr(one, clock) for one in samples]
+
+
+def compare(
+    pipe: Any,
+    pattern: Pattern,
+    arguments: Mapping[str, Any],
+    *,
+    correction: Correction | None = None,
+    impl: str = "auto",
+    seed: int = 0,
+    repeat: int = 2,
+    on_step: Callable[[str, int, int], None] = lambda task, done, steps: None,
+) -> Comparison:
+    """Sample a video dense and sparse, by turns, so that what slows the machine down meets both sides.
+
+    Before the clocks start both sides run one step, the sparse one without its schedule, and the first is decoded.
+
+    Args:
+        repeat: samples of each side. The side that comes first alternates.
+        on_step: called with "warming up", "dense" or "sparse", the steps that are done, and all steps.
+        Others: see `sample`.
+
+    Raises:
+        ValueError: see `sample`; fewer than one repetition.
+    """
+    if repeat < 1:
+        raise ValueError(f"repeat={repeat} must be at least 1")
+    shared: dict[str, Any] = {"impl": impl, "seed": seed}
+    of_side: dict[str, tuple[Pattern, Correction | None]] = {"dense": (Dense(), None), "sparse": (pattern, correction)}
+    for side in SIDES:
+        attention, added = of_side[side]
+        bare = attention.pattern if isinstance(attention, StepSchedule) else attention
+        one_step = {**arguments, "num_inference_steps": 1} | ({} if side == "dense" else {"output_type": "latent"})
+        sample(pipe, bare, one_step, correction=added, **shared, on_step=_told(on_step, "warming up"))
+    found: dict[str, list[Sample]] = {side: [] for side in SIDES}
+    for turn in range(repeat):
+        for side in SIDES if turn % 2 == 0 else reversed(SIDES):
+            attention, added = of_side[side]
+            found[side].append(
+                sample(pipe, attention, arguments, correction=added, **shared, on_step=_told(on_step, side))
+            )
+    dense, sparse = (tuple(found[side]) for side in SIDES)
+    return Comparison(dense, sparse, *similarity(dense[0].frames, sparse[0].frames))
+
+
+def similarity(first: Frames, second: Frames) -> tuple[float | None, float]:
+    """PSNR in dB over all frames (None for identical videos, where it is infinite) and the mean SSIM of the frames."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    # Both metrics take [frames, channels, height, width]; SSIM needs 300 bytes a pixel, so it runs frame by frame.
+    a, b = (torch.from_numpy(frames).movedim(-1, 1) for frames in (first, second))
+    psnr = float(peak_signal_noise_ratio(a, b, data_range=1.0))
+    pairs = zip(a.split(1), b.split(1), strict=True)
+    ssim = [float(structural_similarity_index_measure(*pair, data_range=1.0)) for pair in pairs]  # type: ignore[arg-type]
+    return None if psnr == math.inf else psnr, sum(ssim) / len(ssim)
+
+
+def _told(on_step: Callable[[str, int, int], None], task: str) -> Callable[[int, int], None]:
+    return lambda done, steps: on_step(task, done, steps)

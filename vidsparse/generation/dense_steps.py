@@ -1,0 +1,20 @@
+"""How many steps of a generation are dense: by default, and under a schedule."""
+
+from __future__ import annotations
+
+from vidsparse.patterns import Pattern, StepSchedule
+
+SHARE = 8  # one step in so many is dense by default, at the start, where the layout of a video is decided
+
+
+def default_dense_steps(steps: int) -> int:
+    """Dense steps at the start of a generation of `steps`: one in eight, rounded up, but never all of them."""
+    return max(0, min(-(-steps // SHARE), steps - 1))
+
+
+def has_sparse_step(pattern: Pattern, steps: int) -> bool:
+    """Whether the counts of a schedule leave a step sparse; ranges of noise level are not considered."""
+    if not isinstance(pattern, StepSchedule):
+        return True
+    first, last = pattern.steps or (0, steps)
+    return max(pattern.dense_steps, first) < min(steps - pattern.dense_last_steps, last)

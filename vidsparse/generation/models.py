@@ -1,0 +1,191 @@
+"""What is known of a model before its weights are loaded, and what a model that the library knows has besides."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from vidsparse.generation.video import Frames
+
+
+@dataclass(frozen=True)
+class Model:
+    """A diffusers pipeline in a folder or on the Hub; `find_model` returns one.
+
+    Attributes:
+        name: as it was asked for.
+        sampling: arguments of `pipe(...)` that are used unless others are given; what is missing here has the default
+            of the pipeline.
+        fps: frames a second of its videos.
+        longer_frames: frames of the videos that a LoRA for longer ones learns; None: as many as the model makes.
+        small: whether it is so small that its weights stay in float32 for a training.
+        example_prompt: a prompt for what needs any video; None: the user must give one.
+    """
+
+    name: str
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    fps: int = 16
+    longer_frames: int | None = None
+    small: bool = False
+    example_prompt: str | None = None
+
+    def load(self, dtype: torch.dtype) -> Any:
+        """The pipeline, on the CPU.
+
+        Raises:
+            OSError: the model's files are missing or cannot be read.
+        """
+        from diffusers import DiffusionPipeline
+
+        try:
+            return DiffusionPipeline.from_pretrained(self.name, torch_dtype=dtype)
+        except (OSError, ValueError, AttributeError, KeyError) as error:
+            # The last two where model_index.json names a part that this diffusers lacks.
+            raise OSError(f"cannot load model {self.name!r}: {error}") from error
+
+    def read_prompt(self, prompt: str) -> str:
+        """The prompt as the model knows it.
+
+        Raises:
+            ValueError: an empty prompt, or one that the model cannot read.
+        """
+        if not prompt.strip():
+            raise ValueError("the prompt is empty; say what the video shows")
+        return prompt
+
+    def judge(self, frames: Frames, prompt: str) -> dict[str, float] | None:
+        """Scores in [0, 1] of how well a video shows its prompt, by attribute and their mean; None without a judge."""
+        del frames, prompt
+        return None
+
+    @cached_property
+    def pipeline_class(self) -> Any:
+        """The class of the pipeline, from its settings alone.
+
+        Raises:
+            OSError: the settings cannot be read, or name a pipeline that this diffusers lacks.
+        """
+        import diffusers
+
+        from vidsparse.generation.transformers import INDEX, read_config
+
+        index = read_config(source_of(self.name), INDEX)
+        if index is None:
+            raise OSError(f"cannot load model {self.name!r}: it has no {INDEX}, so it is not a pipeline")
+        name = index.get("_class_name")
+        cls = getattr(diffusers, name, None) if isinstance(name, str) else None
+        if cls is None:
+            raise OSError(
+                f"cannot load model {self.name!r}: model_index.json names the pipeline {name!r}, which diffusers "
+                f"{diffusers.__version__} lacks"
+            )
+        return cls
+
+    def default(self, argument: str) -> Any:
+        """What `pipe(...)` gets for an argument unless told otherwise; None where the pipeline decides by itself."""
+        if argument in self.sampling:
+            return self.sampling[argument]
+        known = inspect.signature(self.pipeline_class.__call__).parameters.get(argument)
+        return None if known is None or known.default is known.empty else known.default
+
+    def check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse arguments of `pipe(...)` that the pipeline would refuse once it is loaded.
+
+        Raises:
+            ValueError: an argument that it does not take, a size that it cannot make, or a pipeline that needs more
+                than a prompt.
+        """
+        cls = self.pipeline_class
+        parameters = list(inspect.signature(cls.__call__).parameters.values())[1:]
+        names = [p.name for p in parameters]
+        required = {p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+        # Pipelines with the condition before the prompt need it, whatever default its type gives it.
+        required |= set(names[:1]) & {"image", "video"} if names[1:2] == ["prompt"] else set()
+        if missing := sorted(required - set(arguments)):
+            raise ValueError(
+                f"{cls.__name__} needs {', '.join(missing)}, and only text to video runs from a prompt alone; load it "
+                "in Python and call vidsparse.sparsify(pipe, ...)"
+            )
+        if unknown := [name for name in arguments if name not in names]:
+            raise ValueError(f"{cls.__name__} takes no {', '.join(unknown)}")
+        check = getattr(cls, "check_inputs", None)
+        if check is None:
+            return
+        taken = list(inspect.signature(check).parameters.values())[1:]
+        given = {}
+        for p in (p for p in taken if p.kind is p.POSITIONAL_OR_KEYWORD):
+            value = arguments.get(p.name, self.default(p.name))
+            given[p.name] = p.default if value is None and p.default is not p.empty else value
+        try:
+            check(object.__new__(cls), **given)
+        except (AttributeError, TypeError):  # it needs its parts, and checks again when they are there
+            return
+
+
+class Shapes(Model):
+    """The model that ships with the package: simple shapes that move, and a judge that measures them."""
+
+    def load(self, dtype: torch.dtype) -> Any:
+        from vidsparse.shapes.model import load_pipeline
+
+        return load_pipeline(dtype)
+
+    def read_prompt(self, prompt: str) -> str:
+        from vidsparse.shapes.scene import parse_prompt
+
+        return parse_prompt(prompt).caption
+
+    def judge(self, frames: Frames, prompt: str) -> dict[str, float] | None:
+        if len(frames) < 2:
+            return None
+        from dataclasses import asdict
+
+        import torch
+
+        from vidsparse.shapes.judge import score
+        from vidsparse.shapes.scene import parse_prompt
+
+        found = score(torch.from_numpy(frames).permute(3, 0, 1, 2) * 2 - 1, parse_prompt(prompt))
+        return {**asdict(found), "mean": found.mean}
+
+
+def find_model(name: str) -> Model:
+    """The model of a name. Nothing is loaded, and nothing is asked of the Hub.
+
+    Args:
+        name: "shapes", the folder of a diffusers pipeline, or a Hub id.
+
+    Raises:
+        ValueError: something else.
+    """
+    if name == "shapes":
+        from vidsparse.shapes.model import SAMPLING
+
+        example = "a red circle moving left on a blue background"
+        return Shapes(name, SAMPLING, fps=12, longer_frames=129, small=True, example_prompt=example)
+    if Path(name).is_dir():
+        if not (Path(name) / "model_index.json").is_file():
+            raise ValueError(f"model {name!r} is not a diffusers pipeline: the folder has no model_index.json")
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError(
+            f"model {name!r} is unknown; give 'shapes', the folder of a diffusers pipeline, or a Hub id such as "
+            "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+        )
+    return Model(name)
+
+
+def source_of(model: str) -> str:
+    """The folder of a model that ships with the package; other models are their own folder or Hub id."""
+    if model != "shapes":
+        return model
+    from vidsparse.shapes.model import FOLDER
+
+    return str(FOLDER)

@@ -1,0 +1,88 @@
+"""Samples one video under a pattern, and says what it took."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vidsparse.corrections import Correction
+from vidsparse.generation.scheduler import seed_steps
+from vidsparse.patterns import Pattern
+from vidsparse.runtime.report import Report
+from vidsparse.runtime.sparsify import sparsify
+
+if TYPE_CHECKING:
+    from vidsparse.generation.video import Frames
+
+OnStep = Callable[[int, int], None]  # called with the steps that are done, and with all
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sampled video and what it took.
+
+    Attributes:
+        frames: float32 [frames, height, width, 3] in [0, 1], or latents where the arguments ask for them.
+        report: what ran in the attention layers.
+        seconds: in all.
+        denoising_seconds: until the last denoising step was done.
+    """
+
+    frames: Frames
+    report: Report
+    seconds: float
+    denoising_seconds: float
+
+    @property
+    def attention_seconds(self) -> float:
+        """Seconds in attention layers, projections included."""
+        return self.report.seconds
+
+
+def sample(
+    pipe: Any,
+    pattern: Pattern,
+    arguments: Mapping[str, Any],
+    *,
+    correction: Correction | None = None,
+    impl: str = "auto",
+    seed: int = 0,
+    on_step: OnStep = lambda done, steps: None,
+) -> Sample:
+    """Sample one video; the pipeline is restored afterwards, also after an error.
+
+    Args:
+        pipe: a diffusers pipeline.
+        pattern, correction, impl: see `vidsparse.sparsify`.
+        arguments: of `pipe(...)`, prompt included.
+        seed: of the noise, at the start and in the steps.
+        on_step: called at the start and after each denoising step.
+
+    Raises:
+        ValueError: the video holds values that are not finite.
+    """
+    accepted = inspect.signature(pipe.__call__).parameters
+    steps = arguments.get("num_inference_steps") or accepted["num_inference_steps"].default
+    with sparsify(pipe, pattern, correction=correction, impl=impl) as run:
+        on_step(0, steps)
+        denoised = started = time.perf_counter()
+
+        def stepped(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            nonlocal denoised
+            denoised = time.perf_counter()
+            on_step(step + 1, steps)
+            return tensors
+
+        callback = {"callback_on_step_end": stepped} if "callback_on_step_end" in accepted else {}
+        generator = torch.Generator().manual_seed(seed)
+        seed_steps(seed)
+        frames = pipe(**{"output_type": "np", **arguments}, **callback, generator=generator).frames[0]
+        if not math.isfinite(frames.sum()):
+            raise ValueError("the video holds values that are not finite; try another dtype: bfloat16 or float32")
+        return Sample(frames, run.report(), time.perf_counter() - started, denoised - started)

@@ -1,0 +1,172 @@
+"""The transformers of a model: their classes and settings, read without weights."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+import vidsparse_pipelines
+from vidsparse.generation.models import source_of
+from vidsparse.patterns.base import Pattern
+from vidsparse.runtime.pipeline import TRANSFORMERS
+from vidsparse.runtime.registry import adapter_of, served
+
+FILE, INDEX = "config.json", "model_index.json"
+Transformer = tuple[type[Any], dict[str, Any]]
+
+
+def configured_transformers(model: str) -> dict[str, Transformer]:
+    """Name -> class and settings of each transformer of a model.
+
+    Args:
+        model: "shapes"; a folder or a Hub id, of a pipeline or of a transformer; or the name of a class, at its
+            defaults.
+
+    Raises:
+        ValueError: an unknown name, a model without a transformer, or a class that diffusers lacks.
+        OSError: the settings cannot be read.
+    """
+    source = source_of(model)
+    if source == model and not Path(model).is_dir() and re.fullmatch(r"\w+", model):
+        if model not in served() and not isinstance(getattr(diffusers, model, None), type):
+            raise ValueError(
+                f"model {model!r} is unknown; give 'shapes', a folder, a Hub id such as "
+                f"Wan-AI/Wan2.1-T2V-1.3B-Diffusers, or one of {', '.join(served())}"
+            )
+        return {model: (class_named(model), {})}
+    index = read_config(source, INDEX)
+    # Without network, a cache cannot tell whether a file is missing on the Hub: ask only for parts that there are.
+    names = TRANSFORMERS if index is None else tuple(name for name in TRANSFORMERS if any(index.get(name) or ()))
+    found = {name: config for name in names if (config := read_config(source, f"{name}/{FILE}")) is not None}
+    if not found and (config := read_config(source, FILE)) is not None:
+        found = {TRANSFORMERS[0]: config}
+    if not found:
+        raise ValueError(f"model {model} has no transformer: neither {TRANSFORMERS[0]}/{FILE} nor {FILE}")
+    if any("_class_name" not in settings for settings in found.values()):
+        raise ValueError(
+            f"{FILE} of {model} names no class of diffusers; give the folder of a transformer or a pipeline"
+        )
+    return {name: (class_named(settings["_class_name"]), settings) for name, settings in found.items()}
+
+
+@lru_cache(maxsize=64)
+def _from_hub(model: str, file: str) -> str | None:
+    """Path of a file of a model on the Hub, in the local cache; None where the model has no such file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return str(hf_hub_download(model, file))
+    except LocalEntryNotFoundError:
+        raise OSError(
+            f"cannot reach huggingface.co, and {file} of model {model!r} is not in the local cache; check the name and "
+            "the network, or give a folder"
+        ) from None
+    except EntryNotFoundError:
+        return None
+    except HfHubHTTPError as error:
+        reason = str(error.server_message or error).strip().splitlines()[0]
+        raise OSError(f"cannot read model {model!r} on huggingface.co: {reason}") from error
+
+
+def read_config(source: str, file: str) -> dict[str, Any] | None:
+    """The settings in a JSON file of a model.
+
+    Args:
+        source: a folder or a Hub id.
+        file: path within it, such as "transformer/config.json".
+
+    Returns:
+        The settings; None where the model has no such file.
+
+    Raises:
+        ValueError: the file does not hold an object of JSON.
+        OSError: the file, or the Hub, cannot be read.
+    """
+    local = Path(source) / file
+    if not Path(source).is_dir():
+        found = _from_hub(source, file)
+        if found is None:
+            return None
+        local = Path(found)
+    elif not local.is_file():
+        return None
+    try:
+        settings = json.loads(local.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} of {source} is not JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} of {source} holds {type(settings).__name__}, expected settings by name")
+    return settings
+
+
+def class_names() -> list[str]:
+    """The names of all classes with an adapter, including those that this diffusers lacks."""
+    return served()
+
+
+def class_named(name: str) -> type[Any]:
+    """A class of the installed diffusers.
+
+    Raises:
+        ValueError: diffusers has no class of that name.
+    """
+    cls = getattr(diffusers, name, None)
+    if isinstance(cls, type):
+        return cls
+    ours = name in vidsparse_pipelines.ADAPTERS
+    advice = "a newer one has it" if ours else "vidsparse.doctor.diagnose takes classes from elsewhere"
+    raise ValueError(f"diffusers {diffusers.__version__} has no {name}; {advice}")
+
+
+def defaults(cls: type[Any]) -> dict[str, Any]:
+    """The default settings of a class of models."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def check_pattern(model: str, pattern: Pattern) -> None:
+    """Refuse a pattern for a model, from the settings of its transformers.
+
+    Raises:
+        ValueError: the pattern is for a model with other layers or heads.
+        NotImplementedError: no adapter serves a transformer.
+        OSError: the settings cannot be read.
+    """
+    for cls, settings in configured_transformers(model).values():
+        attentions = _attentions(cls, settings)
+        for heads in {adapter_of(cls).heads(attention) for attention in attentions}:
+            pattern.check_model(len(attentions), heads)
+
+
+def attention_layers(model: str) -> int:
+    """How many layers of self-attention the first transformer of a model has. Raises: see `check_pattern`."""
+    return len(_attentions(*next(iter(configured_transformers(model).values()))))
+
+
+def _attentions(cls: type[Any], settings: dict[str, Any]) -> list[torch.nn.Module]:
+    return list(adapter_of(cls).self_attentions(without_weights(cls, {**defaults(cls), **settings})).values())
+
+
+def without_weights(cls: type[Any], config: dict[str, Any]) -> Any:
+    """A transformer on the meta device, where weights take no memory.
+
+    Args:
+        cls: its class.
+        config: all its settings. Where they lack a part that the family's adapter needs, it gets one.
+    """
+    try:
+        small = adapter_of(cls).tiny(config)
+    except NotImplementedError:  # an adapter without a twin
+        small = {}
+    parts = {name: value for name, value in small.items() if not config.get(name)}
+    with torch.device("meta"):
+        make = getattr(cls, "from_config", None)  # diffusers' classes have it
+        return make({**config, **parts}) if make else cls(**{**config, **parts})

@@ -1,0 +1,176 @@
+"""Patterns and corrections by name: `radial` with `density=0.2`, or a file of JSON."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+from collections.abc import Callable
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from vidsparse import corrections, patterns
+from vidsparse.corrections import Correction
+from vidsparse.patterns import Pattern, StepSchedule
+from vidsparse.serialize import from_data
+
+NONE = "none"  # the name of no correction
+
+
+def pattern_classes() -> dict[str, type[Pattern]]:
+    """Name -> class of every pattern that a name can build, sorted by name.
+
+    The class `TopBlocks` of `vidsparse.patterns` is called `top-blocks`. Classes with a field that has neither a
+    default nor an entry in `named_defaults` are left out: a schedule needs a pattern.
+    """
+    return {name: cls for name, cls in _classes(patterns).items() if _required(cls) <= set(cls.named_defaults)}
+
+
+def correction_classes() -> dict[str, type[Correction]]:
+    """Name -> class of every correction, sorted by name."""
+    return _classes(corrections)
+
+
+def build_pattern(name: str, density: float | None = None, settings: list[str] | None = None) -> Pattern:
+    """Build a pattern from its name, or read it from a file.
+
+        build_pattern("radial", density=0.2, settings=["sink=false", "tile=1,8,8"])
+
+    Args:
+        name: a key of `pattern_classes()`; or the path of a JSON file, ending in ".json", that holds what
+            `vidsparse.serialize.to_data` returned for a pattern.
+        density: fraction of tile pairs to keep, for patterns with such a field; by default the pattern's own.
+        settings: values of other fields, each "NAME=VALUE".
+
+    Raises:
+        ValueError: an unknown name or field, a setting that cannot be read, a value that the pattern refuses, or a
+            file that is missing or holds no pattern.
+    """
+    if name.endswith(".json"):
+        return change_pattern(_read_file(name), density, settings)
+    known = pattern_classes()
+    if name not in known:
+        raise ValueError(f"pattern {name!r} is unknown; choose one of {', '.join(known)}, or a FILE.json")
+    cls = known[name]
+    given = _given(name, cls, density, settings)
+    chosen = given if set(given) & set(cls.named_alternatives) else {**cls.named_defaults, **given}
+    for field in _pattern_fields(cls):
+        chosen[field] = _inner(field, chosen[field], density)
+    return _checked(name, given, lambda: cls.named(**chosen))
+
+
+def change_pattern(pattern: Pattern, density: float | None = None, settings: list[str] | None = None) -> Pattern:
+    """Change the density and other fields of a pattern; set fields that exclude the new ones to None as well.
+
+    Args, Raises: see `build_pattern`.
+    """
+    name = name_of(pattern)
+    given = _given(name, type(pattern), density, settings)
+    for field in _pattern_fields(type(pattern)):
+        if field in given:
+            given[field] = _inner(field, given[field], density)
+        elif density is not None:
+            given[field] = change_pattern(getattr(pattern, field), density)
+    return _checked(name, given, lambda: cast("Pattern", replace(cast("Any", pattern), **given)))
+
+
+def build_correction(name: str) -> Correction | None:
+    """Build a correction from its name, with its defaults.
+
+    Args:
+        name: a key of `correction_classes()`, or "none".
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    known = correction_classes()
+    if name not in (NONE, *known):
+        raise ValueError(f"correction {name!r} is unknown; choose one of {', '.join((NONE, *known))}")
+    return None if name == NONE else known[name]()
+
+
+def name_of(pattern: Pattern) -> str:
+    """The name of a pattern, in whatever schedule; the name of its class where no name builds it."""
+    bare = pattern.pattern if isinstance(pattern, StepSchedule) else pattern
+    return next((name for name, cls in pattern_classes().items() if cls is type(bare)), type(bare).__name__)
+
+
+def named_settings(cls: type[Pattern]) -> dict[str, Any]:
+    """Field -> value of a pattern that was built from its name alone."""
+    defaults = {f.name: None if f.default is MISSING else f.default for f in fields(cast("Any", cls))}
+    return {**defaults, **cls.named_defaults}
+
+
+def _classes(module: ModuleType) -> dict[str, Any]:
+    kinds = [cls for cls in vars(module).values() if isinstance(cls, type) and issubclass(cls, (Pattern, Correction))]
+    named = ((re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower(), cls) for cls in kinds)
+    return {name: cls for name, cls in sorted(named, key=lambda pair: pair[0]) if not inspect.isabstract(cls)}
+
+
+def _required(cls: Any) -> set[str]:
+    return {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+
+
+def _pattern_fields(cls: Any) -> list[str]:
+    """Fields that hold a pattern, which words give by its name."""
+    return [f.name for f in fields(cls) if f.type == "Pattern"]
+
+
+def _inner(field: str, name: Any, density: float | None) -> Pattern:
+    if not isinstance(name, str):
+        raise ValueError(f"{field}={name!r} must be the name of a pattern, such as {field}=top-blocks, or a FILE.json")
+    return build_pattern(name, density)
+
+
+def _read_file(path: str) -> Pattern:
+    try:
+        pattern = from_data(json.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ValueError(f"pattern {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"pattern {path}: {error}") from None
+    if isinstance(pattern, StepSchedule) or not isinstance(pattern, Pattern):
+        raise ValueError(f"pattern {path} holds {type(pattern).__name__}, expected a pattern without its schedule")
+    return pattern
+
+
+def _given(name: str, cls: Any, density: float | None, settings: list[str] | None) -> dict[str, Any]:
+    """The fields that a density and settings give values for."""
+    given = dict(_parse(setting) for setting in settings or [])
+    types = {f.name: f.type for f in fields(cls)}
+    takes = f"its fields are {', '.join(types)}" if types else "it has no fields"
+    if unknown := sorted(set(given) - set(types)):
+        raise ValueError(f"pattern {name!r} has no {', '.join(unknown)}; {takes}")
+    given = {field: _truth(field, value) if types[field] == "bool" else value for field, value in given.items()}
+    if density is not None and cls.density_field in types:
+        given[cls.density_field] = density
+    elif density is not None and not _pattern_fields(cls):
+        raise ValueError(f"pattern {name!r} has no density; {takes}")
+    return given
+
+
+def _checked(name: str, given: dict[str, Any], build: Callable[[], Pattern]) -> Pattern:
+    try:
+        return build()
+    except TypeError as error:
+        raise ValueError(f"pattern {name!r} with {given}: {error}") from None
+
+
+def _truth(name: str, value: Any) -> bool:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if (word := str(value).lower()) not in words:
+        raise ValueError(f"{name}={value} must be true or false")
+    return words[word]
+
+
+def _parse(setting: str) -> tuple[str, Any]:
+    name, equals, text = setting.partition("=")
+    if not (equals and name and text):
+        raise ValueError(f"setting {setting!r} must be NAME=VALUE, such as window=9,24,24")
+    try:
+        return name.strip(), ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return name.strip(), text  # a word

@@ -1,0 +1,128 @@
+"""Attention of the groups of heads that share a map, and putting them together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from vidsparse.attention import Choice, choose_impl, sparse_attention
+from vidsparse.block_map import HeadGroup
+from vidsparse.corrections import Correction, SparseCall
+from vidsparse.patterns import Context, Dense
+
+
+class Operands(NamedTuple):
+    """The inputs of attention.
+
+    Attributes:
+        query, key, value: [batch, tokens, heads, head_dim].
+        extra_valid: int [batch], how many prefix and suffix tokens, in sequence order, are real; None: all.
+        gate: the model's own gate of the output, of the shape of the query; None where it has none.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    extra_valid: torch.Tensor | None = None
+    gate: torch.Tensor | None = None
+
+    def of_heads(self, heads: tuple[int, ...]) -> Operands:
+        """Those of some heads; without a copy where these are all."""
+        if len(heads) == self.query.shape[2]:
+            return self
+        index = head_indices(heads, self.query.device)
+        query, key, value = (x.index_select(2, index) for x in self[:3])
+        return Operands(
+            query, key, value, self.extra_valid, None if self.gate is None else self.gate.index_select(2, index)
+        )
+
+
+class Part(NamedTuple):
+    """One group of heads that has run: the heads with their map, and the implementation."""
+
+    group: HeadGroup
+    choice: Choice
+
+
+def attend_group(
+    group: HeadGroup, operands: Operands, context: Context, impl: str, correction: Correction | None, strict: bool
+) -> tuple[Part, torch.Tensor]:
+    """Sparse attention of one group of heads, corrected.
+
+    Args:
+        group: heads and their map. operands: of all heads. context: of the call, with all heads.
+        impl, correction, strict: as for `sparsify`.
+
+    Returns:
+        What ran, and out [batch, tokens, heads of the group, head_dim].
+
+    Raises:
+        NotImplementedError: with `strict`, where "auto" would fall back to a slower implementation.
+    """
+    operands = operands.of_heads(group.heads)
+    query, key, value, extra_valid, gate = operands
+    block_map = group.block_map
+    choice = choose_impl(impl, query, block_map)
+    if choice.fallback is not None and strict:
+        name = f"{context.transformer} layer {context.layer}"
+        raise NotImplementedError(f"{name} would run impl {choice.impl!r}: {choice.fallback} (strict=True)")
+    if correction is None and group.empty == "zero":
+        out = sparse_attention(query, key, value, block_map, extra_valid=extra_valid, impl=choice.impl)
+        return Part(group, choice), out
+    ran = [block_map]
+
+    def exact() -> tuple[torch.Tensor, torch.Tensor]:
+        ran.append(Dense(block_map.query_tile).plan(block_map.grid))
+        return sparse_attention(query, key, value, ran[-1], extra_valid=extra_valid, impl=choice.impl, return_lse=True)
+
+    out, lse = sparse_attention(
+        query, key, value, block_map, extra_valid=extra_valid, impl=choice.impl, return_lse=True
+    )
+    if group.empty == "mean":
+        alone = lse.isneginf().transpose(1, 2)[..., None]
+        out = torch.where(alone, mean_value(value, block_map.layout.padding_mask(extra_valid)), out)
+    if correction is None:
+        return Part(group, choice), out
+    memory = context.memory.setdefault("correction", {}).setdefault(group.heads, {})
+    context = replace(context, heads=len(group.heads), value=value, memory=memory)
+    out = correction.correct(SparseCall(query, key, value, out, lse, block_map, context, exact, extra_valid, gate))
+    return Part(group._replace(block_map=ran[-1]), choice), out
+
+
+def interleave(parts: list[Part], outs: list[torch.Tensor]) -> torch.Tensor:
+    """The outputs of all groups in one tensor [batch, tokens, heads, head_dim], each head at its index."""
+    if len(outs) == 1:
+        return outs[0]
+    batch, tokens, _, head_dim = outs[0].shape
+    joined = outs[0].new_empty(batch, tokens, sum(out.shape[2] for out in outs), head_dim)
+    for part, out in zip(parts, outs, strict=True):
+        joined.index_copy_(2, head_indices(part.group.heads, joined.device), out)
+    return joined
+
+
+def mean_densities(parts: list[Part]) -> torch.Tensor:
+    """Density of video tile pairs and of token pairs, float64 [2], left on the device; each head counts the same."""
+    total = torch.stack([len(part.group.heads) * part.group.block_map.densities for part in parts]).sum(dim=0)
+    return total / sum(len(part.group.heads) for part in parts)
+
+
+def mean_value(value: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
+    """Mean over the tokens that are not padding: [batch, 1, heads, head_dim].
+
+    Args:
+        value: [batch, tokens, heads, head_dim]. padding: bool [batch, tokens], or None where there is none.
+    """
+    if padding is None:
+        return value.mean(dim=1, keepdim=True)
+    padding = padding[:, :, None, None].to(value.device)
+    return value.masked_fill(padding, 0).mean(dim=1, keepdim=True) / (~padding).to(value).mean(dim=1, keepdim=True)
+
+
+@lru_cache(maxsize=1024)
+@torch.inference_mode(False)  # for a later training too
+def head_indices(heads: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Heads as a tensor on the device; cached, because copying a list to a GPU synchronises."""
+    return torch.tensor(heads, device=device)

@@ -1,0 +1,145 @@
+"""Infers step, branch and video of a call from the calls before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vidsparse.grid import VideoGrid
+
+BRANCHES = 8  # different calls of one step; guidance makes at most four in the pipelines of diffusers
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The state of a scheduler at one call.
+
+    Attributes:
+        timesteps: the scheduler's own object, which is another one for each run; None where there is no scheduler.
+        noise: the same numbers as the adapter reads them, falling from 1000.
+        index: how many steps the scheduler has made; None before the first.
+    """
+
+    timesteps: Any = None
+    noise: tuple[float, ...] = ()
+    index: int | None = None
+
+
+class StepCounter:
+    """Counts steps, and the branches of guidance within them.
+
+    Noise only falls within a video, so a rise begins another one. Calls of one step differ in their arguments, as with
+    and without the prompt, in an order that is the same in every step: the n-th different call is branch n. A call with
+    the arguments of an earlier one is the same branch again.
+
+    Attributes:
+        timestep: noise of the present call, falling from 1000.
+        step, steps: index of the denoising step, and how many there are, 0 while unknown.
+        branch: which of the different calls of the step this is. video: how many videos have begun.
+    """
+
+    def __init__(self) -> None:
+        self.timestep = float("inf")
+        self.step = self.steps = self.branch = self.video = 0
+        self._view: tuple[int, int, int] | None = None
+        self._schedule = Schedule()
+        self._calls: list[dict[str, Any]] = []  # different calls of this step
+
+    @property
+    def is_last(self) -> bool:
+        """True in the last step; False where the number of steps is unknown."""
+        return self.step + 1 == self.steps
+
+    def expect_another_video(self) -> None:
+        """Count the next call as the first of a video, whatever its noise."""
+        self.timestep = float("-inf")
+
+    def advance(self, call: Mapping[str, Any], grid: VideoGrid | None, timestep: float, schedule: Schedule) -> None:
+        """Count one call.
+
+        Args:
+            call: the arguments of the transformer's `forward`, by name.
+            grid: its tokens, None where unknown. The text may have another length in each branch.
+            timestep: its noise, falling from 1000.
+            schedule: of the pipeline that makes the call.
+        """
+        before, view = self._schedule, None if grid is None else grid.view
+        arguments = {name: _snapshot(value) for name, value in call.items()}
+        # After a run that was interrupted, the next may start with less noise, but its timesteps are another object.
+        if view != self._view or timestep > self.timestep or schedule.timesteps is not before.timesteps:
+            self._begin_video(arguments)
+        elif timestep < self.timestep or schedule.index != before.index:
+            self.step, self.branch, self._calls = self.step + 1, 0, [arguments]
+        else:
+            self._find_branch(arguments)
+        self._view, self.timestep, self._schedule, self.steps = view, timestep, schedule, 0
+        noise, index = schedule.noise, schedule.index
+        if noise.count(timestep) == 1:
+            self.step, self.steps = noise.index(timestep), len(noise)
+        elif noise and (self.step == 0 if index is None else index < len(noise)):
+            # Rounded to the dtype of the weights, timesteps may be unknown to the scheduler, or known twice.
+            self.step, self.steps = index or 0, len(noise)
+
+    def release(self) -> None:
+        """Drop the arguments of the calls of this step; further different calls keep counting."""
+        self._calls = [{} for _ in self._calls]
+
+    def _begin_video(self, arguments: dict[str, Any]) -> None:
+        self.step, self.branch, self.video, self._calls = 0, 0, self.video + 1, [arguments]
+
+    def _find_branch(self, arguments: dict[str, Any]) -> None:
+        for branch, known in enumerate(self._calls):
+            if _equal(known, arguments):
+                self.branch = branch
+                return
+        if len(self._calls) == BRANCHES:  # more than guidance makes: other videos at the same noise
+            self._begin_video(arguments)
+            return
+        self._calls.append(arguments)
+        self.branch = len(self._calls) - 1
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """A tensor without its gradient, and how often it had been written to."""
+
+    tensor: torch.Tensor
+    version: int | None
+
+    def equals(self, other: _Snapshot) -> bool:
+        a, b = self.tensor, other.tensor
+        if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
+            return False
+        if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
+            return self.version == other.version
+        return torch.equal(a, b)
+
+
+def _snapshot(value: Any) -> Any:
+    """The value with every tensor in it as a `_Snapshot`."""
+    if isinstance(value, torch.Tensor):
+        detached = value.detach()
+        return _Snapshot(detached, None if detached.is_inference() else detached._version)
+    if isinstance(value, Mapping):
+        return {key: _snapshot(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_snapshot(x) for x in value]
+    return value
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Compare two snapshots of arguments; objects that are not plain data are equal only if they are the same."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, _Snapshot):
+        return a.equals(b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return isinstance(a, (bool, int, float, str)) and a == b
