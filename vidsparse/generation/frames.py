@@ -109,8 +109,9 @@ def geometry(model: str) -> Geometry:
         OSError: the settings cannot be read.
         NotImplementedError: no adapter serves the transformer.
     """
+    from vidsparse.generation.config_files import read_config
     from vidsparse.generation.models import source_of
-    from vidsparse.generation.transformers import configured_transformers, read_config
+    from vidsparse.generation.transformers import configured_transformers
 
     if model in VARIANTS:
         name, changes, stride = VARIANTS[model]
