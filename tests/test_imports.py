@@ -41,7 +41,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.finetune": (
         *("accelerate", "diffusers", "peft", "torch"),
         *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.finetune.data", "vidsparse.generation"),
-        *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.sparsify"),
+        *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.layer"),
+        "vidsparse.runtime.sparsify",
         "vidsparse.serialize",
     ),
     "vidsparse.finetune.data": (
@@ -64,7 +65,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse.lora": (
         *("diffusers", "huggingface_hub", "peft", "safetensors", "torch"),
-        *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.generation.frames"),
+        *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.grid"),
         *("vidsparse.generation.positions", "vidsparse.generation.scheduler", "vidsparse.patterns"),
         "vidsparse.serialize",
     ),
