@@ -207,7 +207,8 @@ def test_the_readme_names_every_family() -> None:
 
 
 def test_the_catalogue_is_complete() -> None:
-    code = inline((ROOT / "docs/patterns.md").read_text())
+    first_column = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs/patterns.md").read_text(), re.M)
+    code = inline("\n".join(first_column))
     classes = [*pattern_classes().values(), *correction_classes().values(), vidsparse.GriddedHeads]
     assert [cls.__name__ for cls in classes if cls.__name__ not in code] == []
 
