@@ -188,11 +188,11 @@ def test_masked_refuses_a_grid_that_no_attention_has() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_the_table_of_the_readme_is_what_the_checks_find() -> None:
+def test_the_table_of_families_is_what_the_checks_find() -> None:
     if f"diffusers=={diffusers.__version__};" not in (ROOT / "constraints.txt").read_text():
         pytest.skip("the table is made with the diffusers of constraints.txt")
-    readme = ROOT / "README.md"
-    before, after = around(readme)
-    table = readme.read_text(encoding="utf-8")[len(before) : -len(after)].strip()
+    page = ROOT / "docs/families.md"
+    before, after = around(page)
+    table = page.read_text(encoding="utf-8")[len(before) : -len(after)].strip()
     expected = support_table({name: tuple(examined(name, check) for check in CHECKS) for name in ADAPTERS})
-    assert table == expected, "run: vidsparse doctor --support README.md"
+    assert table == expected, "run: vidsparse doctor --support docs/families.md"
