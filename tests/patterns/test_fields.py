@@ -43,7 +43,7 @@ from vidsparse.corrections import GatedCoarse
 CLASSES = [
     cls
     for module in (patterns, corrections)
-    for cls in (getattr(module, name) for name in module.__all__)
+    for cls in vars(module).values()
     if isinstance(cls, type) and issubclass(cls, (Pattern, Correction)) and not isabstract(cls)
 ]
 # At least one of each; more where fields exclude each other.
