@@ -107,7 +107,7 @@ def variant_twin(variant: str) -> Twin:
     return Twin(class_or_skip(name), settings | saved)
 
 
-# The checks of a family run in one process, which remembers what they found for the table of the README.
+# The checks of a family run in one process, which remembers what they found for the table of families.
 every_family = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in ADAPTERS])
 
 
