@@ -1,5 +1,5 @@
 # make demo    two videos from one prompt, dense and sparse, and what the sparsity bought
-# make test    ruff, mypy, pytest
+# make test    ruff, mypy, pytest in as many processes as there are processors, at most four
 # Each creates .venv first if it is missing or older than pyproject.toml or constraints.txt.
 # A Linux machine without a GPU saves gigabytes with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 
@@ -12,7 +12,7 @@ demo: .venv/.installed
 	$(BIN)/python examples/demo.py --out demo
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadgroup
 
 lint: .venv/.installed
 	$(BIN)/python -m ruff check

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: no network, few threads, a fixed seed, uninitialised memory that shows when it is read.
+"""Fixtures for all tests: no network, one thread, a fixed seed, uninitialised memory that shows when it is read.
 
 Where there is no GPU, Triton's kernels run in its interpreter.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, here and in subprocesses: workers share the processors
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is imported
 
 import importlib.util
@@ -27,7 +28,7 @@ if not torch.cuda.is_available():
         import interpreter_bf16
 
         interpreter_bf16.install()
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,7 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where CUDA is missing."""
+    """Skip tests marked `gpu` where CUDA is missing; refuse names that differ from one process to the next."""
+    if addresses := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"give the parameters of {addresses[0]} ids: pytest-xdist compares them by name")
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -41,9 +41,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.finetune": (
         *("accelerate", "diffusers", "peft", "torch"),
         *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.finetune.data", "vidsparse.generation"),
-        *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.layer"),
-        "vidsparse.runtime.sparsify",
-        "vidsparse.serialize",
+        *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.adapter"),
+        *("vidsparse.runtime.sparsify", "vidsparse.serialize"),
     ),
     "vidsparse.finetune.data": (
         "imageio",

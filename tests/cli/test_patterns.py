@@ -24,8 +24,8 @@ vidsparse = pytest.fixture(vidsparse_in_a_folder)
 tiny = pytest.fixture(scope="session")(tiny_pipeline)
 
 
-@pytest.mark.parametrize("pattern", ["dense", "radial", "radial-raster", "sliding-tile"])
-def test_inspect_shows_and_draws_every_pattern(vidsparse: Any, pattern: str) -> None:
+@pytest.mark.parametrize("pattern", ["radial", "radial-raster"])  # tiles in space, and tiles in raster order
+def test_inspect_shows_and_draws_a_pattern(vidsparse: Any, pattern: str) -> None:
     size = ["--frames", 17, "--height", 240, "--width", 400]
     done = vidsparse("inspect", *size, "--pattern", pattern, "--png", "map.png")
     assert done.code == 0, done.err
@@ -125,9 +125,8 @@ def test_narrow_terminals_show_whole_names(columns: int) -> None:
     assert "--dense-last-steps" in text and "--trained-frames" in text
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_output_that_cannot_show_a_name_is_not_a_failure(tmp_path: Path, encoding: str) -> None:
-    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+def test_output_that_cannot_show_a_name_is_not_a_failure(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "vidsparse.cli", "inspect", "--frames", "5", "--png", "猫.png"]
     done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def test_a_killed_training_goes_on(tmp_path: Path, cache: Path) -> None:
     checkpoints = tmp_path / "out/checkpoints"
     try:
         while process.poll() is None and not list(checkpoints.glob("step-*.pt")):
-            pass
+            time.sleep(0.05)
     finally:
         process.send_signal(signal.SIGKILL)
         _, errors = process.communicate(timeout=60)

@@ -228,175 +228,6 @@ def test_patterns_are_frozen_and_hashable(pattern: Pattern) -> None:
         setattr(pattern, dataclasses.fields(pattern)[0].name, None)  # type: ignore[arg-type]
 
 
-# Block maps
-
-
-def test_map_with_another_key_tile_and_one_map_for_each_sample_and_head() -> None:
-    grid = GRIDS["5x7x11"]
-    kept = torch.rand(2, 3, 24, 12) < 0.3
-    kept[0, 1, 5] = False
-    block_map = BlockMap.from_dense(kept, grid, query_tile=(2, 2, 6), key_tile=(4, 4, 4))
-    assert torch.equal(block_map.to_dense(), kept)
-    assert torch.equal(block_map.transpose().to_dense(), kept.mT)
-    assert block_map.density == pytest.approx(kept.double().mean().item())
-    assert block_map.token_density == pytest.approx(block_map.token_mask().double().mean().item())
-
-
-@pytest.mark.parametrize("garbage", [0, -123456, 2**31 - 1])
-def test_entries_past_the_count_mean_nothing(garbage: int) -> None:
-    kept = torch.rand(7, 12) < 0.5
-    kept[:, 0] = False
-    block_map = BlockMap.from_dense(kept, VideoGrid(7, 4, 3), (1, 4, 3), (7, 1, 1))
-    indices = block_map.indices.clone()
-    past = torch.arange(indices.shape[-1]) >= block_map.counts[..., None]
-    assert past.any()
-    indices[past] = garbage
-    changed = dataclasses.replace(block_map, indices=indices)
-    assert torch.equal(changed.to_dense()[0, 0], kept)
-    assert changed.token_density == block_map.token_density
-
-
-def test_a_map_that_keeps_nothing() -> None:
-    block_map = BlockMap.from_dense(torch.zeros(5, 5, dtype=torch.bool), VideoGrid(5, 4, 4), (1, 4, 4))
-    assert block_map.indices.shape[-1] == 1
-    assert not block_map.to_dense().any()
-    assert block_map.density == block_map.token_density == 0
-
-
-def test_token_mask_clears_the_padding_of_the_text() -> None:
-    grid = VideoGrid(1, 2, 2, prefix=2, suffix=2)
-    mask = Dense().plan(grid).token_mask(torch.tensor([4, 3, 1]))
-    assert mask.shape == (3, 1, 8, 8)
-    # Valid tokens are counted through the prefix first, then through the suffix.
-    assert mask[:, 0].all(dim=1).tolist() == [
-        [True] * 8,
-        [True, True, True, True, True, True, True, False],
-        [True, False, True, True, True, True, False, False],
-    ]
-
-
-@pytest.mark.parametrize(
-    "kept",
-    [torch.ones(4, 5, dtype=torch.bool), torch.ones(5, 5), torch.ones(1, 5, 5, dtype=torch.bool)],
-    ids=["four-rows", "float", "three-dimensions"],
-)
-def test_from_dense_says_what_it_expects(kept: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"expected bool \[\.\.\., 5, 5\]"):
-        BlockMap.from_dense(kept, VideoGrid(5, 4, 4), (1, 4, 4))
-
-
-# SlidingTile
-
-
-@pytest.mark.parametrize("tile", [(1, 1, 1), (1, 2, 2), (2, 2, 4)], ids=["tile1x1x1", "tile1x2x2", "tile2x2x4"])
-@pytest.mark.parametrize(
-    ("window", "stride"),
-    [
-        ((3, 3, 3), (1, 1, 1)),
-        ((2, 4, 4), (1, 1, 1)),
-        ((3, 4, 5), (2, 3, 2)),
-        ((4, 4, 4), (4, 4, 4)),
-        ((1, 1, 1), (1, 1, 1)),
-        ((3, 99, 4), (1, 1, 4)),
-    ],
-    ids=["odd", "even", "mixed-strides", "blocked", "one", "full-height"],
-)
-@pytest.mark.parametrize("view", [(5, 7, 11), (1, 8, 8), (4, 9, 10)], ids=["5x7x11", "1x8x8", "4x9x10"])
-def test_sliding_tile_against_the_formula_of_natten(
-    view: tuple[int, int, int], window: tuple[int, int, int], stride: tuple[int, int, int], tile: tuple[int, int, int]
-) -> None:
-    grid = VideoGrid(*view)
-    tiles = grid.tiles(tile)
-    in_tokens = [tuple(n * side for n, side in zip(sides, tile, strict=True)) for sides in (window, stride)]
-    block_map = SlidingTile(window=in_tokens[0], stride=in_tokens[1], tile=tile).plan(grid)  # type: ignore[arg-type]
-    t, h, w = (natten_axis(*axis) for axis in zip(tiles, window, stride, strict=True))
-    kept = torch.tensor(
-        [
-            [t[a][d] and h[b][e] and w[c][f] for d, e, f in itertools.product(*map(range, tiles))]
-            for a, b, c in itertools.product(*map(range, tiles))
-        ]
-    )
-    assert torch.equal(block_map.to_dense()[0, 0], kept)
-
-
-def natten_axis(size: int, window: int, stride: int) -> list[list[bool]]:
-    """Definition of generalised neighbourhood attention on one axis: who sees whom, query by query."""
-    window = min(window, size)
-    stride = min(stride, window)
-    half, odd = window // 2, window % 2
-    rows = []
-    for query in range(size):
-        leader = min(query // stride * stride + stride // 2, size - 1)
-        centre = min(max(leader, half), size - 1 - (half + odd - 1))
-        rows.append([centre - half <= key <= centre + half + odd - 1 for key in range(size)])
-    return rows
-
-
-@every_grid
-def test_sliding_windows_have_one_size_everywhere(grid: VideoGrid) -> None:
-    block_map = SlidingTile(window=(3, 8, 8), tile=(1, 4, 4)).plan(grid)
-    expected = math.prod(min(n, side) for n, side in zip(grid.tiles((1, 4, 4)), (3, 2, 2), strict=True))
-    assert (block_map.counts == expected).all()
-
-
-def test_sliding_window_is_rounded_up_to_whole_tiles() -> None:
-    grid = VideoGrid(9, 16, 16)
-    exact = SlidingTile(window=(2, 8, 8), tile=(1, 4, 4)).plan(grid)
-    assert torch.equal(SlidingTile(window=(2, 5, 7), tile=(1, 4, 4)).plan(grid).to_dense(), exact.to_dense())
-
-
-# StepSchedule
-
-SPARSE = Radial(density=0.2)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "dense_steps"),
-    [
-        (StepSchedule(SPARSE), []),
-        (StepSchedule(SPARSE, dense_steps=3), [0, 1, 2]),
-        (StepSchedule(SPARSE, dense_last_steps=2), [8, 9]),
-        (StepSchedule(SPARSE, dense_steps=1, dense_last_steps=1), [0, 9]),
-        (StepSchedule(SPARSE, dense_steps=99), list(range(10))),
-        (StepSchedule(SPARSE, steps=(2, 4)), [0, 1, 4, 5, 6, 7, 8, 9]),
-        (StepSchedule(SPARSE, sigmas=(0.25, 0.75)), [0, 1, 2, 8, 9]),
-        (StepSchedule(SPARSE, sigmas=(0.0, 1.0)), []),
-        (StepSchedule(StepSchedule(SPARSE, dense_steps=1), dense_last_steps=1), [0, 9]),
-        (StepSchedule(Dense()), list(range(10))),
-    ],
-    ids=[
-        "nothing",
-        "first",
-        "last",
-        "first-and-last",
-        "more-than-there-are",
-        "step-range",
-        "sigma-range",
-        "all-sigmas",
-        "nested",
-        "of-dense",
-    ],
-)
-def test_schedule_by_step(schedule: StepSchedule, dense_steps: list[int]) -> None:
-    contexts = [Context(layer=1, layers=4, step=i, steps=10, sigma=1 - i / 10) for i in range(10)]
-    assert [c.step for c in contexts if schedule.is_dense(c)] == dense_steps
-
-
-@pytest.mark.parametrize(
-    ("layers", "dense"),
-    [((), []), ((0,), [0]), ((-1,), [3]), ((0, -1, 2), [0, 2, 3]), ((-4,), [0]), ((4, -5), [])],
-    ids=["none", "first", "last", "several", "first-from-the-end", "out-of-range"],
-)
-def test_schedule_by_layer(layers: tuple[int, ...], dense: list[int]) -> None:
-    schedule = StepSchedule(SPARSE, dense_layers=layers)
-    assert [i for i in range(4) if schedule.is_dense(Context(layer=i, layers=4, step=5, steps=10))] == dense
-
-
-def test_no_step_is_the_last_while_the_number_of_steps_is_unknown() -> None:
-    schedule = StepSchedule(SPARSE, dense_last_steps=5)
-    assert not any(schedule.is_dense(Context(step=step, steps=0)) for step in range(20))
-
-
 # Bad arguments
 
 
@@ -422,30 +253,19 @@ def test_no_step_is_the_last_while_the_number_of_steps_is_unknown() -> None:
         (SlidingTile, {"stride": (1, 1, 0)}, r"stride=\(1, 1, 0\) must be"),
         (SlidingTile, {"stride": (1, 1)}, r"stride=\(1, 1\) must be"),
         (SlidingTile, {"tile": (1, 1, 0)}, r"tile=\(1, 1, 0\) must be"),
-        (StepSchedule, {"pattern": SPARSE, "dense_steps": -1}, "dense_steps=-1"),
-        (StepSchedule, {"pattern": SPARSE, "dense_steps": 0.25}, "dense_steps=0.25"),
-        (StepSchedule, {"pattern": SPARSE, "dense_layers": 0}, "dense_layers=0 must be a tuple of indices"),
-        (StepSchedule, {"pattern": SPARSE, "dense_layers": [0]}, r"dense_layers=\[0\] must be a tuple of indices"),
-        (StepSchedule, {"pattern": SPARSE, "dense_last_steps": -1}, "dense_last_steps=-1"),
-        (StepSchedule, {"pattern": SPARSE, "steps": (5, 2)}, r"steps=\(5, 2\) must be \(low, high\)"),
-        (StepSchedule, {"pattern": SPARSE, "sigmas": (1.0, 0.5)}, r"sigmas=\(1\.0, 0\.5\) must be \(low, high\)"),
+        (StepSchedule, {"pattern": Dense(), "dense_steps": -1}, "dense_steps=-1"),
+        (StepSchedule, {"pattern": Dense(), "dense_steps": 0.25}, "dense_steps=0.25"),
+        (StepSchedule, {"pattern": Dense(), "dense_layers": 0}, "dense_layers=0 must be a tuple of indices"),
+        (StepSchedule, {"pattern": Dense(), "dense_layers": [0]}, r"dense_layers=\[0\] must be a tuple of indices"),
+        (StepSchedule, {"pattern": Dense(), "dense_last_steps": -1}, "dense_last_steps=-1"),
+        (StepSchedule, {"pattern": Dense(), "steps": (5, 2)}, r"steps=\(5, 2\) must be \(low, high\)"),
+        (StepSchedule, {"pattern": Dense(), "sigmas": (1.0, 0.5)}, r"sigmas=\(1\.0, 0\.5\) must be \(low, high\)"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else None,
 )
 def test_bad_arguments(pattern: type[Pattern], arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pattern(**arguments)
-
-
-def test_layers_that_the_model_has_not() -> None:
-    StepSchedule(SPARSE, dense_layers=(-2, 0, 1)).check_model(2, None)
-    with pytest.raises(ValueError, match=r"dense_layers \[2, -3\] do not exist: the model has layers 0 to 1"):
-        StepSchedule(SPARSE, dense_layers=(2, 1, -3)).check_model(2, None)
-
-
-def test_a_schedule_needs_a_pattern() -> None:
-    with pytest.raises(TypeError, match=r"pattern=0\.2 must be a pattern"):
-        StepSchedule(0.2)  # type: ignore[arg-type]
 
 
 def assert_same_map(one: BlockMap, other: BlockMap) -> None:

@@ -191,7 +191,7 @@ class Unsupported(torch.nn.Module):
         (tiny, {"impl": "fast"}, ValueError, r"impl='fast' is unknown"),
         (lambda: tiny().to("meta"), {"impl": "triton"}, NotImplementedError, r"use impl='auto'"),
     ],
-    ids=str,
+    ids=lambda value: value.__name__ if callable(value) else None,
 )
 def test_bad_input(target: Callable[[], Any], settings: dict[str, Any], error: type[Exception], message: str) -> None:
     model = target()

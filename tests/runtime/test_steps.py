@@ -108,14 +108,15 @@ def test_a_slower_implementation_is_reported_with_its_reason_or_raises_if_strict
 
 @needs_triton
 @torch.no_grad()
-def test_the_kernels_run_in_a_transformer() -> None:
+def test_the_kernels_run_in_a_transformer(large_steps: None) -> None:
     transformer, device = tiny(attention_head_dim=32), "cuda" if torch.cuda.is_available() else "cpu"
     transformer.to(device)
-    pattern = Radial(density=0.5, tile=(1, 8, 8))
+    pattern, sizes = Radial(density=0.5, tile=(1, 8, 8)), (2, 14, 22)
     with sparsify(transformer, pattern, impl="triton") as run:
-        found = call(transformer)
+        found = call(transformer, sizes)
     with sparsify(transformer, pattern, impl="reference"):
-        expected = call(transformer)
+        expected = call(transformer, sizes)
+    assert all(0 < c.density < 1 for c in run.report().sparse)
     assert [c.impl for c in run.report().sparse] == ["triton", "triton"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 

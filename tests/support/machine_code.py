@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
 import sys
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -30,20 +31,20 @@ def _start() -> None:
 
 
 @cache
-def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+def _module(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # a dataclass asks for the module that defines it
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses and pickle look it up
     spec.loader.exec_module(module)
     return module
 
 
-def _call(path: Path, function: str, parameters: dict[str, Any]) -> None:
+def _call(name: str, path: Path, function: str, parameters: bytes) -> None:
     import torch
 
     torch.manual_seed(0)
-    getattr(_module(path), function)(**parameters)
+    test = getattr(_module(name, path), function)
+    test(**pickle.loads(parameters))  # after the module: its own classes may be among them
 
 
 class MachineCode:
@@ -76,7 +77,7 @@ class MachineCode:
             for item in items:
                 if isinstance(item, pytest.Function) and item.get_closest_marker("machine_code"):
                     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-                    call = item.path, item.function.__name__, parameters
+                    call = item.module.__name__, item.path, item.function.__name__, pickle.dumps(parameters)
                     self._results[item.nodeid] = self._pool.submit(_call, *call)
 
     @pytest.hookimpl(wrapper=True)

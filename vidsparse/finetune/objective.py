@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidsparse.finetune.noise import draw_levels, uniform_of
-from vidsparse.runtime.layer import TRAIN_TIMESTEPS
+from vidsparse.runtime.adapter import TRAIN_TIMESTEPS
 
 if TYPE_CHECKING:
     from vidsparse.finetune.data.cache import Encoded
