@@ -160,7 +160,7 @@ def test_programs_and_targets_exist(page: Path) -> None:
     shared = (ROOT / "benchmarks/subject.py").read_text()
     for code in [*inline(text), *(line for b in blocks(text) if not b.language for line in b.code.splitlines())]:
         words = code.split()
-        if words[:1] == ["python"] and len(words) > 1:
+        if words[:1] == ["python"] and words[1:] and not words[1].startswith("-"):
             source = (ROOT / words[1]).read_text()
             for option in (word for word in words[2:] if word.startswith("--")):
                 assert f'"{option}"' in source or ("subject" in source and f'"{option}"' in shared), code
