@@ -142,6 +142,12 @@ def test_command_lines_parse(page: Path) -> None:
 
 
 @every(GUIDES)
+def test_inline_code_stays_on_its_line(page: Path) -> None:
+    """The tests below find code by its backticks, line by line."""
+    assert [line for line in FENCE.sub("", page.read_text()).splitlines() if line.count("`") % 2] == []
+
+
+@every(GUIDES)
 def test_commands_and_options_in_a_sentence_exist(page: Path) -> None:
     known = set[str]().union(*map(options, COMMANDS.values())) | {"--traceback", "--help"}
     for code in inline(page.read_text()):
