@@ -28,8 +28,8 @@ from vidsparse_kernels.gpu.backward import ROW_TERMS, row_terms_kernel
 from vidsparse_kernels.gpu.configs import GLUON_CANDIDATES, SHARED_MEMORY, TABLE, Config, GluonConfig, family
 from vidsparse_kernels.gpu.forward import forward_kernel
 from vidsparse_kernels.gpu.key_gradient import ADD_SLOTS, add_slots_kernel, key_gradient_kernel
-from vidsparse_kernels.gpu.launch import SIZES, step_box
-from vidsparse_kernels.gpu.primitives import HEADS
+from vidsparse_kernels.gpu.launch import step_box
+from vidsparse_kernels.gpu.primitives import HEADS, SIZES
 from vidsparse_kernels.gpu.query_gradient import query_gradient_kernel
 
 if gluon_lacks() is None:

@@ -41,8 +41,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.finetune": (
         *("accelerate", "diffusers", "peft", "torch"),
         *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.finetune.data", "vidsparse.generation"),
-        *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.sparsify"),
-        "vidsparse.serialize",
+        *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.adapter"),
+        *("vidsparse.runtime.sparsify", "vidsparse.serialize"),
     ),
     "vidsparse.finetune.data": (
         "imageio",
@@ -64,7 +64,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse.lora": (
         *("diffusers", "huggingface_hub", "peft", "safetensors", "torch"),
-        *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.generation.frames"),
+        *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.grid"),
         *("vidsparse.generation.positions", "vidsparse.generation.scheduler", "vidsparse.patterns"),
         "vidsparse.serialize",
     ),

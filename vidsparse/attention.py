@@ -201,6 +201,17 @@ def _flex_function(device_type: str) -> Any:
     return flex_attention if device_type == "cpu" else torch.compile(flex_attention, dynamic=False)
 
 
+def dense_flops(tokens: int, width: int) -> float:
+    """Floating-point operations of dense attention of one sample.
+
+    Two products of tokens x tokens x width, a multiplication and an addition each.
+
+    Args:
+        tokens: of the sequence. width: heads times head_dim.
+    """
+    return 4.0 * tokens**2 * width
+
+
 def merge(
     out: torch.Tensor, lse: torch.Tensor, out2: torch.Tensor, lse2: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,7 +27,7 @@ def gluon_lacks() -> str | None:
             return f"needs Triton 3.6 or newer, not {found}"
         if triton.knobs.runtime.interpret:
             return "does not run in Triton's interpreter: unset TRITON_INTERPRET"
-        from vidsparse_kernels.gpu.gluon import forward  # noqa: F401
+        from vidsparse_kernels.gpu.gluon import kernel  # noqa: F401
     except (ImportError, AttributeError) as error:
         return f"needs a Triton with the Gluon of 3.6 to 3.9 ({error})"
     return None

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor
+from vidsparse.runtime.adapter import TEXT_TOKENS, TRAIN_TIMESTEPS, Adapter, Noise, SparseLayer, WrappedProcessor
 from vidsparse_pipelines.attention import Attention
 from vidsparse_pipelines.rotary import rotate_halves
 
@@ -35,7 +35,7 @@ class CosmosAdapter(Adapter):
         noise = float(torch.as_tensor(call["timestep"]).flatten()[-1])
         config: Any = transformer.config
         first = config.extra_pos_embed_type is not None  # only Cosmos 1 has learned positions
-        return 1000 / (1 + math.exp(-4 * noise)) if first else 1000 * noise
+        return TRAIN_TIMESTEPS / (1 + math.exp(-4 * noise)) if first else TRAIN_TIMESTEPS * noise
 
     def processor(self, original: Any, layer: SparseLayer) -> CosmosSparseProcessor:
         return CosmosSparseProcessor(original, layer)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor
+from vidsparse.runtime.adapter import TEXT_TOKENS, TRAIN_TIMESTEPS, Adapter, Noise, SparseLayer, WrappedProcessor
 from vidsparse_pipelines.attention import FusableAttention
 from vidsparse_pipelines.coords import grid_of_coords
 from vidsparse_pipelines.rotary import rotate_halves_of_first
@@ -46,7 +46,7 @@ class MiniMaxH3Adapter(Adapter):
         timestep = torch.as_tensor(call["timestep"])
         if "timestep_indices" in call:
             timestep = timestep[call["timestep_indices"][call["video_indices"][-1]]]
-        return 1000 * (1 - float(timestep))
+        return TRAIN_TIMESTEPS * (1 - float(timestep))
 
     def processor(self, original: Any, layer: SparseLayer) -> MiniMaxH3SparseProcessor:
         return MiniMaxH3SparseProcessor(original, layer)

@@ -7,11 +7,17 @@ from typing import Any, Protocol
 
 import torch
 
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor, text_mask
+from vidsparse.runtime.adapter import (
+    TEXT_TOKENS,
+    TRAIN_TIMESTEPS,
+    Adapter,
+    Noise,
+    SparseLayer,
+    WrappedProcessor,
+    text_mask,
+)
 from vidsparse_pipelines.attention import JointAttention, QueryKeyValue
 from vidsparse_pipelines.rotary import rotate_pairs_of_heads
-
-TRAIN_TIMESTEPS = 1000  # Mochi's timesteps are 0 for pure noise and this for none
 
 
 class MochiAdapter(Adapter):
@@ -36,6 +42,7 @@ class MochiAdapter(Adapter):
     def timestep(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> float:
         """The timestep turned round, so that it falls within a run as in other families."""
         del transformer
+        # Mochi counts from 0 for pure noise.
         return TRAIN_TIMESTEPS - float(torch.as_tensor(call["timestep"]).min())
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def variant_twin(variant: str) -> Twin:
     return Twin(class_or_skip(name), settings | saved)
 
 
-# The checks of a family run in one process, which remembers what they found for the table of the README.
+# The checks of a family run in one process, which remembers what they found for the table of families.
 every_family = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in ADAPTERS])
 
 
@@ -192,23 +192,23 @@ def test_masked_refuses_a_grid_that_no_attention_has() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def table_of_the_readme() -> list[str]:
+def table_of_families() -> list[str]:
     if f"diffusers=={diffusers.__version__};" not in (ROOT / "constraints.txt").read_text():
         pytest.skip("the table is made with the diffusers of constraints.txt")
-    readme = ROOT / "README.md"
-    before, after = around(readme)
-    return readme.read_text(encoding="utf-8")[len(before) : -len(after)].strip().splitlines()
+    page = ROOT / "docs/families.md"
+    before, after = around(page)
+    return page.read_text(encoding="utf-8")[len(before) : -len(after)].strip().splitlines()
 
 
 @every_family
-def test_the_row_of_the_readme_is_what_the_checks_find(name: str) -> None:
+def test_the_row_of_a_family_is_what_the_checks_find(name: str) -> None:
     row = support_table({name: tuple(examined(name, check) for check in CHECKS)}).splitlines()[-1]
-    assert row in table_of_the_readme(), "run: vidsparse doctor --support README.md"
+    assert row in table_of_families(), "run: vidsparse doctor --support docs/families.md"
 
 
-def test_the_table_of_the_readme_has_the_rows_of_all_families_in_their_order() -> None:
-    found = table_of_the_readme()
+def test_the_table_has_the_rows_of_all_families_in_their_order() -> None:
+    found = table_of_families()
     expected = support_table(dict.fromkeys(ADAPTERS, ())).splitlines()
     assert found[:2] == expected[:2]
     columns = [[row.split("|")[1:3] for row in rows[2:]] for rows in (found, expected)]
-    assert columns[0] == columns[1], "run: vidsparse doctor --support README.md"
+    assert columns[0] == columns[1], "run: vidsparse doctor --support docs/families.md"

@@ -7,8 +7,8 @@ import pytest
 import torch
 from twins import class_or_skip, ignores_warnings, twin
 
-from vidsparse.generation.frames import VARIANTS, check_map, families, fit_frames, geometry, geometry_of, latent_frames
-from vidsparse.grid import VideoGrid
+from vidsparse.generation.frames import VARIANTS, check_map, families, fit_frames, geometry, geometry_of
+from vidsparse.grid import VideoGrid, latent_frames
 from vidsparse.shapes.model import FOLDER
 from vidsparse_pipelines import ADAPTERS
 from vidsparse_pipelines.wan import WanAdapter

@@ -12,7 +12,8 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, 
 from twins import class_or_skip, ignores_warnings
 
 from vidsparse import HeadModes, Radial, StepSchedule
-from vidsparse.generation import transformers
+from vidsparse.generation import config_files
+from vidsparse.generation.config_files import read_config
 from vidsparse.generation.frames import geometry
 from vidsparse.generation.models import find_model
 from vidsparse.generation.transformers import (
@@ -20,7 +21,6 @@ from vidsparse.generation.transformers import (
     check_pattern,
     configured_transformers,
     defaults,
-    read_config,
     without_weights,
 )
 from vidsparse.runtime.registry import adapter_named
@@ -89,7 +89,7 @@ def of_hub(kind: type[Exception], text: str) -> Exception:
     ids=["no-network", "no-repository", "no-file"],
 )
 def test_what_the_hub_answers(monkeypatch: pytest.MonkeyPatch, error: Exception, says: str | None) -> None:
-    transformers._from_hub.cache_clear()
+    config_files._from_hub.cache_clear()
     asked: list[Any] = []
 
     def download(*where: str) -> str:
@@ -103,13 +103,13 @@ def test_what_the_hub_answers(monkeypatch: pytest.MonkeyPatch, error: Exception,
         with pytest.raises(OSError, match=says):
             read_config("owner/name", "a.json")
     assert asked == [("owner/name", "a.json")], "one question is enough"
-    transformers._from_hub.cache_clear()
+    config_files._from_hub.cache_clear()
 
 
 def test_a_cached_pipeline_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache cannot tell that a file is missing on the Hub, such as that of a second expert."""
-    transformers._from_hub.cache_clear()
-    monkeypatch.setattr(transformers, "_from_hub", cached := Cache(FOLDER))
+    config_files._from_hub.cache_clear()
+    monkeypatch.setattr(config_files, "_from_hub", cached := Cache(FOLDER))
     (cls, settings), *others = configured_transformers("owner/name").values()
     assert (cls, settings["num_layers"], others) == (diffusers.WanTransformer3DModel, 6, [])
     assert geometry("owner/name") == geometry("shapes")

@@ -163,10 +163,12 @@ def _print(grid: VideoGrid, block_map: BlockMap, pattern: str, channels: int) ->
     from rich.console import Console
     from rich.table import Table
 
+    from vidsparse.attention import dense_flops
+
     tile = block_map.query_tile
     # The map's own grid: patterns in raster order see the tokens as one line.
     seen, tiles = block_map.grid, block_map.grid.tiles(tile)
-    dense, padding = 4.0 * grid.tokens**2 * channels, seen.padding(tile)
+    dense, padding = dense_flops(grid.tokens, channels), seen.padding(tile)
     empty = padding / (1 + padding)
     longest, shortest = int(block_map.counts.max()), int(block_map.counts.min())
     rows = {

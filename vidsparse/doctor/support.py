@@ -1,4 +1,4 @@
-"""The table of models in the README: what the adapters say of themselves, and what the checks found."""
+"""The table of model families in the documentation: what adapters declare, and what the checks found."""
 
 from __future__ import annotations
 

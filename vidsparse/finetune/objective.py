@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidsparse.finetune.noise import draw_levels, uniform_of
+from vidsparse.runtime.adapter import TRAIN_TIMESTEPS
 
 if TYPE_CHECKING:
     from vidsparse.finetune.data.cache import Encoded
@@ -95,5 +96,6 @@ def flow_loss(transformer: Callable[..., Any], example: Example, dtype: torch.dt
     `dtype` is that of the transformer's inputs.
     """
     noisy = torch.lerp(example.latents, example.noise, example.level).to(dtype)
-    flow = transformer(noisy, 1000 * example.level, example.text.to(dtype), return_dict=False)[0]
+    timestep = TRAIN_TIMESTEPS * example.level
+    flow = transformer(noisy, timestep, example.text.to(dtype), return_dict=False)[0]
     return torch.nn.functional.mse_loss(flow.float(), example.noise - example.latents)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vidsparse.grid import VideoGrid
+from vidsparse.grid import VideoGrid, latent_frames
 
 if TYPE_CHECKING:
     from vidsparse.runtime.adapter import Adapter
@@ -15,11 +15,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
     "wan-5b": ("WanTransformer3DModel", {"num_attention_heads": 24, "in_channels": 48, "out_channels": 48}, (4, 16)),
 }
 MOST_PAIRS = 2**30  # of tiles in a map that fits the memory of a usual machine
-
-
-def latent_frames(frames: int, stride: int) -> int:
-    """Latent frames that a VAE makes of a video, whose first frame is a latent frame by itself."""
-    return (frames - 1) // stride + 1
 
 
 def fit_frames(frames: int, stride: int) -> int:
@@ -114,8 +109,9 @@ def geometry(model: str) -> Geometry:
         OSError: the settings cannot be read.
         NotImplementedError: no adapter serves the transformer.
     """
+    from vidsparse.generation.config_files import read_config
     from vidsparse.generation.models import source_of
-    from vidsparse.generation.transformers import configured_transformers, read_config
+    from vidsparse.generation.transformers import configured_transformers
 
     if model in VARIANTS:
         name, changes, stride = VARIANTS[model]

@@ -75,7 +75,7 @@ class Model:
         """
         import diffusers
 
-        from vidsparse.generation.transformers import INDEX, read_config
+        from vidsparse.generation.config_files import INDEX, read_config
 
         index = read_config(source_of(self.name), INDEX)
         if index is None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from vidsparse.generation.frames import fit_frames, latent_frames
+from vidsparse.generation.frames import fit_frames
 from vidsparse.generation.models import Model, source_of
 from vidsparse.generation.positions import KINDS, extend_positions
 from vidsparse.generation.scheduler import build_scheduler, check_sampler
+from vidsparse.grid import latent_frames
 from vidsparse.lora.files import load_lora, read_recipe
 from vidsparse.lora.recipe import LoraRecipe
 from vidsparse.runtime.gates import GATE, has_gates, load_gates

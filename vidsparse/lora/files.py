@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from vidsparse.atomic import replacing
-from vidsparse.generation.frames import latent_frames
 from vidsparse.generation.positions import extend_positions
 from vidsparse.generation.scheduler import build_scheduler
+from vidsparse.grid import latent_frames
 from vidsparse.lora.recipe import LoraRecipe
 from vidsparse.lora.source import FILE, find_lora
 

@@ -23,8 +23,8 @@ class Context:
         sigma: noise level of the step in [0, 1]: timestep / 1000.
         heads: attention heads of the layer.
         transformer: "transformer", or "transformer_2" for the second expert of a pipeline.
-        branch: index of the call within its step. With classifier-free guidance in two calls, 0 is the call with the
-            prompt and 1 the call without it.
+        branch: which of the different calls of its step this is. With classifier-free guidance in two calls, 0 is the
+            call with the prompt and 1 the call without it.
         memory: state that a pattern keeps from step to step, for this layer and branch of one run; empty at the start
             of a video. The report counts the `nbytes` of its values.
         value: values of the call [batch, tokens, heads, head_dim], for patterns that compare outputs.

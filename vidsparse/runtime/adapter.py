@@ -11,6 +11,8 @@ import torch
 
 from vidsparse.grid import VideoGrid
 
+TRAIN_TIMESTEPS = 1000  # diffusers' flow-matching schedulers count noise from 0 to this
+
 # Random normal numbers of a shape: `noise(batch, tokens, channels)`.
 Noise = Callable[..., torch.Tensor]
 # What a processor returns: hidden states, or those of video and text.
@@ -123,7 +125,7 @@ class Adapter(ABC):
         return 0, 0
 
     def timestep(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> float:
-        """The noise of a forward call, from 0 to 1000 and falling within a run; the most where tokens differ."""
+        """The noise of a call, from 0 to `TRAIN_TIMESTEPS` and falling within a run; the most where tokens differ."""
         del transformer
         return float(torch.as_tensor(call["timestep"]).max())
 

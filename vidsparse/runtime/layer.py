@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 
+from vidsparse.attention import dense_flops
 from vidsparse.block_map import head_groups
 from vidsparse.corrections import Correction
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context, Pattern
-from vidsparse.runtime.adapter import States
+from vidsparse.runtime.adapter import TRAIN_TIMESTEPS, States
 from vidsparse.runtime.clock import Clock
 from vidsparse.runtime.heads import Operands, Part, attend_group, interleave, mean_densities
 from vidsparse.runtime.report import LayerCall, Log
 from vidsparse.runtime.stopwatch import Stopwatch
 from vidsparse.runtime.untraced import untraced
 
-TRAIN_TIMESTEPS = 1000  # diffusers' flow-matching schedulers count noise from 0 to this
 # Batch sizes that a branch keeps a memory for: FasterCache leaves half of the batch out in some steps.
 BATCH_SIZES = 2
 
@@ -222,8 +222,7 @@ class Layer:
             stopwatch.stop()
         parts, call.parts = call.parts, []
         tokens, (*batch, _, width) = sum(shape[-2] for shape in shapes), shapes[0]
-        # Two products of tokens x tokens x width, a multiplication and an addition each.
-        dense_flops = 4.0 * torch.Size(batch).numel() * tokens**2 * (self.attention_width or width)
+        flops = torch.Size(batch).numel() * dense_flops(tokens, self.attention_width or width)
         record = LayerCall(
             transformer=self.transformer,
             layer=self.index,
@@ -237,8 +236,8 @@ class Layer:
             density=1.0,
             token_density=1.0,
             seconds=0.0,
-            flops=dense_flops,
-            dense_flops=dense_flops,
+            flops=flops,
+            dense_flops=flops,
             steps=call.context.steps,
             kept_bytes=_kept_bytes(self.memories),
         )

@@ -18,9 +18,9 @@ import triton.language as tl
 from vidsparse_kernels.gpu.columns import Columns
 from vidsparse_kernels.gpu.forward import LOG2_E
 from vidsparse_kernels.gpu.key_gradient import key_gradients
-from vidsparse_kernels.gpu.launch import SIZES, Launch
+from vidsparse_kernels.gpu.launch import Launch
 from vidsparse_kernels.gpu.lists import KeyLists
-from vidsparse_kernels.gpu.primitives import held_tokens, load_rows, strides
+from vidsparse_kernels.gpu.primitives import SIZES, held_tokens, load_rows, strides
 from vidsparse_kernels.gpu.query_gradient import query_gradient
 
 ROW_TERMS = {"num_warps": 4, "num_stages": 1}

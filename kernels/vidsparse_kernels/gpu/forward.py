@@ -20,9 +20,10 @@ import triton
 import triton.language as tl
 
 from vidsparse_kernels.gpu.bound import key_norms, largest_norm, row_norm
-from vidsparse_kernels.gpu.launch import SIZES, Launch, step_box
+from vidsparse_kernels.gpu.launch import Launch, step_box
 from vidsparse_kernels.gpu.lists import KeyLists
 from vidsparse_kernels.gpu.primitives import (
+    SIZES,
     add_product,
     box_origin,
     box_start,

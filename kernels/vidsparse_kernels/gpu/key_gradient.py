@@ -26,8 +26,9 @@ import triton.language as tl
 
 from vidsparse_kernels.gpu.columns import Columns, piece_limit, slot_count
 from vidsparse_kernels.gpu.forward import LOG2_E
-from vidsparse_kernels.gpu.launch import SIZES, Launch, step_box
+from vidsparse_kernels.gpu.launch import Launch, step_box
 from vidsparse_kernels.gpu.primitives import (
+    SIZES,
     add_product,
     add_rows,
     box_origin,

@@ -13,13 +13,6 @@ from vidsparse_kernels.gpu.device import capability, reads_boxes
 from vidsparse_kernels.gpu.primitives import HEADS, strides
 from vidsparse_kernels.layout import TileLayout, Triple, tile_count
 
-# Arguments that change with the size of the video: a kernel is not compiled again for each value.
-SIZES = [
-    *("frames", "height", "width", "prefix", "extra", "heads", "row_bits", "column_bits"),
-    *("map_batch", "map_head", "list_width", "limit", "piece_count", "slot_count", "parts", "columns"),
-    "norm_blocks",
-]
-
 
 def step_box(tile: Triple, volume: int) -> Triple:
     """The box of at most `volume` tokens that a step reads: the tile, halved along its first axes."""

@@ -25,6 +25,13 @@ import torch
 import triton
 import triton.language as tl
 
+# Arguments that change with the size of the video: a kernel is not compiled again for each value.
+SIZES = [
+    *("frames", "height", "width", "prefix", "extra", "heads", "row_bits", "column_bits"),
+    *("map_batch", "map_head", "list_width", "limit", "piece_count", "slot_count", "parts", "columns"),
+    "norm_blocks",
+]
+
 # head_dim as two powers of two: Triton has no other sizes, and 96 padded to 128 channels would cost a third more.
 HEADS = {32: (32, 0), 64: (64, 0), 96: (64, 32), 128: (128, 0)}
 

@@ -26,8 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from vidsparse_kernels.gpu.gluon.ring import barriers, head_start, keys_of, produce, values_of
-from vidsparse_kernels.gpu.launch import SIZES
-from vidsparse_kernels.gpu.primitives import box_origin, box_start, key_list, tile_count, tile_place, unpack
+from vidsparse_kernels.gpu.primitives import SIZES, box_origin, box_start, key_list, tile_count, tile_place, unpack
 
 ROWS: gl.constexpr = gl.constexpr(64)  # queries of a group
 LOG2_E: gl.constexpr = gl.constexpr(1.4426950408889634)

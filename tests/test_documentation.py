@@ -1,0 +1,223 @@
+"""The documentation is true: its Python runs, its command lines parse, its links and paths lead to something."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import typer
+from diffusers import WanPipeline
+
+import vidsparse
+from vidsparse.cli import app
+from vidsparse.doctor.support import title
+from vidsparse.patterns.names import build_correction, build_pattern, correction_classes, pattern_classes
+from vidsparse.shapes.model import FOLDER, MAX_WORDS
+from vidsparse_pipelines import ADAPTERS
+
+ROOT = Path(__file__).parents[1]
+GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*GUIDES, *sorted((ROOT / "benchmarks").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+FENCE = re.compile(r"(?P<why><!-- not run: [^>]+-->\n)?^ *```(?P<language>\w*)\n(?P<code>.*?)^ *```$", re.M | re.S)
+ROOMS = r"(?:benchmarks|docs|examples|kernels|pipelines|tests|vidsparse)/[\w./-]+"
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def every(pages: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("page", pages, ids=name)
+
+
+class Block(NamedTuple):
+    language: str
+    code: str
+    why: str | None  # it is not run
+
+
+def blocks(text: str) -> list[Block]:
+    """The fenced blocks of a page."""
+    return [Block(found["language"], found["code"], found["why"]) for found in FENCE.finditer(text)]
+
+
+def to_run(page: Path) -> list[str]:
+    """The Python of a page, but for blocks that a comment before them excuses."""
+    return [block.code for block in blocks(page.read_text()) if block.language == "python" and block.why is None]
+
+
+def inline(text: str) -> list[str]:
+    """The inline code of a page."""
+    return re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+
+
+def command_lines(text: str, program: str) -> Iterator[list[str]]:
+    """The words after the name of a program, for each line of a fenced block that runs it."""
+    for block in blocks(text):
+        for line in block.code.splitlines() if not block.language else ():
+            line = line.strip().removeprefix("$ ")
+            if re.match(rf"(torchrun .* )?{program} ", line):
+                words = shlex.split(line)
+                yield words[words.index(program) + 1 :]
+
+
+def options(command: Any) -> set[str]:
+    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
+# Python
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Every Wan pipeline is `shapes` on the CPU, and makes a video of 128 tokens in 12 steps, whatever is asked for."""
+    load, call = WanPipeline.from_pretrained, WanPipeline.__call__
+    least = dict(num_frames=5, height=32, width=32, num_inference_steps=12, max_sequence_length=MAX_WORDS)
+
+    def from_pretrained(cls: type, source: str | Path, **settings: Any) -> WanPipeline:
+        pipe: WanPipeline = load(FOLDER, **settings)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(WanPipeline, "from_pretrained", classmethod(from_pretrained))
+    monkeypatch.setattr(WanPipeline, "to", lambda self, *place: self)
+    monkeypatch.setattr(WanPipeline, "__call__", lambda self, *args, **asked: call(self, *args, **(asked | least)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # at this size a second thread waits more than it works
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.filterwarnings("ignore:.*torch_dtype.*:FutureWarning")  # newer versions of diffusers call it dtype
+@every([page for page in GUIDES if to_run(page)])
+def test_python_runs(page: Path) -> None:
+    names: dict[str, Any] = {}
+    for code in to_run(page):
+        exec(compile(code, name(page), "exec"), names)
+    if isinstance(run := names.get("run"), vidsparse.Run) and (report := run.report()).calls:
+        assert report.sparse_calls and report.dense_calls
+    if "video" in names:
+        assert len(names["video"]) == 5
+
+
+def test_the_first_snippet_saves_a_video(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = next(block for block in blocks((ROOT / "README.md").read_text()) if block.language == "python")
+    exec(first.code, {})
+    assert (tmp_path / "fox.mp4").stat().st_size > 0
+    assert "attention calls sparse" in capsys.readouterr().out
+
+
+def test_what_the_readme_says_of_strict_is_true() -> None:
+    from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+    from tiny_wan import SPARSE, call, tiny
+
+    transformer = tiny()
+    transformer.blocks[1].attn1.set_processor(type("Mine", (WanAttnProcessor,), {})())
+    with pytest.raises(NotImplementedError, match=r"blocks\.1\.attn1 cannot be sparse: its processor is Mine"):
+        vidsparse.sparsify(transformer, SPARSE, strict=True)
+    with torch.no_grad(), vidsparse.sparsify(transformer, SPARSE) as run:
+        call(transformer)
+    assert any("its processor is Mine" in reason for reason in run.report().dense_reasons)
+
+
+# Command lines
+
+
+@every(GUIDES)
+def test_command_lines_parse(page: Path) -> None:
+    for command, *arguments in command_lines(page.read_text(), "vidsparse"):
+        asked = COMMANDS[command].make_context(command, arguments).params
+        if asked.get("pattern"):
+            build_pattern(asked["pattern"], asked.get("density"), asked.get("settings"))
+        if asked.get("correction"):
+            build_correction(asked["correction"])
+
+
+@every(GUIDES)
+def test_commands_and_options_in_a_sentence_exist(page: Path) -> None:
+    known = set[str]().union(*map(options, COMMANDS.values())) | {"--traceback", "--help"}
+    for code in inline(page.read_text()):
+        words = code.split()
+        if words[0] == "vidsparse" and len(words) > 1 and not words[1].isupper():
+            asked = {word.partition("=")[0] for word in words if word.startswith("--")}
+            assert asked <= options(COMMANDS[words[1]]) | {"--help"}, code
+        elif words[0].startswith("--"):
+            asked = {word.partition("=")[0] for word in words if word.startswith("--")}
+            assert asked <= known, code
+
+
+@every(GUIDES)
+def test_programs_and_targets_exist(page: Path) -> None:
+    text = page.read_text()
+    shared = (ROOT / "benchmarks/subject.py").read_text()
+    for code in [*inline(text), *(line for b in blocks(text) if not b.language for line in b.code.splitlines())]:
+        words = code.split()
+        if words[:1] == ["python"] and len(words) > 1:
+            source = (ROOT / words[1]).read_text()
+            for option in (word for word in words[2:] if word.startswith("--")):
+                assert f'"{option}"' in source or ("subject" in source and f'"{option}"' in shared), code
+        elif words[:1] == ["make"] and len(words) == 2:
+            assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(), code
+
+
+# Links and paths
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as Git hosts make them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every(PAGES)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", FENCE.sub("", page.read_text())):
+        if not target.startswith(("http://", "https://")):
+            place = page.parent / target if target else page
+            assert place.exists(), target
+            assert not anchor or anchor in anchors(place), f"{target}#{anchor}"
+
+
+@every([page for page in PAGES if page.name != "NOTES.md"])  # a diary: its paths are those of its day
+def test_paths_exist(page: Path) -> None:
+    for code in inline(page.read_text()):
+        if re.fullmatch(ROOMS, code):
+            assert (ROOT / code).exists(), code
+
+
+# Completeness
+
+
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150 and len(text.split()) <= 1400
+
+
+def test_the_readme_names_every_family() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert [family for family in map(title, ADAPTERS) if family not in text] == []
+
+
+def test_the_catalogue_is_complete() -> None:
+    first_column = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs/patterns.md").read_text(), re.M)
+    code = inline("\n".join(first_column))
+    classes = [*pattern_classes().values(), *correction_classes().values(), vidsparse.GriddedHeads]
+    assert [cls.__name__ for cls in classes if cls.__name__ not in code] == []
+
+
+def test_every_command_is_explained() -> None:
+    code = inline((ROOT / "docs/command_line.md").read_text())
+    assert [command for command in COMMANDS if f"vidsparse {command}" not in code] == []
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name}" not in text] == []
