@@ -61,6 +61,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/finetune/log.py": TRAINING,
     "vidsparse/finetune/samples.py": TRAINING,
     "vidsparse/finetune/start.py": TRAINING,
+    "vidsparse/generation/config_files.py": ("generation/test_transformers.py", "cli/test_refusals.py"),
     "vidsparse/lora/recipe.py": ("lora/test_files.py", "lora/test_refusals.py"),
     "vidsparse/lora/source.py": ("lora/test_files.py", "lora/test_refusals.py"),
     "vidsparse/patterns/base.py": ("patterns/test_every_pattern.py", "patterns/test_custom_pattern.py"),

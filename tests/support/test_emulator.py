@@ -8,9 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("triton")
 from emulator import ORDERS, EmulationError, Order, core, run, tensor_map
@@ -418,6 +421,22 @@ def test_names_lose_what_makes_no_difference() -> None:
 def test_a_module_without_a_kernel() -> None:
     with pytest.raises(ValueError, match=r"no \.entry"):
         parse(".version 8.4\n")
+
+
+@pytest.mark.machine_code
+def test_a_module_that_is_first_imported_on_the_chip_forgets_it() -> None:
+    from emulator import emulated
+
+    from vidsparse_kernels.gpu import device
+
+    late: Any = ModuleType("vidsparse_late")
+    sys.modules[late.__name__] = late
+    for chip in (90, 80):
+        with emulated(chip):
+            if chip == 90:
+                late.capability = device.capability
+            assert late.capability(torch.device("cpu")) == device.capability(torch.device("cpu")) == chip
+    assert sys.modules.pop(late.__name__).capability is device.capability
 
 
 BUILD = """

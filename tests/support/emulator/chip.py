@@ -7,7 +7,6 @@ binary is the PTX itself.
 from __future__ import annotations
 
 import functools
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -156,6 +155,13 @@ def _without_ptxas(*call: Any) -> tuple[str, str] | None:
     return None
 
 
+def _replace(before: Callable[..., int], after: Callable[..., int]) -> None:
+    """Exchange `capability` wherever it was imported, also by modules that were first imported on the emulated chip."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("vidsparse") and vars(module).get("capability") is before:
+            module.capability = after  # type: ignore[attr-defined]
+
+
 @contextmanager
 def emulated(capability: int, order: Order = LATE, edit: Callable[[str], str] = str) -> Iterator[Chip]:
     """Let Triton's kernels run on a chip that is not there, on CPU tensors, and vidsparse take CPU tensors for its own.
@@ -180,12 +186,15 @@ def emulated(capability: int, order: Order = LATE, edit: Callable[[str], str] = 
 
     chip = Chip(capability, order, edit)
     found = device.capability
+
+    def emulated_capability(device: torch.device) -> int:
+        return capability
+
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(triton.runtime.driver, "_active", chip))
         stack.enter_context(mock.patch.object(device, "INTERPRETED", True))  # so CPU tensors are welcome
-        for name, module in list(sys.modules.items()):
-            if re.match(r"vidsparse", name) and getattr(module, "capability", None) is found:
-                stack.enter_context(mock.patch.object(module, "capability", lambda device: capability))
+        stack.callback(_replace, emulated_capability, found)
+        _replace(found, emulated_capability)
         for knobs in (triton.knobs.cache, triton.knobs.runtime, triton.knobs.compilation):
             stack.enter_context(knobs.scope())
         # Apart from Triton's own: what stands there as a binary is none.
