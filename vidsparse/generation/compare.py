@@ -17,7 +17,12 @@ from vidsparse.patterns import Dense, Pattern, StepSchedule
 if TYPE_CHECKING:
     from vidsparse.generation.video import Frames
 
-CLOCKS = ("seconds", "denoising_seconds", "attention_seconds")
+# Attributes of `Sample`, and what they measure.
+CLOCKS = {
+    "seconds": "seconds in all",
+    "denoising_seconds": "seconds denoising",
+    "attention_seconds": "seconds in attention layers",
+}
 SIDES = ("dense", "sparse")
 
 
@@ -35,8 +40,13 @@ class Comparison:
     psnr: float | None
     ssim: float
 
+    @property
+    def clocks(self) -> list[str]:
+        """The keys of `CLOCKS` that every sample has a time for."""
+        return [clock for clock in CLOCKS if all(getattr(one, clock) is not None for one in self.dense + self.sparse)]
+
     def seconds(self, side: str, clock: str) -> float:
-        """The median over the samples of a side ("dense" or "sparse") of one of `CLOCKS`."""
+        """The median over the samples of a side ("dense" or "sparse") of one of `clocks`."""
         return median(self._all(side, clock))
 
     def spread(self, side: str, clock: str) -> tuple[float, float]:
