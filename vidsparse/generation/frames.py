@@ -131,7 +131,7 @@ def geometry_of(cls: type[Any], settings: dict[str, Any], vae_stride: tuple[int,
 
     adapter = adapter_of(cls)
     config = {**defaults(cls), **settings}
-    attention = next(iter(adapter.self_attentions(without_weights(cls, config)).values()))
+    attention = next(iter(adapter.self_attentions(without_weights(cls, settings)).values()))
     heads = adapter.heads(attention) or 1
     # Where no width is known, what goes in is as wide as what comes out.
     width = adapter.attention_width(attention)
