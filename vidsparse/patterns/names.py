@@ -63,7 +63,7 @@ def build_pattern(name: str, density: float | None = None, settings: list[str] |
 
 
 def change_pattern(pattern: Pattern, density: float | None = None, settings: list[str] | None = None) -> Pattern:
-    """Change the density and other fields of a pattern; set fields that exclude the new ones to None as well.
+    """Change the density and other fields of a pattern; the fields that exclude a new one become None.
 
     Args, Raises: see `build_pattern`.
     """
@@ -74,7 +74,8 @@ def change_pattern(pattern: Pattern, density: float | None = None, settings: lis
             given[field] = _inner(field, given[field], density)
         elif density is not None:
             given[field] = change_pattern(getattr(pattern, field), density)
-    return _checked(name, given, lambda: cast("Pattern", replace(cast("Any", pattern), **given)))
+    changes = {**_excluded(type(pattern), given), **given}
+    return _checked(name, given, lambda: cast("Pattern", replace(cast("Any", pattern), **changes)))
 
 
 def build_correction(name: str) -> Correction | None:
@@ -117,6 +118,14 @@ def _required(cls: Any) -> set[str]:
 def _pattern_fields(cls: Any) -> list[str]:
     """Fields that hold a pattern, which words give by its name."""
     return [f.name for f in fields(cls) if f.type == "Pattern"]
+
+
+def _excluded(cls: type[Pattern], given: dict[str, Any]) -> dict[str, None]:
+    """None for each field that one of the given fields excludes."""
+    defaults = {f.name: f.default for f in fields(cast("Any", cls))}
+    alternatives = cls.named_alternatives
+    rivals = {*alternatives, *(name for name in cls.named_defaults if defaults[name] is None)} if alternatives else ()
+    return dict.fromkeys(rivals) if any(given.get(name) is not None for name in rivals) else {}
 
 
 def _inner(field: str, name: Any, density: float | None) -> Pattern:
