@@ -86,9 +86,7 @@ def token_grid(known: Geometry, frames: int, height: int, width: int) -> VideoGr
         ValueError: a frame smaller than one token.
     """
     grid = known.grid(frames, height, width)
-    fitting, _ = known.frames(frames)
-    if fitting != frames:
-        note_frames(frames, fitting, known.frame_stride)
+    note_frames(frames, known)
     if height % known.side or width % known.side:
         used = f"{grid.width * known.side}x{grid.height * known.side}"
         note(f"{width}x{height} is not a multiple of {known.side}, the side of a token; using {used}")

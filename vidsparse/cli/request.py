@@ -15,6 +15,7 @@ from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
 
 if TYPE_CHECKING:
     from vidsparse import Correction, LoraRecipe, Pattern
+    from vidsparse.generation.frames import Geometry
     from vidsparse.generation.models import Model
 
 ATTENTION, VIDEO, MACHINE = "Attention", "Video", "Machine"
@@ -262,17 +263,21 @@ class Request:
 
 def fitted(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments with a number of frames that the pipeline's VAE produces, with a note where it is another one."""
-    from vidsparse.generation.pipeline import fit_arguments
+    from vidsparse.generation.pipeline import fit_arguments, pipeline_geometry
 
-    fitting = fit_arguments(pipe, arguments)
-    if (frames := arguments.get("num_frames")) and fitting["num_frames"] != frames:
-        note_frames(frames, fitting["num_frames"], pipe.vae_scale_factor_temporal)
-    return fitting
+    if frames := arguments.get("num_frames"):
+        note_frames(frames, pipeline_geometry(pipe))
+    return fit_arguments(pipe, arguments)
 
 
-def note_frames(frames: int, used: int, stride: int) -> None:
-    legal = ", ".join(str(n * stride + 1) for n in range(3))
-    note(f"{frames} frames do not fit the VAE's stride of {stride} in time: legal are {legal}, ...; using {used}")
+def note_frames(frames: int, known: Geometry) -> None:
+    """Note where a model makes another number of frames, and which numbers it makes where its stride says so."""
+    used, _ = known.frames(frames)
+    if used == frames:
+        return
+    stride = known.frame_stride
+    legal = f"'s stride of {stride} in time: legal are {', '.join(str(n * stride + 1) for n in range(3))}, ..."
+    note(f"{frames} frames do not fit the VAE{legal if known.adapter.latents(frames) is None else ''}; using {used}")
 
 
 def integers(option: str, text: str) -> tuple[int, ...]:

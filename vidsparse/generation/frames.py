@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,7 @@ def geometry(model: str) -> Geometry:
     name = families().get(model, model)
     cls, settings = next(iter(configured_transformers(name).values()))
     of_class = name == cls.__name__
-    return geometry_of(cls, settings, None if of_class else _stride(read_config(source_of(name), "vae/config.json")))
+    return geometry_of(cls, settings, None if of_class else vae_stride(read_config(source_of(name), "vae/config.json")))
 
 
 def geometry_of(cls: type[Any], settings: dict[str, Any], vae_stride: tuple[int, int] | None = None) -> Geometry:
@@ -160,8 +161,8 @@ def check_map(grid: VideoGrid) -> None:
         )
 
 
-def _stride(vae: dict[str, Any] | None) -> tuple[int, int] | None:
-    """Frames and pixels that a latent covers, where the settings of a VAE say so."""
+def vae_stride(vae: Mapping[str, Any] | None) -> tuple[int, int] | None:
+    """Frames and pixels that a latent covers, from the settings of a VAE; None where they do not say so."""
 
     def value(axis: str) -> int | None:
         names = f"scale_factor_{axis}", f"{axis}_compression_ratio"

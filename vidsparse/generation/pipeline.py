@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from vidsparse.generation.frames import fit_frames
+from vidsparse.generation.frames import Geometry, geometry_of, vae_stride
 from vidsparse.generation.models import Model, source_of
 from vidsparse.generation.positions import KINDS, extend_positions
 from vidsparse.generation.scheduler import build_scheduler, check_sampler
-from vidsparse.grid import latent_frames
 from vidsparse.lora.files import load_lora, read_recipe
 from vidsparse.lora.recipe import LoraRecipe
 from vidsparse.runtime.gates import GATE, has_gates, load_gates
@@ -116,12 +115,19 @@ def fit_arguments(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments for `pipe(...)` with a number of frames that its VAE produces, and no text beyond its tokenizer's."""
     accepted, fitting = inspect.signature(pipe.__call__).parameters, dict(arguments)
     if arguments.get("num_frames"):
-        fitting["num_frames"] = fit_frames(arguments["num_frames"], getattr(pipe, "vae_scale_factor_temporal", 1))
+        fitting["num_frames"], _ = pipeline_geometry(pipe).frames(arguments["num_frames"])
     # A tokenizer with room for few words: padding the text further would only cost time.
     longest = getattr(getattr(pipe, "tokenizer", None), "model_max_length", sys.maxsize)
     if "max_sequence_length" in accepted and longest < accepted["max_sequence_length"].default:
         fitting["max_sequence_length"] = longest
     return fitting
+
+
+def pipeline_geometry(pipe: Any) -> Geometry:
+    """The geometry of a pipeline's first transformer and its VAE; that of the family's first VAE without one."""
+    transformer = next(iter(transformers_of(pipe).values()))
+    vae = getattr(pipe, "vae", None)
+    return geometry_of(type(transformer), dict(transformer.config), None if vae is None else vae_stride(vae.config))
 
 
 def is_gated(pipe: Any) -> bool:
@@ -143,8 +149,7 @@ def _load_gates(pipe: Any, model: Model) -> None:
 def _extend_positions(pipe: Any, frames: int | None, trained_frames: int | None, kind: str) -> None:
     if frames is None or trained_frames is None:
         raise ValueError(f"positions {kind!r}: {type(pipe).__name__} has no default number of frames; give both")
-    stride = getattr(pipe, "vae_scale_factor_temporal", 1)
-    lengths = (latent_frames(fit_frames(count, stride), stride) for count in (frames, trained_frames))
-    latents, trained_latents = lengths
+    known = pipeline_geometry(pipe)
+    (_, latents), (_, trained_latents) = known.frames(frames), known.frames(trained_frames)
     for transformer in transformers_of(pipe).values():
         extend_positions(transformer, latents, trained_latents, kind)
