@@ -54,7 +54,7 @@ def bench(
         raise ValueError(f"--tune times launches on a GPU, but the device is {on}")
     known = geometry(model)
     grid = token_grid(known, frames, height, width)
-    check_map(grid)
+    check_map(grid, chosen)
     block_map = chosen.plan(grid, Context(heads=heads))
     if not isinstance(block_map, BlockMap):
         raise ValueError(f"{chosen!r} has tiles of several shapes; bench times one map")

@@ -57,7 +57,7 @@ def inspect(
         _check_drawable(model, pattern)
     known = geometry(model)
     grid = token_grid(known, frames, height, width)
-    check_map(grid)
+    check_map(grid, chosen)
     heads, head_dim = heads or known.heads, head_dim or known.head_dim
     groups = head_groups(chosen.plan(grid, Context(heads=heads)), heads)
     for group in groups:

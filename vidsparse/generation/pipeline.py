@@ -125,7 +125,7 @@ def fit_arguments(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def pipeline_geometry(pipe: Any) -> Geometry:
     """The geometry of a pipeline's first transformer and its VAE; that of the family's first VAE without one."""
-    transformer = next(iter(transformers_of(pipe).values()))
+    transformer: Any = next(iter(transformers_of(pipe).values()))
     vae = getattr(pipe, "vae", None)
     return geometry_of(type(transformer), dict(transformer.config), None if vae is None else vae_stride(vae.config))
 
