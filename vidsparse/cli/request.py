@@ -163,13 +163,13 @@ class Request:
         from vidsparse import Dense, StepSchedule
         from vidsparse.generation.dense_steps import default_dense_steps
         from vidsparse.patterns.names import build_pattern, change_pattern
+        from vidsparse.patterns.schedule import bare
 
         trained = self.recipe.pattern
         if trained is None or self.pattern is not None:
             pattern = build_pattern(self.pattern or PATTERN, self.density, self.settings)
         else:
-            bare = trained.pattern if isinstance(trained, StepSchedule) else trained
-            pattern = change_pattern(bare, self.density, self.settings)
+            pattern = change_pattern(bare(trained), self.density, self.settings)
         layers = None if self.dense_layers is None else integers("--dense-layers", self.dense_layers)
         if isinstance(pattern, Dense):
             return pattern

@@ -173,7 +173,8 @@ def _tiles(pattern: Pattern, grid: VideoGrid) -> int:
     tokens = grid.video_tokens
     if values.get("routing") == "token":
         return tokens
-    if block := values.get("block"):  # of the tokens in raster order
+    if "block" in values:  # of the tokens in raster order
+        block: int = values["block"]
         return math.ceil(tokens / block)
     shapes = [values[name] for name in ("tile", "long_tile") if name in values]
     chosen = math.ceil(tokens / CHOSEN_TILE)

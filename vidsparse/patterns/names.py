@@ -15,6 +15,7 @@ from typing import Any, cast
 from vidsparse import corrections, patterns
 from vidsparse.corrections import Correction
 from vidsparse.patterns import Pattern, StepSchedule
+from vidsparse.patterns.schedule import bare
 from vidsparse.serialize import from_data
 
 NONE = "none"  # the name of no correction
@@ -95,8 +96,8 @@ def build_correction(name: str) -> Correction | None:
 
 def name_of(pattern: Pattern) -> str:
     """The name of a pattern, in whatever schedule; the name of its class where no name builds it."""
-    bare = pattern.pattern if isinstance(pattern, StepSchedule) else pattern
-    return next((name for name, cls in pattern_classes().items() if cls is type(bare)), type(bare).__name__)
+    own = type(bare(pattern))
+    return next((name for name, cls in pattern_classes().items() if cls is own), own.__name__)
 
 
 def named_settings(cls: type[Pattern]) -> dict[str, Any]:
