@@ -54,11 +54,6 @@ def configured_transformers(model: str) -> dict[str, Transformer]:
     return {name: (class_named(settings["_class_name"]), settings) for name, settings in found.items()}
 
 
-def class_names() -> list[str]:
-    """The names of all classes with an adapter, including those that this diffusers lacks."""
-    return served()
-
-
 def class_named(name: str) -> type[Any]:
     """A class of the installed diffusers.
 
