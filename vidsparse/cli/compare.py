@@ -41,10 +41,10 @@ def compare(
     from vidsparse.generation.video import default_scale, side_by_side, to_pixels, write_strip, write_video
     from vidsparse.patterns.names import name_of
 
-    pattern, arguments = request.checked()
+    pattern, correction, arguments = request.checked()
     if isinstance(pattern, Dense):
         note("comparing dense with itself")
-    pipe, correction = request.load(pattern)
+    pipe, correction = request.load(pattern, correction)
     with sampling_bar() as bar:
         both = run(
             pipe,

@@ -25,8 +25,8 @@ def generate(
     check_output(output, ".mp4")
     check_output(report)
     check_distinct(output, report)
-    pattern, arguments = request.checked()
-    pipe, correction = request.load(pattern)
+    pattern, correction, arguments = request.checked()
+    pipe, correction = request.load(pattern, correction)
     arguments = fitted(pipe, arguments)
     from vidsparse.generation.sample import sample
     from vidsparse.generation.video import default_scale, to_pixels, write_video

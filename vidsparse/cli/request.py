@@ -127,7 +127,7 @@ class Request:
         """The recipe of the first LoRA that has one; an empty recipe otherwise. Raises: see `loras`."""
         from vidsparse import LoraRecipe
 
-        return next((recipe for recipe in self.loras.values() if recipe.is_known), LoraRecipe())
+        return LoraRecipe.first_known(self.loras.values())
 
     @property
     def denoising_steps(self) -> int:
@@ -221,16 +221,17 @@ class Request:
             fewer = default_dense_steps(steps)  # of a run of one step: 0
             note(f"all {steps} steps are dense, so nothing will be sparse; use --dense-steps {fewer}, or more --steps")
 
-    def checked(self) -> tuple[Pattern, dict[str, Any]]:
-        """Pattern and arguments of `pipe(...)`, after all checks that need no weights. Raises: see the builders."""
-        self.known.read_prompt(self.prompt)
-        pattern = self.build_pattern()
-        self.build_correction()
-        arguments = self.build_arguments()
-        self.check(pattern, arguments)
-        return pattern, arguments
+    def checked(self) -> tuple[Pattern, Correction | None, dict[str, Any]]:
+        """Pattern, correction and arguments of `pipe(...)`, after all checks that need no weights.
 
-    def load(self, pattern: Pattern) -> tuple[Any, Correction | None]:
+        Raises: see the builders.
+        """
+        arguments = self.build_arguments()
+        pattern, correction = self.build_pattern(), self.build_correction()
+        self.check(pattern, arguments)
+        return pattern, correction, arguments
+
+    def load(self, pattern: Pattern, correction: Correction | None) -> tuple[Any, Correction | None]:
         """The pipeline, and the correction, which is `GatedCoarse` by default for a model that was trained with it.
 
         Raises: see `vidsparse.generation.pipeline.load_pipeline`.
@@ -239,7 +240,6 @@ class Request:
         from vidsparse.cli.messages import live_console
         from vidsparse.generation.pipeline import is_gated, load_pipeline
 
-        correction = self.build_correction()
         with live_console().status(f"loading {self.model}"):
             pipe = load_pipeline(
                 self.known,

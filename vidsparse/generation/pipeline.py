@@ -61,8 +61,7 @@ def load_pipeline(
     if offload and device == "cpu":
         raise ValueError("offloading moves idle models from a GPU to the CPU, but the device is the CPU; leave it out")
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     pipe = model.load(getattr(torch, dtype))
     _load_gates(pipe, model)
     scheduler, recipe = pipe.scheduler, first_recipe(loras)
@@ -92,8 +91,7 @@ def load_loras(pipe: Any, sources: Sequence[str]) -> None:
 
 def first_recipe(sources: Sequence[str]) -> LoraRecipe:
     """The recipe of the first LoRA that has one; an empty recipe otherwise. Raises: see `vidsparse.load_lora`."""
-    recipes = (read_recipe(source) for source in sources)
-    return next((recipe for recipe in recipes if recipe.is_known), LoraRecipe())
+    return LoraRecipe.first_known(read_recipe(source) for source in sources)
 
 
 def check_device(name: str | None) -> str:
@@ -109,6 +107,16 @@ def check_device(name: str | None) -> str:
     except (RuntimeError, AssertionError, NotImplementedError):  # torch raises any of them
         raise ValueError(f"device {name!r} is not available; try cpu or cuda, or leave it out") from None
     return name
+
+
+def check_dtype(name: str) -> None:
+    """Refuse a dtype that is not one of `DTYPES`.
+
+    Raises:
+        ValueError: names them.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
 
 
 def fit_arguments(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:

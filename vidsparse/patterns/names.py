@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import json
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
-from vidsparse import corrections, patterns
 from vidsparse.corrections import Correction
 from vidsparse.patterns import Pattern, StepSchedule
 from vidsparse.patterns.schedule import bare
-from vidsparse.serialize import from_data
+from vidsparse.serialize import from_data, known_classes, required_fields
 
 NONE = "none"  # the name of no correction
 
@@ -27,12 +24,12 @@ def pattern_classes() -> dict[str, type[Pattern]]:
     The class `TopBlocks` of `vidsparse.patterns` is called `top-blocks`. Classes with a field that has neither a
     default nor an entry in `named_defaults` are left out: a schedule needs a pattern.
     """
-    return {name: cls for name, cls in _classes(patterns).items() if _required(cls) <= set(cls.named_defaults)}
+    return {name: cls for name, cls in _named(Pattern).items() if required_fields(cls) <= set(cls.named_defaults)}
 
 
 def correction_classes() -> dict[str, type[Correction]]:
     """Name -> class of every correction, sorted by name."""
-    return _classes(corrections)
+    return _named(Correction)
 
 
 def build_pattern(name: str, density: float | None = None, settings: list[str] | None = None) -> Pattern:
@@ -106,14 +103,10 @@ def named_settings(cls: type[Pattern]) -> dict[str, Any]:
     return {**defaults, **cls.named_defaults}
 
 
-def _classes(module: ModuleType) -> dict[str, Any]:
-    kinds = [cls for cls in vars(module).values() if isinstance(cls, type) and issubclass(cls, (Pattern, Correction))]
-    named = ((re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower(), cls) for cls in kinds)
-    return {name: cls for name, cls in sorted(named, key=lambda pair: pair[0]) if not inspect.isabstract(cls)}
-
-
-def _required(cls: Any) -> set[str]:
-    return {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+def _named(kind: type[Any]) -> dict[str, Any]:
+    """The name in words of every class of a kind, sorted: `TopBlocks` is `top-blocks`."""
+    words = {re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower(): cls for name, cls in known_classes().items()}
+    return {name: cls for name, cls in sorted(words.items()) if issubclass(cls, kind)}
 
 
 def _pattern_fields(cls: Any) -> list[str]:
