@@ -106,10 +106,13 @@ class Pattern(ABC):
 
 
 class ContentPattern(Pattern):
-    """A pattern whose map depends on queries and keys. Its plan is the map for content that is all alike."""
+    """A pattern whose map depends on queries and keys. Its plan is the map where all tokens have the same content."""
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> Plan:
-        """The map for queries and keys of zeros: it shows the density to expect, not the tiles of real content."""
+        """The map for queries and keys of zeros, with a head_dim of 1.
+
+        It shows the density to expect, not the tiles of real content.
+        """
         context = Context() if context is None else context
         nothing = torch.zeros(1, grid.tokens, context.heads, 1)
         return self.select(nothing, nothing, grid, replace(context, memory={}, value=nothing))

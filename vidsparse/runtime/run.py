@@ -51,7 +51,7 @@ class Run:
         self.log.clear()
 
     def expect_another_video(self) -> None:
-        """Forget what patterns and corrections keep from step to step: the next call shows another video.
+        """Announce that the next call begins another video, which frees what is kept from step to step.
 
         Not needed for generation: a new video is detected because its noise level rises. In training the level can fall
         from one video to the next, so call this before each.
