@@ -142,6 +142,12 @@ def test_command_lines_parse(page: Path) -> None:
 
 
 @every(GUIDES)
+def test_inline_code_stays_on_its_line(page: Path) -> None:
+    """The tests below find code by its backticks, line by line."""
+    assert [line for line in FENCE.sub("", page.read_text()).splitlines() if line.count("`") % 2] == []
+
+
+@every(GUIDES)
 def test_commands_and_options_in_a_sentence_exist(page: Path) -> None:
     known = set[str]().union(*map(options, COMMANDS.values())) | {"--traceback", "--help"}
     for code in inline(page.read_text()):
@@ -160,7 +166,7 @@ def test_programs_and_targets_exist(page: Path) -> None:
     shared = (ROOT / "benchmarks/subject.py").read_text()
     for code in [*inline(text), *(line for b in blocks(text) if not b.language for line in b.code.splitlines())]:
         words = code.split()
-        if words[:1] == ["python"] and len(words) > 1:
+        if words[:1] == ["python"] and words[1:] and not words[1].startswith("-"):
             source = (ROOT / words[1]).read_text()
             for option in (word for word in words[2:] if word.startswith("--")):
                 assert f'"{option}"' in source or ("subject" in source and f'"{option}"' in shared), code

@@ -46,6 +46,8 @@ class Run:
 
     def reset(self) -> None:
         """Forget what has run; the next report starts here."""
+        for clock in self.clocks.values():
+            clock.record_compiled()
         self.log.clear()
 
     def expect_another_video(self) -> None:
