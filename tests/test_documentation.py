@@ -16,8 +16,10 @@ from diffusers import WanPipeline
 import vidsparse
 from vidsparse.cli import app
 from vidsparse.doctor.support import title
+from vidsparse.generation.frames import VARIANTS, families
 from vidsparse.patterns.names import build_correction, build_pattern, correction_classes, pattern_classes
 from vidsparse.shapes.model import FOLDER, MAX_WORDS
+from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
 from vidsparse_pipelines import ADAPTERS
 
 ROOT = Path(__file__).parents[1]
@@ -217,6 +219,23 @@ def test_the_catalogue_is_complete() -> None:
     code = inline("\n".join(first_column))
     classes = [*pattern_classes().values(), *correction_classes().values(), vidsparse.GriddedHeads]
     assert [cls.__name__ for cls in classes if cls.__name__ not in code] == []
+
+
+def test_the_short_names_are_complete() -> None:
+    _, _, text = (ROOT / "docs/families.md").read_text().partition("<!-- short names -->")
+    rows = [row.split("|") for row in text.partition("<!-- /short names -->")[0].splitlines() if "`" in row]
+    expected: dict[str, list[str]] = {}
+    for short, cls in [*families().items(), *((variant, cls) for variant, (cls, *_) in VARIANTS.items())]:
+        expected.setdefault(title(cls), []).append(short)
+    assert {family.strip(): inline(names) for _, family, names, _ in rows} == expected
+
+
+def test_the_vocabulary_of_shapes_is_complete() -> None:
+    listed = re.findall(r"^\* (\w+) (\w+): (.+)[;.]$", (ROOT / "docs/shapes.md").read_text(), re.M)
+    expected = {"colours": COLOURS, "shapes": SHAPES, "motions": MOTIONS.values(), "backgrounds": BACKGROUNDS}
+    assert {kind: words.split(", ") for _, kind, words in listed} == {kind: [*x] for kind, x in expected.items()}
+    counts = {"four": 4, "six": 6}
+    assert all(counts[count] == len(words.split(", ")) for count, _, words in listed)
 
 
 def test_every_command_is_explained() -> None:

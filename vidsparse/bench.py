@@ -156,6 +156,6 @@ def tune(tensors: list[torch.Tensor], block_map: BlockMap, kernel: str) -> Itera
                 took = seconds(run, device)
         except torch.AcceleratorError:
             raise  # nothing runs after it
-        except Exception:
+        except Exception:  # compilers and drivers refuse a candidate in many ways
             continue
         yield config, took

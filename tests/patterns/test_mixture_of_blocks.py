@@ -261,10 +261,10 @@ def test_bad_fields_are_refused(fields: dict[str, Any], message: str) -> None:
     [
         (
             {"temporal": 6},
-            r"temporal=6 is larger than the video of 5 x 7 x 11 tokens: give temporal=5 at most, or None",
+            r"temporal=6 is larger than the video of 5 x 7 x 11 tokens: use temporal=5 at most, or None",
         ),
-        ({"spatial": (8, 3)}, r"spatial=\(8, 3\) is larger .* give spatial=\(7, 11\) at most"),
-        ({"box": (5, 7, 12)}, r"box=\(5, 7, 12\) is larger .* give box=\(5, 7, 11\) at most"),
+        ({"spatial": (8, 3)}, r"spatial=\(8, 3\) is larger .* use spatial=\(7, 11\) at most"),
+        ({"box": (5, 7, 12)}, r"box=\(5, 7, 12\) is larger .* use box=\(5, 7, 11\) at most"),
     ],
     ids=["temporal", "spatial", "box"],
 )

@@ -28,6 +28,7 @@ from vidsparse.block_map import Plan
 from vidsparse.patterns.exact_blocks import ExactBlocks, pooled_attention
 from vidsparse.patterns.reuse import KeptMap, Reuse, sampled_recall
 from vidsparse.patterns.top_blocks import TopBlocks
+from vidsparse.runtime.layer import Memory
 from vidsparse_kernels.layout import tile_of_token, tile_tokens
 
 TILE = (2, 2, 4)
@@ -261,7 +262,7 @@ def test_the_sample_prefers_no_column_of_a_frame() -> None:
     for column in range(0, 16, 4):
         kept = torch.zeros(4, 4, dtype=torch.bool)
         kept[column // 4] = True
-        recall = sampled_recall(query, key, BlockMap.from_dense(kept, grid, (4, 16, 4)))
+        recall = sampled_recall(query, key, (HeadGroup((0,), BlockMap.from_dense(kept, grid, (4, 16, 4))),))
         assert float(recall) == pytest.approx(0.25, abs=0.03)
 
 
@@ -317,8 +318,8 @@ def test_numbers_of_tiles_that_int16_cannot_hold(tiles: int, dtype: torch.dtype)
 
 def memories(transformer: Any, layer: int) -> dict[int, dict[Any, Any]]:
     """Branch -> what is kept for a batch of one."""
-    found: dict[int, dict[int, dict[Any, Any]]] = transformer.blocks[layer].attn1.processor.layer.memories
-    return {branch: sizes.get(1, {}) for branch, sizes in found.items()}
+    found: dict[int, dict[int, Memory]] = transformer.blocks[layer].attn1.processor.layer.memories
+    return {branch: sizes[1].pattern if 1 in sizes else {} for branch, sizes in found.items()}
 
 
 def latents(seed: int) -> torch.Tensor:

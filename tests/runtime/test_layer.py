@@ -345,3 +345,28 @@ def test_attn_processors_take_a_correction() -> None:
 def test_something_else_than_a_correction_is_refused() -> None:
     with pytest.raises(TypeError, match="correction must be a correction or None, not 'pooled'"):
         sparsify(tiny(), FLAT, correction="pooled")  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_groups_name_the_heads_of_their_maps() -> None:
+    """One group of all heads, in another order: the n-th map is that of the n-th head that it names."""
+    near, far = Radial(density=0.3, tile=(1, 4, 4)), Dense(tile=(1, 4, 4))
+    straight, turned = PerHead((((0,), near), ((1,), far))), OneGroup((((1,), far), ((0,), near)))
+    found = []
+    for pattern in (straight, turned):
+        transformer = tiny()
+        with sparsify(transformer, pattern):
+            found.append(call(transformer))
+    torch.testing.assert_close(found[0], found[1])
+
+
+@dataclass(frozen=True)
+class OneGroup(PerHead):
+    """The same maps in one group."""
+
+    def plan(self, grid: VideoGrid, context: Context | None = None) -> tuple[HeadGroup, ...]:
+        groups = super().plan(grid, context)
+        dense = torch.cat([group.block_map.to_dense() for group in groups], dim=1)
+        one = groups[0].block_map
+        heads = tuple(head for group in groups for head in group.heads)
+        return (HeadGroup(heads, BlockMap.from_dense(dense, grid, one.query_tile, one.key_tile)),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,9 @@ from diffusers import (
 )
 from tiny_wan import SIZES, SPARSE, WITHOUT_PROMPT, Pipeline, call, tiny
 
-from vidsparse import BlockMap, Context, Reshaped, Reuse, TopBlocks, VideoGrid, sparsify
+from vidsparse import BlockMap, Context, Correction, Report, Reshaped, Reuse, TopBlocks, VideoGrid, sparsify
+from vidsparse.block_map import Plan
+from vidsparse.runtime.report import LayerCall
 from vidsparse.runtime.steps import BRANCHES
 
 
@@ -134,6 +137,53 @@ def test_a_video_that_was_broken_off_leaves_no_memory_to_the_next() -> None:
         call(transformer, timestep=950.0)
         layer = transformer.blocks[1].attn1.processor.layer
         assert 1 not in layer.memories and layer.memories[0] is not held
+
+
+class Held:
+    """Something that a pattern keeps."""
+
+    nbytes = 1
+
+
+@dataclass(frozen=True)
+class Holding(TopBlocks):
+    """Keeps an object under a name that a correction might use."""
+
+    held: list[weakref.ref[Held]] = field(default_factory=list, compare=False)
+
+    def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
+        kept = context.memory.setdefault("correction", Held())
+        self.held.append(weakref.ref(kept))
+        return super().select(query, key, grid, context)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("correction", [None, Reshaped()], ids=["alone", "with-a-correction"])
+def test_what_was_kept_is_freed_when_a_video_ends(correction: Correction | None) -> None:
+    transformer, scheduler, pattern = tiny(), FlowMatchEulerDiscreteScheduler(), Holding(density=0.3, tile=(1, 4, 4))
+    scheduler.set_timesteps(2)
+    pipe = Pipeline(transformer=transformer, scheduler=scheduler)
+    with sparsify(pipe, pattern, correction=correction):
+        for timestep in scheduler.timesteps:
+            assert all(held() is not None for held in pattern.held)
+            call(transformer, timestep=float(timestep))
+        assert len({id(held) for held in pattern.held}) == 2, "one object for each layer"
+        assert all(held() is None for held in pattern.held)
+
+
+@torch.no_grad()
+def test_a_clock_refers_to_no_transformer() -> None:
+    transformer = tiny()
+    with sparsify(transformer, SPARSE):
+        call(transformer)
+        (arguments,) = transformer.blocks[0].attn1.processor.layer.clock.steps._calls
+    assert transformer not in arguments.values() and "self" not in arguments
+
+
+def test_a_layer_that_runs_in_two_ways_keeps_its_bytes_once() -> None:
+    ways = [LayerCall("transformer", 0, 3, 60, impl, None, (), None, 1.0, kept_bytes=8) for impl in ("cpu", "dense")]
+    other = LayerCall("transformer", 1, 3, 60, "cpu", None, (), None, 1.0, kept_bytes=5)
+    assert Report((*ways, other), "pattern").kept_bytes == 13
 
 
 @torch.no_grad()

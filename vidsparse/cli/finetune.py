@@ -62,19 +62,22 @@ class Finetuning:
         int | None,
         Option(
             min=0,
-            help="Dense steps at the start of a generation.",
+            help="Dense steps at the start of the generation that the LoRA is for.",
             rich_help_panel=ATTENTION,
             show_default=DENSE_STEPS_HELP,
         ),
     ] = None
-    dense_last_steps: Annotated[int, Option(min=0, help="And at its end.", rich_help_panel=ATTENTION)] = 0
+    dense_last_steps: Annotated[int, Option(min=0, help="Dense steps at its end.", rich_help_panel=ATTENTION)] = 0
     dense_layers: Annotated[
         str, Option(help="Layers that stay dense, such as 0,1.", rich_help_panel=ATTENTION, show_default="none")
     ] = ""
     inference_steps: Annotated[
         int | None,
         Option(
-            min=1, help="Steps of a generation, of which those are.", rich_help_panel=ATTENTION, show_default=OF_MODEL
+            min=1,
+            help="Denoising steps of the generation that the LoRA is for.",
+            rich_help_panel=ATTENTION,
+            show_default=OF_MODEL,
         ),
     ] = None
     sampler: Annotated[str | None, Option(help=SAMPLER_HELP, rich_help_panel=ATTENTION, show_default="own")] = None

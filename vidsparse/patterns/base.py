@@ -22,11 +22,13 @@ class Context:
         step, steps: index of the denoising step, and how many the run has (0 if unknown).
         sigma: noise level of the step in [0, 1]: timestep / 1000.
         heads: attention heads of the layer.
-        transformer: "transformer", or "transformer_2" for the second expert of a pipeline.
+        transformer: "transformer", or "transformer_2" for the second expert of a pipeline ("transformer_ref" for the
+            one that reads references).
         branch: which of the different calls of its step this is. With classifier-free guidance in two calls, 0 is the
             call with the prompt and 1 the call without it.
-        memory: state that a pattern keeps from step to step, for this layer and branch of one run; empty at the start
-            of a video. The report counts the `nbytes` of its values.
+        memory: state that a pattern keeps from step to step, for this layer, branch and batch size of one run (at most
+            two batch sizes; a third drops the oldest); empty at the start of a video. A correction has one of its own
+            for each group of heads. The report counts the `nbytes` of its values.
         value: values of the call [batch, tokens, heads, head_dim], for patterns that compare outputs.
         extra_valid: int [batch], how many prefix and suffix tokens, in sequence order, are keys; None: all.
     """
@@ -104,10 +106,13 @@ class Pattern(ABC):
 
 
 class ContentPattern(Pattern):
-    """A pattern whose map depends on queries and keys. Its plan is the map for content that is all alike."""
+    """A pattern whose map depends on queries and keys. Its plan is the map where all tokens have the same content."""
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> Plan:
-        """The map for queries and keys of zeros: it shows the density to expect, not the tiles of real content."""
+        """The map for queries and keys of zeros, with a head_dim of 1.
+
+        It shows the density to expect, not the tiles of real content.
+        """
         context = Context() if context is None else context
         nothing = torch.zeros(1, grid.tokens, context.heads, 1)
         return self.select(nothing, nothing, grid, replace(context, memory={}, value=nothing))

@@ -19,7 +19,7 @@ Noise = Callable[..., torch.Tensor]
 States = TypeVar("States", torch.Tensor, tuple[torch.Tensor, ...])
 
 
-class SparseCall(Protocol):
+class AttentionCall(Protocol):
     """One call of an attention layer."""
 
     @property
@@ -50,7 +50,7 @@ class SparseCall(Protocol):
 class SparseLayer(Protocol):
     """The interface of the library for a processor: `begin`, then its own way or `attend`, then `end`."""
 
-    def begin(self, unsupported: str | None = None) -> SparseCall:
+    def begin(self, unsupported: str | None = None) -> AttentionCall:
         """Begin a call; `unsupported` is why it cannot be sparse, or None."""
 
     def end(self, call: Any, out: States) -> States:

@@ -56,10 +56,13 @@ class Clock:
         self.irregular: str | None = None
         self.steps = StepCounter()
         self.device = torch.device("cpu")
-        self.signature = inspect.signature(type(transformer).forward)
+        of_class = inspect.signature(type(transformer).forward)  # the instance's own may be wrapped by a hook
+        self.signature = of_class.replace(parameters=[*of_class.parameters.values()][1:])
         self.layers = weakref.WeakSet[Listener]()
         self.earlier: weakref.ref[Clock] | None = None
         self.is_last = False  # as `steps.is_last`, for graphs of `torch.compile`
+        # The scheduler's timesteps, the dtype that they were rounded to, and their noise: the same in every step.
+        self._noise: tuple[Any, torch.dtype | None, tuple[float, ...]] = None, None, ()
         self._handles = [
             transformer.register_forward_pre_hook(_Before(self), with_kwargs=True),
             transformer.register_forward_hook(_After(self)),
@@ -93,8 +96,11 @@ class Clock:
         if timesteps is None:
             return Schedule()
         # Transformers get timesteps in the dtype of their weights, and some families count the other way round.
-        rounded = torch.as_tensor(timesteps).to(torch.as_tensor(call.get("timestep", 0.0)).dtype)
-        noise = tuple(self.adapter.timestep(transformer, {"timestep": t}) for t in rounded.tolist())
+        dtype, (known, known_dtype, noise) = torch.as_tensor(call.get("timestep", 0.0)).dtype, self._noise
+        if timesteps is not known or dtype != known_dtype:
+            rounded = torch.as_tensor(timesteps).to(dtype).tolist()
+            noise = tuple(self.adapter.timestep(transformer, {"timestep": t}) for t in rounded)
+            self._noise = timesteps, dtype, noise
         return Schedule(timesteps, noise, getattr(scheduler, "step_index", None))
 
     @untraced
@@ -145,7 +151,7 @@ class _Before(_Hook):
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         clock = self.clock()
         if clock is not None:
-            clock.read(module, clock.signature.bind_partial(module, *args, **kwargs).arguments)
+            clock.read(module, clock.signature.bind_partial(*args, **kwargs).arguments)
 
 
 class _After(_Hook):

@@ -30,8 +30,8 @@ class Operands(NamedTuple):
     gate: torch.Tensor | None = None
 
     def of_heads(self, heads: tuple[int, ...]) -> Operands:
-        """Those of some heads; without a copy where these are all."""
-        if len(heads) == self.query.shape[2]:
+        """Those of some heads, in this order; without a copy where these are all."""
+        if heads == tuple(range(self.query.shape[2])):
             return self
         index = head_indices(heads, self.query.device)
         query, key, value = (x.index_select(2, index) for x in self[:3])
@@ -53,7 +53,8 @@ def attend_group(
     """Sparse attention of one group of heads, corrected.
 
     Args:
-        group: heads and their map. operands: of all heads. context: of the call, with all heads.
+        group: heads and their map. operands: of all heads.
+        context: of the call, with all heads, and the correction's memory of this group.
         impl, correction, strict: as for `sparsify`.
 
     Returns:
@@ -86,17 +87,16 @@ def attend_group(
         out = torch.where(alone, mean_value(value, block_map.layout.padding_mask(extra_valid)), out)
     if correction is None:
         return Part(group, choice), out
-    memory = context.memory.setdefault("correction", {}).setdefault(group.heads, {})
-    context = replace(context, heads=len(group.heads), value=value, memory=memory)
+    context = replace(context, heads=len(group.heads), value=value)
     out = correction.correct(SparseCall(query, key, value, out, lse, block_map, context, exact, extra_valid, gate))
     return Part(group._replace(block_map=ran[-1]), choice), out
 
 
 def interleave(parts: list[Part], outs: list[torch.Tensor]) -> torch.Tensor:
     """The outputs of all groups in one tensor [batch, tokens, heads, head_dim], each head at its index."""
-    if len(outs) == 1:
+    batch, tokens, first, head_dim = outs[0].shape
+    if parts[0].group.heads == tuple(range(first)) and len(outs) == 1:
         return outs[0]
-    batch, tokens, _, head_dim = outs[0].shape
     joined = outs[0].new_empty(batch, tokens, sum(out.shape[2] for out in outs), head_dim)
     for part, out in zip(parts, outs, strict=True):
         joined.index_copy_(2, head_indices(part.group.heads, joined.device), out)

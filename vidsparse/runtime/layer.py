@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +22,23 @@ from vidsparse.runtime.untraced import untraced
 # Batch sizes that a branch keeps a memory for: FasterCache leaves half of the batch out in some steps.
 BATCH_SIZES = 2
 
-Memory = dict[Any, Any]
+
+@dataclass
+class Memory:
+    """What is kept from step to step for one branch and batch size.
+
+    Attributes:
+        pattern: the pattern's own. correction: heads of a group -> the correction's own.
+    """
+
+    pattern: dict[Any, Any] = field(default_factory=dict)
+    correction: dict[tuple[int, ...], dict[Any, Any]] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all values that say their `nbytes`."""
+        kept = [*self.pattern.values(), *(x for memory in self.correction.values() for x in memory.values())]
+        return sum(getattr(x, "nbytes", 0) for x in kept)
 
 
 @dataclass(frozen=True)
@@ -95,19 +110,27 @@ class Call:
         in_graph = self.stopwatch is None
         stopwatch = self.stopwatch = self.stopwatch or Stopwatch(self.device)
         options, memory, kind = self.options, self._memory(len(query)), query.device.type
-        context = replace(self.context, heads=query.shape[2], value=value, extra_valid=extra_valid, memory=memory)
+        context = replace(
+            self.context, heads=query.shape[2], value=value, extra_valid=extra_valid, memory=memory.pattern
+        )
         # As for PyTorch's own attention: norms give float32 under autocast, attention has the lower precision.
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
         with torch.autocast(kind, enabled=False):  # the scores that maps are chosen by keep their precision
             groups = head_groups(options.pattern.select(query, key, self.grid, context), context.heads)
             # Drop the correction's state for head groups that no longer exist.
-            remembered = memory.get("correction", {})
-            for gone in remembered.keys() - {group.heads for group in groups}:
-                del remembered[gone]
+            for gone in memory.correction.keys() - {group.heads for group in groups}:
+                del memory.correction[gone]
             query, key, value = (x.to(low) for x in (query, key, value))
             operands = Operands(query, key, value, extra_valid, None if gate is None else gate.to(low))
             attended = [
-                attend_group(group, operands, context, options.impl, options.correction, options.strict)
+                attend_group(
+                    group,
+                    operands,
+                    replace(context, memory=memory.correction.setdefault(group.heads, {})),
+                    options.impl,
+                    options.correction,
+                    options.strict,
+                )
                 for group in groups
             ]
         self.parts = [part for part, _ in attended]
@@ -118,7 +141,7 @@ class Call:
     def _memory(self, batch: int) -> Memory:
         if batch not in self.memories and len(self.memories) == BATCH_SIZES:
             del self.memories[next(iter(self.memories))]
-        return self.memories.setdefault(batch, {})
+        return self.memories.setdefault(batch, Memory())
 
 
 class Layer:
@@ -156,7 +179,7 @@ class Layer:
         clock, options = self.clock, self.options
         if self.video != clock.steps.video:
             self.video = clock.steps.video
-            self.memories.clear()
+            self.forget()
         steps = clock.steps
         context = Context(
             layer=self.index,
@@ -233,22 +256,16 @@ class Layer:
             or None,
             tiles=tuple(sorted({part.group.block_map.query_tile for part in parts})),
             reason=call.reason,
-            density=1.0,
-            token_density=1.0,
-            seconds=0.0,
-            flops=flops,
             dense_flops=flops,
             steps=call.context.steps,
-            kept_bytes=_kept_bytes(self.memories),
+            kept_bytes=sum(memory.nbytes for batches in self.memories.values() for memory in batches.values()),
         )
         self.log.add(record, mean_densities(parts) if parts else None, stopwatch)
 
     def forget(self, branch: int | None = None) -> None:
         """Free what is kept from step to step, of one branch or of all."""
-        if branch is None:
-            self.memories.clear()
-        else:
-            self.memories.pop(branch, None)
+        for gone in [*self.memories] if branch is None else [branch]:
+            self.memories.pop(gone, {}).clear()  # the last call refers to it too
 
     def _dense_call(self, call: Call, unsupported: str) -> Call:
         reason = self.clock.irregular or unsupported
@@ -264,8 +281,3 @@ class Layer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)  # of a copy
         self.clock.layers.add(self)
-
-
-def _kept_bytes(memory: Mapping[Any, Any]) -> int:
-    """Bytes of what a memory holds, by the `nbytes` of its values and of those in the memories inside it."""
-    return sum(_kept_bytes(x) if isinstance(x, Mapping) else getattr(x, "nbytes", 0) for x in memory.values())

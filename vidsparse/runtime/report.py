@@ -19,7 +19,7 @@ class LayerCall:
     """The calls of one attention layer in one step that ran in one way (with separate CFG, two).
 
     Attributes:
-        transformer: "transformer" or "transformer_2".
+        transformer: "transformer", "transformer_2" (the expert for less noise) or "transformer_ref" (for references).
         layer, step: indices.
         tokens: length of the sequence.
         impl: what ran: "triton", "cpu", "flex", "reference", or "dense" for the model's own attention.
@@ -44,11 +44,11 @@ class LayerCall:
     fallback: str | None
     tiles: tuple[Tile, ...]
     reason: str | None
-    density: float
-    token_density: float
-    seconds: float
-    flops: float
     dense_flops: float
+    density: float = 1.0
+    token_density: float = 1.0
+    seconds: float = 0.0
+    flops: float = 0.0
     steps: int = 0
     kept_bytes: int = 0
     calls: int = 1
@@ -91,7 +91,7 @@ class Log:
         """Add one call.
 
         Args:
-            call: without density, token density, seconds and flops.
+            call: density, seconds and FLOPs are added to it later.
             densities: of video tile pairs and of token pairs, float64 [2]; None for a dense call.
             stopwatch: stopped; None for a call that was not timed.
         """
@@ -196,9 +196,13 @@ class Report:
     @property
     def kept_bytes(self) -> int:
         """The most that patterns and corrections kept at a step for later ones, over all layers."""
-        kept: Counter[tuple[str, int]] = Counter()
+        layers: dict[tuple[str, int, int], int] = {}  # a layer may run in several ways in a step
         for call in self.calls:
-            kept[call.transformer, call.step] += call.kept_bytes
+            place = call.transformer, call.step, call.layer
+            layers[place] = max(layers.get(place, 0), call.kept_bytes)
+        kept: Counter[tuple[str, int]] = Counter()
+        for (transformer, step, _), count in layers.items():
+            kept[transformer, step] += count
         return max(kept.values(), default=0)
 
     @property

@@ -46,10 +46,12 @@ class Run:
 
     def reset(self) -> None:
         """Forget what has run; the next report starts here."""
+        for clock in self.clocks.values():
+            clock.record_compiled()
         self.log.clear()
 
     def expect_another_video(self) -> None:
-        """Forget what patterns and corrections keep from step to step: the next call shows another video.
+        """Announce that the next call begins another video, which frees what is kept from step to step.
 
         Not needed for generation: a new video is detected because its noise level rises. In training the level can fall
         from one video to the next, so call this before each.
