@@ -65,9 +65,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse.lora": (
         *("diffusers", "huggingface_hub", "peft", "safetensors", "torch"),
-        *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.grid"),
-        *("vidsparse.generation.positions", "vidsparse.generation.scheduler", "vidsparse.patterns"),
-        "vidsparse.serialize",
+        *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.patterns", "vidsparse.serialize"),
+        *("vidsparse.generation.frames", "vidsparse.generation.positions", "vidsparse.generation.scheduler"),
     ),
     "vidsparse.patterns.names": ("vidsparse.corrections", "vidsparse.patterns", "vidsparse.serialize"),
     "vidsparse.serialize": ("vidsparse.corrections", "vidsparse.patterns"),

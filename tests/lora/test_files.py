@@ -118,8 +118,11 @@ def run_alone(code: str, returncode: int = 0) -> None:
     assert done.returncode == returncode, done.stderr
 
 
-def test_positions_are_those_of_the_training(trained: Any, folder: Path) -> None:
+@pytest.mark.parametrize("named", [True, False], ids=["usual", "stride under another name"])
+def test_positions_are_those_of_the_training(trained: Any, folder: Path, named: bool) -> None:
     pipe = untrained(trained)
+    if not named:
+        del pipe.vae_scale_factor_temporal
     load_lora(pipe, folder)
     expected = pipeline()
     extend_positions(expected.transformer, frames=33, trained_frames=9, kind="riflex")

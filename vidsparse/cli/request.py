@@ -263,7 +263,8 @@ class Request:
 
 def fitted(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments with a number of frames that the pipeline's VAE produces, with a note where it is another one."""
-    from vidsparse.generation.pipeline import fit_arguments, pipeline_geometry
+    from vidsparse.generation.frames import pipeline_geometry
+    from vidsparse.generation.pipeline import fit_arguments
 
     if frames := arguments.get("num_frames"):
         note_frames(frames, pipeline_geometry(pipe))

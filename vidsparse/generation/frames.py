@@ -150,6 +150,15 @@ def geometry_of(cls: type[Any], settings: dict[str, Any], vae_stride: tuple[int,
     )
 
 
+def pipeline_geometry(pipe: Any) -> Geometry:
+    """The geometry of a pipeline's first transformer and its VAE; that of the family's first VAE without one."""
+    from vidsparse.runtime.pipeline import transformers_of
+
+    transformer: Any = next(iter(transformers_of(pipe).values()))
+    vae = getattr(pipe, "vae", None)
+    return geometry_of(type(transformer), dict(transformer.config), None if vae is None else vae_stride(vae.config))
+
+
 def check_map(grid: VideoGrid, pattern: Pattern) -> None:
     """Refuse a pattern whose map of a grid is larger than memory.
 

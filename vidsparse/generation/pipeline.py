@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vidsparse.generation.frames import Geometry, geometry_of, vae_stride
+from vidsparse.generation.frames import pipeline_geometry
 from vidsparse.generation.models import Model, source_of
 from vidsparse.generation.positions import KINDS, extend_positions
 from vidsparse.generation.scheduler import build_scheduler, check_sampler
@@ -129,13 +129,6 @@ def fit_arguments(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     if "max_sequence_length" in accepted and longest < accepted["max_sequence_length"].default:
         fitting["max_sequence_length"] = longest
     return fitting
-
-
-def pipeline_geometry(pipe: Any) -> Geometry:
-    """The geometry of a pipeline's first transformer and its VAE; that of the family's first VAE without one."""
-    transformer: Any = next(iter(transformers_of(pipe).values()))
-    vae = getattr(pipe, "vae", None)
-    return geometry_of(type(transformer), dict(transformer.config), None if vae is None else vae_stride(vae.config))
 
 
 def is_gated(pipe: Any) -> bool:

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from vidsparse.atomic import replacing
+from vidsparse.generation.frames import pipeline_geometry
 from vidsparse.generation.positions import extend_positions
 from vidsparse.generation.scheduler import build_scheduler
-from vidsparse.grid import latent_frames
 from vidsparse.lora.recipe import LoraRecipe
 from vidsparse.lora.source import FILE, find_lora
 
@@ -131,8 +131,8 @@ def load_lora(pipe: Any, source: str | Path, adapter_name: str | None = None) ->
     expert = {"load_into_transformer_2": True} if recipe.transformer == "transformer_2" else {}
     pipe.load_lora_weights(str(file.parent), adapter_name=adapter_name, **place, **expert)
     if recipe.positions is not None and recipe.frames is not None and recipe.trained_frames is not None:
-        stride = getattr(pipe, "vae_scale_factor_temporal", 1)
-        frames, trained_frames = (latent_frames(count, stride) for count in (recipe.frames, recipe.trained_frames))
+        known = pipeline_geometry(pipe)
+        frames, trained_frames = (known.frames(count)[1] for count in (recipe.frames, recipe.trained_frames))
         extend_positions(transformer, frames, trained_frames, recipe.positions)
     pipe.scheduler = scheduler
     return recipe
