@@ -35,7 +35,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.cli": (
         *("diffusers", "matplotlib", "rich", "torch", "typer"),
         *("vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.bench", "vidsparse.doctor"),
-        *("vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files", "vidsparse.patterns.names"),
+        *("vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
+        *("vidsparse.patterns.names", "vidsparse.patterns.schedule"),
     ),
     "vidsparse": ("lazy_loader",),  # what it exports stands in __init__.pyi
     "vidsparse.finetune": (

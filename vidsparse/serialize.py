@@ -21,7 +21,7 @@ def to_data(value: Pattern | Correction) -> dict[str, Any]:
         TypeError: a class that is not vidsparse's own, or a field that plain data cannot hold.
     """
     name = type(value).__name__
-    known = _classes()
+    known = known_classes()
     if known.get(name) is not type(value):
         raise TypeError(
             f"{name} is not a pattern or correction of vidsparse, so no file can name it; write None instead, and pass "
@@ -38,7 +38,7 @@ def from_data(data: object) -> Any:
     Raises:
         ValueError: an unknown class or field, a missing field, or a value that the class refuses.
     """
-    known = _classes()
+    known = known_classes()
     if not isinstance(data, Mapping):
         raise ValueError(f"got {data!r}, expected an object with a class and its fields")
     # Tables of head modes were once written without their class.
@@ -52,8 +52,7 @@ def from_data(data: object) -> Any:
     names = [f.name for f in fields(cls)]
     if unknown := sorted(set(given) - set(names)):
         raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}; its fields are {', '.join(names) or 'none'}")
-    required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
-    if missing := sorted(required - set(given)):
+    if missing := sorted(required_fields(cls) - set(given)):
         raise ValueError(f"{cls.__name__} lacks {', '.join(missing)}; its fields are {', '.join(names)}")
     try:
         return cls(**given)
@@ -61,10 +60,16 @@ def from_data(data: object) -> Any:
         raise ValueError(f"{cls.__name__} with {given}: {error}") from None
 
 
-def _classes() -> dict[str, Any]:
+def known_classes() -> dict[str, Any]:
+    """Name -> class of every pattern and correction of vidsparse."""
     found = [value for module in (patterns, corrections) for value in vars(module).values()]
     kinds = [cls for cls in found if isinstance(cls, type) and issubclass(cls, (Pattern, Correction))]
     return {cls.__name__: cls for cls in kinds if not inspect.isabstract(cls)}
+
+
+def required_fields(cls: Any) -> set[str]:
+    """The fields of a pattern or correction that have no default."""
+    return {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
 
 
 def _plain(value: object, name: str) -> Any:

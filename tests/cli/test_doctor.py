@@ -108,9 +108,16 @@ def test_a_failure_says_what_should_be_and_exits_with_one(vidsparse: Any, monkey
 def test_all_families_are_one_table(vidsparse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: ADAPTERS[name] for name in ("AllegroTransformer3DModel", "WanTransformer3DModel")}
     future = {"FutureTransformer3DModel": ("vidsparse_pipelines.wan", "WanAdapter")}
-    monkeypatch.setattr(vidsparse_pipelines, "ADAPTERS", few | future)
+    monkeypatch.setattr(vidsparse_pipelines, "ADAPTERS", few)
     Path("README.md").write_text("before\n<!-- support -->\nold\n<!-- /support -->\nafter\n")
-    code, out, err = vidsparse("--json", "found.json", "--support", "README.md")
+    code, _, err = vidsparse("--support", "README.md")
+    assert code == 0, err
+    before, *rows, after = Path("README.md").read_text().splitlines()
+    assert (before, after) == ("before", "after") and rows[1].startswith("| family |") and "old" not in rows
+    assert rows[3].startswith("| Allegro | `AllegroTransformer3DModel` | text to video |")
+    assert rows[3].endswith("| all but LoRA |")
+    monkeypatch.setattr(vidsparse_pipelines, "ADAPTERS", few | future)
+    code, out, err = vidsparse("--json", "found.json")
     assert code == 0, err
     lines = [line.split() for line in out.splitlines()]
     assert ["Allegro", "✓", "✓", "-"] in lines and ["Wan", "2.1,", "2.2", "✓", "✓", "✓"] in lines
@@ -118,10 +125,16 @@ def test_all_families_are_one_table(vidsparse: Any, monkeypatch: pytest.MonkeyPa
     reason = f"diffusers {diffusers.__version__} has no FutureTransformer3DModel; a newer one has it"
     assert f"not checked: FutureTransformer3DModel: {reason}" in out.splitlines()
     assert json.loads(Path("found.json").read_text())["not checked"] == {"FutureTransformer3DModel": reason}
-    before, *rows, after = Path("README.md").read_text().splitlines()
-    assert (before, after) == ("before", "after") and rows[1].startswith("| family |") and "old" not in rows
-    assert rows[3].startswith("| Allegro | `AllegroTransformer3DModel` | text to video |")
-    assert rows[3].endswith("| all but LoRA |")
+
+
+def test_a_support_table_that_would_lose_a_family_is_refused(vidsparse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    future = {"FutureTransformer3DModel": ("vidsparse_pipelines.wan", "WanAdapter")}
+    monkeypatch.setattr(vidsparse_pipelines, "ADAPTERS", ADAPTERS | future)
+    monkeypatch.setattr("vidsparse.doctor.diagnose", lambda *_: pytest.fail("work began"))
+    Path("README.md").write_text(text := "<!-- support -->\nold\n<!-- /support -->\n")
+    code, _, err = vidsparse("--support", "README.md")
+    assert code == 1 and "FutureTransformer3DModel from the table, since diffusers" in err
+    assert "install a newer diffusers, or leave out --support" in err and Path("README.md").read_text() == text
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_the_first_of_several_loras_that_says_it_decides(lora: Path, tmp_path: P
     sources = [str(tmp_path / "style"), str(lora), str(tmp_path / "other")]
     request = Request(PROMPT, lora=sources, device="cpu")
     assert (request.recipe.frames, request.recipe.positions) == (5, "riflex")
-    pipe, alone = (r.load(r.build_pattern())[0] for r in (request, replace(request, lora=[str(lora)])))
+    pipe, alone = (r.load(r.build_pattern(), None)[0] for r in (request, replace(request, lora=[str(lora)])))
     assert len(pipe.get_active_adapters()) == 3
     assert torch.equal(pipe.transformer.rope.freqs_cos, alone.transformer.rope.freqs_cos)
     assert type(pipe.scheduler) is type(alone.scheduler) and pipe.scheduler.config == alone.scheduler.config
@@ -150,7 +150,7 @@ def test_both_experts_have_their_lora(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("given", "lengths"), [({}, (33, 9)), ({"frames": 65, "trained_frames": 17}, (17, 5))])
 def test_positions_without_a_lora(given: dict[str, Any], lengths: tuple[int, int]) -> None:
     request = Request(PROMPT, device="cpu", positions="yarn", **({"frames": 129} | given))
-    (pipe, _), expected = request.load(request.build_pattern()), shapes.build_transformer()
+    (pipe, _), expected = request.load(request.build_pattern(), request.build_correction()), shapes.build_transformer()
     library.extend_positions(expected, *lengths, "yarn")
     assert torch.equal(pipe.transformer.rope.freqs_cos, expected.rope.freqs_cos)
 

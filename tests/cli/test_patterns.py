@@ -16,8 +16,10 @@ import torch
 from command_line import tiny_pipeline, vidsparse_in_a_folder
 from matplotlib.figure import Figure
 from PIL import Image
+from twins import class_or_skip
 
-from vidsparse import Context, Reuse, TopBlocks
+from vidsparse import BlockMap, Context, Reuse, TopBlocks, VideoGrid
+from vidsparse.cli import inspect
 from vidsparse.patterns.names import correction_classes, pattern_classes
 
 vidsparse = pytest.fixture(vidsparse_in_a_folder)
@@ -43,6 +45,23 @@ def test_inspect_takes_other_heads_and_notes_odd_sizes(vidsparse: Any) -> None:
     assert done.code == 0, done.err
     assert "9x16x16" in done.out and "5.31 GFLOP dense" in done.out
     assert "using 33" in done.err and "using 64x64" in done.err
+
+
+def test_inspect_shows_query_and_key_tiles_that_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    grid = VideoGrid(4, 8, 8)
+    inspect._print(grid, BlockMap.from_dense(torch.ones(4, 8, dtype=torch.bool), grid, (1, 8, 8), (2, 4, 4)), "own", 64)
+    shown = re.sub(" +", " ", capsys.readouterr().out)
+    assert "query tile 1x8x8, 4x1x1 = 4 tiles" in shown and "key tile 2x4x4, 2x2x2 = 8 tiles" in shown
+    assert "sees 8 to 8 of 8 key tiles" in shown
+
+
+def test_a_note_on_frames_names_legal_lengths_where_the_stride_decides(vidsparse: Any) -> None:
+    size = ["--height", 256, "--width", 256]
+    done = vidsparse("inspect", "--model", "ltxvideo", "--frames", 100, *size)
+    assert "stride of 8 in time: legal are 1, 9, 17, ...; using 97" in done.err
+    class_or_skip("MiniMaxH3Transformer3DModel")
+    done = vidsparse("inspect", "--model", "minimaxh3", "--frames", 100, *size)
+    assert "note: 100 frames do not fit the VAE; using 107" in done.err and "legal" not in done.err
 
 
 def test_patterns_lists_every_pattern(vidsparse: Any) -> None:

@@ -7,8 +7,19 @@ import pytest
 import torch
 from twins import class_or_skip, ignores_warnings, twin
 
+from vidsparse import (
+    Gridded,
+    GriddedHeads,
+    MixtureOfBlocks,
+    Pattern,
+    Radial,
+    RadialRaster,
+    Reuse,
+    StepSchedule,
+    TopBlocks,
+)
 from vidsparse.generation.frames import VARIANTS, check_map, families, fit_frames, geometry, geometry_of
-from vidsparse.grid import VideoGrid, latent_frames
+from vidsparse.grid import Tile, VideoGrid, latent_frames
 from vidsparse.shapes.model import FOLDER
 from vidsparse_pipelines import ADAPTERS
 from vidsparse_pipelines.wan import WanAdapter
@@ -96,9 +107,32 @@ def test_what_has_no_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="has positions for 1024 on each axis; make a shorter"):
         known.check(200_000, 480, 832)
     known.check(200_000, 480, 832, any_frames=True)
-    with pytest.raises(ValueError, match=r"tokens are \d+\.\d times what a block map can hold"):
-        check_map(VideoGrid(250_000, 6, 6))
-    check_map(VideoGrid(21, 45, 80))
+
+
+@pytest.mark.parametrize(
+    ("view", "pattern", "tiles"),
+    [
+        ((250_000, 6, 6), Radial(0.3), 70_313),
+        ((21, 45, 80), TopBlocks(0.3, tile=(1, 1, 1)), 75_600),
+        ((21, 45, 80), StepSchedule(Reuse(TopBlocks(0.3, tile=(1, 1, 2))), 1), 37_800),
+        ((21, 45, 80), MixtureOfBlocks.trained(routing="token"), 75_600),
+        ((21, 45, 80), RadialRaster(block=2), 37_800),
+        ((21, 45, 80), GriddedHeads((Gridded(), Gridded(tile=(1, 1, 1)))), 75_600),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_map_of_too_many_tiles_is_refused(view: tuple[int, int, int], pattern: Pattern, tiles: int) -> None:
+    with pytest.raises(ValueError, match=rf"are {tiles:,} tiles, \d\.\d times what a block map can hold \(32,768\)"):
+        check_map(VideoGrid(*view), pattern)
+
+
+@pytest.mark.parametrize("tile", [None, (8, 8, 8)], ids=str)
+def test_a_map_is_measured_by_the_tiles_of_its_pattern(tile: Tile | None) -> None:
+    frames = 1100 if tile is None else 4000
+    check_map(VideoGrid(frames, 45, 80), TopBlocks(0.3, tile=tile))
+    if tile is not None:  # twelve million tokens, of which tiles of 128 would be too many
+        with pytest.raises(ValueError, match="use fewer frames, a smaller size or larger tiles"):
+            check_map(VideoGrid(frames, 45, 80), TopBlocks(0.3))
 
 
 def test_patches_in_time() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny_lora
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from twins import ignores_warnings, twin
 
 from vidsparse import extend_positions
 from vidsparse.generation.models import Model, find_model
@@ -75,6 +77,30 @@ def test_arguments_are_fitted_to_vae_and_tokenizer() -> None:
         "max_sequence_length": shapes.MAX_WORDS,
     }
     assert "num_frames" not in fit_arguments(pipe, {})
+
+
+class Called(SimpleNamespace):
+    """A pipeline with a transformer and the settings of a VAE."""
+
+    def __call__(self, num_frames: int = 1) -> None: ...
+
+
+@ignores_warnings
+@pytest.mark.parametrize(
+    ("name", "vae", "frames", "used"),
+    [
+        ("AllegroTransformer3DModel", {"temporal_compression_ratio": 4}, 87, 87),  # any number
+        ("AllegroTransformer3DModel", {"temporal_compression_ratio": 4}, 88, 88),
+        ("MiniMaxH3Transformer3DModel", None, 100, 107),
+        ("LTXVideoTransformer3DModel", {"temporal_compression_ratio": None}, 100, 97),  # the family's
+        ("LTXVideoTransformer3DModel", {"temporal_compression_ratio": 4, "spatial_compression_ratio": 8}, 100, 101),
+        ("WanTransformer3DModel", {"scale_factor_temporal": 4, "scale_factor_spatial": 8}, 100, 101),
+    ],
+)
+def test_the_model_decides_which_frames_fit(name: str, vae: dict[str, Any] | None, frames: int, used: int) -> None:
+    parts = {} if vae is None else {"vae": SimpleNamespace(config=vae)}
+    pipe = Called(transformer=twin(name).build(), **parts)
+    assert fit_arguments(pipe, {"num_frames": frames})["num_frames"] == used
 
 
 def test_devices() -> None:

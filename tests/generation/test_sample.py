@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import tiny_lora
 import torch
+from diffusers import WanPipeline
 
 from vidsparse import Dense, PooledComplement, Radial, StepSchedule, seed_steps
+from vidsparse.generation.compare import Comparison
 from vidsparse.generation.sample import sample
 
 ARGUMENTS: dict[str, Any] = {
@@ -48,6 +50,45 @@ def test_pattern_correction_and_impl_are_those_that_run(pipe: Any) -> None:
     found = sample(pipe, pattern, ARGUMENTS, correction=PooledComplement(), impl="reference")
     assert found.report.pattern == f"{pattern!r} with {PooledComplement()!r}"
     assert found.report.sparse_calls == 2 * found.report.dense_calls and "reference" in found.report.ran[0]
+
+
+class Silent(WanPipeline):
+    """A pipeline that does not tell of its steps, as Allegro's."""
+
+    def __call__(self, *, num_inference_steps: int = 3, **arguments: Any) -> Any:
+        return super().__call__(num_inference_steps=num_inference_steps, **arguments)
+
+
+def test_a_pipeline_without_callbacks_has_no_time_of_denoising(pipe: Any) -> None:
+    silent = Silent(**pipe.components)
+    silent.set_progress_bar_config(disable=True)
+    found = sample(silent, Dense(), ARGUMENTS, seed=5)
+    assert found.denoising_seconds is None and found.seconds > found.attention_seconds > 0
+    both = Comparison((found,), (found,), None, 1.0)
+    assert both.clocks == ["seconds", "attention_seconds"]
+    assert [both.speedup(clock) for clock in both.clocks] == [1.0, 1.0]
+
+
+def test_denoising_is_timed_on_the_device_up_to_the_last_step(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Watch:
+        """A clock of a device that is read once, when all is done."""
+
+        stops, devices = 0, list[torch.device]()
+
+        def __init__(self, device: torch.device):
+            self.devices.append(device)
+
+        def stop(self) -> Watch:
+            Watch.stops += 1
+            return self
+
+        def seconds(self) -> float:
+            return 100.0 + self.stops
+
+    monkeypatch.setattr("vidsparse.generation.sample.Stopwatch", Watch)
+    monkeypatch.setattr(WanPipeline, "_execution_device", torch.device("cpu", 0))
+    assert sample(pipe, Dense(), ARGUMENTS).denoising_seconds == 103.0
+    assert Watch.devices == [torch.device("cpu", 0)]
 
 
 def test_a_video_that_is_not_finite_is_refused_and_the_pipeline_restored(

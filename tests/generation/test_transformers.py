@@ -20,7 +20,6 @@ from vidsparse.generation.transformers import (
     attention_layers,
     check_pattern,
     configured_transformers,
-    defaults,
     without_weights,
 )
 from vidsparse.runtime.registry import adapter_named
@@ -33,7 +32,7 @@ pytestmark = ignores_warnings
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_every_family_is_built_at_full_size_without_memory(name: str) -> None:
     cls = class_or_skip(name)
-    model, adapter = without_weights(cls, defaults(cls)), adapter_named(name)
+    model, adapter = without_weights(cls, {}), adapter_named(name)
     assert all(parameter.is_meta for parameter in model.parameters())
     assert len(adapter.self_attentions(model)) > 10
 
@@ -46,6 +45,15 @@ def test_a_pattern_is_checked_against_the_layers_and_heads_of_a_model() -> None:
         check_pattern("shapes", StepSchedule(Radial(0.3), dense_layers=(6,)))
     with pytest.raises(ValueError, match="the table is for 6 layers of 2 heads, the model has 6 layers of 3 heads"):
         check_pattern("shapes", HeadModes((((("full",) * 2),) * 6,)))
+
+
+def test_settings_that_are_zero_or_false_are_kept() -> None:
+    """A part that a checkpoint leaves out stays left out, although the twin has it."""
+    cls = class_or_skip("HunyuanVideoTransformer3DModel")
+    model = without_weights(cls, {"num_layers": 3, "num_single_layers": 0})
+    assert len(adapter_named(cls.__name__).self_attentions(model)) == 3
+    cls = class_or_skip("HunyuanVideoFramepackTransformer3DModel")
+    assert not without_weights(cls, {"has_image_proj": False}).config.has_image_proj
 
 
 def test_both_experts_are_read(tmp_path: Path) -> None:

@@ -43,12 +43,32 @@ def test_patterns_are_changed_as_they_are_built() -> None:
     assert (name_of(heads), name_of(StepSchedule(Radial(0.1), 4))) == ("GriddedHeads", "radial")
     for pattern, density, settings, says in (
         (heads, 0.2, [], "pattern 'GriddedHeads' has no density; its fields are heads"),
-        (Radial(decay=1.0), 0.2, [], r"give one of density=0\.2 and decay=1\.0"),
+        (Radial(0.2), 0.3, ["decay=1.0"], r"give one of density=0\.3 and decay=1\.0"),
         (Radial(0.2), None, ["window=3"], "pattern 'radial' has no window"),
         (Radial(0.2), None, ["density=much"], r"density='much' must be in \(0, 1\]"),
     ):
         with pytest.raises(ValueError, match=says):
             change_pattern(pattern, density, settings)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "density", "settings", "expected"),
+    [
+        (TopBlocks(density=0.2, sink=1), None, ["top_p=0.9"], TopBlocks(top_p=0.9, sink=1)),
+        (TopBlocks(top_p=0.9, sink=1), 0.2, [], TopBlocks(density=0.2, sink=1)),
+        (TopBlocks(threshold=0.1), None, ["top_k=3"], TopBlocks(top_k=3)),
+        (TopBlocks(top_p=0.9), None, ["variance=true"], TopBlocks(top_p=0.9, variance=True)),
+        (Radial(decay=1.0), 0.2, ["sink=false"], Radial(0.2, sink=False)),
+        (Radial(0.2), None, ["density=None", "decay=2.0"], Radial(decay=2.0)),
+        (MixtureOfBlocks.training_free(), None, ["threshold=0.5"], MixtureOfBlocks(threshold=0.5, scope="query")),
+        (MixtureOfBlocks.trained(), None, ["top_k=1,2,3"], MixtureOfBlocks((1, 2, 3))),
+        (Reuse(TopBlocks(top_p=0.9)), 0.2, [], Reuse(TopBlocks(0.2))),
+    ],
+)
+def test_a_change_replaces_what_excludes_it(
+    pattern: Pattern, density: float | None, settings: list[str], expected: Pattern
+) -> None:
+    assert change_pattern(pattern, density, settings) == expected
 
 
 @pytest.mark.parametrize(

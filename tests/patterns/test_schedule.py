@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vidsparse import Context, Dense, Radial, StepSchedule
+from vidsparse.patterns.names import name_of
+from vidsparse.patterns.schedule import bare
 
 SPARSE = Radial(density=0.2)
 
@@ -65,3 +67,9 @@ def test_layers_that_the_model_has_not() -> None:
 def test_a_schedule_needs_a_pattern() -> None:
     with pytest.raises(TypeError, match=r"pattern=0\.2 must be a pattern"):
         StepSchedule(0.2)  # type: ignore[arg-type]
+
+
+def test_the_bare_pattern_of_schedules() -> None:
+    assert bare(Radial(0.2)) == bare(StepSchedule(Radial(0.2), 4)) == Radial(0.2)
+    assert bare(StepSchedule(StepSchedule(Radial(0.2), 4), steps=(0, 9))) == Radial(0.2)
+    assert name_of(StepSchedule(StepSchedule(Radial(0.2), 4), 1)) == "radial"

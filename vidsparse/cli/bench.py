@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from vidsparse import BlockMap
 
-DTYPES = ("float32", "float16", "bfloat16")
-
 
 def bench(
     model: Annotated[str, Option("--model", "--model-family", help=MODEL_HELP)] = "wan",
@@ -30,23 +28,22 @@ def bench(
     settings: Annotated[list[str] | None, Option("--set", help=SET_HELP)] = None,
     heads: Annotated[int, Option(min=1, help="Of the attention; seconds grow with it.")] = 2,
     head_dim: Annotated[int | None, Option(min=1, show_default="of the model")] = None,
-    dtype: Annotated[str, Option(help=f"{', '.join(DTYPES)}.")] = "bfloat16",
+    dtype: Annotated[str, Option(help="float32, bfloat16 or float16.")] = "bfloat16",
     device: Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...", show_default="cuda if there is one")] = None,
     impl: Annotated[str, Option(help="auto, triton, cpu, flex or reference.")] = "auto",
     tune: Annotated[bool, Option("--tune", help="Try all launches of the Triton kernels; needs a GPU.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time one attention layer, dense and sparse."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     import torch
 
     from vidsparse import BlockMap, Context, bench
     from vidsparse.attention import check_impl
     from vidsparse.generation.frames import check_map, geometry
-    from vidsparse.generation.pipeline import check_device
+    from vidsparse.generation.pipeline import check_device, check_dtype
     from vidsparse.patterns.names import build_pattern
 
+    check_dtype(dtype)
     chosen = build_pattern(pattern, density, settings)
     on = torch.device(check_device(device))
     check_impl(impl, on)
@@ -54,7 +51,7 @@ def bench(
         raise ValueError(f"--tune times launches on a GPU, but the device is {on}")
     known = geometry(model)
     grid = token_grid(known, frames, height, width)
-    check_map(grid)
+    check_map(grid, chosen)
     block_map = chosen.plan(grid, Context(heads=heads))
     if not isinstance(block_map, BlockMap):
         raise ValueError(f"{chosen!r} has tiles of several shapes; bench times one map")

@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from vidsparse.generation.compare import Comparison
 
 WARM_UP = "a step of each and a decoding ran before the clocks"
-CLOCKS = {
-    "seconds": "seconds in all",
-    "denoising_seconds": "seconds denoising",
-    "attention_seconds": "seconds in attention layers",
-}
 
 
 def compare(
@@ -46,10 +41,10 @@ def compare(
     from vidsparse.generation.video import default_scale, side_by_side, to_pixels, write_strip, write_video
     from vidsparse.patterns.names import name_of
 
-    pattern, arguments = request.checked()
+    pattern, correction, arguments = request.checked()
     if isinstance(pattern, Dense):
         note("comparing dense with itself")
-    pipe, correction = request.load(pattern)
+    pipe, correction = request.load(pattern, correction)
     with sampling_bar() as bar:
         both = run(
             pipe,
@@ -87,8 +82,8 @@ def _result(both: Comparison, request: Request) -> dict[str, Any]:
     dense, sparse = both.dense[0], both.sparse[0]
     sides = {
         side: {
-            **{clock: both.seconds(side, clock) for clock in CLOCKS},
-            "spread": {clock: both.spread(side, clock) for clock in CLOCKS},
+            **{clock: both.seconds(side, clock) for clock in both.clocks},
+            "spread": {clock: both.spread(side, clock) for clock in both.clocks},
             "judge": request.known.judge(one.frames, request.prompt),
         }
         for side, one in (("dense", dense), ("sparse", sparse))
@@ -103,7 +98,7 @@ def _result(both: Comparison, request: Request) -> dict[str, Any]:
         **dict(zip(("frames", "height", "width"), dense.frames.shape, strict=False)),
         "dense": sides["dense"],
         "sparse": {**sides["sparse"], **report},
-        "speedup": {clock: both.speedup(clock) for clock in CLOCKS},
+        "speedup": {clock: both.speedup(clock) for clock in both.clocks},
         "psnr": both.psnr,
         "ssim": both.ssim,
         "repeat": len(both.dense),
@@ -115,6 +110,8 @@ def _print(result: dict[str, Any], name: str, request: Request) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from vidsparse.generation.compare import CLOCKS
+
     dense, sparse, repeat = result["dense"], result["sparse"], result["repeat"]
     times = (
         "each sampled once: --repeat 3 shows how far times vary" if repeat == 1 else f"medians of {repeat}, by turns"
@@ -125,8 +122,8 @@ def _print(result: dict[str, Any], name: str, request: Request) -> None:
     )
     for column in table.columns[1:]:
         column.justify = "right"
-    for clock, text in CLOCKS.items():
-        table.add_row(text, _time(dense, clock), _time(sparse, clock), f"{result['speedup'][clock]:.2f}x")
+    for clock, speedup in result["speedup"].items():
+        table.add_row(CLOCKS[clock], _time(dense, clock), _time(sparse, clock), f"{speedup:.2f}x")
     table.add_section()
     table.add_row("density of tile pairs", "1", f"{sparse['density']:.3f}", "")
     table.add_row("density of token pairs", "1", f"{sparse['token_density']:.3f}", "")

@@ -41,6 +41,7 @@ def doctor(
         from vidsparse.doctor.support import around, put_support_table
 
         around(support)
+        _check_all_present()
     found, lacking = _all() if model is None else (_one(model), {})
     if json is not None:
         write_json(json, _plain(found, lacking))
@@ -48,6 +49,24 @@ def doctor(
         put_support_table(support, found)
     if any(result.outcome == "failed" for results in found.values() for result in results):
         raise Exit(1)
+
+
+def _check_all_present() -> None:
+    """Refuse to write a table that would lose rows.
+
+    Raises:
+        ValueError: diffusers lacks classes of the table.
+    """
+    import diffusers
+
+    from vidsparse.generation.frames import families
+
+    absent = [name for name in families().values() if not hasattr(diffusers, name)]
+    if absent:
+        raise ValueError(
+            f"--support would remove {', '.join(absent)} from the table, since diffusers {diffusers.__version__} lacks "
+            "them; install a newer diffusers, or leave out --support"
+        )
 
 
 def _one(model: str) -> Found:
@@ -80,11 +99,12 @@ def _all() -> tuple[Found, dict[str, str]]:
 
     from vidsparse.doctor import CHECKS
     from vidsparse.doctor.support import title
-    from vidsparse.generation.transformers import class_named, class_names
+    from vidsparse.generation.frames import families
+    from vidsparse.generation.transformers import class_named
 
     found: Found = {}
     lacking: dict[str, str] = {}
-    for name in class_names():
+    for name in families().values():
         try:
             found[name] = _diagnose(class_named(name), {})
         except (ValueError, NotImplementedError) as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from vidsparse.cli.files import check_output
-from vidsparse.cli.messages import live_console, note
+from vidsparse.cli.messages import live_console, note, progress
 from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
 from vidsparse.cli.request import DENSE_STEPS_HELP, PATTERN, SAMPLER_HELP, integers
 
@@ -241,24 +241,12 @@ def _dtype(request: Finetuning, model: Model) -> str:
 @contextmanager
 def _bars(main: bool) -> Iterator[Callable[[str, int, int, float | None], None]]:
     """A progress bar for each task; only one process draws."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeElapsedColumn())
     tasks: dict[str, Any] = {}
-    with Progress(
-        TextColumn("{task.description}"), *columns, TimeRemainingColumn(), console=live_console(), disable=not main
-    ) as progress:
+    with progress("{task.fields[loss]}", disable=not main) as bars:
 
         def show(task: str, done: int, total: int, loss: float | None) -> None:
             if task not in tasks:
-                tasks[task] = progress.add_task(task, total=total, loss="")
-            progress.update(tasks[task], completed=done, total=total, loss="" if loss is None else f"loss {loss:.4f}")
+                tasks[task] = bars.add_task(task, total=total, loss="")
+            bars.update(tasks[task], completed=done, total=total, loss="" if loss is None else f"loss {loss:.4f}")
 
         yield show

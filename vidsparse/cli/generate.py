@@ -25,8 +25,8 @@ def generate(
     check_output(output, ".mp4")
     check_output(report)
     check_distinct(output, report)
-    pattern, arguments = request.checked()
-    pipe, correction = request.load(pattern)
+    pattern, correction, arguments = request.checked()
+    pipe, correction = request.load(pattern, correction)
     arguments = fitted(pipe, arguments)
     from vidsparse.generation.sample import sample
     from vidsparse.generation.video import default_scale, to_pixels, write_video
@@ -72,12 +72,12 @@ def _print(done: Sample, request: Request, score: dict[str, float] | None, scale
     report = done.report
     frames, height, width = done.frames.shape[:3]
     enlarged = f", each pixel shown {scale}x{scale}" if scale > 1 else ""
+    denoising = "" if done.denoising_seconds is None else f"{done.denoising_seconds:.1f} of them denoising, "
     rows: list[tuple[str, Any]] = [
         ("video", f"{counted(frames, 'frame')} of {width}x{height}{enlarged}"),
         (
             "seconds",
-            f"{done.seconds:.1f} in all, {done.denoising_seconds:.1f} of them denoising, "
-            f"{report.seconds:.1f} in attention layers",
+            f"{done.seconds:.1f} in all, {denoising}{report.seconds:.1f} in attention layers",
         ),
         *(("LoRA", f"{name}: {recipe.summary}") for name, recipe in request.loras.items()),
         ("pattern", report.pattern),

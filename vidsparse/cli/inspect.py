@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,7 +57,7 @@ def inspect(
         _check_drawable(model, pattern)
     known = geometry(model)
     grid = token_grid(known, frames, height, width)
-    check_map(grid)
+    check_map(grid, chosen)
     heads, head_dim = heads or known.heads, head_dim or known.head_dim
     groups = head_groups(chosen.plan(grid, Context(heads=heads)), heads)
     for group in groups:
@@ -86,9 +87,7 @@ def token_grid(known: Geometry, frames: int, height: int, width: int) -> VideoGr
         ValueError: a frame smaller than one token.
     """
     grid = known.grid(frames, height, width)
-    fitting, _ = known.frames(frames)
-    if fitting != frames:
-        note_frames(frames, fitting, known.frame_stride)
+    note_frames(frames, known)
     if height % known.side or width % known.side:
         used = f"{grid.width * known.side}x{grid.height * known.side}"
         note(f"{width}x{height} is not a multiple of {known.side}, the side of a token; using {used}")
@@ -165,18 +164,22 @@ def _print(grid: VideoGrid, block_map: BlockMap, pattern: str, channels: int) ->
 
     from vidsparse.attention import dense_flops
 
-    tile = block_map.query_tile
-    # The map's own grid: patterns in raster order see the tokens as one line.
-    seen, tiles = block_map.grid, block_map.grid.tiles(tile)
-    dense, padding = dense_flops(grid.tokens, channels), seen.padding(tile)
-    empty = padding / (1 + padding)
+    seen = block_map.grid  # patterns in raster order see the tokens as one line
+    tiles = {"tile": block_map.query_tile}
+    if block_map.key_tile != block_map.query_tile:
+        tiles = {"query tile": block_map.query_tile, "key tile": block_map.key_tile}
+    empty = {name: 1 - 1 / (1 + seen.padding(tile)) for name, tile in tiles.items()}
+    dense = dense_flops(grid.tokens, channels)
     longest, shortest = int(block_map.counts.max()), int(block_map.counts.min())
     rows = {
         "pattern": pattern,
         "grid": f"{_sides(grid.view)} (latent frames x height x width), {grid.tokens:,} tokens",
-        "tile": f"{_sides(tile)}, {_sides(tiles)} = {block_map.key_tiles:,} tiles"
-        + ("" if seen.view == grid.view else " of the tokens in raster order"),
-        "padding": f"{empty:.1%} of the slots of tiles are empty",
+        **{
+            name: f"{_sides(tile)}, {_sides(seen.tiles(tile))} = {math.prod(seen.tiles(tile)):,} tiles"
+            + ("" if seen.view == grid.view else " of the tokens in raster order")
+            for name, tile in tiles.items()
+        },
+        "padding": ", ".join(f"{share:.1%} of the slots of {name}s are empty" for name, share in empty.items()),
         "density": f"{block_map.density:.4f} of tile pairs, {block_map.token_density:.4f} of token pairs",
         "rows": f"a query tile sees {shortest:,} to {longest:,} of {block_map.key_tiles:,} key tiles",
         "attention FLOPs": f"{_flops(dense)} dense, {_flops(dense * block_map.token_density)} sparse a layer",
@@ -186,8 +189,12 @@ def _print(grid: VideoGrid, block_map: BlockMap, pattern: str, channels: int) ->
     for name, text in rows.items():
         table.add_row(f"[bold]{name}", text)
     Console(highlight=False).print(table)
-    if empty > EMPTY:
-        note(f"{empty:.0%} of the slots of tiles are empty, and kernels compute them too; another tile may fit better")
+    for name, share in empty.items():
+        if share > EMPTY:
+            note(
+                f"{share:.0%} of the slots of {name}s are empty, and kernels compute them too; another tile may fit "
+                "better"
+            )
 
 
 def bound(block_map: BlockMap) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 
 def note(text: str) -> None:
@@ -28,9 +29,8 @@ def live_console() -> Console:
     return Console(stderr=True, quiet=not sys.stderr.isatty())
 
 
-@contextmanager
-def sampling_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar that starts anew with each task; call it with the task, the steps that are done, and all steps."""
+def progress(text: str, *, transient: bool = False, disable: bool = False) -> Progress:
+    """Progress bars, one for each task; the text, a format of rich, comes after the count."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -40,10 +40,15 @@ def sampling_bar() -> Iterator[Callable[[str, int, int], None]]:
         TimeRemainingColumn,
     )
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(
-        TextColumn("{task.description}", markup=False), *columns, console=live_console(), transient=True
-    ) as bar:
+    name = TextColumn("{task.description}", markup=False)
+    columns = name, BarColumn(), MofNCompleteColumn(), TextColumn(text), TimeElapsedColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=live_console(), transient=transient, disable=disable)
+
+
+@contextmanager
+def sampling_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar that starts anew with each task; call it with the task, the steps that are done, and all steps."""
+    with progress("steps", transient=True) as bar:
         task = bar.add_task("")
 
         def show(name: str, done: int, steps: int) -> None:

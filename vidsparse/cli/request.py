@@ -15,6 +15,7 @@ from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
 
 if TYPE_CHECKING:
     from vidsparse import Correction, LoraRecipe, Pattern
+    from vidsparse.generation.frames import Geometry
     from vidsparse.generation.models import Model
 
 ATTENTION, VIDEO, MACHINE = "Attention", "Video", "Machine"
@@ -126,7 +127,7 @@ class Request:
         """The recipe of the first LoRA that has one; an empty recipe otherwise. Raises: see `loras`."""
         from vidsparse import LoraRecipe
 
-        return next((recipe for recipe in self.loras.values() if recipe.is_known), LoraRecipe())
+        return LoraRecipe.first_known(self.loras.values())
 
     @property
     def denoising_steps(self) -> int:
@@ -162,13 +163,13 @@ class Request:
         from vidsparse import Dense, StepSchedule
         from vidsparse.generation.dense_steps import default_dense_steps
         from vidsparse.patterns.names import build_pattern, change_pattern
+        from vidsparse.patterns.schedule import bare
 
         trained = self.recipe.pattern
         if trained is None or self.pattern is not None:
             pattern = build_pattern(self.pattern or PATTERN, self.density, self.settings)
         else:
-            bare = trained.pattern if isinstance(trained, StepSchedule) else trained
-            pattern = change_pattern(bare, self.density, self.settings)
+            pattern = change_pattern(bare(trained), self.density, self.settings)
         layers = None if self.dense_layers is None else integers("--dense-layers", self.dense_layers)
         if isinstance(pattern, Dense):
             return pattern
@@ -220,16 +221,17 @@ class Request:
             fewer = default_dense_steps(steps)  # of a run of one step: 0
             note(f"all {steps} steps are dense, so nothing will be sparse; use --dense-steps {fewer}, or more --steps")
 
-    def checked(self) -> tuple[Pattern, dict[str, Any]]:
-        """Pattern and arguments of `pipe(...)`, after all checks that need no weights. Raises: see the builders."""
-        self.known.read_prompt(self.prompt)
-        pattern = self.build_pattern()
-        self.build_correction()
-        arguments = self.build_arguments()
-        self.check(pattern, arguments)
-        return pattern, arguments
+    def checked(self) -> tuple[Pattern, Correction | None, dict[str, Any]]:
+        """Pattern, correction and arguments of `pipe(...)`, after all checks that need no weights.
 
-    def load(self, pattern: Pattern) -> tuple[Any, Correction | None]:
+        Raises: see the builders.
+        """
+        arguments = self.build_arguments()
+        pattern, correction = self.build_pattern(), self.build_correction()
+        self.check(pattern, arguments)
+        return pattern, correction, arguments
+
+    def load(self, pattern: Pattern, correction: Correction | None) -> tuple[Any, Correction | None]:
         """The pipeline, and the correction, which is `GatedCoarse` by default for a model that was trained with it.
 
         Raises: see `vidsparse.generation.pipeline.load_pipeline`.
@@ -238,7 +240,6 @@ class Request:
         from vidsparse.cli.messages import live_console
         from vidsparse.generation.pipeline import is_gated, load_pipeline
 
-        correction = self.build_correction()
         with live_console().status(f"loading {self.model}"):
             pipe = load_pipeline(
                 self.known,
@@ -262,17 +263,21 @@ class Request:
 
 def fitted(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments with a number of frames that the pipeline's VAE produces, with a note where it is another one."""
-    from vidsparse.generation.pipeline import fit_arguments
+    from vidsparse.generation.pipeline import fit_arguments, pipeline_geometry
 
-    fitting = fit_arguments(pipe, arguments)
-    if (frames := arguments.get("num_frames")) and fitting["num_frames"] != frames:
-        note_frames(frames, fitting["num_frames"], pipe.vae_scale_factor_temporal)
-    return fitting
+    if frames := arguments.get("num_frames"):
+        note_frames(frames, pipeline_geometry(pipe))
+    return fit_arguments(pipe, arguments)
 
 
-def note_frames(frames: int, used: int, stride: int) -> None:
-    legal = ", ".join(str(n * stride + 1) for n in range(3))
-    note(f"{frames} frames do not fit the VAE's stride of {stride} in time: legal are {legal}, ...; using {used}")
+def note_frames(frames: int, known: Geometry) -> None:
+    """Note where a model makes another number of frames, and which numbers it makes where its stride says so."""
+    used, _ = known.frames(frames)
+    if used == frames:
+        return
+    stride = known.frame_stride
+    legal = f"'s stride of {stride} in time: legal are {', '.join(str(n * stride + 1) for n in range(3))}, ..."
+    note(f"{frames} frames do not fit the VAE{legal if known.adapter.latents(frames) is None else ''}; using {used}")
 
 
 def integers(option: str, text: str) -> tuple[int, ...]:

@@ -11,7 +11,8 @@ import torch
 from vidsparse.block_map import BlockMap, HeadGroup, Plan, head_groups
 from vidsparse.generation.sample import OnStep, sample
 from vidsparse.grid import VideoGrid
-from vidsparse.patterns import Context, Pattern, StepSchedule
+from vidsparse.patterns import Context, Pattern
+from vidsparse.patterns.schedule import bare
 
 
 class _Chosen(Exception):
@@ -83,8 +84,7 @@ def chosen_groups(
     Raises:
         ValueError: a layer or a step that does not exist, or attention that ran dense there.
     """
-    bare = pattern.pattern if isinstance(pattern, StepSchedule) else pattern
-    watched = _Watched(bare, layer, step)
+    watched = _Watched(bare(pattern), layer, step)
     try:
         ended = sample(pipe, watched, {**arguments, "output_type": "latent"}, seed=seed, on_step=on_step)
     except _Chosen:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, cast
 
 from vidsparse.grid import VideoGrid, latent_frames
+from vidsparse.patterns import Pattern
 
 if TYPE_CHECKING:
     from vidsparse.runtime.adapter import Adapter
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 VARIANTS: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
     "wan-5b": ("WanTransformer3DModel", {"num_attention_heads": 24, "in_channels": 48, "out_channels": 48}, (4, 16)),
 }
+CHOSEN_TILE = 128  # tokens of the tiles that patterns choose; a few take 64 where frames are small
 MOST_PAIRS = 2**30  # of tiles in a map that fits the memory of a usual machine
 
 
@@ -119,7 +123,7 @@ def geometry(model: str) -> Geometry:
     name = families().get(model, model)
     cls, settings = next(iter(configured_transformers(name).values()))
     of_class = name == cls.__name__
-    return geometry_of(cls, settings, None if of_class else _stride(read_config(source_of(name), "vae/config.json")))
+    return geometry_of(cls, settings, None if of_class else vae_stride(read_config(source_of(name), "vae/config.json")))
 
 
 def geometry_of(cls: type[Any], settings: dict[str, Any], vae_stride: tuple[int, int] | None = None) -> Geometry:
@@ -131,7 +135,7 @@ def geometry_of(cls: type[Any], settings: dict[str, Any], vae_stride: tuple[int,
 
     adapter = adapter_of(cls)
     config = {**defaults(cls), **settings}
-    attention = next(iter(adapter.self_attentions(without_weights(cls, config)).values()))
+    attention = next(iter(adapter.self_attentions(without_weights(cls, settings)).values()))
     heads = adapter.heads(attention) or 1
     # Where no width is known, what goes in is as wide as what comes out.
     width = adapter.attention_width(attention)
@@ -146,22 +150,40 @@ def geometry_of(cls: type[Any], settings: dict[str, Any], vae_stride: tuple[int,
     )
 
 
-def check_map(grid: VideoGrid) -> None:
-    """Refuse a grid whose block map is larger than memory.
+def check_map(grid: VideoGrid, pattern: Pattern) -> None:
+    """Refuse a pattern whose map of a grid is larger than memory.
 
     Raises:
-        ValueError: says how many tokens are possible.
+        ValueError: says how many tiles are possible.
     """
-    tokens = int(MOST_PAIRS**0.5) * 128
-    if grid.tokens > tokens:
+    tiles, most = _tiles(pattern, grid), math.isqrt(MOST_PAIRS)
+    if tiles > most:
         raise ValueError(
-            f"{grid.tokens:,} tokens are {grid.tokens / tokens:.1f} times what a block map can hold ({tokens:,}); "
-            "use fewer frames or a smaller size"
+            f"{grid.tokens:,} tokens are {tiles:,} tiles, {tiles / most:.1f} times what a block map can hold "
+            f"({most:,}); use fewer frames, a smaller size or larger tiles"
         )
 
 
-def _stride(vae: dict[str, Any] | None) -> tuple[int, int] | None:
-    """Frames and pixels that a latent covers, where the settings of a VAE say so."""
+def _tiles(pattern: Pattern, grid: VideoGrid) -> int:
+    """The tiles of a grid along one side of a pattern's map; for tiles that the pattern chooses, about as many."""
+    values: dict[str, Any] = {f.name: getattr(pattern, f.name) for f in fields(cast("Any", pattern))}
+    inner = (part for value in values.values() for part in (value if isinstance(value, tuple) else (value,)))
+    if patterns := [part for part in inner if isinstance(part, Pattern)]:
+        return max(_tiles(part, grid) for part in patterns)
+    tokens = grid.video_tokens
+    if values.get("routing") == "token":
+        return tokens
+    if "block" in values:  # of the tokens in raster order
+        block: int = values["block"]
+        return math.ceil(tokens / block)
+    shapes = [values[name] for name in ("tile", "long_tile") if name in values]
+    chosen = math.ceil(tokens / CHOSEN_TILE)
+    counts: list[int] = [math.prod(grid.tiles(shape)) if shape else chosen for shape in shapes]
+    return max(counts, default=chosen)
+
+
+def vae_stride(vae: Mapping[str, Any] | None) -> tuple[int, int] | None:
+    """Frames and pixels that a latent covers, from the settings of a VAE; None where they do not say so."""
 
     def value(axis: str) -> int | None:
         names = f"scale_factor_{axis}", f"{axis}_compression_ratio"

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from vidsparse.generation.frames import fit_frames
+from vidsparse.generation.frames import Geometry, geometry_of, vae_stride
 from vidsparse.generation.models import Model, source_of
 from vidsparse.generation.positions import KINDS, extend_positions
 from vidsparse.generation.scheduler import build_scheduler, check_sampler
-from vidsparse.grid import latent_frames
 from vidsparse.lora.files import load_lora, read_recipe
 from vidsparse.lora.recipe import LoraRecipe
 from vidsparse.runtime.gates import GATE, has_gates, load_gates
@@ -62,8 +61,7 @@ def load_pipeline(
     if offload and device == "cpu":
         raise ValueError("offloading moves idle models from a GPU to the CPU, but the device is the CPU; leave it out")
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     pipe = model.load(getattr(torch, dtype))
     _load_gates(pipe, model)
     scheduler, recipe = pipe.scheduler, first_recipe(loras)
@@ -93,8 +91,7 @@ def load_loras(pipe: Any, sources: Sequence[str]) -> None:
 
 def first_recipe(sources: Sequence[str]) -> LoraRecipe:
     """The recipe of the first LoRA that has one; an empty recipe otherwise. Raises: see `vidsparse.load_lora`."""
-    recipes = (read_recipe(source) for source in sources)
-    return next((recipe for recipe in recipes if recipe.is_known), LoraRecipe())
+    return LoraRecipe.first_known(read_recipe(source) for source in sources)
 
 
 def check_device(name: str | None) -> str:
@@ -112,16 +109,33 @@ def check_device(name: str | None) -> str:
     return name
 
 
+def check_dtype(name: str) -> None:
+    """Refuse a dtype that is not one of `DTYPES`.
+
+    Raises:
+        ValueError: names them.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
+
+
 def fit_arguments(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments for `pipe(...)` with a number of frames that its VAE produces, and no text beyond its tokenizer's."""
     accepted, fitting = inspect.signature(pipe.__call__).parameters, dict(arguments)
     if arguments.get("num_frames"):
-        fitting["num_frames"] = fit_frames(arguments["num_frames"], getattr(pipe, "vae_scale_factor_temporal", 1))
+        fitting["num_frames"], _ = pipeline_geometry(pipe).frames(arguments["num_frames"])
     # A tokenizer with room for few words: padding the text further would only cost time.
     longest = getattr(getattr(pipe, "tokenizer", None), "model_max_length", sys.maxsize)
     if "max_sequence_length" in accepted and longest < accepted["max_sequence_length"].default:
         fitting["max_sequence_length"] = longest
     return fitting
+
+
+def pipeline_geometry(pipe: Any) -> Geometry:
+    """The geometry of a pipeline's first transformer and its VAE; that of the family's first VAE without one."""
+    transformer: Any = next(iter(transformers_of(pipe).values()))
+    vae = getattr(pipe, "vae", None)
+    return geometry_of(type(transformer), dict(transformer.config), None if vae is None else vae_stride(vae.config))
 
 
 def is_gated(pipe: Any) -> bool:
@@ -143,8 +157,7 @@ def _load_gates(pipe: Any, model: Model) -> None:
 def _extend_positions(pipe: Any, frames: int | None, trained_frames: int | None, kind: str) -> None:
     if frames is None or trained_frames is None:
         raise ValueError(f"positions {kind!r}: {type(pipe).__name__} has no default number of frames; give both")
-    stride = getattr(pipe, "vae_scale_factor_temporal", 1)
-    lengths = (latent_frames(fit_frames(count, stride), stride) for count in (frames, trained_frames))
-    latents, trained_latents = lengths
+    known = pipeline_geometry(pipe)
+    (_, latents), (_, trained_latents) = known.frames(frames), known.frames(trained_frames)
     for transformer in transformers_of(pipe).values():
         extend_positions(transformer, latents, trained_latents, kind)

@@ -16,6 +16,7 @@ from vidsparse.generation.scheduler import seed_steps
 from vidsparse.patterns import Pattern
 from vidsparse.runtime.report import Report
 from vidsparse.runtime.sparsify import sparsify
+from vidsparse.runtime.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from vidsparse.generation.video import Frames
@@ -31,13 +32,13 @@ class Sample:
         frames: float32 [frames, height, width, 3] in [0, 1], or latents where the arguments ask for them.
         report: what ran in the attention layers.
         seconds: in all.
-        denoising_seconds: until the last denoising step was done.
+        denoising_seconds: until the last denoising step was done; None for a pipeline that does not tell of its steps.
     """
 
     frames: Frames
     report: Report
     seconds: float
-    denoising_seconds: float
+    denoising_seconds: float | None
 
     @property
     def attention_seconds(self) -> float:
@@ -71,11 +72,14 @@ def sample(
     steps = arguments.get("num_inference_steps") or accepted["num_inference_steps"].default
     with sparsify(pipe, pattern, correction=correction, impl=impl) as run:
         on_step(0, steps)
-        denoised = started = time.perf_counter()
+        started = time.perf_counter()
+        # On the device that computes: `pipe.device` is the CPU while modules wait there for their turn.
+        denoising = Stopwatch(pipe._execution_device)
+        denoised: Stopwatch | None = None
 
         def stepped(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             nonlocal denoised
-            denoised = time.perf_counter()
+            denoised = denoising.stop()
             on_step(step + 1, steps)
             return tensors
 
@@ -85,4 +89,5 @@ def sample(
         frames = pipe(**{"output_type": "np", **arguments}, **callback, generator=generator).frames[0]
         if not math.isfinite(frames.sum()):
             raise ValueError("the video holds values that are not finite; try another dtype: bfloat16 or float32")
-        return Sample(frames, run.report(), time.perf_counter() - started, denoised - started)
+        seconds = time.perf_counter() - started
+        return Sample(frames, run.report(), seconds, None if denoised is None else denoised.seconds())

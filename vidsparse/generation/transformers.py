@@ -54,11 +54,6 @@ def configured_transformers(model: str) -> dict[str, Transformer]:
     return {name: (class_named(settings["_class_name"]), settings) for name, settings in found.items()}
 
 
-def class_names() -> list[str]:
-    """The names of all classes with an adapter, including those that this diffusers lacks."""
-    return served()
-
-
 def class_named(name: str) -> type[Any]:
     """A class of the installed diffusers.
 
@@ -99,21 +94,23 @@ def attention_layers(model: str) -> int:
 
 
 def _attentions(cls: type[Any], settings: dict[str, Any]) -> list[torch.nn.Module]:
-    return list(adapter_of(cls).self_attentions(without_weights(cls, {**defaults(cls), **settings})).values())
+    return list(adapter_of(cls).self_attentions(without_weights(cls, settings)).values())
 
 
-def without_weights(cls: type[Any], config: dict[str, Any]) -> Any:
+def without_weights(cls: type[Any], settings: dict[str, Any]) -> Any:
     """A transformer on the meta device, where weights take no memory.
 
     Args:
         cls: its class.
-        config: all its settings. Where they lack a part that the family's adapter needs, it gets one.
+        settings: those of its checkpoint, where 0, False and () are kept. For parts that the adapter needs and that
+            settings and the class's defaults leave out, those of the adapter's twin are used.
     """
+    config = {**defaults(cls), **settings}
     try:
         small = adapter_of(cls).tiny(config)
     except NotImplementedError:  # an adapter without a twin
         small = {}
-    parts = {name: value for name, value in small.items() if not config.get(name)}
+    parts = {name: value for name, value in small.items() if settings.get(name) is None and not config.get(name)}
     with torch.device("meta"):
         make = getattr(cls, "from_config", None)  # diffusers' classes have it
         return make({**config, **parts}) if make else cls(**{**config, **parts})

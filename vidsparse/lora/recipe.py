@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -56,6 +57,11 @@ class LoraRecipe:
         if self.positions is not None and (self.frames is None or self.trained_frames is None):
             raise ValueError(f"positions={self.positions!r} depend on frames and trained_frames; give both")
         check_sampler(self.sampler, self.flow_shift)
+
+    @classmethod
+    def first_known(cls, recipes: Iterable[LoraRecipe]) -> LoraRecipe:
+        """The first recipe of several that is known; an empty recipe otherwise."""
+        return next((recipe for recipe in recipes if recipe.is_known), cls())
 
     @property
     def is_known(self) -> bool:

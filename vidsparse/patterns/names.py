@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import json
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
-from vidsparse import corrections, patterns
 from vidsparse.corrections import Correction
 from vidsparse.patterns import Pattern, StepSchedule
-from vidsparse.serialize import from_data
+from vidsparse.patterns.schedule import bare
+from vidsparse.serialize import from_data, known_classes, required_fields
 
 NONE = "none"  # the name of no correction
 
@@ -26,12 +24,12 @@ def pattern_classes() -> dict[str, type[Pattern]]:
     The class `TopBlocks` of `vidsparse.patterns` is called `top-blocks`. Classes with a field that has neither a
     default nor an entry in `named_defaults` are left out: a schedule needs a pattern.
     """
-    return {name: cls for name, cls in _classes(patterns).items() if _required(cls) <= set(cls.named_defaults)}
+    return {name: cls for name, cls in _named(Pattern).items() if required_fields(cls) <= set(cls.named_defaults)}
 
 
 def correction_classes() -> dict[str, type[Correction]]:
     """Name -> class of every correction, sorted by name."""
-    return _classes(corrections)
+    return _named(Correction)
 
 
 def build_pattern(name: str, density: float | None = None, settings: list[str] | None = None) -> Pattern:
@@ -63,7 +61,7 @@ def build_pattern(name: str, density: float | None = None, settings: list[str] |
 
 
 def change_pattern(pattern: Pattern, density: float | None = None, settings: list[str] | None = None) -> Pattern:
-    """Change the density and other fields of a pattern; set fields that exclude the new ones to None as well.
+    """Change the density and other fields of a pattern; the fields that exclude a new one become None.
 
     Args, Raises: see `build_pattern`.
     """
@@ -74,7 +72,8 @@ def change_pattern(pattern: Pattern, density: float | None = None, settings: lis
             given[field] = _inner(field, given[field], density)
         elif density is not None:
             given[field] = change_pattern(getattr(pattern, field), density)
-    return _checked(name, given, lambda: cast("Pattern", replace(cast("Any", pattern), **given)))
+    changes = {**_excluded(type(pattern), given), **given}
+    return _checked(name, given, lambda: cast("Pattern", replace(cast("Any", pattern), **changes)))
 
 
 def build_correction(name: str) -> Correction | None:
@@ -94,8 +93,8 @@ def build_correction(name: str) -> Correction | None:
 
 def name_of(pattern: Pattern) -> str:
     """The name of a pattern, in whatever schedule; the name of its class where no name builds it."""
-    bare = pattern.pattern if isinstance(pattern, StepSchedule) else pattern
-    return next((name for name, cls in pattern_classes().items() if cls is type(bare)), type(bare).__name__)
+    own = type(bare(pattern))
+    return next((name for name, cls in pattern_classes().items() if cls is own), own.__name__)
 
 
 def named_settings(cls: type[Pattern]) -> dict[str, Any]:
@@ -104,19 +103,23 @@ def named_settings(cls: type[Pattern]) -> dict[str, Any]:
     return {**defaults, **cls.named_defaults}
 
 
-def _classes(module: ModuleType) -> dict[str, Any]:
-    kinds = [cls for cls in vars(module).values() if isinstance(cls, type) and issubclass(cls, (Pattern, Correction))]
-    named = ((re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower(), cls) for cls in kinds)
-    return {name: cls for name, cls in sorted(named, key=lambda pair: pair[0]) if not inspect.isabstract(cls)}
-
-
-def _required(cls: Any) -> set[str]:
-    return {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+def _named(kind: type[Any]) -> dict[str, Any]:
+    """The name in words of every class of a kind, sorted: `TopBlocks` is `top-blocks`."""
+    words = {re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower(): cls for name, cls in known_classes().items()}
+    return {name: cls for name, cls in sorted(words.items()) if issubclass(cls, kind)}
 
 
 def _pattern_fields(cls: Any) -> list[str]:
     """Fields that hold a pattern, which words give by its name."""
     return [f.name for f in fields(cls) if f.type == "Pattern"]
+
+
+def _excluded(cls: type[Pattern], given: dict[str, Any]) -> dict[str, None]:
+    """None for each field that one of the given fields excludes."""
+    defaults = {f.name: f.default for f in fields(cast("Any", cls))}
+    alternatives = cls.named_alternatives
+    rivals = {*alternatives, *(name for name in cls.named_defaults if defaults[name] is None)} if alternatives else ()
+    return dict.fromkeys(rivals) if any(given.get(name) is not None for name in rivals) else {}
 
 
 def _inner(field: str, name: Any, density: float | None) -> Pattern:

@@ -71,3 +71,10 @@ class StepSchedule(Pattern):
         outside_sigmas = self.sigmas is not None and not self.sigmas[0] <= context.sigma <= self.sigmas[1]
         first = context.step < self.dense_steps
         return first or last or context.layer in layers or outside_steps or outside_sigmas
+
+
+def bare(pattern: Pattern) -> Pattern:
+    """The pattern without its schedule, or its schedules where one is inside another."""
+    while isinstance(pattern, StepSchedule):
+        pattern = pattern.pattern
+    return pattern
