@@ -13,7 +13,7 @@ from foreign import WIDTH, Foreign, ForeignAdapter
 from twins import class_or_skip, ignores_warnings, twin
 
 from vidsparse import Radial, VideoGrid
-from vidsparse.doctor import CHECKS, Result, Twin, diagnose, examine, masked
+from vidsparse.doctor import CHECKS, Twin, diagnose, examine, masked
 from vidsparse.doctor.support import around, support_table
 from vidsparse.doctor.twin import defaults
 from vidsparse.runtime import registry
@@ -94,11 +94,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @functools.cache
-def examined(name: str, check: str) -> Result:
-    return examine(twin(name), check)
-
-
-@functools.cache
 def variant_twin(variant: str) -> Twin:
     name, settings = VARIANTS[variant]
     if lacking := settings.keys() - defaults(class_or_skip(name)).keys():
@@ -107,17 +102,12 @@ def variant_twin(variant: str) -> Twin:
     return Twin(class_or_skip(name), settings | saved)
 
 
-# The checks of a family run in one process, which remembers what they found for the table of families.
-every_family = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in ADAPTERS])
-
-
-@pytest.mark.parametrize("check", CHECKS)
-@every_family
-def test_every_family_passes_every_check_that_applies(name: str, check: str) -> None:
-    result = examined(name, check)
-    assert result.outcome != "failed", result.detail
-    if result.outcome == "not applicable":
-        pytest.skip(result.detail)
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_every_family_passes_every_check_that_applies(name: str) -> None:
+    results = diagnose(class_or_skip(name))
+    assert not {result.check: result.detail for result in results if result.outcome == "failed"}
+    row = support_table({name: results}).splitlines()[-1]
+    assert row in table_of_families(), "run: vidsparse doctor --support docs/families.md"
 
 
 @pytest.mark.parametrize("check", ["grid", "layers", "sparse", "batch", "bfloat16", "backward"])
@@ -198,12 +188,6 @@ def table_of_families() -> list[str]:
     page = ROOT / "docs/families.md"
     before, after = around(page)
     return page.read_text(encoding="utf-8")[len(before) : -len(after)].strip().splitlines()
-
-
-@every_family
-def test_the_row_of_a_family_is_what_the_checks_find(name: str) -> None:
-    row = support_table({name: tuple(examined(name, check) for check in CHECKS)}).splitlines()[-1]
-    assert row in table_of_families(), "run: vidsparse doctor --support docs/families.md"
 
 
 def test_the_table_has_the_rows_of_all_families_in_their_order() -> None:
