@@ -237,8 +237,8 @@ def test_the_torch_code_stays_on_its_device(rule: Rule) -> None:
     ("kind", "amount", "message"),
     [
         ("best", 3, "kind='best' is unknown; choose top_k, top_p or threshold"),
-        ("top_k", 0, "at least 1, not 0"),
-        ("top_k", 1.5, "at least 1, not 1.5"),
+        ("top_k", 0, "top_k=0 must be a whole number of at least 1"),
+        ("top_k", 1.5, "top_k=1.5 must be a whole number of at least 1"),
         ("top_p", 0, r"top_p=0 must be in \(0, 1\]"),
         ("threshold", 1.1, r"threshold=1.1 must be in \(0, 1\]"),
     ],
