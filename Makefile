@@ -1,4 +1,4 @@
-# make demo    two videos from one prompt, dense and sparse, and what the sparsity bought
+# make demo    an attention layer of a real model's size, and two videos from one prompt: dense and sparse
 # make test    ruff, mypy, pytest in as many processes as there are processors, at most four
 # Each creates .venv first if it is missing or older than pyproject.toml or constraints.txt.
 # A Linux machine without a GPU saves gigabytes with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu

@@ -1,8 +1,8 @@
-"""The first thing to run: one prompt, a dense and a sparse video, and what the sparsity bought and cost.
+"""The first thing to run: what sparsity saves at the size of a real model, and two videos of a small one.
 
     python examples/demo.py --out demo
 
-It is one call of `vidsparse compare`, which it prints, so that you can go on from there.
+It runs `vidsparse bench` and `vidsparse compare`, and prints both commands, so that you can go on from there.
 """
 
 from __future__ import annotations
@@ -37,6 +37,15 @@ def main() -> int:
     options = ["compare", PROMPT, *(part for setting in settings.items() for part in setting)]
     options += [part for option, name in files.items() for part in (option, str(arguments.out / name))]
     options += ["--steps", "6"] if arguments.fast else []
+    size = ["--frames", "5" if arguments.fast else "81", "--height", "480", "--width", "832"]
+    print("One attention layer of Wan 2.1 (two of its heads) on this machine:", flush=True)
+    failed = run(["bench", *size, "--density", "0.2"])
+    print("\nA dense and a sparse video of the small model that comes with vidsparse:", flush=True)
+    return failed or run(options)
+
+
+def run(options: list[str]) -> int:
+    """Print a command of vidsparse, run it, and return its exit code."""
     print("$ vidsparse", shlex.join(options), flush=True)
     return subprocess.run([sys.executable, "-m", "vidsparse.cli", *options]).returncode
 
