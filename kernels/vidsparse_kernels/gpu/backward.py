@@ -101,10 +101,9 @@ def backward(
     layout = launch.layout
     rows = launch.query_blocks * math.prod(layout.query_tile)
     row_terms = torch.empty(launch.programs, 2, rows, dtype=torch.float32, device=query.device)
-    launch.run(
-        row_terms_kernel,
-        launch.query_blocks,
-        ROW_TERMS,
+    row_terms_kernel[launch.grid(launch.query_blocks)](
+        **launch.arguments,
+        **ROW_TERMS,
         # inputs
         out=out,
         grad_out=grad_out,

@@ -269,10 +269,9 @@ def forward(
     step = step_box(layout.key_tile, config.step)
     key_boxes, value_boxes = launch.boxes(step, key), launch.boxes(step, value)
     norms = key_norms(launch, key) if bounded else None
-    launch.run(
-        forward_kernel,
-        launch.query_blocks,
-        config.options,
+    forward_kernel[launch.grid(launch.query_blocks)](
+        **launch.arguments,
+        **config.options,
         **arguments,
         # inputs
         key_boxes_low=key_boxes.low,

@@ -291,10 +291,9 @@ def key_gradients(
     step = step_box(layout.query_tile, config.step)
     query_boxes, grad_boxes = launch.boxes(step, query), launch.boxes(step, grad_out)
     row_bits, column_bits = place_bits(layout.view, layout.query_tile)
-    launch.run(
-        key_gradient_kernel,
-        extra_blocks * parts + columns.pieces.shape[1],
-        config.options,
+    key_gradient_kernel[launch.grid(extra_blocks * parts + columns.pieces.shape[1])](
+        **launch.arguments,
+        **config.options,
         **shared,
         # inputs
         query_boxes_low=query_boxes.low,
@@ -324,10 +323,9 @@ def key_gradients(
     )
     for second, (grad, factor) in enumerate(((grad_key, shared["scale"]), (grad_value, 1.0))):
         if all_slots:
-            launch.run(
-                add_slots_kernel,
-                extra_blocks + launch.key_tiles,
-                ADD_SLOTS,
+            add_slots_kernel[launch.grid(extra_blocks + launch.key_tiles)](
+                **launch.arguments,
+                **ADD_SLOTS,
                 # inputs
                 sums=sums,
                 scale=factor,

@@ -140,21 +140,24 @@ class Launch:
         held = math.prod(self.layout.query_tile)
         return choose_gluon(self.chip, self.dtype.itemsize, self.shape[3], held)
 
-    def run(self, kernel: Any, blocks: int, options: dict[str, int], **arguments: Any) -> None:
-        """Launch `blocks` programs for each head of each sample."""
+    def grid(self, blocks: int) -> tuple[int, int]:
+        """The grid of a launch: `blocks` programs for each head of each sample."""
+        return blocks, self.programs
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that all kernels share."""
         frames, height, width = self.layout.view
         map_batch, map_head = self.groups
-        kernel[(blocks, self.programs)](
-            **arguments,
-            frames=frames,
-            height=height,
-            width=width,
-            prefix=self.layout.prefix,
-            extra=self.extra,
-            heads=self.shape[2],
-            map_batch=map_batch,
-            map_head=map_head,
-            HEAD=self.head,
-            **options,
-            enable_fp_fusion=True,
-        )
+        return {
+            "frames": frames,
+            "height": height,
+            "width": width,
+            "prefix": self.layout.prefix,
+            "extra": self.extra,
+            "heads": self.shape[2],
+            "map_batch": map_batch,
+            "map_head": map_head,
+            "HEAD": self.head,
+            "enable_fp_fusion": True,
+        }

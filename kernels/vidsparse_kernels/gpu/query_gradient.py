@@ -185,10 +185,9 @@ def query_gradient(
     step = step_box(layout.key_tile, config.step)
     key_boxes, value_boxes = launch.boxes(step, key), launch.boxes(step, value)
     row_bits, column_bits = place_bits(layout.view, layout.key_tile)
-    launch.run(
-        query_gradient_kernel,
-        launch.query_blocks,
-        config.options,
+    query_gradient_kernel[launch.grid(launch.query_blocks)](
+        **launch.arguments,
+        **config.options,
         **shared,
         # inputs
         key_boxes_low=key_boxes.low,

@@ -10,7 +10,7 @@ import torch
 from vidsparse import BlockMap, VideoGrid, bench
 
 pytest.importorskip("triton")
-from vidsparse_kernels.gpu import backward, configs, launch, operator
+from vidsparse_kernels.gpu import configs, forward, key_gradient, launch, operator, query_gradient
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -55,25 +55,36 @@ def test_launches_that_fail_or_give_other_numbers_are_left_out(
 ) -> None:
     for name, values in (("STEPS", (16, 32, 64, 128)), ("WARPS", (4,)), ("STAGES", (1,)), ("REGISTERS", (None,))):
         monkeypatch.setattr(bench, name, values)
-    right, launches = launch.Launch.run, []
-    result = {"forward": "out", "query_gradient": "grad_query", "key_gradient": "grad_key"}[kernel]
+    launches: list[configs.Config] = []
+    module, name, result = {
+        "forward": (forward, "forward_kernel", "out"),
+        "query_gradient": (query_gradient, "query_gradient_kernel", "grad_query"),
+        "key_gradient": (key_gradient, "key_gradient_kernel", "grad_key"),
+    }[kernel]
+    right = getattr(module, name)
 
-    def faulty(self: launch.Launch, run: Any, blocks: int, options: dict[str, int], **arguments: Any) -> None:
-        config = configs._TRIED.get(kernel) if run is not backward.row_terms_kernel else None
-        launches.append(config)
-        if config is not None and config.step == 16:
-            raise RuntimeError("PassManager::run failed")
-        right(self, run, blocks, options, **arguments)
-        if config is not None and config.step == 32 and result in arguments:
-            arguments[result].fill_(float("nan"))
+    class Faulty:
+        def __getitem__(self, programs: tuple[int, int]) -> Any:
+            def launched(**arguments: Any) -> None:
+                config = configs._TRIED.get(kernel)
+                if not isinstance(config, configs.Config):
+                    return right[programs](**arguments)
+                launches.append(config)
+                if config.step == 16:
+                    raise RuntimeError("PassManager::run failed")
+                right[programs](**arguments)
+                if config.step == 32:
+                    arguments[result].fill_(float("nan"))
 
-    monkeypatch.setattr(launch.Launch, "run", faulty)
+            return launched
+
+    monkeypatch.setattr(module, name, Faulty())
     grid = VideoGrid(1, 8, 16)
     block_map = BlockMap.from_dense(torch.ones(2, 2, dtype=torch.bool), grid, (1, 8, 8))
     tensors = bench.inputs(grid.tokens, 1, 32, torch.float32, torch.device(DEVICE))
     found = dict(bench.tune(tensors, block_map, kernel))
     assert [config.step for config in found] == [64] and all(took > 0 for took in found.values())
-    assert {config.step for config in launches if config is not None} == {16, 32, 64}
+    assert {config.step for config in launches} == {16, 32, 64}
 
 
 def test_what_does_not_fit_a_chip_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

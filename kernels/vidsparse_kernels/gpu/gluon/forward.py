@@ -59,10 +59,9 @@ def run(launch: Launch, config: GluonConfig, key: torch.Tensor, value: torch.Ten
         return TensorDescriptor(whole.base, whole.shape, whole.strides, whole.block_shape, shared)
 
     keys, values = launch.boxes(step, key), launch.boxes(step, value)
-    launch.run(
-        gluon_forward_kernel,
-        launch.query_blocks,
-        config.options,
+    gluon_forward_kernel[launch.grid(launch.query_blocks)](
+        **launch.arguments,
+        **config.options,
         **arguments,
         # inputs
         key_boxes=descriptor(keys),
