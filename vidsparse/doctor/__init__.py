@@ -1,4 +1,4 @@
-"""Whether sparse attention does to a model what it should, found out on a small random twin of it."""
+"""Checks on a small random twin of a model that sparse attention computes what it should."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["CHECKS", "Result", "Twin", "diagnose", "examine", "masked"]
 
 @dataclass(frozen=True)
 class Result:
-    """What a check found: `detail` is the number, what is wrong, or why it does not apply."""
+    """The result of a check: `detail` is the number, what is wrong, or why the check does not apply."""
 
     check: str
     outcome: Literal["ok", "failed", "not applicable"]
@@ -53,7 +53,7 @@ def examine(twin: Twin, check: str) -> Result:
         return Result(check, "not applicable", _line(reason))
     except Failed as failure:
         return Result(check, "failed", _line(failure))
-    except Exception as error:  # an adapter may be wrong in any way, and the table shall say so
+    except Exception as error:  # an adapter may be wrong in any way, and the table must say so
         return Result(check, "failed", f"{type(error).__name__}: {_line(error)}")
 
 

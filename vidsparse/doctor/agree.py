@@ -1,4 +1,4 @@
-"""When two results are the same: bit for bit, or but for rounding."""
+"""Compares two results: bit for bit, or up to rounding."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ Results = dict[str, torch.Tensor]
 
 
 class Failed(Exception):
-    """A check does not hold; says what is wrong, with the number."""
+    """Raised when a check fails; says what is wrong, with the number."""
 
 
 class NotApplicable(Exception):
-    """There is nothing to check; says why."""
+    """Raised when a check does not apply; says why."""
 
 
 def same(found: Results, expected: Results) -> None:
-    """See that results are the same bit for bit.
+    """Check that results are equal bit for bit.
 
     Raises:
         Failed: they are not.
@@ -27,7 +27,7 @@ def same(found: Results, expected: Results) -> None:
 
 
 def agree(found: Results, plain: Results, exact: Results, dtype: torch.dtype) -> str:
-    """See that results in a dtype are what the model gives itself (`plain`), but for rounding.
+    """Check that results in a dtype equal those of the model itself (`plain`), up to rounding.
 
     The error against float64 (`exact`) may be twice that of the model itself, and one rounding of the largest number.
 

@@ -1,4 +1,4 @@
-"""What users do to a model besides making it sparse."""
+"""Changes that users make to a model besides making it sparse."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ CPU = torch.device("cpu")
 
 
 def nothing(model: Any, dtype: torch.dtype) -> None:
-    """Leave it as it is; like all that follow, takes the dtype that the model computes in."""
+    """Leave the model as it is. Like all changes, takes the dtype that the model computes in."""
 
 
 def gradient_checkpointing(model: Any, dtype: torch.dtype) -> None:
-    if dtype != torch.float64:  # what is computed a second time would go over to float32 there
+    if dtype != torch.float64:  # the recomputed forward pass would run in float32 there
         model.enable_gradient_checkpointing()
 
 
@@ -26,7 +26,7 @@ def fused_projections(model: Any, dtype: torch.dtype) -> None:
 
 
 def lora(model: Any, dtype: torch.dtype) -> None:
-    """An adapter of peft on all that video self-attention projects with; the same numbers each time."""
+    """Add a LoRA of peft to all projections of video self-attention, with the same numbers each time."""
     from peft import LoraConfig
 
     names = [

@@ -1,4 +1,4 @@
-"""The checks: what must hold for a model before anyone trusts it with sparse attention."""
+"""The list of checks that a model must pass before it is trusted with sparse attention."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vidsparse.doctor.under_mask import KEEPS_ALL, Agrees
 
 
 class Check(NamedTuple):
-    """What holds for a model, and how to see that: `run` returns what it found, or raises as `Agrees` does."""
+    """A property of a model, and its test: `run` returns the finding, or raises as `Agrees` does."""
 
     says: str
     run: Callable[[Twin], str]

@@ -1,4 +1,4 @@
-"""Checks of what an adapter says of a model: where the video's tokens stand, and which layers see them."""
+"""Checks of what an adapter declares: which tokens are video, and which layers see them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ODD: View = (3, 5, 7)
 
 
 def video_is_where_the_grid_says(twin: Twin) -> str:
-    """An argument of the call changes the tokens that the adapter calls video, and no others."""
+    """Check that the video argument changes exactly the tokens that the adapter calls video."""
     grid = twin.grid(ODD)
     name, _ = _other_video(twin, grid)
     return f"{grid.prefix} tokens before the video, {grid.suffix} after it; {name} is the video"
 
 
 def every_layer_is_told(twin: Twin) -> str:
-    """All attention whose keys follow the video, for as many queries and keys as it has tokens, is the adapter's."""
+    """Check that the adapter lists every attention over the video's tokens."""
     model, grid = twin.build(), twin.grid(ODD)
     _, other = _other_video(twin, grid)
     told = len(_keys(model, twin.adapter.self_attentions(model).values(), other, grid))
@@ -57,7 +57,7 @@ def _other_video(twin: Twin, grid: VideoGrid) -> tuple[str, dict[str, Any]]:
 
 
 def _changed(arguments: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """For each argument of tensors, its name, and the arguments with other numbers there."""
+    """For each argument that holds tensors: its name, and the arguments with other numbers in it."""
     for name, value in arguments.items():
         parts = [value] if isinstance(value, torch.Tensor) else value
         if not isinstance(parts, (list, tuple)):
@@ -70,7 +70,7 @@ def _changed(arguments: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]
 def _keys(
     model: Any, modules: Iterable[torch.nn.Module], arguments: Mapping[str, Any], grid: VideoGrid
 ) -> list[torch.Tensor]:
-    """Keys [tokens, channels] of the first sample in all attention of these modules that is as long as the video."""
+    """Keys [tokens, channels] of the first sample, for each attention of these modules over the whole video."""
     seen: list[torch.Tensor] = []
 
     def look(attention: Any, query: torch.Tensor, key: torch.Tensor, mask: Any) -> torch.Tensor:

@@ -18,7 +18,7 @@ from vidsparse.runtime.registry import adapter_for
 
 @contextmanager
 def masked(transformer: torch.nn.Module, pattern: Pattern, grid: VideoGrid) -> Iterator[None]:
-    """While this lasts, video self-attention has the mask that a pattern means for a grid.
+    """Within the context, run video self-attention under the mask of a pattern for a grid.
 
     The model's own processors run, and masks of their own stay. For small grids, and patterns of shapes alone.
 
@@ -30,8 +30,8 @@ def masked(transformer: torch.nn.Module, pattern: Pattern, grid: VideoGrid) -> I
 
     def with_mask(attention: Any, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         suffix = key.shape[-2] - grid.prefix - grid.video_tokens
-        seen.append(0 <= suffix <= grid.suffix)  # not so of Cosmos 3's text, which sees itself alone
-        if seen[-1]:  # Mochi leaves out what is padding after the video
+        seen.append(0 <= suffix <= grid.suffix)  # Cosmos 3's text, which sees itself alone, has another length
+        if seen[-1]:  # Mochi leaves out padding after the video
             block_map = pattern.plan(replace(grid, suffix=suffix))
             if not isinstance(block_map, BlockMap):
                 raise TypeError(f"{pattern!r} has tiles of several shapes; masked takes patterns with one map")
@@ -48,7 +48,7 @@ def masked(transformer: torch.nn.Module, pattern: Pattern, grid: VideoGrid) -> I
 
 @contextmanager
 def intercepted(modules: Iterable[torch.nn.Module], attend: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """While this lasts, `attend(attention, query, key, mask)` stands in for PyTorch's attention inside these modules.
+    """Within the context, `attend(attention, query, key, mask)` replaces PyTorch's attention inside these modules.
 
     Every processor of diffusers ends in `scaled_dot_product_attention`; `attention(mask)` calls that. Query and key are
     [batch, heads, tokens, head_dim]. The function is PyTorch's for all threads: not for two at once.

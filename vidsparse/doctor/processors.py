@@ -14,7 +14,7 @@ from vidsparse.runtime.sparsify import sparsify
 
 
 def dense_is_the_model(twin: Twin) -> str:
-    """A dense step gives what the model gives, bit for bit."""
+    """Check that a dense step equals the model itself, bit for bit."""
     model = twin.build()
     expected = twin.outputs(model)
     with sparsify(model, Dense(), strict=True) as run:
@@ -23,7 +23,7 @@ def dense_is_the_model(twin: Twin) -> str:
 
 
 def restore_puts_back_the_very_objects(twin: Twin) -> str:
-    """After `restore`, the processors are the objects that stood there, and no hook is left."""
+    """Check that `restore` puts back the same processor objects and leaves no hook."""
     model = twin.build()
     expected, before = twin.outputs(model), _processors(model)
     with sparsify(model, SPARSE):
@@ -42,7 +42,7 @@ def _processors(model: Any) -> dict[str, Any]:
 
 
 def backend_reaches_dense_steps(twin: Twin) -> str:
-    """The attention backend that a user sets, before or after `sparsify`, is that of dense steps."""
+    """Check that dense steps use the attention backend that a user set before or after `sparsify`."""
     model, backend = twin.build(), AttentionBackendName._NATIVE_MATH
     attentions: Any = twin.adapter.self_attentions(model).values()
     originals = [attention.processor for attention in attentions]

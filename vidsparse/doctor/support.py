@@ -13,7 +13,7 @@ START, END = "<!-- support -->", "<!-- /support -->"
 
 
 def title(name: str) -> str:
-    """What the models of a class are called."""
+    """The title of a class of models."""
     return adapter_named(name).family or name
 
 
@@ -38,7 +38,7 @@ def put_support_table(path: Path, found: Mapping[str, tuple[Result, ...]]) -> No
 
 
 def around(path: Path) -> tuple[str, str]:
-    """The text of a file up to the first marker, and from the second one; both with their marker."""
+    """The text of a file up to and including the first marker, and from the second marker on."""
     before, start, rest = path.read_text(encoding="utf-8").partition(START)
     _, end, after = rest.partition(END)
     if not end:

@@ -20,7 +20,7 @@ VIEW: View = (2, 4, 8)
 
 
 class Twin:
-    """The twin of a transformer class at a configuration; the same each time.
+    """Build the twin of a transformer class at a configuration; it is the same each time.
 
     Attributes:
         cls: the class. adapter: its adapter. config: the settings of the twin.
@@ -36,14 +36,14 @@ class Twin:
             self._model: Any = make(self.config) if make else cls(**self.config)
             self._model.eval()
             for parameter in self._model.parameters():
-                if parameter.ndim > 1:  # also those that start as zeros, which let nothing through
+                if parameter.ndim > 1:  # zeros too, which would hide everything behind them
                     parameter.normal_(std=(parameter.numel() / len(parameter)) ** -0.5)
 
     def build(self, dtype: torch.dtype = torch.float32) -> Any:
-        """A new model, in a dtype as `from_pretrained` has it: some modules stay in float32."""
+        """Build the model in a dtype, as `from_pretrained` does: some modules stay in float32."""
         model = copy.deepcopy(self._model)
         kept = () if dtype == torch.float64 else getattr(model, "_keep_in_fp32_modules", None) or ()
-        torch.nn.Module.to(model, dtype)  # diffusers warns of what the next lines see to
+        torch.nn.Module.to(model, dtype)  # diffusers warns of what the next lines handle
         for name, module in model.named_modules():
             if any(part in name.split(".") for part in kept):
                 torch.nn.Module.to(module, torch.float32)
@@ -59,11 +59,11 @@ class Twin:
         return self.adapter.example(model, view, batch, noise)
 
     def grid(self, view: View = VIEW, batch: int = 1) -> VideoGrid:
-        """The token grid of such a call, as the adapter tells it."""
+        """The token grid of such a call, from the adapter."""
         return self.adapter.grid(self._model, self.arguments(self._model, view, batch))
 
     def outputs(self, model: Any, view: View = VIEW, batch: int = 1, dtype: torch.dtype = torch.float32) -> Results:
-        """What a call returns, by position: video, and in some families sound."""
+        """The outputs of a call, in order: video, and in some families sound."""
         with torch.no_grad(), _computing_in(dtype):
             return _by_position(model(**self.arguments(model, view, batch, dtype)))
 
@@ -87,7 +87,7 @@ def _computing_in(dtype: torch.dtype) -> AbstractContextManager[object]:
 
 
 class _InFloat64(TorchFunctionMode):
-    """What is in float64 stays so where models go over to less, as for norms; what starts in float32 is as it was."""
+    """Within the context, float64 stays float64 where models cast to float32, as for norms."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

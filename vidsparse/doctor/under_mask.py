@@ -1,4 +1,4 @@
-"""Checks that a sparse model computes what its pattern means."""
+"""Checks that a sparse model computes attention under the mask of its pattern."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEEPS_ALL = SlidingTile(window=(99, 99, 99))
 
 @dataclass(frozen=True)
 class Agrees:
-    """A sparse model is the model itself under the expanded mask, whether `change` comes before or after `sparsify`.
+    """Check that a sparse model equals the model under the expanded mask, with `change` before or after `sparsify`.
 
     With `KEEPS_ALL`, it is the model as it is.
     """
@@ -49,7 +49,7 @@ class Agrees:
                     self.change(model, self.dtype)
                 found = self.measure(twin, model, self.view, self.batch, self.dtype)
                 lost = run.report().lost
-            if lost and after:  # the report says so, and what to do
+            if lost and after:  # the report names the change and the remedy
                 return f"{texts[0]}; before sparsify only: {'; '.join(lost)}"
             if lost:
                 raise Failed(f"not sparse: {'; '.join(lost)}")
@@ -57,14 +57,14 @@ class Agrees:
         return texts[-1]
 
     def own(self, twin: Twin, dtype: torch.dtype) -> Results:
-        """What the model computes itself, in a dtype."""
+        """The output of the unmodified model in a dtype."""
         model, grid = twin.build(dtype), twin.grid(self.view, self.batch)
         self.change(model, dtype)
         with nullcontext() if self.pattern is KEEPS_ALL else masked(model, self.pattern, grid):
             return self.measure(twin, model, self.view, self.batch, dtype)
 
     def bare(self, twin: Twin) -> Results:
-        """What the model gives without us and without a mask.
+        """The output of the unmodified model without a mask.
 
         Raises:
             NotApplicable: it cannot, with diffusers' own reason.
@@ -77,7 +77,7 @@ class Agrees:
         try:
             self.change(model, self.dtype)
             return self.measure(twin, model, self.view, self.batch, self.dtype)
-        except Exception as error:  # whatever it is, nothing of ours has run
+        except Exception as error:  # any error: only the model's own code has run
             if self.change is changes.nothing and self.dtype == torch.float32:
                 raise  # the twin itself is wrong
             raise NotApplicable(f"without vidsparse too: {type(error).__name__}: {error}") from error
