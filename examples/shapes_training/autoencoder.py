@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from optimization import SAVE_SECONDS, SEED, Stage, optimizers
+from precision import lower_precision
 
 from vidsparse.shapes.render import training_video
 from vidsparse.shapes.world import World
@@ -57,7 +58,7 @@ def train_autoencoder(
     def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
         count, frames, size = rng.choices([c for c, _ in CROPS], [w for _, w in CROPS])[0]
         video = crops(rng, world, count, frames, size).to(device)
-        with torch.autocast(device, torch.bfloat16):
+        with lower_precision(device):
             with torch.no_grad():
                 old = before.encode(video).latent_dist.mean.float()
             posterior = vae.encode(video).latent_dist
@@ -88,7 +89,7 @@ def measure(vae: AutoencoderKLWan, world: World, frames: int, videos: int, devic
     for _ in range(videos):
         _, video = training_video(rng, frames, two_objects=0.5, world=world)
         video = video[None].to(device)
-        with torch.autocast(device, torch.bfloat16):
+        with lower_precision(device):
             decoded = vae.decode(vae.encode(video).latent_dist.mean).sample.float()
         rows.append(psnr(decoded, video))
     frame = torch.stack(rows).mean(dim=0)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from autoencoder import measure, train_autoencoder
 from latents import SHARD, Example, Pool, Statistics, encode, encode_shards, read_pool, read_shard, write_shard
+from precision import precision
 from safetensors.torch import load_file, save_file
 from strip import draw_strip, pipeline
 from transformer import Training, Weights
@@ -66,7 +66,7 @@ def check(given: Namespace) -> None:
 
 def latents(given: Namespace) -> None:
     """Draw and encode videos, those that the log asks about first."""
-    vae, world = load_autoencoder(given.out).to(given.device, torch.bfloat16), given.plan.world
+    vae, world = load_autoencoder(given.out).to(given.device, precision(given.device)), given.plan.world
     held_out(given.out, vae, world)
     encode_shards(vae, world, given.out / "latents", range(-(-given.videos // SHARD)), world.frames)
 
@@ -87,7 +87,7 @@ def held_out(out: Path, vae: AutoencoderKLWan, world: World) -> Pool:
 
 def train(given: Namespace) -> None:
     """Train the transformer by the plan."""
-    vae = load_autoencoder(given.out).to(given.device, torch.bfloat16)
+    vae = load_autoencoder(given.out).to(given.device, precision(given.device))
     asked = held_out(given.out, vae, given.plan.world)
     path = given.out / STATISTICS
     if not newest(given.out, STATISTICS).is_file():

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from latents import Example, Pool, Statistics, crosses
 from outlines import OutlineReader, outlines
+from precision import lower_precision
 
 from vidsparse.shapes.model import MAX_WORDS
 
@@ -73,7 +74,7 @@ class Flow:
         grid = latent.shape[2], latent.shape[3] // patch, latent.shape[4] // patch
         drawn = outlines(examples, *grid, self.device)
         errors = self.errors(latent, torch.randn_like(latent), sigma, condition)
-        with torch.autocast(latent.device.type, torch.bfloat16):
+        with lower_precision(latent.device.type):
             seen = self.reader.loss(drawn)
         high = sigma > 0.75
         logged = {"flow": errors, "high_noise": errors[high], "low_noise": errors[~high], "outlines": seen}
@@ -86,7 +87,7 @@ class Flow:
         """Mean squared error of the predicted flow, noise minus latent, for each video: float32 [batch]."""
         level = sigma[:, None, None, None, None]
         noisy = (1 - level) * latent + level * noise
-        with torch.autocast(latent.device.type, torch.bfloat16):
+        with lower_precision(latent.device.type):
             flow = self.transformer(noisy, 1000 * sigma, condition).sample
         return (flow.float() - (noise - latent)).square().mean(dim=(1, 2, 3, 4))
 

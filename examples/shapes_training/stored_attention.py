@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
+from precision import precision
 
 from vidsparse.runtime.adapter import States
 from vidsparse_kernels.cpu.threads import divide
@@ -22,18 +23,18 @@ ONES = 32  # columns of ones beside the values, whose product is the sum of the 
 _free: list[torch.Tensor] = []  # buffers of earlier steps: pages fresh from the system cost more than the exponentials
 
 
-def _buffer(*shape: int) -> torch.Tensor:
+def _buffer(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     for i, buffer in enumerate(_free):
-        if buffer.shape == shape:
+        if (buffer.shape, buffer.dtype) == (shape, dtype):
             return _free.pop(i)
-    return torch.empty(shape, dtype=torch.bfloat16)
+    return torch.empty(shape, dtype=dtype)
 
 
 class _StoredAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         batch, tokens, heads, head_dim = query.shape
-        weights = _buffer(batch * heads, tokens, tokens)
+        weights = _buffer((batch * heads, tokens, tokens), query.dtype)
         scale = torch.empty(batch * heads, tokens, 1, dtype=query.dtype)
         out = torch.empty_like(query)
         ones = value.new_ones(tokens, ONES)
@@ -88,11 +89,11 @@ class _StoredAttention(torch.autograd.Function):
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def stored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Dense attention of [batch, tokens, heads, head_dim], computed in bfloat16, in the dtype of `query`.
+    """Dense attention of [batch, tokens, heads, head_dim], in the dtype of `query`, computed in that of `precision`.
 
-    Keeps tokens^2 bfloat16 numbers for each head and sample until the backward pass, which can run once.
+    Keeps tokens^2 numbers for each head and sample until the backward pass, which can run once.
     """
-    out: torch.Tensor = _StoredAttention.apply(*(x.bfloat16() for x in (query, key, value)))  # type: ignore[no-untyped-call]
+    out: torch.Tensor = _StoredAttention.apply(*(x.to(precision("cpu")) for x in (query, key, value)))  # type: ignore[no-untyped-call]
     return out.type_as(query)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from latents import Statistics
+from precision import precision
 from transformer import Weights, build
 
 from vidsparse.shapes import judge
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def pipeline(
     vae: AutoencoderKLWan, weights: Weights, statistics: Statistics, device: str, shift: float = 5.0
 ) -> WanPipeline:
-    """A pipeline in bfloat16 with the transformer at the size of tokens it was last trained with."""
+    """A pipeline, in the dtype of `precision`, with the transformer at the size of tokens it was last trained with."""
     from diffusers import UniPCMultistepScheduler
 
     pipe = load_pipeline()
@@ -30,7 +31,7 @@ def pipeline(
     pipe.transformer, _ = build(weights, weights.patch, device)
     pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config, flow_shift=shift)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device, torch.bfloat16)
+    return pipe.to(device, precision(device))
 
 
 def draw_strip(pipe: WanPipeline, world: World, path: Path, prompts: int, steps: int, guidance: float = 2.0) -> None:
