@@ -88,16 +88,23 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse.attention": (
         *("torch", "vidsparse.block_map", "vidsparse_kernels.available", "vidsparse_kernels.cpu"),
-        *("vidsparse_kernels.gpu", "vidsparse_kernels.reference"),
+        *("vidsparse_kernels.gpu", "vidsparse_kernels.providers", "vidsparse_kernels.reference"),
+        "vidsparse_kernels.trial",
     ),
     "vidsparse.block_map": (
         *("torch", "vidsparse.grid"),
-        *("vidsparse_kernels.gpu.lists", "vidsparse_kernels.layout", "vidsparse_kernels.reference"),
+        *("vidsparse_kernels.gpu.lists", "vidsparse_kernels.layout", "vidsparse_kernels.providers.runs"),
+        "vidsparse_kernels.reference",
     ),
     "vidsparse.grid": (),
     "vidsparse.atomic": (),
     "vidsparse.shapes": ("diffusers", "tokenizers", "torch", "transformers"),
     "vidsparse_pipelines": ("diffusers", "torch", "vidsparse.grid", "vidsparse.runtime.adapter"),
+    "vidsparse_kernels.trial": (
+        *("torch", "vidsparse_kernels.available", "vidsparse_kernels.gpu", "vidsparse_kernels.layout"),
+        *("vidsparse_kernels.providers", "vidsparse_kernels.reference"),
+    ),
+    "vidsparse_kernels.providers": ("cudnn", "cutlass", "flash_attn", "torch", "vidsparse_kernels.layout"),
     "vidsparse_kernels.gpu": (
         *("torch", "triton", "vidsparse_kernels.available", "vidsparse_kernels.layout", "vidsparse_kernels.reference"),
     ),

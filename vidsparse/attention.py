@@ -10,15 +10,16 @@ from weakref import WeakKeyDictionary
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse_kernels import reference
+from vidsparse_kernels import reference, trial
 from vidsparse_kernels.available import triton_lacks
 from vidsparse_kernels.cpu import rows
 from vidsparse_kernels.cpu.attention import attention as cpu_attention
+from vidsparse_kernels.providers import PROVIDERS, provider
 
 KEPT = 8  # cached products of one map on a CPU, for several samples and lengths of text
 _products = WeakKeyDictionary[BlockMap, dict[tuple[int, int | None], rows.Products]]()
 
-Impl = Literal["auto", "triton", "cpu", "flex", "reference"]
+Impl = Literal["auto", "triton", "cudnn", "fa4", "cpu", "flex", "reference"]
 
 
 class Choice(NamedTuple):
@@ -33,7 +34,7 @@ def check_impl(impl: str, device: torch.device) -> None:
 
     Raises:
         ValueError: an unknown name, or "cpu" for another device.
-        NotImplementedError: "triton" without Triton or a CUDA device.
+        NotImplementedError: "triton", "cudnn" or "fa4" without its package, or on a device that it does not serve.
     """
     if impl not in get_args(Impl):
         raise ValueError(f"impl={impl!r} is unknown; choose one of {', '.join(get_args(Impl))}")
@@ -41,6 +42,8 @@ def check_impl(impl: str, device: torch.device) -> None:
         raise ValueError(f"impl='cpu' needs tensors on the CPU, these are on {device}; use impl='auto'")
     if impl == "triton" and (reason := triton_lacks(device)):
         raise NotImplementedError(f"impl='triton' {reason}; use impl='auto'")
+    if impl in PROVIDERS and (reason := provider(impl).lacks(device)):
+        raise NotImplementedError(f"impl={impl!r} {reason}; use impl='auto'")
 
 
 def choose_impl(impl: str, query: torch.Tensor, block_map: BlockMap, gradients: bool | None = None) -> Choice:
@@ -65,7 +68,7 @@ def choose_impl(impl: str, query: torch.Tensor, block_map: BlockMap, gradients: 
         return Choice("cpu")
     reason = triton_lacks(query.device)
     if reason is None:
-        from vidsparse_kernels.gpu import operator, trial
+        from vidsparse_kernels.gpu import operator
 
         layout, bounded = block_map.layout, operator.measures_keys(query, block_map.indices, block_map.layout)
         reason = operator.unsupported(query, block_map.query_tile, block_map.key_tile)
@@ -116,9 +119,10 @@ def sparse_attention(
         extra_valid: int [batch], how many of the prefix and suffix tokens, in sequence order, are keys; the others are
             padding. None: all.
         scale: finite factor on the logits; 1/sqrt(head_dim) by default.
-        impl: "auto", "triton", "cpu", "flex" or "reference"; an explicit one never falls back. On a CPU, "flex" is for
-            tests: it computes all scores. "triton" takes float16, bfloat16 and float32, head_dim 32, 64, 96 and 128,
-            and tiles of 64 or 128 tokens.
+        impl: "auto", "triton", "cudnn", "fa4", "cpu", "flex" or "reference"; an explicit one never falls back. On a
+            CPU, "flex" is for tests: it computes all scores. "triton" takes float16, bfloat16 and float32, head_dim 32,
+            64, 96 and 128, and tiles of 64 or 128 tokens. "cudnn" (the package nvidia-cudnn-frontend[cutedsl]) and
+            "fa4" (flash-attn-4) are kernels of others for Hopper and Blackwell, which "auto" does not choose.
         return_lse: also return the natural-log sum of exponentials, [batch, heads, tokens] in float32 (float64 for
             float64 inputs).
 
@@ -127,6 +131,7 @@ def sparse_attention(
 
     Raises:
         ValueError, TypeError: tensors of another rank, shape, dtype or device, or a map of another grid.
+        NotImplementedError: an explicit `impl` that does not take this call, or that computes it wrongly on this device.
     """
     _check(query, key, value, block_map, extra_valid, scale)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -140,6 +145,8 @@ def sparse_attention(
 
         lists = _on(block_map, query.device).lists
         out, lse = operator.attention(query, key, value, lists, extra_valid, scale)
+    elif impl in PROVIDERS:
+        out, lse = _provided(impl, query, key, value, block_map, extra_valid, scale)
     elif impl == "cpu":
         valid = [None] * len(query) if extra_valid is None else extra_valid.tolist()
         products = [_products_of(block_map, b % len(block_map.counts), count) for b, count in enumerate(valid)]
@@ -150,6 +157,23 @@ def sparse_attention(
         mask = block_map.to(query.device).token_mask(extra_valid)
         out, lse = reference.attention(query, key, value, mask, scale)
     return (out, lse) if return_lse else out
+
+
+def _provided(
+    impl: str,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_map: BlockMap,
+    extra_valid: torch.Tensor | None,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    reason = provider(impl).unsupported(query, block_map.layout, gradients, extra_valid is not None)
+    reason = reason or trial.found_wrong(query, block_map.layout, gradients=gradients, impl=impl)
+    if reason is not None:
+        raise NotImplementedError(f"impl={impl!r} {reason}; use impl='auto'")
+    return provider(impl).attention(query, key, value, _on(block_map, query.device).runs, extra_valid, scale)
 
 
 def _products_of(block_map: BlockMap, sample: int, valid: int | None) -> rows.Products:

@@ -11,6 +11,7 @@ import torch
 
 from vidsparse.grid import Tile, VideoGrid
 from vidsparse_kernels.layout import TileLayout, lists_of, tile_of_token, tile_sizes
+from vidsparse_kernels.providers.runs import Runs
 from vidsparse_kernels.reference import token_mask
 
 if TYPE_CHECKING:
@@ -154,6 +155,11 @@ class BlockMap:
 
             self._lists.append(MapLists(self.counts.contiguous(), self.indices.contiguous(), self.layout))
         return self._lists[0]
+
+    @cached_property
+    def runs(self) -> Runs:
+        """The map for kernels of other packages, cached with it."""
+        return Runs.of(self.counts, self.indices, self.layout)
 
     @cached_property
     @torch.inference_mode(False)  # a training may use it later

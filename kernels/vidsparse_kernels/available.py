@@ -1,4 +1,4 @@
-"""Whether Triton's kernels can run on a device; imports Triton only to find out."""
+"""Which kernels can run on a device, and when; imports Triton only to find out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def triton_lacks(device: torch.device) -> str | None:
     except ImportError as error:
         return f"needs Triton, which is not installed ({error})"
     return unsupported_device(device)
+
+
+def recording(query: torch.Tensor) -> bool:
+    """Whether a CUDA graph is being recorded: copies from the CPU and synchronisation are impossible then."""
+    return query.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()
 
 
 @lru_cache(maxsize=1)

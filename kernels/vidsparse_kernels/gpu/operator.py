@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from vidsparse_kernels.available import recording
 from vidsparse_kernels.gpu.backward import backward
 from vidsparse_kernels.gpu.columns import Columns
 from vidsparse_kernels.gpu.configs import KERNELS, choose
@@ -54,11 +55,6 @@ def unsupported(query: torch.Tensor, query_tile: Triple, key_tile: Triple) -> st
 def measures_keys(query: torch.Tensor, indices: torch.Tensor, layout: TileLayout) -> bool:
     """Whether a call with these lists measures its keys first: see `attention`."""
     return query.dtype == torch.bfloat16 and indices.shape[-1] * math.prod(layout.key_tile) >= PAYS
-
-
-def recording(query: torch.Tensor) -> bool:
-    """Whether a CUDA graph is being recorded: copies from the CPU and synchronisation are impossible then."""
-    return query.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()
 
 
 def check_lists(lists: MapLists) -> None:

@@ -16,7 +16,8 @@ import vidsparse.attention
 from vidsparse import BlockMap, VideoGrid, sparse_attention
 
 pytest.importorskip("triton")
-from vidsparse_kernels.gpu import columns, device, launch, lists, operator, trial
+from vidsparse_kernels import trial
+from vidsparse_kernels.gpu import columns, device, launch, lists, operator
 from vidsparse_kernels.gpu.lists import MapLists
 from vidsparse_kernels.layout import tile_of_token
 from vidsparse_kernels.selection import pooling_kernel, select_kernel

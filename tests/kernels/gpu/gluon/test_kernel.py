@@ -17,8 +17,8 @@ from vidsparse import BlockMap, VideoGrid, sparse_attention
 pytest.importorskip("triton.experimental.gluon", reason="this Triton has no Gluon", exc_type=ImportError)
 from emulator import ORDERS, Chip, EmulationError, Order, emulated
 
-from vidsparse_kernels import available, reference
-from vidsparse_kernels.gpu import configs, trial
+from vidsparse_kernels import available, reference, trial
+from vidsparse_kernels.gpu import configs
 from vidsparse_kernels.gpu.configs import GluonConfig, trying
 
 BF16, F16 = torch.bfloat16, torch.float16

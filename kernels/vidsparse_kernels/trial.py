@@ -1,4 +1,4 @@
-"""Before "auto" trusts the kernels on a chip, it tries them once on a small video, against the specification.
+"""Before kernels are trusted on a chip, they are tried once on a small video, against the specification.
 
 Compilers have miscompiled kernels like these (Triton before 3.7.1 on Hopper): a user would see a worse video and no
 error. The small video has the tiles, dtype and head_dim of the call, so that the code that is tried is the code that
@@ -16,15 +16,20 @@ from typing import Any
 import torch
 
 from vidsparse_kernels import reference
-from vidsparse_kernels.gpu import operator
-from vidsparse_kernels.gpu.lists import MapLists
+from vidsparse_kernels.available import recording
 from vidsparse_kernels.layout import TileLayout, Triple, lists_of, tile_count, tile_of_token
+from vidsparse_kernels.providers import provider
+from vidsparse_kernels.providers.runs import Runs
 
 
 def found_wrong(
-    query: torch.Tensor, layout: TileLayout, bounded: bool = False, gradients: bool | None = None
+    query: torch.Tensor,
+    layout: TileLayout,
+    bounded: bool = False,
+    gradients: bool | None = None,
+    impl: str = "triton",
 ) -> str | None:
-    """What the kernels get wrong for calls like this one, in words that complete "impl='triton' ..."; None if nothing.
+    """What kernels get wrong for calls like this one, in words that complete "impl='triton' ..."; None if nothing.
 
     The first call of a kind synchronises the device. While a CUDA graph is recorded nothing can be tried, and the
     answer is None; `torch.compile` tries when it traces.
@@ -32,16 +37,17 @@ def found_wrong(
     Args:
         query: of the call; its device, dtype and head_dim are tried.
         layout: of the call; its tiles are tried, with extra tokens and ragged tiles where the call has them.
-        bounded: as `operator.attention` takes it.
+        bounded: as `gpu.operator.attention` takes it.
         gradients: whether the gradients of query, key and value are tried as well. None: where autograd records.
+        impl: "triton", "cudnn" or "fa4".
     """
-    if operator.recording(query):
+    if recording(query):
         return None
     ragged = any(size % side for size, side in zip(layout.view, layout.key_tile, strict=True))
     extra = 3 if layout.prefix else 0, 70 if layout.suffix else 0
     small = _small_view(layout, ragged), layout.query_tile, layout.key_tile, *extra
     gradients = torch.is_grad_enabled() if gradients is None else gradients
-    found: str | None = _try(query.device, query.dtype, query.shape[-1], small, bounded, gradients)
+    found: str | None = _try(impl, query.device, query.dtype, query.shape[-1], small, bounded, gradients)
     return found
 
 
@@ -66,7 +72,13 @@ def _answer(*call: Any) -> str | None:
 
 
 def _compare(
-    device: torch.device, dtype: torch.dtype, head_dim: int, small: tuple[Any, ...], bounded: bool, gradients: bool
+    impl: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    small: tuple[Any, ...],
+    bounded: bool,
+    gradients: bool,
 ) -> str | None:
     layout, generator = TileLayout(*small), torch.Generator().manual_seed(0)
     shape = (4, 1, layout.tokens, 2, head_dim)
@@ -82,11 +94,7 @@ def _compare(
     def specification(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return reference.attention(q, k, v, mask, scale)
 
-    lists = MapLists(counts, indices, layout)
-
-    def kernels(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return operator.attention(q, k, v, lists, None, scale, bounded)
-
+    kernels = _attention(impl, counts, indices, layout, scale, bounded)
     wanted = _results(specification, [x.double() for x in operands], grad_out.double(), gradients)
     try:
         found = _results(kernels, operands, grad_out, gradients)
@@ -101,6 +109,20 @@ def _compare(
         if not off <= allowed:
             return f"computes {name} with a relative error of {off:.2g} on this device, where {allowed:.2g} is allowed"
     return None
+
+
+def _attention(
+    impl: str, counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, scale: float, bounded: bool
+) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """The kernels of an implementation for one map, as a function of query, key and value."""
+    if impl == "triton":
+        from vidsparse_kernels.gpu import operator
+        from vidsparse_kernels.gpu.lists import MapLists
+
+        lists = MapLists(counts, indices, layout)
+        return lambda *qkv: operator.attention(*qkv, lists, None, scale, bounded)
+    runs = Runs.of(counts, indices, layout)
+    return lambda *qkv: provider(impl).attention(*qkv, runs, None, scale)
 
 
 def _worst_tile(found: torch.Tensor, right: torch.Tensor, layout: TileLayout, tile: Triple) -> float:
