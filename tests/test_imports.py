@@ -105,9 +105,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse_kernels.providers", "vidsparse_kernels.reference"),
     ),
     "vidsparse_kernels.providers": ("cudnn", "cutlass", "flash_attn", "torch", "vidsparse_kernels.layout"),
-    "vidsparse_kernels.gpu": (
-        *("torch", "triton", "vidsparse_kernels.available", "vidsparse_kernels.layout", "vidsparse_kernels.reference"),
-    ),
+    "vidsparse_kernels.gpu": (*("torch", "triton", "vidsparse_kernels.available", "vidsparse_kernels.layout"),),
     "vidsparse_kernels.selection": (
         *("torch", "triton", "vidsparse_kernels.available", "vidsparse_kernels.gpu.primitives"),
         "vidsparse_kernels.layout",

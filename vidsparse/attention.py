@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from vidsparse.block_map import BlockMap
-from vidsparse_kernels import reference, trial
+from vidsparse_kernels import reference
 from vidsparse_kernels.available import triton_lacks
 from vidsparse_kernels.cpu import rows
 from vidsparse_kernels.cpu.attention import attention as cpu_attention
@@ -68,6 +68,7 @@ def choose_impl(impl: str, query: torch.Tensor, block_map: BlockMap, gradients: 
         return Choice("cpu")
     reason = triton_lacks(query.device)
     if reason is None:
+        from vidsparse_kernels import trial
         from vidsparse_kernels.gpu import operator
 
         layout, bounded = block_map.layout, operator.measures_keys(query, block_map.indices, block_map.layout)
@@ -131,7 +132,7 @@ def sparse_attention(
 
     Raises:
         ValueError, TypeError: tensors of another rank, shape, dtype or device, or a map of another grid.
-        NotImplementedError: an explicit `impl` that does not take this call, or that computes it wrongly on this device.
+        NotImplementedError: an explicit `impl` that does not take this call, or computes it wrongly on this device.
     """
     _check(query, key, value, block_map, extra_valid, scale)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -168,6 +169,8 @@ def _provided(
     extra_valid: torch.Tensor | None,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    from vidsparse_kernels import trial  # imports torch._dynamo
+
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     reason = provider(impl).unsupported(query, block_map.layout, gradients, extra_valid is not None)
     reason = reason or trial.found_wrong(query, block_map.layout, gradients=gradients, impl=impl)

@@ -77,7 +77,7 @@ def test_a_kernel_that_computes_wrongly_is_refused(monkeypatch: pytest.MonkeyPat
     block_map = vidsparse.Radial(density=0.5, tile=(1, 8, 8)).plan(vidsparse.VideoGrid(2, 9, 9))
     qkv = torch.randn(3, 1, 162, 2, 16)
     vidsparse.sparse_attention(*qkv, block_map, impl="cudnn")  # nothing needs a gradient
-    with pytest.raises(NotImplementedError, match="impl='cudnn' computes dk with a relative error of 0.01"):
+    with pytest.raises(NotImplementedError, match="impl='cudnn' computes dk with a relative error"):
         vidsparse.sparse_attention(*qkv.requires_grad_(), block_map, impl="cudnn")
 
 
@@ -89,7 +89,7 @@ def test_what_it_has_no_gradient_of_is_refused() -> None:
     _, lse = cudnn.attention(query, key, value, runs, None, 0.3)
     with pytest.raises(NotImplementedError, match="no gradient of lse"):
         lse[lse.isfinite()].sum().backward()
-    with pytest.raises(ValueError, match="scale=-0.3 must be positive"):
+    with pytest.raises(ValueError, match=r"scale=-0\.3 must be positive"):
         cudnn.attention(query, key, value, runs, None, -0.3)
 
 
