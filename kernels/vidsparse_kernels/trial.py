@@ -120,9 +120,9 @@ def _attention(
         from vidsparse_kernels.gpu.lists import MapLists
 
         lists = MapLists(counts, indices, layout)
-        return lambda *qkv: operator.attention(*qkv, lists, None, scale, bounded)
+        return lambda q, k, v: operator.attention(q, k, v, lists, None, scale, bounded)
     runs = Runs.of(counts, indices, layout)
-    return lambda *qkv: provider(impl).attention(*qkv, runs, None, scale)
+    return lambda q, k, v: provider(impl).attention(q, k, v, runs, None, scale)
 
 
 def _worst_tile(found: torch.Tensor, right: torch.Tensor, layout: TileLayout, tile: Triple) -> float:

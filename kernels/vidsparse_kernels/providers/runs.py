@@ -47,8 +47,8 @@ class Order:
         tokens, padding = torch.zeros(runs * length, dtype=torch.int64), torch.ones(runs * length, dtype=torch.bool)
         tokens[rows], padding[rows] = torch.arange(layout.tokens), False
         filled = (~padding).view(runs, length).sum(dim=1, dtype=torch.int32)
-        tensors = (x.to(device) for x in (rows, tokens, padding, filled))
-        return cls(length, tiles, *tensors, full=runs * length == layout.tokens)
+        rows, tokens, padding, filled = (x.to(device) for x in (rows, tokens, padding, filled))
+        return cls(length, tiles, rows, tokens, padding, filled, runs * length == layout.tokens)
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """The rows of [batch, tokens, ...], contiguous; a row without a token repeats the first one."""
