@@ -30,7 +30,7 @@ def bench(
     head_dim: Annotated[int | None, Option(min=1, show_default="of the model")] = None,
     dtype: Annotated[str, Option(help="float32, bfloat16 or float16.")] = "bfloat16",
     device: Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...", show_default="cuda if there is one")] = None,
-    impl: Annotated[str, Option(help="auto, triton, cpu, flex or reference.")] = "auto",
+    impl: Annotated[str, Option(help="auto, triton, cudnn, fa4, cpu, flex or reference.")] = "auto",
     tune: Annotated[bool, Option("--tune", help="Try all launches of the Triton kernels; needs a GPU.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
