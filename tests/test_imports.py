@@ -71,8 +71,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.patterns.names": ("vidsparse.corrections", "vidsparse.patterns", "vidsparse.serialize"),
     "vidsparse.serialize": ("vidsparse.corrections", "vidsparse.patterns"),
     "vidsparse.runtime": (
-        *("huggingface_hub", "safetensors", "torch", "vidsparse.attention", "vidsparse.block_map"),
-        *("vidsparse.corrections", "vidsparse.grid", "vidsparse.patterns", "vidsparse_pipelines"),
+        *("diffusers", "huggingface_hub", "safetensors", "torch", "vidsparse.attention", "vidsparse.block_map"),
+        *("vidsparse.corrections", "vidsparse.grid", "vidsparse.patterns", "vidsparse_kernels.layout"),
+        "vidsparse_pipelines",
     ),
     "vidsparse.corrections": (
         *("torch", "vidsparse.attention", "vidsparse.block_map", "vidsparse.grid", "vidsparse.patterns.base"),

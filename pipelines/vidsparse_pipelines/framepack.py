@@ -10,6 +10,7 @@ import torch
 
 from vidsparse.runtime.adapter import Noise
 from vidsparse_pipelines.hunyuan_video import HunyuanVideoAdapter
+from vidsparse_pipelines.sequence_plan import divided, joined_output
 
 # Latents of the history -> the convolution of `clean_x_embedder` that makes tokens of them, and whether it pads them.
 HISTORY = {
@@ -52,6 +53,17 @@ class FramepackAdapter(HunyuanVideoAdapter):
         # For a batch of one the model cuts the padding off and gives its attention no mask.
         text = int(text_mask.sum(dtype=torch.int)) if len(text_mask) == 1 else call["encoder_hidden_states"].shape[1]
         return history, call["image_embeds"].shape[1] + text
+
+    def parallel_plan(self, transformer: torch.nn.Module) -> dict[str, Any]:
+        """History and video are one sequence; the text is whole. A batch of one: others have a mask of all tokens."""
+        blocks: Any = transformer.single_transformer_blocks
+        rotary = {"image_rotary_emb": [divided(0, 2), divided(0, 2)]}
+        return {
+            "transformer_blocks.*": rotary,
+            "single_transformer_blocks.*": rotary,
+            "transformer_blocks.0": {"hidden_states": divided(1, 3)},
+            f"single_transformer_blocks.{len(blocks) - 1}": [joined_output(), None],
+        }
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
         embedders = {"has_clean_x_embedder": True, "has_image_proj": True, "image_proj_dim": 16}
