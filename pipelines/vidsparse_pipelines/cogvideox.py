@@ -45,7 +45,7 @@ class CogVideoXAdapter(Adapter):
 
     def parallel_plan(self, transformer: torch.nn.Module) -> dict[str, Any]:
         return {
-            "": {"image_rotary_emb": [divided(0, 2), divided(0, 2)]},
+            "transformer_blocks.*": {"image_rotary_emb": [divided(0, 2), divided(0, 2)]},
             "transformer_blocks.0": {"hidden_states": divided(1, 3)},
             "proj_out": joined_output(),
         }
