@@ -57,10 +57,10 @@ class FramepackAdapter(HunyuanVideoAdapter):
     def parallel_plan(self, transformer: torch.nn.Module) -> dict[str, Any]:
         """History and video are one sequence; the text is whole. A batch of one: others have a mask of all tokens."""
         blocks: Any = transformer.single_transformer_blocks
-        rotary = {"image_rotary_emb": [divided(0, 2), divided(0, 2)]}
+        rotary = [divided(0, 2), divided(0, 2)]
         return {
-            "transformer_blocks.*": rotary,
-            "single_transformer_blocks.*": rotary,
+            "transformer_blocks.*": {"freqs_cis": rotary},
+            "single_transformer_blocks.*": {"image_rotary_emb": rotary},
             "transformer_blocks.0": {"hidden_states": divided(1, 3)},
             f"single_transformer_blocks.{len(blocks) - 1}": [joined_output(), joined_output()],  # nothing reads the text any more
         }

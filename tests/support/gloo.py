@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import socket
 import tempfile
 import traceback
@@ -40,6 +41,7 @@ def on_ranks(ranks: int, function: Callable[..., Any], *arguments: Any) -> list[
 
 def _work(rank: int, ranks: int, port: int, folder: str, function: Callable[..., Any], arguments: Any) -> None:
     torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # else it looks up the name of the machine
     error, answer = None, None
     try:
         distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
