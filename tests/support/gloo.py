@@ -16,7 +16,9 @@ from torch import distributed
 
 # A server imports these once, and forks: a process starts in moments.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "diffusers", "vidsparse", "vidsparse.runtime.parallelism", "twins", "tiny_wan"])
+_context.set_forkserver_preload(
+    ["diffusers.models.transformers.transformer_wan", "vidsparse.doctor.twin", "vidsparse.runtime.parallelism"]
+)
 
 
 def on_ranks(ranks: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
