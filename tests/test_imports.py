@@ -38,6 +38,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
         *("vidsparse.patterns.names", "vidsparse.patterns.schedule"),
     ),
+    "vidsparse.__main__": ("vidsparse.cli",),
     "vidsparse": ("lazy_loader",),  # what it exports stands in __init__.pyi
     "vidsparse.finetune": (
         *("accelerate", "diffusers", "peft", "torch"),
