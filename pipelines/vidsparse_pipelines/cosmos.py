@@ -42,7 +42,9 @@ class CosmosAdapter(Adapter):
     def parallel_plan(self, transformer: torch.nn.Module) -> dict[str, Any]:
         blocks: Any = transformer.transformer_blocks
         of_tokens = ("embedded_timestep", "temb", "controlnet_residual")  # timesteps, where frames have their own
-        positions = {"learnable_pos_embed": {0: divided_output(1, 3)}} if hasattr(transformer, "learnable_pos_embed") else {}
+        positions = (
+            {"learnable_pos_embed": {0: divided_output(1, 3)}} if hasattr(transformer, "learnable_pos_embed") else {}
+        )
         return positions | {
             "rope": {index: divided_output(0, 2) for index in (0, 1)},
             "transformer_blocks.*": {name: divided(1, 3) for name in of_tokens},

@@ -38,7 +38,9 @@ def test_the_costs_of_a_pattern_of_shapes_are_the_densities_of_its_heads() -> No
     assert costs[2] == 0.0
     assert 0 < costs[1] < 1
     assert 0 < costs[3] < 1
-    assert planned_costs(Radial(density=0.3), GRID, Context(heads=2)) == [Radial(density=0.3).plan(GRID).token_density] * 2
+    assert (
+        planned_costs(Radial(density=0.3), GRID, Context(heads=2)) == [Radial(density=0.3).plan(GRID).token_density] * 2
+    )
     assert planned_costs(TopBlocks(top_p=0.5), GRID, Context(heads=2)) is None
 
 

@@ -151,10 +151,28 @@ def test_heads_of_different_density_are_balanced(found: list[dict[str, Found]]) 
         assert max(loads) == best < max(blocks)
 
 
-
 def test_parallelism_before_sparsify_and_a_batch() -> None:
     for of_rank in on_ranks(2, partial(of_case, "content", enabled_first=True, batch=2)):
         assert_same(of_rank)
+
+
+def of_three_heads() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    found = []
+    for pattern in (Dense(), SPARSE, TOP_P):
+        outputs = []
+        for shared in (False, True):
+            transformer = tiny(num_attention_heads=3)
+            if shared:
+                vidsparse.enable_parallelism(transformer, ulysses_anything=True)
+            with sparsify(transformer, pattern), torch.no_grad():
+                outputs.append(call(transformer, SIZES))
+        found.append((outputs[0], outputs[1]))
+    return found
+
+
+def test_three_heads_on_two_processes() -> None:
+    for of_rank in on_ranks(2, of_three_heads):
+        assert all(torch.equal(alone, shared) for alone, shared in of_rank)
 
 
 # Gradients
@@ -260,7 +278,9 @@ def test_without_processes_there_is_one_clear_line(monkeypatch: pytest.MonkeyPat
     with pytest.raises(RuntimeError, match=r"torchrun --nproc-per-node 4, and call torch.distributed.init_process_gro"):
         vidsparse.enable_parallelism(tiny(), 4)
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(RuntimeError, match=r"^several GPUs need a process each: call torch.distributed.init_process_gr"):
+    with pytest.raises(
+        RuntimeError, match=r"^several GPUs need a process each: call torch.distributed.init_process_gr"
+    ):
         vidsparse.enable_parallelism(tiny())
 
 

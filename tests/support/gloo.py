@@ -26,7 +26,8 @@ def on_ranks(ranks: int, function: Callable[..., Any], *arguments: Any) -> list[
     with tempfile.TemporaryDirectory() as folder:
         port = _free_port()
         processes = [
-            _context.Process(target=_work, args=(rank, ranks, port, folder, function, arguments)) for rank in range(ranks)
+            _context.Process(target=_work, args=(rank, ranks, port, folder, function, arguments))
+            for rank in range(ranks)
         ]
         for process in processes:
             process.start()

@@ -232,7 +232,9 @@ class Request:
 
         if (heads := geometry(self.model).heads) % gpus:
             possible = ", ".join(str(n) for n in range(2, heads + 1) if heads % n == 0)
-            raise ValueError(f"--ulysses {gpus} does not divide the {heads} heads of {self.model}; these do: {possible}")
+            raise ValueError(
+                f"--ulysses {gpus} does not divide the {heads} heads of {self.model}; these do: {possible}"
+            )
 
     def checked(self) -> tuple[Pattern, Correction | None, dict[str, Any]]:
         """Pattern, correction and arguments of `pipe(...)`, after all checks that need no weights.

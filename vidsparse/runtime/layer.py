@@ -136,7 +136,11 @@ class Call:
         in_graph = self.stopwatch is None
         stopwatch = self.stopwatch = self.stopwatch or Stopwatch(self.device)
         operands, context = Operands(query, key, value, extra_valid, gate), replace(self.context, heads=query.shape[2])
-        out = self._attend(operands, context) if self.ranks is None else self._attend_shared(self.ranks, operands, context)
+        out = (
+            self._attend(operands, context)
+            if self.ranks is None
+            else self._attend_shared(self.ranks, operands, context)
+        )
         if in_graph:
             stopwatch.stop()
         return out

@@ -52,7 +52,9 @@ def enable_parallelism(
         if getattr(transformer, "_parallel_config", None) is not None:
             raise RuntimeError(f"{name} runs on several GPUs already; enable_parallelism is for once")
         if not hasattr(transformer, "enable_parallelism"):
-            raise RuntimeError("this diffusers has no context parallelism; install a newer one: pip install -U diffusers")
+            raise RuntimeError(
+                "this diffusers has no context parallelism; install a newer one: pip install -U diffusers"
+            )
         if not ulysses_anything:
             check_degree(degree, transformer, adapter)
         plans[name] = adapter.parallel_plan(transformer)
