@@ -62,10 +62,11 @@ class FramepackAdapter(HunyuanVideoAdapter):
             "transformer_blocks.*": {"freqs_cis": rotary},
             "single_transformer_blocks.*": {"image_rotary_emb": rotary},
             "transformer_blocks.0": {"hidden_states": divided(1, 3)},
+            # The text too, because a plan joins all outputs or none; nothing reads it any more.
             f"single_transformer_blocks.{len(blocks) - 1}": [
                 joined_output(),
                 joined_output(),
-            ],  # nothing reads the text any more
+            ],
         }
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class Call:
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
         with torch.autocast(kind, enabled=False):  # the scores that maps are chosen by keep their precision
             if self.dense is not None:
-                return dense_attention(*(x.to(low) for x in (query, key, value)), self.grid, extra_valid)
+                return dense_attention(query.to(low), key.to(low), value.to(low), self.grid, extra_valid)
             groups = head_groups(options.pattern.select(query, key, self.grid, context), query.shape[2])
             # Drop the correction's state for head groups that no longer exist.
             for gone in memory.correction.keys() - {group.heads for group in groups}:

@@ -20,7 +20,7 @@ from vidsparse.runtime.registry import adapter_for
 def enable_parallelism(
     pipe_or_transformer: object, ulysses_degree: int | None = None, *, ulysses_anything: bool = False
 ) -> None:
-    """Divide each video among GPUs by Ulysses: every GPU holds a part of the tokens, and attends with some of the heads.
+    """Divide each video among GPUs by Ulysses: each holds a part of the tokens, and attends with some of the heads.
 
         torch.distributed.init_process_group("nccl")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -62,9 +62,9 @@ def enable_parallelism(
             raise NotImplementedError(f"ulysses_anything=True is not possible for {adapter.family}; leave it out")
     from diffusers import ContextParallelConfig
 
-    mesh = None  # one for all transformers
+    mesh: Any = None  # one for all transformers
     for name, (transformer, adapter) in targets.items():
-        config = ContextParallelConfig(ulysses_degree=degree, ulysses_anything=ulysses_anything, mesh=mesh)
+        config: Any = ContextParallelConfig(ulysses_degree=degree, ulysses_anything=ulysses_anything, mesh=mesh)
         with _a_cpu_counts():
             transformer.enable_parallelism(config=config, cp_plan=plans[name])  # type: ignore[operator]
         mesh = config._mesh
