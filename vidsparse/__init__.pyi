@@ -34,6 +34,7 @@ from .patterns import (
     VideoSparse as VideoSparse,
 )
 from .runtime.gates import load_gates as load_gates
+from .runtime.parallelism import enable_parallelism as enable_parallelism
 from .runtime.registry import register_adapter as register_adapter
 from .runtime.report import Report as Report
 from .runtime.run import Run as Run

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -124,14 +124,19 @@ class BlockMap:
     @cached_property
     def densities(self) -> torch.Tensor:
         """`density` and `token_density` as float64 [2], left on the map's device: reading them synchronises."""
+        return self.head_densities.mean(dim=1)
+
+    @cached_property
+    def head_densities(self) -> torch.Tensor:
+        """The same for each head of the map, float64 [2, 1 or heads]: means over its batch."""
         device = self.counts.device
         rows, columns = (tile_sizes(self.view, tile, device).double() for tile in (self.query_tile, self.key_tile))
         listed = torch.arange(self.indices.shape[-1], device=device) < self.counts[..., None]
         seen = (columns[torch.where(listed, self.indices, 0).long()] * listed).sum(dim=-1)  # [B, H, query tiles]
-        video = (seen * rows).sum(dim=-1).mean()
+        video = (seen * rows).sum(dim=-1).mean(dim=0)
         extra = self.grid.prefix + self.grid.suffix
         pairs = (video + extra * (self.grid.tokens + self.grid.video_tokens)) / self.grid.tokens**2
-        return torch.stack((self.counts.double().mean() / self.key_tiles, pairs))
+        return torch.stack((self.counts.double().mean(dim=(0, 2)) / self.key_tiles, pairs))
 
     @property
     def density(self) -> float:
@@ -241,6 +246,43 @@ def head_groups(plan: Plan, heads: int) -> tuple[HeadGroup, ...]:
     if found != list(range(heads)):
         raise ValueError(f"the groups of a plan hold heads {found}, expected each of 0 to {heads - 1} once")
     return plan
+
+
+@lru_cache(maxsize=1024)
+@torch.inference_mode(False)  # for a later training too
+def head_indices(heads: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Heads as a tensor on the device; cached, because copying a list to a GPU synchronises."""
+    return torch.tensor(heads, device=device)
+
+
+@lru_cache(maxsize=128)
+def plan_of_heads(plan: Plan, heads: tuple[int, ...]) -> Plan:
+    """The part of a plan that is about some heads of a layer, which it numbers anew from 0, in their order.
+
+    Args:
+        plan: for all heads. heads: their numbers in it.
+
+    Returns:
+        The same map objects where their heads share a map, and one map for equal arguments: layers share what is
+        computed from a map.
+    """
+    if isinstance(plan, BlockMap):
+        return _map_of_heads(plan, heads)
+    groups = []
+    for group in plan:
+        places = [place for place, head in enumerate(heads) if head in group.heads]
+        if places:
+            rows = tuple(group.heads.index(heads[place]) for place in places)
+            groups.append(HeadGroup(tuple(places), _map_of_heads(group.block_map, rows), group.empty))
+    return tuple(groups)
+
+
+def _map_of_heads(block_map: BlockMap, rows: tuple[int, ...]) -> BlockMap:
+    if block_map.counts.shape[1] == 1:
+        return block_map
+    index = head_indices(rows, block_map.counts.device)
+    counts, indices = (x.index_select(1, index) for x in (block_map.counts, block_map.indices))
+    return replace(block_map, counts=counts, indices=indices)
 
 
 def _touched(owner: torch.Tensor, blocks: int, block: int, tiles: int) -> torch.Tensor:

@@ -24,6 +24,11 @@ class AllegroAdapter(Adapter):
         blocks: Any = transformer.transformer_blocks
         return {f"transformer_blocks.{i}.attn1": block.attn1 for i, block in enumerate(blocks)}
 
+    def parallel_plan(self, transformer: torch.nn.Module) -> dict[str, Any]:
+        raise NotImplementedError(
+            f"{self.family} has the positions of its tokens in a tuple inside a tuple, which diffusers cannot divide"
+        )
+
     def processor(self, original: Any, layer: SparseLayer) -> AllegroSparseProcessor:
         return AllegroSparseProcessor(original, layer)
 

@@ -14,8 +14,10 @@ import torch
 from diffusers.models.attention_processor import FusedCogVideoXAttnProcessor2_0
 from diffusers.models.embeddings import apply_rotary_emb
 
+from vidsparse.grid import VideoGrid
 from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor
 from vidsparse_pipelines.attention import FusableAttention, QueryKeyValue
+from vidsparse_pipelines.sequence_plan import divided, joined_output
 
 
 class CogVideoXAdapter(Adapter):
@@ -25,6 +27,7 @@ class CogVideoXAdapter(Adapter):
     tasks = "text, image and video to video"
     layout = "text before the video"
     processors = ("CogVideoXAttnProcessor2_0", "FusedCogVideoXAttnProcessor2_0")
+    exchanges = False
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks
@@ -36,6 +39,16 @@ class CogVideoXAdapter(Adapter):
 
     def extra_tokens(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> tuple[int, int]:
         return call["encoder_hidden_states"].shape[1], 0
+
+    def ends(self, grid: VideoGrid) -> tuple[int, int]:
+        return grid.prefix, 0
+
+    def parallel_plan(self, transformer: torch.nn.Module) -> dict[str, Any]:
+        return {
+            "transformer_blocks.*": {"image_rotary_emb": [divided(0, 2), divided(0, 2)]},
+            "transformer_blocks.0": {"hidden_states": divided(1, 3)},
+            "proj_out": joined_output(),
+        }
 
     def processor(self, original: Any, layer: SparseLayer) -> CogVideoXSparseProcessor:
         return CogVideoXSparseProcessor(original, layer)

@@ -11,6 +11,7 @@ import torch
 from vidsparse.runtime.adapter import TEXT_TOKENS, TRAIN_TIMESTEPS, Adapter, Noise, SparseLayer, WrappedProcessor
 from vidsparse_pipelines.attention import Attention
 from vidsparse_pipelines.rotary import rotate_halves
+from vidsparse_pipelines.sequence_plan import divided, divided_output, joined_output
 
 
 class CosmosAdapter(Adapter):
@@ -20,6 +21,7 @@ class CosmosAdapter(Adapter):
     tasks = "text, image and video to video, control"
     layout = "video only; text and image by cross-attention"
     processors = ("CosmosAttnProcessor2_0",)
+    exchanges = False
     vae_stride = (8, 8)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -36,6 +38,19 @@ class CosmosAdapter(Adapter):
         config: Any = transformer.config
         first = config.extra_pos_embed_type is not None  # only Cosmos 1 has learned positions
         return TRAIN_TIMESTEPS / (1 + math.exp(-4 * noise)) if first else TRAIN_TIMESTEPS * noise
+
+    def parallel_plan(self, transformer: torch.nn.Module) -> dict[str, Any]:
+        blocks: Any = transformer.transformer_blocks
+        of_tokens = ("embedded_timestep", "temb", "controlnet_residual")  # timesteps, where frames have their own
+        positions = (
+            {"learnable_pos_embed": {0: divided_output(1, 3)}} if hasattr(transformer, "learnable_pos_embed") else {}
+        )
+        return positions | {
+            "rope": {index: divided_output(0, 2) for index in (0, 1)},
+            "transformer_blocks.*": {name: divided(1, 3) for name in of_tokens},
+            "transformer_blocks.0": {"hidden_states": divided(1, 3)},
+            f"transformer_blocks.{len(blocks) - 1}": joined_output(),
+        }
 
     def processor(self, original: Any, layer: SparseLayer) -> CosmosSparseProcessor:
         return CosmosSparseProcessor(original, layer)

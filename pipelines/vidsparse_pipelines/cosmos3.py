@@ -43,6 +43,11 @@ class Cosmos3Adapter(Adapter):
             raise NotImplementedError("vision_sequence_indexes has video among the text, where attention is causal")
         return VideoGrid(frames, height, width, prefix=start, suffix=call["sequence_length"] - start - tokens)
 
+    def parallel_plan(self, transformer: torch.nn.Module) -> dict[str, Any]:
+        raise NotImplementedError(
+            f"diffusers leaves the context parallelism of {self.family} to code outside the model"
+        )
+
     def timestep(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> float:
         """The noise of what is generated: of sound or action alone, the video has none."""
         del transformer

@@ -10,6 +10,7 @@ import torch
 
 from vidsparse.runtime.adapter import Noise
 from vidsparse_pipelines.hunyuan_video import HunyuanVideoAdapter
+from vidsparse_pipelines.sequence_plan import divided, joined_output
 
 # Latents of the history -> the convolution of `clean_x_embedder` that makes tokens of them, and whether it pads them.
 HISTORY = {
@@ -52,6 +53,21 @@ class FramepackAdapter(HunyuanVideoAdapter):
         # For a batch of one the model cuts the padding off and gives its attention no mask.
         text = int(text_mask.sum(dtype=torch.int)) if len(text_mask) == 1 else call["encoder_hidden_states"].shape[1]
         return history, call["image_embeds"].shape[1] + text
+
+    def parallel_plan(self, transformer: torch.nn.Module) -> dict[str, Any]:
+        """History and video are one sequence; the text is whole. A batch of one: others have a mask of all tokens."""
+        blocks: Any = transformer.single_transformer_blocks
+        rotary = [divided(0, 2), divided(0, 2)]
+        return {
+            "transformer_blocks.*": {"freqs_cis": rotary},
+            "single_transformer_blocks.*": {"image_rotary_emb": rotary},
+            "transformer_blocks.0": {"hidden_states": divided(1, 3)},
+            # The text too, because a plan joins all outputs or none; nothing reads it any more.
+            f"single_transformer_blocks.{len(blocks) - 1}": [
+                joined_output(),
+                joined_output(),
+            ],
+        }
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
         embedders = {"has_clean_x_embedder": True, "has_image_proj": True, "image_proj_dim": 16}

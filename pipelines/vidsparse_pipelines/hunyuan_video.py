@@ -9,8 +9,10 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from vidsparse.grid import VideoGrid
 from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor, text_mask
 from vidsparse_pipelines.attention import Layer, QueryKeyValue
+from vidsparse_pipelines.sequence_plan import divided_output, joined_output
 
 
 class HunyuanVideoAdapter(Adapter):
@@ -20,6 +22,7 @@ class HunyuanVideoAdapter(Adapter):
     tasks = "text and image to video"
     layout = "text after the video, padding masked in each sample"
     processors = ("HunyuanVideoAttnProcessor2_0",)
+    exchanges = False  # with the text on each GPU
 
     def __init__(self) -> None:
         self._counted = WeakTensorKeyDictionary()  # mask -> result of `_leading`; all layers get the same mask
@@ -33,6 +36,22 @@ class HunyuanVideoAdapter(Adapter):
 
     def extra_tokens(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> tuple[int, int]:
         return 0, call["encoder_hidden_states"].shape[1]
+
+    def ends(self, grid: VideoGrid) -> tuple[int, int]:
+        return 0, grid.suffix
+
+    def parallel_plan(self, transformer: torch.nn.Module) -> dict[str, Any]:
+        config: Any = transformer.config
+        if config.get("image_condition_type") == "token_replace":
+            raise NotImplementedError(
+                f"{self.family} with image_condition_type='token_replace' treats its first frame in another way, and "
+                "takes it from the start of the sequence on each GPU"
+            )
+        return {
+            "x_embedder": {0: divided_output(1, 3)},
+            "rope": {index: divided_output(0, 2) for index in (0, 1)},
+            "proj_out": joined_output(),
+        }
 
     def real_keys(self, mask: torch.Tensor, batch: int, tokens: int) -> torch.Tensor | None:
         """The mask that the model gives its attention, as bool [batch, tokens]; None if it cannot be written so."""
@@ -126,7 +145,7 @@ class HunyuanVideoSparseProcessor(WrappedProcessor):
             query, key = (_rotate(x, image_rotary_emb) for x in (query, key))
         of_text = _project_text(attn, encoder_hidden_states)
         query, key, value = (torch.cat(pair, dim=1) for pair in zip((query, key, value), of_text, strict=True))
-        extra_valid = None if valid is None else valid - call.grid.video_tokens
+        extra_valid = None if valid is None else valid - hidden_states.shape[1] + call.grid.prefix
         attended = call.attend(query, key, value, extra_valid).flatten(2).type_as(query)
         video, text = attended[:, : hidden_states.shape[1]], attended[:, hidden_states.shape[1] :]
         # A single-stream block projects both itself, together with its feed-forward.

@@ -10,6 +10,7 @@ import torch
 from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor
 from vidsparse_pipelines.attention import Layer
 from vidsparse_pipelines.rotary import rotate_pairs_by_matrices
+from vidsparse_pipelines.sequence_plan import divided, joined_output
 
 
 class Kandinsky5Adapter(Adapter):
@@ -30,6 +31,14 @@ class Kandinsky5Adapter(Adapter):
 
     def processor(self, original: Any, layer: SparseLayer) -> Kandinsky5SparseProcessor:
         return Kandinsky5SparseProcessor(original, layer)
+
+    def parallel_plan(self, transformer: torch.nn.Module) -> dict[str, Any]:
+        blocks: Any = transformer.visual_transformer_blocks
+        return {
+            "visual_transformer_blocks.*": {"rope": divided(1, 6)},
+            "visual_transformer_blocks.0": {"visual_embed": divided(1, 3)},
+            f"visual_transformer_blocks.{len(blocks) - 1}": joined_output(),
+        }
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
         widths = {"model_dim": 2 * sum(config["axes_dims"]), "ff_dim": 64, "time_dim": 32}

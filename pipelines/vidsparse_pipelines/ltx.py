@@ -12,6 +12,7 @@ from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, 
 from vidsparse_pipelines.attention import Attention
 from vidsparse_pipelines.coords import grid_of_coords
 from vidsparse_pipelines.rotary import rotate_pairs
+from vidsparse_pipelines.sequence_plan import divided, divided_output, joined_output
 
 
 class LTXAdapter(Adapter):
@@ -36,6 +37,14 @@ class LTXAdapter(Adapter):
         if coords is None:
             return VideoGrid(call["num_frames"], call["height"], call["width"])
         return grid_of_coords(coords[0])
+
+    def parallel_plan(self, transformer: torch.nn.Module) -> Mapping[str, Any]:
+        """Diffusers' own plan divides the text too, but not the heads of its mask, and fails."""
+        return {
+            "": {"hidden_states": divided(1, 3)},
+            "rope": {index: divided_output(1, 3) for index in (0, 1)},
+            "proj_out": joined_output(),
+        }
 
     def processor(self, original: Any, layer: SparseLayer) -> WrappedProcessor:
         return LTXSparseProcessor(original, layer)

@@ -39,6 +39,12 @@ class LTX2Adapter(LTXAdapter):
         suffix = call["hidden_states"].shape[1] - frames * height * width
         return VideoGrid(frames, height, width, suffix=suffix)
 
+    def parallel_plan(self, transformer: torch.nn.Module) -> Mapping[str, Any]:
+        raise NotImplementedError(
+            f"diffusers' own plan for {self.family} fails: it divides the video that sound attends to, and its text, "
+            "but not their masks and positions"
+        )
+
     def processor(self, original: Any, layer: SparseLayer) -> LTX2SparseProcessor:
         return LTX2SparseProcessor(original, layer)
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
+from vidsparse.grid import VideoGrid
 from vidsparse.runtime.adapter import (
     TEXT_TOKENS,
     TRAIN_TIMESTEPS,
@@ -18,6 +19,7 @@ from vidsparse.runtime.adapter import (
 )
 from vidsparse_pipelines.attention import JointAttention, QueryKeyValue
 from vidsparse_pipelines.rotary import rotate_pairs_of_heads
+from vidsparse_pipelines.sequence_plan import divided, divided_output, joined_output
 
 
 class MochiAdapter(Adapter):
@@ -27,6 +29,7 @@ class MochiAdapter(Adapter):
     tasks = "text to video"
     layout = "text after the video, padding masked in each sample"
     processors = ("MochiAttnProcessor2_0",)
+    exchanges = False
     vae_stride = (6, 8)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -35,6 +38,16 @@ class MochiAdapter(Adapter):
 
     def extra_tokens(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> tuple[int, int]:
         return 0, call["encoder_hidden_states"].shape[1]
+
+    def ends(self, grid: VideoGrid) -> tuple[int, int]:
+        return 0, grid.suffix
+
+    def parallel_plan(self, transformer: torch.nn.Module) -> dict[str, Any]:
+        return {
+            "rope": {index: divided_output(0, 3) for index in (0, 1)},
+            "transformer_blocks.0": {"hidden_states": divided(1, 3)},
+            "proj_out": joined_output(),
+        }
 
     def processor(self, original: Any, layer: SparseLayer) -> MochiSparseProcessor:
         return MochiSparseProcessor(original, layer)

@@ -9,6 +9,7 @@ import torch
 
 from vidsparse.grid import VideoGrid
 from vidsparse.runtime.adapter import Noise
+from vidsparse_pipelines.sequence_plan import divided, divided_output, joined_output
 from vidsparse_pipelines.wan import WanAdapter
 
 CONDITION = 100  # the most noise, of 1000, of a frame that is given; pipelines warn above 60
@@ -31,6 +32,15 @@ class SkyReelsV2Adapter(WanAdapter):
         if noise.ndim == 2 and bool(((noise > CONDITION) & (noise < noise.max())).any()):
             raise NotImplementedError("frames are at different steps, as in asynchronous diffusion forcing")
         return super().grid(transformer, call)
+
+    def parallel_plan(self, transformer: torch.nn.Module) -> dict[str, Any]:
+        blocks: Any = transformer.blocks
+        return {
+            "rope": {index: divided_output(1, 4) for index in (0, 1)},
+            "blocks.*": {"temb": divided(2, 4)},  # one for each token in diffusion forcing
+            "blocks.0": {"hidden_states": divided(1, 3)},
+            f"blocks.{len(blocks) - 1}": joined_output(),  # what follows reads the whole timesteps
+        }
 
     def example(
         self, transformer: torch.nn.Module, view: tuple[int, int, int], batch: int, noise: Noise

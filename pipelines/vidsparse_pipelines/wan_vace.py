@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from vidsparse.runtime.adapter import Noise
+from vidsparse_pipelines.sequence_plan import divided, divided_output, joined_output
 from vidsparse_pipelines.wan import WanAdapter
 
 
@@ -26,6 +27,16 @@ class WanVACEAdapter(WanAdapter):
         blocks: Any = transformer.vace_blocks
         control = {f"vace_blocks.{i}.attn1": block.attn1 for i, block in enumerate(blocks)}
         return control | super().self_attentions(transformer)
+
+    def parallel_plan(self, transformer: torch.nn.Module) -> dict[str, Any]:
+        video = {"hidden_states": divided(1, 3)}
+        return {
+            "rope": {index: divided_output(1, 4) for index in (0, 1)},
+            "vace_blocks.*": video,
+            "vace_blocks.0": {"control_hidden_states": divided(1, 3)},
+            "blocks.0": video,
+            "proj_out": joined_output(),
+        }
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return super().tiny(config) | {"vace_layers": [0, 1]}

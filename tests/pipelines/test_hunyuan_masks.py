@@ -59,16 +59,13 @@ def test_other_masks_run_dense_with_a_reason_or_raise_if_strict(name: str, kind:
 
 @torch.no_grad()
 @ONE_EACH
-def test_calls_without_text_and_context_parallelism_run_dense(family: Family) -> None:
+def test_calls_without_text_run_dense(family: Family) -> None:
     transformer = family.tiny()
     with sparsify(transformer, SPARSE, strict=True):
         call(family, transformer)
         attention = transformer.transformer_blocks[0].attn
         with pytest.raises(NotImplementedError, match="no text tokens"):
             attention(torch.randn(1, 105, 24))
-        attention.processor._parallel_config = "ulysses"
-        with pytest.raises(NotImplementedError, match="context parallelism is on"):
-            call(family, transformer)
 
 
 def test_attention_outside_the_transformer_has_no_grid() -> None:

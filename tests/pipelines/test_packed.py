@@ -222,16 +222,6 @@ def test_video_of_cosmos3_in_pieces_or_among_the_text_runs_dense() -> None:
 
 
 @torch.no_grad()
-@ONE_EACH
-def test_context_parallelism_runs_dense(case: Case) -> None:
-    transformer = case.build()
-    with sparsify(transformer, SPARSE, strict=True):
-        next(iter(attentions(transformer).values())).processor._parallel_config = "ulysses"
-        with pytest.raises(NotImplementedError, match="context parallelism is on"):
-            call(case, transformer)
-
-
-@torch.no_grad()
 def test_context_parallelism_of_cosmos3_is_outside_the_model() -> None:
     case = CASES["cosmos3"]
     transformer = case.build()

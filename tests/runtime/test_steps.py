@@ -136,16 +136,6 @@ def test_what_cannot_be_sparse_runs_dense_with_a_reason_or_raises_if_strict() ->
             attention(hidden, None, mask)
 
 
-def test_context_parallelism_is_not_sparse_yet() -> None:
-    transformer = tiny()
-    original = transformer.blocks[0].attn1.processor
-    with sparsify(transformer, SPARSE, strict=True):
-        transformer.blocks[0].attn1.processor._parallel_config = "ulysses"
-        assert original._parallel_config == "ulysses"
-        with pytest.raises(NotImplementedError, match="context parallelism is on"):
-            call(transformer)
-
-
 def test_patterns_get_their_context() -> None:
     seen = []
 

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from vidsparse.cli import bench, compare, doctor, finetune, generate, inspect, patterns
+from vidsparse.cli.messages import is_first
 from vidsparse.cli.request import takes_request
 
 # Libraries read these when they are imported, which is later: their bars and notes would interrupt ours.
@@ -40,7 +41,9 @@ class Commands(TyperGroup):
         except EXPECTED as error:
             if isinstance(error, (typer.Exit, typer.Abort, BrokenPipeError)) or ctx.params["traceback"]:
                 raise
-            print("error:", " ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
+            # What was asked for is refused by every process alike; what a machine refuses may be one process's own.
+            if is_first() or not isinstance(error, (ValueError, TypeError, NotImplementedError)):
+                print("error:", " ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
             raise typer.Exit(1) from error
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
 from vidsparse.cli.files import check_distinct, check_output, write_json
-from vidsparse.cli.messages import counted, sampling_bar
-from vidsparse.cli.request import Request, fitted
+from vidsparse.cli.messages import counted, is_first, sampling_bar
+from vidsparse.cli.request import MACHINE, Request, fitted
 
 if TYPE_CHECKING:
     from vidsparse.generation.sample import Sample
@@ -20,21 +20,42 @@ def generate(
     request: Request,
     output: Annotated[Path, Option("--output", "-o", help="Where the video goes.")] = Path("out.mp4"),
     report: Annotated[Path | None, Option(help="Also write what ran, layer by layer, as JSON.")] = None,
+    ulysses: Annotated[
+        int | None,
+        Option(min=2, help="GPUs that share the video; start it with torchrun.", rich_help_panel=MACHINE),
+    ] = None,
 ) -> None:
     """Generate a video with sparse attention."""
     check_output(output, ".mp4")
     check_output(report)
     check_distinct(output, report)
+    if ulysses is None:
+        done = _sampled(request, shared=False)
+    else:
+        from vidsparse.generation.processes import check_processes, joined
+
+        request = replace(request, device=check_processes(ulysses, request.device))
+        request.check_shared(ulysses)
+        with joined(str(request.device)):
+            done = _sampled(request, shared=True)
+    if is_first():
+        _write(done, request, output, report)
+
+
+def _sampled(request: Request, shared: bool) -> Sample:
+    """Sample the video, on all GPUs together if it is shared."""
     pattern, correction, arguments = request.checked()
     pipe, correction = request.load(pattern, correction)
     arguments = fitted(pipe, arguments)
+    from vidsparse import enable_parallelism
     from vidsparse.generation.sample import sample
-    from vidsparse.generation.video import default_scale, to_pixels, write_video
     from vidsparse.patterns.names import name_of
 
+    if shared:
+        enable_parallelism(pipe)
     with sampling_bar() as bar:
         name = name_of(pattern)
-        done = sample(
+        return sample(
             pipe,
             pattern,
             arguments,
@@ -43,6 +64,11 @@ def generate(
             seed=request.seed,
             on_step=lambda step, steps: bar(name, step, steps),
         )
+
+
+def _write(done: Sample, request: Request, output: Path, report: Path | None) -> None:
+    from vidsparse.generation.video import default_scale, to_pixels, write_video
+
     scale = request.scale or default_scale(done.frames)
     write_video(output, to_pixels(done.frames, scale), request.fps or request.known.fps)
     score = request.known.judge(done.frames, request.prompt)

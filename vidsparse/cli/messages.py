@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +13,15 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+def is_first() -> bool:
+    """Whether this process speaks and writes: of those that torchrun starts, the first alone does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def note(text: str) -> None:
     """Print one line that a user should know of."""
-    print("note:", text, file=sys.stderr)
+    if is_first():
+        print("note:", text, file=sys.stderr)
 
 
 def counted(number: int, noun: str) -> str:
@@ -26,7 +33,7 @@ def live_console() -> Console:
     """For progress bars and spinners: silent where stderr is not a terminal, such as in a log."""
     from rich.console import Console
 
-    return Console(stderr=True, quiet=not sys.stderr.isatty())
+    return Console(stderr=True, quiet=not (is_first() and sys.stderr.isatty()))
 
 
 def progress(text: str, *, transient: bool = False, disable: bool = False) -> Progress:

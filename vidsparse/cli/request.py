@@ -221,6 +221,21 @@ class Request:
             fewer = default_dense_steps(steps)  # of a run of one step: 0
             note(f"all {steps} steps are dense, so nothing will be sparse; use --dense-steps {fewer}, or more --steps")
 
+    def check_shared(self, gpus: int) -> None:
+        """Refuse, before anything is loaded, what several GPUs cannot share.
+
+        Raises:
+            ValueError: heads that their number does not divide.
+            OSError: the settings of the model cannot be read.
+        """
+        from vidsparse.generation.frames import geometry
+
+        if (heads := geometry(self.model).heads) % gpus:
+            possible = ", ".join(str(n) for n in range(2, heads + 1) if heads % n == 0)
+            raise ValueError(
+                f"--ulysses {gpus} does not divide the {heads} heads of {self.model}; these do: {possible}"
+            )
+
     def checked(self) -> tuple[Pattern, Correction | None, dict[str, Any]]:
         """Pattern, correction and arguments of `pipe(...)`, after all checks that need no weights.
 

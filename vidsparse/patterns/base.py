@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 
-from vidsparse.block_map import Plan
+from vidsparse.block_map import Plan, plan_of_heads
 from vidsparse.grid import VideoGrid
+
+
+def all_there(x: torch.Tensor) -> torch.Tensor:
+    """What `Context.gather` is where every head of the layer is in the call: the tensor itself."""
+    return x
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,10 @@ class Context:
         step, steps: index of the denoising step, and how many the run has (0 if unknown).
         sigma: noise level of the step in [0, 1]: timestep / 1000.
         heads: attention heads of the layer.
+        local_heads: which of them query and key hold, in this order, where several GPUs share a video and each has some
+            of the heads; None: all. `plan` answers for all heads, `select` for those of query and key.
+        gather: the values of all heads [batch, heads, ...] from those of query and key, for a pattern whose heads
+            choose together. All GPUs have to call it equally often, so never call it where content decides.
         transformer: "transformer", or "transformer_2" for the second expert of a pipeline ("transformer_ref" for the
             one that reads references).
         branch: which of the different calls of its step this is. With classifier-free guidance in two calls, 0 is the
@@ -41,9 +50,11 @@ class Context:
     heads: int = 1
     transformer: str = "transformer"
     branch: int = 0
+    local_heads: tuple[int, ...] | None = None
     memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     value: torch.Tensor | None = field(default=None, compare=False, repr=False)
     extra_valid: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    gather: Callable[[torch.Tensor], torch.Tensor] = field(default=all_there, compare=False, repr=False)
 
 
 class Pattern(ABC):
@@ -69,12 +80,16 @@ class Pattern(ABC):
 
     @abstractmethod
     def plan(self, grid: VideoGrid, context: Context | None = None) -> Plan:
-        """The block map for a grid, from shapes alone; or one for each group of heads, if they need different tiles."""
+        """The block map for a grid, from shapes alone; or one for each group of heads, if they need different tiles.
+
+        It is for all heads of the layer, also where the context says that a GPU has some of them.
+        """
 
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
         """The block map for queries and keys [batch, tokens, heads, head_dim]; by default that of `plan`."""
         del query, key
-        return self.plan(grid, context)
+        plan = self.plan(grid, context)
+        return plan if context.local_heads is None else plan_of_heads(plan, context.local_heads)
 
     def check_model(self, layers: int, heads: int | None) -> None:
         """Refuse a model before it runs.

@@ -118,7 +118,10 @@ class MixtureOfBlocks(ContentPattern):
         rows, columns = (tile_means(x, grid.view, blocks.tile, grid.prefix) for x in (query, key))
         scores = rows @ (blocks.shares @ columns).mT
         top_k = 0 if self.top_k is None else self.top_k[context.layer % 3]
-        kept = _kept(scores, blocks.own, self.scope, top_k, self.threshold)
+        together = self.scope == "overall"
+        kept = _kept(context.gather(scores) if together else scores, blocks.own, self.scope, top_k, self.threshold)
+        if together and context.local_heads is not None:
+            kept = kept[:, list(context.local_heads)]
         return BlockMap.from_dense(kept[..., blocks.owner], grid, blocks.tile)
 
     def block_for(self, grid: VideoGrid, layer: int) -> Tile:

@@ -18,6 +18,8 @@ from vidsparse.patterns.fields import check_share, check_whole
 from vidsparse.patterns.schedule import StepSchedule
 from vidsparse_kernels.layout import tile_of_token
 
+Call = tuple[int, int, VideoGrid, torch.device, tuple[int, ...] | None]
+
 
 @dataclass(frozen=True)
 class Reuse(Pattern):
@@ -72,11 +74,14 @@ class Reuse(Pattern):
         return self.pattern.plan(grid, context)
 
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
-        call = (query.shape[0], query.shape[2], grid, query.device)
+        call = (query.shape[0], query.shape[2], grid, query.device, context.local_heads)
         kept: KeptMap | None = context.memory.get(self)
         if kept is not None and kept.call == call and 0 <= context.step - kept.step < (self.refresh_every or math.inf):
             plan = kept.plan()
-            if self.min_recall is None or float(sampled_recall(query, key, plan)) >= self.min_recall:
+            if self.min_recall is None:
+                return plan
+            recalls = context.gather(head_recalls(query, key, plan)[None])  # so that all GPUs decide alike
+            if float(recalls.mean()) >= self.min_recall:
                 return plan
         plan = self.pattern.select(query, key, grid, context)
         context.memory[self] = KeptMap(context.step, call, plan)
@@ -97,11 +102,11 @@ class KeptMap:
 
     Attributes:
         step: the step that chose it.
-        call: batch size, heads, grid and device of that step.
+        call: batch size, number of heads, grid, device and local heads of that step.
         packed: the plan as it is stored.
     """
 
-    def __init__(self, step: int, call: tuple[int, int, VideoGrid, torch.device], plan: Plan):
+    def __init__(self, step: int, call: Call, plan: Plan):
         self.step, self.call = step, call
         self._unpacked = weakref.WeakKeyDictionary[BlockMap, weakref.ref[BlockMap]]()
         self.packed = _each_map(plan, self._pack)
@@ -139,15 +144,24 @@ class KeptMap:
 def sampled_recall(query: torch.Tensor, key: torch.Tensor, plan: Plan, samples: int = 64) -> torch.Tensor:
     """The fraction of the attention to video tokens that a plan keeps: the mean over batch, heads and sampled queries.
 
+    Returns:
+        float32 scalar in [0, 1] on the device of the query.
+    """
+    return head_recalls(query, key, plan, samples).mean()
+
+
+def head_recalls(query: torch.Tensor, key: torch.Tensor, plan: Plan, samples: int = 64) -> torch.Tensor:
+    """`sampled_recall` of each head.
+
     Args:
         query, key: [B, tokens, H, head_dim].
         plan: the plan to measure.
         samples: how many query tokens are sampled, always the same ones for a grid.
 
     Returns:
-        float32 scalar in [0, 1] on the device of the query.
+        float32 [H] in [0, 1] on the device of the query.
     """
-    caught = []
+    caught: dict[int, torch.Tensor] = {}
     for group in head_groups(plan, query.shape[2]):
         block_map = group.block_map.to(query.device)
         # Multiples of the golden ratio fill the sequence evenly, and prefer no column of the frame.
@@ -160,8 +174,8 @@ def sampled_recall(query: torch.Tensor, key: torch.Tensor, plan: Plan, samples: 
         kept = kept.expand(-1, len(group.heads), -1, -1)
         for i, head in enumerate(group.heads):
             shares = TiledKeys.of(key[:, :, head], block_map.grid, block_map.key_tile).shares(query[:, tokens, head])
-            caught.append((shares * kept[:, i]).sum(dim=-1).mean())
-    return torch.stack(caught).mean()
+            caught[head] = (shares * kept[:, i]).sum(dim=-1).mean()
+    return torch.stack([caught[head] for head in sorted(caught)])
 
 
 def _each_map(plan: Plan, change: Callable[[BlockMap], BlockMap]) -> Plan:

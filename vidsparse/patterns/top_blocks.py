@@ -86,7 +86,7 @@ class TopBlocks(ContentPattern):
         scores = self._scores(query, key, grid, tile) + fixed.log_sizes
         if self.shared_heads:
             # A share can underflow to 0, but no score may be -inf, which is never kept.
-            scores = scores.softmax(dim=-1).mean(dim=1, keepdim=True).clamp(min=1e-30).log()
+            scores = context.gather(scores.softmax(dim=-1)).mean(dim=1, keepdim=True).clamp(min=1e-30).log()
         rule = self._rule(scores.shape[-1])
         counts, indices = select_tiles(scores, rule, fixed.forced)
         # The length of top-k rows is known; for the other rules this synchronises the device once.

@@ -64,12 +64,15 @@ class Adapter(ABC):
         family: what its models are called. tasks: what they make. layout: where tokens that are not video are.
         processors: names of the processor classes of diffusers that `processor` can replace; empty for any processor.
         gated: whether its processors read the gates that `load_gates` gives.
+        exchanges: whether the processors of diffusers exchange heads between GPUs under context parallelism. Where they
+            do not, ours do for dense calls too.
         vae_stride: frames, and pixels in height and width, that a latent of the family's first VAE covers.
     """
 
     family = tasks = layout = ""
     processors: tuple[str, ...] = ()
     gated = False
+    exchanges = True
     vae_stride: tuple[int, int] = (4, 8)
 
     @abstractmethod
@@ -123,6 +126,25 @@ class Adapter(ABC):
         """The number of tokens before the video in a forward call, and of those after it."""
         del transformer, call
         return 0, 0
+
+    def ends(self, grid: VideoGrid) -> tuple[int, int]:
+        """The number of tokens at the start and at the end of the sequence that are whole on each of several GPUs.
+
+        The other tokens are divided among the GPUs, by `parallel_plan`.
+        """
+        del grid
+        return 0, 0
+
+    def parallel_plan(self, transformer: torch.nn.Module) -> Mapping[str, Any]:
+        """Where to divide the sequence among GPUs, as diffusers' `enable_parallelism(cp_plan=...)` takes it.
+
+        Raises:
+            NotImplementedError: neither diffusers nor this adapter has a plan for the model.
+        """
+        plan: Mapping[str, Any] | None = getattr(transformer, "_cp_plan", None)
+        if plan is None:
+            raise NotImplementedError(f"there is no plan to divide {self.family} among GPUs")
+        return plan
 
     def timestep(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> float:
         """The noise of a call, from 0 to `TRAIN_TIMESTEPS` and falling within a run; the most where tokens differ."""
@@ -194,10 +216,8 @@ class WrappedProcessor:
         self.layer = layer
 
     def unsupported(self, attention_mask: torch.Tensor | None = None) -> str | None:
-        """The reason why a call cannot be sparse, an unknown mask or tokens on other devices; None if it can."""
-        if attention_mask is not None:
-            return "the call has an attention mask"
-        return None if getattr(self.original, "_parallel_config", None) is None else "context parallelism is on"
+        """The reason why a call cannot be sparse, an unknown mask; None if it can."""
+        return None if attention_mask is None else "the call has an attention mask"
 
     @property
     def _attention_backend(self) -> Any:

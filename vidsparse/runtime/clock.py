@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from vidsparse.grid import VideoGrid
 from vidsparse.runtime.adapter import Adapter
 from vidsparse.runtime.pipeline import calling_pipeline
+from vidsparse.runtime.ranks import Ranks
 from vidsparse.runtime.steps import Schedule, StepCounter
 from vidsparse.runtime.untraced import untraced
 
@@ -46,6 +47,7 @@ class Clock:
         irregular: why it cannot, or None.
         steps: step, branch and video of the call.
         device: where the call computes.
+        ranks: the GPUs that share the video, or None.
         layers: the attention layers that it prepares for each call.
         earlier: the clock of the expert that has done its part when this transformer runs, or None.
     """
@@ -56,6 +58,7 @@ class Clock:
         self.irregular: str | None = None
         self.steps = StepCounter()
         self.device = torch.device("cpu")
+        self.ranks: Ranks | None = None
         of_class = inspect.signature(type(transformer).forward)  # the instance's own may be wrapped by a hook
         self.signature = of_class.replace(parameters=[*of_class.parameters.values()][1:])
         self.layers = weakref.WeakSet[Listener]()
@@ -77,6 +80,7 @@ class Clock:
     def read(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> None:
         """Read one call from its arguments by name, before it runs."""
         self.grid, self.irregular = None, None
+        self.ranks = Ranks.of(transformer, self.adapter)
         try:
             self.grid = self.adapter.grid(transformer, call)
         except NotImplementedError as error:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
 from vidsparse.attention import Choice, choose_impl, sparse_attention
-from vidsparse.block_map import HeadGroup
+from vidsparse.block_map import HeadGroup, head_indices
 from vidsparse.corrections import Correction, SparseCall
+from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context, Dense
+from vidsparse.runtime.exchange import HeadExchange
+from vidsparse_kernels.layout import TileLayout
 
 
 class Operands(NamedTuple):
@@ -38,6 +40,12 @@ class Operands(NamedTuple):
         return Operands(
             query, key, value, self.extra_valid, None if self.gate is None else self.gate.index_select(2, index)
         )
+
+    def exchanged(self, exchange: HeadExchange) -> Operands:
+        """Those of the heads of this rank, with all tokens."""
+        tensors = [x for x in (self.query, self.key, self.value, self.gate) if x is not None]
+        query, key, value, *gate = exchange.split_heads(tensors)
+        return Operands(query, key, value, self.extra_valid, gate[0] if gate else None)
 
 
 class Part(NamedTuple):
@@ -87,7 +95,8 @@ def attend_group(
         out = torch.where(alone, mean_value(value, block_map.layout.padding_mask(extra_valid)), out)
     if correction is None:
         return Part(group, choice), out
-    context = replace(context, heads=len(group.heads), value=value)
+    local = None if context.local_heads is None else tuple(context.local_heads[head] for head in group.heads)
+    context = replace(context, heads=len(group.heads), value=value, local_heads=local)
     out = correction.correct(SparseCall(query, key, value, out, lse, block_map, context, exact, extra_valid, gate))
     return Part(group._replace(block_map=ran[-1]), choice), out
 
@@ -101,6 +110,25 @@ def interleave(parts: list[Part], outs: list[torch.Tensor]) -> torch.Tensor:
     for part, out in zip(parts, outs, strict=True):
         joined.index_copy_(2, head_indices(part.group.heads, joined.device), out)
     return joined
+
+
+def dense_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: VideoGrid, extra_valid: torch.Tensor | None
+) -> torch.Tensor:
+    """PyTorch's attention to all tokens but padding, [batch, tokens, heads, head_dim]; see `Operands`."""
+    padding = TileLayout(grid.view, (1, 1, 1), (1, 1, 1), grid.prefix, grid.suffix).padding_mask(extra_valid)
+    mask = None if padding is None else ~padding[:, None, None].to(query.device)
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2)
+
+
+def densities_of_heads(parts: list[Part]) -> torch.Tensor:
+    """Density of video tile pairs and of token pairs of each head, float64 [2, heads], on the device."""
+    found = [part.group.block_map.head_densities.expand(2, len(part.group.heads)) for part in parts]
+    heads = [head for part in parts for head in part.group.heads]
+    order = tuple(sorted(range(len(heads)), key=heads.__getitem__))
+    joined = torch.cat(found, dim=1)
+    return joined.index_select(1, head_indices(order, joined.device))
 
 
 def mean_densities(parts: list[Part]) -> torch.Tensor:
@@ -119,10 +147,3 @@ def mean_value(value: torch.Tensor, padding: torch.Tensor | None) -> torch.Tenso
         return value.mean(dim=1, keepdim=True)
     padding = padding[:, :, None, None].to(value.device)
     return value.masked_fill(padding, 0).mean(dim=1, keepdim=True) / (~padding).to(value).mean(dim=1, keepdim=True)
-
-
-@lru_cache(maxsize=1024)
-@torch.inference_mode(False)  # for a later training too
-def head_indices(heads: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Heads as a tensor on the device; cached, because copying a list to a GPU synchronises."""
-    return torch.tensor(heads, device=device)

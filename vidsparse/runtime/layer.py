@@ -13,8 +13,18 @@ from vidsparse.corrections import Correction
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context, Pattern
 from vidsparse.runtime.adapter import TRAIN_TIMESTEPS, States
+from vidsparse.runtime.balance import MeasuredCosts, balanced, planned_costs
 from vidsparse.runtime.clock import Clock
-from vidsparse.runtime.heads import Operands, Part, attend_group, interleave, mean_densities
+from vidsparse.runtime.heads import (
+    Operands,
+    Part,
+    attend_group,
+    dense_attention,
+    densities_of_heads,
+    interleave,
+    mean_densities,
+)
+from vidsparse.runtime.ranks import Ranks
 from vidsparse.runtime.report import LayerCall, Log
 from vidsparse.runtime.stopwatch import Stopwatch
 from vidsparse.runtime.untraced import untraced
@@ -29,10 +39,18 @@ class Memory:
 
     Attributes:
         pattern: the pattern's own. correction: heads of a group -> the correction's own.
+        heads: under context parallelism the heads of each rank. costs: of the heads, measured at the last call.
     """
 
     pattern: dict[Any, Any] = field(default_factory=dict)
     correction: dict[tuple[int, ...], dict[Any, Any]] = field(default_factory=dict)
+    heads: tuple[tuple[int, ...], ...] | None = None
+    costs: MeasuredCosts | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether pattern and correction keep nothing."""
+        return not self.pattern and not any(self.correction.values())
 
     @property
     def nbytes(self) -> int:
@@ -64,6 +82,10 @@ class Call:
         planned: whether it was decided before the forward pass that the call is dense or sparse.
         parts: what has run sparse. stopwatch: of the layer; inside a graph of `attend` alone.
         shapes: of the output of a call inside a graph, until it is recorded.
+        ranks: the GPUs that share the video, or None. ends: how many tokens at the start and at the end of the sequence
+            each of them has, see `Adapter.ends`.
+        dense: why `attend` sees all keys, in a family whose own attention cannot run on several GPUs, or None.
+        densities: of all heads on all ranks, as `mean_densities` gives them.
     """
 
     options: SparsityOptions
@@ -76,6 +98,10 @@ class Call:
     parts: list[Part] = field(default_factory=list)
     stopwatch: Stopwatch | None = None
     shapes: list[torch.Size] | None = None
+    ranks: Ranks | None = None
+    ends: tuple[int, int] = (0, 0)
+    dense: str | None = None
+    densities: torch.Tensor | None = None
 
     @property
     def grid(self) -> VideoGrid:
@@ -109,14 +135,59 @@ class Call:
         """
         in_graph = self.stopwatch is None
         stopwatch = self.stopwatch = self.stopwatch or Stopwatch(self.device)
-        options, memory, kind = self.options, self._memory(len(query)), query.device.type
-        context = replace(
-            self.context, heads=query.shape[2], value=value, extra_valid=extra_valid, memory=memory.pattern
+        operands, context = Operands(query, key, value, extra_valid, gate), replace(self.context, heads=query.shape[2])
+        out = (
+            self._attend(operands, context)
+            if self.ranks is None
+            else self._attend_shared(self.ranks, operands, context)
         )
+        if in_graph:
+            stopwatch.stop()
+        return out
+
+    def _attend_shared(self, ranks: Ranks, operands: Operands, context: Context) -> torch.Tensor:
+        """Attention of this rank's tokens: all tokens of some heads, between two exchanges with the other ranks.
+
+        Every rank makes the same exchanges, whatever its map: nothing here depends on what the tensors hold.
+        """
+        heads = self._heads_of_ranks(ranks.size, self._memory(len(operands.query)), context)
+        exchange = ranks.exchange(self.grid.tokens, self.ends, heads)
+        expected = exchange.tokens[exchange.rank] + sum(self.ends)
+        if (tokens := operands.query.shape[1]) != expected:
+            raise ValueError(
+                f"this GPU has {tokens} of the {self.grid.tokens} tokens, expected {expected}; let "
+                "vidsparse.enable_parallelism divide them, without a cp_plan of your own"
+            )
+        local = operands.exchanged(exchange)
+        own = replace(context, local_heads=exchange.own_heads, gather=exchange.gather)
+        out = exchange.join_heads(self._attend(local, own))
+        if self.parts:
+            densities = exchange.gather(densities_of_heads(self.parts))
+            self.densities = densities.mean(dim=1)
+            self._memory(len(operands.query)).costs = MeasuredCosts(densities[1])
+        return out
+
+    def _heads_of_ranks(self, ranks: int, memory: Memory, context: Context) -> tuple[tuple[int, ...], ...]:
+        """The heads of each rank. They move to balance the work, but not while something of earlier steps is kept."""
+        if memory.heads is None or memory.is_empty:
+            costs = [1.0] * context.heads if self.dense is not None else None
+            costs = costs or planned_costs(self.options.pattern, self.grid, context)
+            if costs is None:
+                costs = [1.0] * context.heads if memory.costs is None else memory.costs.read()
+            memory.heads = balanced(costs, ranks)
+        return memory.heads
+
+    def _attend(self, operands: Operands, context: Context) -> torch.Tensor:
+        """Attention of the heads that are here, with all of their tokens."""
+        query, key, value, extra_valid, gate = operands
+        options, memory, kind = self.options, self._memory(len(query)), query.device.type
+        context = replace(context, value=value, extra_valid=extra_valid, memory=memory.pattern)
         # As for PyTorch's own attention: norms give float32 under autocast, attention has the lower precision.
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
         with torch.autocast(kind, enabled=False):  # the scores that maps are chosen by keep their precision
-            groups = head_groups(options.pattern.select(query, key, self.grid, context), context.heads)
+            if self.dense is not None:
+                return dense_attention(query.to(low), key.to(low), value.to(low), self.grid, extra_valid)
+            groups = head_groups(options.pattern.select(query, key, self.grid, context), query.shape[2])
             # Drop the correction's state for head groups that no longer exist.
             for gone in memory.correction.keys() - {group.heads for group in groups}:
                 del memory.correction[gone]
@@ -134,8 +205,6 @@ class Call:
                 for group in groups
             ]
         self.parts = [part for part, _ in attended]
-        if in_graph:
-            stopwatch.stop()
         return interleave(self.parts, [out for _, out in attended])
 
     def _memory(self, batch: int) -> Memory:
@@ -200,6 +269,19 @@ class Layer:
             options.pattern.check_grid(clock.grid)
             if options.pattern.is_dense(context):
                 self.call.reason = "the pattern asks for it"
+        if clock.ranks is not None:
+            self._share(self.call, clock.ranks)
+
+    def _share(self, call: Call, ranks: Ranks) -> None:
+        """Prepare a call for several GPUs."""
+        adapter, call.ranks = self.clock.adapter, ranks
+        if call.known_grid is None:
+            self._refuse_if_own_attention_cannot_share(call.reason)
+            return
+        call.ends = adapter.ends(call.known_grid)
+        ranks.shares(call.known_grid.tokens - sum(call.ends))  # refuses what cannot be divided, before anything runs
+        if not adapter.exchanges:
+            call.reason, call.dense = None, call.reason
 
     def begin(self, unsupported: str | None = None) -> Call:
         """Begin a call of the layer.
@@ -245,6 +327,8 @@ class Layer:
             stopwatch.stop()
         parts, call.parts = call.parts, []
         tokens, (*batch, _, width) = sum(shape[-2] for shape in shapes), shapes[0]
+        if call.ranks is not None:  # the shapes are those of this GPU's tokens
+            tokens = tokens * call.ranks.size if call.known_grid is None else call.known_grid.tokens
         flops = torch.Size(batch).numel() * dense_flops(tokens, self.attention_width or width)
         record = LayerCall(
             transformer=self.transformer,
@@ -255,12 +339,14 @@ class Layer:
             fallback="; ".join(dict.fromkeys(p.choice.fallback for p in parts if p.choice.fallback is not None))
             or None,
             tiles=tuple(sorted({part.group.block_map.query_tile for part in parts})),
-            reason=call.reason,
+            reason=call.reason or call.dense,
             dense_flops=flops,
             steps=call.context.steps,
             kept_bytes=sum(memory.nbytes for batches in self.memories.values() for memory in batches.values()),
         )
-        self.log.add(record, mean_densities(parts) if parts else None, stopwatch)
+        if parts and call.densities is None:
+            call.densities = mean_densities(parts)
+        self.log.add(record, call.densities, stopwatch)
 
     def forget(self, branch: int | None = None) -> None:
         """Free what is kept from step to step, of one branch or of all."""
@@ -270,7 +356,16 @@ class Layer:
     def _dense_call(self, call: Call, unsupported: str) -> Call:
         reason = self.clock.irregular or unsupported
         self._refuse_if_strict(reason)
+        self._refuse_if_own_attention_cannot_share(reason)
         return replace(call, reason=reason, planned=False)
+
+    def _refuse_if_own_attention_cannot_share(self, reason: str | None) -> None:
+        adapter = self.clock.adapter
+        if self.clock.ranks is not None and not adapter.exchanges:
+            raise NotImplementedError(
+                f"{self.transformer} layer {self.index}: {reason}, and the attention that diffusers has for "
+                f"{adapter.family} cannot run on several GPUs"
+            )
 
     def _refuse_if_strict(self, unsupported: str | None) -> None:
         if self.options.strict:

@@ -18,6 +18,9 @@ PENDING_CALLS = 4096  # calls whose seconds are not read yet; reading them synch
 class LayerCall:
     """The calls of one attention layer in one step that ran in one way (with separate CFG, two).
 
+    Where several GPUs share a video, tokens, densities and FLOPs are those of the whole call, all heads on all GPUs,
+    and the same in the report of each. Implementation, tiles, seconds and kept bytes are those of this GPU.
+
     Attributes:
         transformer: "transformer", "transformer_2" (the expert for less noise) or "transformer_ref" (for references).
         layer, step: indices.

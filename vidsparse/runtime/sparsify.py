@@ -15,6 +15,7 @@ from vidsparse.runtime.adapter import Adapter
 from vidsparse.runtime.clock import Clock
 from vidsparse.runtime.layer import Layer, SparsityOptions
 from vidsparse.runtime.pipeline import TRANSFORMERS, transformers_of
+from vidsparse.runtime.ranks import Ranks
 from vidsparse.runtime.registry import adapter_for
 from vidsparse.runtime.run import Replaced, Run, set_processor
 from vidsparse.runtime.untraced import disable_tracing
@@ -42,6 +43,8 @@ def sparsify(
     Training works too. With gradient checkpointing each forward pass needs its backward pass before the next forward:
     what is recomputed takes noise level and grid from the last call, and so the map.
 
+    Several GPUs can share a video, see `enable_parallelism`, which may come before this call or after it.
+
     Args:
         pipe_or_transformer: a diffusers pipeline (its `transformer`, and `transformer_2` or `transformer_ref` where it
             has one) or a transformer of a supported class.
@@ -56,8 +59,8 @@ def sparsify(
 
     Raises:
         TypeError: not a pattern, something that has no transformer, or a value of the wrong type.
-        NotImplementedError: a transformer that no adapter serves, `impl="triton"` without a CUDA device, or with
-            `strict` a processor that is not the family's own.
+        NotImplementedError: a transformer that no adapter serves, `impl="triton"` without a CUDA device, context
+            parallelism in a ring, or with `strict` a processor that is not the family's own.
         ValueError: already sparsified; an unknown `impl`; a negative `min_tokens`.
     """
     options = _options(pattern, correction, impl, strict, min_tokens)
@@ -113,6 +116,7 @@ def _replacements(run: Run, transformer: torch.nn.Module, name: str) -> dict[str
     device = _computing_device(transformer)
     # Weights that are offloaded rest on a CPU; where they compute, the first call checks again.
     check_impl(options.impl, torch.device("cuda") if options.impl == "triton" and torch.cuda.is_available() else device)
+    Ranks.of(transformer, adapter)  # refuses a ring
     attentions = adapter.self_attentions(transformer)
     for heads in {adapter.heads(module) for module in attentions.values()}:
         options.pattern.check_model(len(attentions), heads)
