@@ -152,8 +152,8 @@ def _attend_backward(grad: torch.Tensor, ticket: torch.Tensor, needs: list[bool]
     recording = _recorded.get(int(ticket))
     if recording is None:
         raise RuntimeError(
-            "the recorded attention of this backward pass is gone: a hook on saved tensors, such as save_on_cpu, has "
-            "put a copy in the place of the tensor that names it; train without this hook, or without torch.compile"
+            "the recorded attention of this backward pass is gone: a hook on saved tensors has put a copy in the place "
+            "of the tensor that names it; train without this hook, or without torch.compile"
         )
     out, inputs = recording.out, recording.inputs
     found = torch.autograd.grad(out, inputs, grad, retain_graph=True, allow_unused=True)
