@@ -18,15 +18,19 @@ BREAKS_DENSE = ("MochiTransformer3DModel",)  # its own processor picks the real 
 
 
 def compile_blocks(transformer: Any, fullgraph: bool) -> list[int]:
-    """Compile each block that has video self-attention; the length of what is returned counts graphs."""
+    """Compile what diffusers repeats, or the blocks of a family for which it names none; returns an item a graph."""
     made: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
         made.append(len(inputs))
         return graph
 
-    for name in adapter_for(transformer).self_attentions(transformer):
-        transformer.get_submodule(name.rpartition(".")[0]).compile(backend=backend, fullgraph=fullgraph)
+    if transformer._repeated_blocks:
+        transformer.compile_repeated_blocks(backend=backend, fullgraph=fullgraph)
+    else:
+        names = {name.rpartition(".")[0] for name in adapter_for(transformer).self_attentions(transformer)}
+        for name in names:
+            transformer.get_submodule(name).compile(backend=backend, fullgraph=fullgraph)
     return made
 
 

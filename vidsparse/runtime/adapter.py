@@ -90,7 +90,9 @@ class Adapter(ABC):
         if hasattr(original, "sparse_processor"):
             return original.sparse_processor(layer)
         reason = self.unknown(original)
-        return self.processor(original, layer) if reason is None else _unknown_as(type(original))(original, layer, reason)
+        if reason is None:
+            return self.processor(original, layer)
+        return _unknown_as(original.__class__)(original, layer, reason)
 
     def unknown(self, original: Any) -> str | None:
         """The reason why calls of a processor cannot be sparse, or None."""
@@ -229,7 +231,7 @@ class UnknownProcessor(WrappedProcessor):
 
 
 @cache
-def _unknown_as(kind: type[Any]) -> type[UnknownProcessor]:
+def _unknown_as(kind: Any) -> type[UnknownProcessor]:
     """`UnknownProcessor` with the arguments of another class.
 
     Attention modules of diffusers hand on only those arguments that the signature of `processor.__call__` names. It is

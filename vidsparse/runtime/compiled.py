@@ -115,7 +115,7 @@ class _Differentiable(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (ticket,) = ctx.saved_tensors
         found = list(torch.ops.vidsparse.attend_backward(grad, ticket, ctx.needs))
         gradients: list[torch.Tensor | None] = []
