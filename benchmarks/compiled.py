@@ -1,7 +1,9 @@
 """Seconds of denoising of the `shapes` model, dense and sparse, each as it is and with its blocks compiled.
 
-Seconds are those of the processor, so that other work on the machine counts little. All four take turns in one process. The first generation of each, which compiles, is reported on its own. Graphs are
-counted over all generations with compiled blocks, dense and sparse.
+Seconds are those of the processor, so that other work on the machine counts little. All four take turns in one process.
+The first generation of each, which compiles, is reported on its own; the compiler's own processes are not counted in
+it, and its cache on disk may save most of it. Graphs are counted over all generations with compiled blocks, dense and
+sparse.
 
 python benchmarks/compiled.py --frames 65 --density 0.2
 """
