@@ -61,6 +61,9 @@ class HunyuanVideoAdapter(Adapter):
 
     def valid(self, mask: torch.Tensor, batch: int, tokens: int, text: int) -> torch.Tensor | None:
         """The number of real tokens, int32 [batch]; None if the mask hides more than trailing text."""
+        if torch.compiler.is_compiling():  # reading the mask would break the graph: the model's own hide no more
+            keys = self.real_keys(mask, batch, tokens)
+            return None if keys is None else keys.sum(dim=1, dtype=torch.int32)
         if mask not in self._counted:
             keys = self.real_keys(mask, batch, tokens)
             self._counted[mask] = (None, -1) if keys is None else _leading(keys)

@@ -37,7 +37,8 @@ class Context:
             call with the prompt and 1 the call without it.
         memory: state that a pattern keeps from step to step, for this layer, branch and batch size of one run (at most
             two batch sizes; a third drops the oldest); empty at the start of a video. A correction has one of its own
-            for each group of heads. The report counts the `nbytes` of its values.
+            for each group of heads. The report counts the `nbytes` of its values. Keep copies of queries, keys, values
+            and outputs: graphs of `torch.compile` write over them.
         value: values of the call [batch, tokens, heads, head_dim], for patterns that compare outputs.
         extra_valid: int [batch], how many prefix and suffix tokens, in sequence order, are keys; None: all.
     """

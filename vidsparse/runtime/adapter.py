@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from functools import partial, wraps
+from functools import cache, wraps
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -93,7 +93,9 @@ class Adapter(ABC):
         if hasattr(original, "sparse_processor"):
             return original.sparse_processor(layer)
         reason = self.unknown(original)
-        return self.processor(original, layer) if reason is None else UnknownProcessor(original, layer, reason)
+        if reason is None:
+            return self.processor(original, layer)
+        return _unknown_as(original.__class__)(original, layer, reason)
 
     def unknown(self, original: Any) -> str | None:
         """The reason why calls of a processor cannot be sparse, or None."""
@@ -242,10 +244,22 @@ class UnknownProcessor(WrappedProcessor):
     def __init__(self, original: Any, layer: SparseLayer, reason: str):
         super().__init__(original, layer)
         self.reason = reason
-        # Attention modules of diffusers hand on only those arguments that the signature of `processor.__call__` names.
-        call = partial(type(self).__call__, self)
-        vars(self)["__call__"] = wraps(original.__call__)(call)
 
     def __call__(self, attn: Any, *args: Any, **kwargs: Any) -> Any:
         call = self.layer.begin(self.reason)
         return self.layer.end(call, self.original(attn, *args, **kwargs))
+
+
+@cache
+def _unknown_as(kind: Any) -> type[UnknownProcessor]:
+    """`UnknownProcessor` with the arguments of another class.
+
+    Attention modules of diffusers hand on only those arguments that the signature of `processor.__call__` names. It is
+    one class for all layers, so that they share a graph of `torch.compile`.
+    """
+
+    def call(self: UnknownProcessor, attn: Any, *args: Any, **kwargs: Any) -> Any:
+        return UnknownProcessor.__call__(self, attn, *args, **kwargs)
+
+    members = {"__call__": wraps(kind.__call__)(call), "__module__": __name__}
+    return type(UnknownProcessor.__name__, (UnknownProcessor,), members)

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vidsparse.grid import VideoGrid
 from vidsparse.runtime.adapter import Adapter
-from vidsparse.runtime.pipeline import calling_pipeline
+from vidsparse.runtime.pipeline import calling_pipeline, uncompiled
 from vidsparse.runtime.ranks import Ranks
 from vidsparse.runtime.steps import Schedule, StepCounter
 from vidsparse.runtime.untraced import untraced
@@ -50,6 +50,7 @@ class Clock:
         ranks: the GPUs that share the video, or None.
         layers: the attention layers that it prepares for each call.
         earlier: the clock of the expert that has done its part when this transformer runs, or None.
+        read_outside: whether the present call was read before it entered a graph that holds the whole transformer.
     """
 
     def __init__(self, transformer: torch.nn.Module, adapter: Adapter, pipeline: Callable[[], object | None]):
@@ -63,6 +64,7 @@ class Clock:
         self.signature = of_class.replace(parameters=[*of_class.parameters.values()][1:])
         self.layers = weakref.WeakSet[Listener]()
         self.earlier: weakref.ref[Clock] | None = None
+        self.read_outside = False
         self.is_last = False  # as `steps.is_last`, for graphs of `torch.compile`
         # The scheduler's timesteps, the dtype that they were rounded to, and their noise: the same in every step.
         self._noise: tuple[Any, torch.dtype | None, tuple[float, ...]] = None, None, ()
@@ -72,8 +74,15 @@ class Clock:
         ]
         weakref.finalize(self, _remove, self._handles)
 
+    def watch(self, compiled: torch.nn.Module) -> None:
+        """Read calls of what `torch.compile(transformer)` returned in hooks of its own, outside of its graph."""
+        self._handles += [
+            compiled.register_forward_pre_hook(_BeforeGraph(self), with_kwargs=True),
+            compiled.register_forward_hook(_AfterGraph(self), always_call=True),
+        ]
+
     def remove(self) -> None:
-        """Remove both hooks. Safe to call twice."""
+        """Remove all hooks. Safe to call twice."""
         _remove(self._handles)
 
     @untraced
@@ -128,7 +137,7 @@ class Clock:
 
     def __getstate__(self) -> dict[str, Any]:
         # Copied layers add themselves, and a copied expert has no earlier one.
-        return {**vars(self), "layers": None, "earlier": None}
+        return {**vars(self), "layers": None, "earlier": None, "read_outside": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -154,15 +163,29 @@ class _Hook:
 class _Before(_Hook):
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         clock = self.clock()
-        if clock is not None:
+        if clock is not None and not clock.read_outside:
             clock.read(module, clock.signature.bind_partial(*args, **kwargs).arguments)
 
 
 class _After(_Hook):
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
         clock = self.clock()
-        if clock is not None and clock.is_last:
+        if clock is not None and not clock.read_outside and clock.is_last:
             clock.end_video()
+
+
+class _BeforeGraph(_Before):
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__call__(uncompiled(module), args, kwargs)
+        if (clock := self.clock()) is not None:
+            clock.read_outside = True
+
+
+class _AfterGraph(_After):
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if (clock := self.clock()) is not None:
+            clock.read_outside = False
+        super().__call__(module, args, output)
 
 
 def _remove(handles: list[RemovableHandle]) -> None:

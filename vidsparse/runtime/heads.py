@@ -31,6 +31,11 @@ class Operands(NamedTuple):
     extra_valid: torch.Tensor | None = None
     gate: torch.Tensor | None = None
 
+    def to(self, dtype: torch.dtype) -> Operands:
+        """The same in another dtype; a tensor that has it is not copied."""
+        query, key, value = (x.to(dtype) for x in self[:3])
+        return Operands(query, key, value, self.extra_valid, None if self.gate is None else self.gate.to(dtype))
+
     def of_heads(self, heads: tuple[int, ...]) -> Operands:
         """Those of some heads, in this order; without a copy where these are all."""
         if heads == tuple(range(self.query.shape[2])):

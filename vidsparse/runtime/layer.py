@@ -15,6 +15,7 @@ from vidsparse.patterns import Context, Pattern
 from vidsparse.runtime.adapter import TRAIN_TIMESTEPS, States
 from vidsparse.runtime.balance import MeasuredCosts, balanced, planned_costs
 from vidsparse.runtime.clock import Clock
+from vidsparse.runtime.compiled import CompiledCall, handle_of
 from vidsparse.runtime.heads import (
     Operands,
     Part,
@@ -72,16 +73,14 @@ class SparsityOptions:
 
 @dataclass(eq=False)
 class Call:
-    """One call of one attention layer.
-
-    It is made before the transformer's forward pass, so that graphs of `torch.compile` hold only `reason` and tensors.
+    """One call of one attention layer, made before the transformer's forward pass.
 
     Attributes:
         reason: why the call runs the model's own attention, or None where it is sparse.
         context: layer, step and branch. memories: batch size -> what is kept of this branch from step to step.
-        planned: whether it was decided before the forward pass that the call is dense or sparse.
-        parts: what has run sparse. stopwatch: of the layer; inside a graph of `attend` alone.
-        shapes: of the output of a call inside a graph, until it is recorded.
+        parts: what has run sparse. stopwatch: of the layer.
+        shapes, unsupported: of a dense call inside a graph of `torch.compile`, until it is recorded: the shapes of its
+            output, and why its processor could not run it sparse, or None.
         ranks: the GPUs that share the video, or None. ends: how many tokens at the start and at the end of the sequence
             each of them has, see `Adapter.ends`.
         dense: why `attend` sees all keys, in a family whose own attention cannot run on several GPUs, or None.
@@ -94,10 +93,10 @@ class Call:
     device: torch.device
     memories: dict[int, Memory]
     reason: str | None = None
-    planned: bool = True
     parts: list[Part] = field(default_factory=list)
     stopwatch: Stopwatch | None = None
     shapes: list[torch.Size] | None = None
+    unsupported: str | None = None
     ranks: Ranks | None = None
     ends: tuple[int, int] = (0, 0)
     dense: str | None = None
@@ -133,38 +132,41 @@ class Call:
         Returns:
             [batch, tokens, heads, head_dim].
         """
-        in_graph = self.stopwatch is None
-        stopwatch = self.stopwatch = self.stopwatch or Stopwatch(self.device)
-        operands, context = Operands(query, key, value, extra_valid, gate), replace(self.context, heads=query.shape[2])
-        out = (
-            self._attend(operands, context)
-            if self.ranks is None
-            else self._attend_shared(self.ranks, operands, context)
-        )
-        if in_graph:
-            stopwatch.stop()
-        return out
+        kind = query.device.type
+        # As for PyTorch's own attention: norms give float32 under autocast, attention has the lower precision.
+        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+        with torch.autocast(kind, enabled=False):  # the scores that maps are chosen by keep their precision
+            given = Operands(query, key, value, extra_valid, gate)
+            return self.attend_lowered(given, given.to(low))
 
-    def _attend_shared(self, ranks: Ranks, operands: Operands, context: Context) -> torch.Tensor:
+    def attend_lowered(self, given: Operands, lowered: Operands) -> torch.Tensor:
+        """The same without autocast: maps are chosen by the operands as given, attention is of the lowered ones."""
+        context = replace(self.context, heads=given.query.shape[2])
+        if self.ranks is None:
+            return self._attend(given, lowered, context)
+        return self._attend_shared(self.ranks, given, lowered, context)
+
+    def _attend_shared(self, ranks: Ranks, given: Operands, lowered: Operands, context: Context) -> torch.Tensor:
         """Attention of this rank's tokens: all tokens of some heads, between two exchanges with the other ranks.
 
         Every rank makes the same exchanges, whatever its map: nothing here depends on what the tensors hold.
         """
-        heads = self._heads_of_ranks(ranks.size, self._memory(len(operands.query)), context)
+        heads = self._heads_of_ranks(ranks.size, self._memory(len(given.query)), context)
         exchange = ranks.exchange(self.grid.tokens, self.ends, heads)
         expected = exchange.tokens[exchange.rank] + sum(self.ends)
-        if (tokens := operands.query.shape[1]) != expected:
+        if (tokens := given.query.shape[1]) != expected:
             raise ValueError(
                 f"this GPU has {tokens} of the {self.grid.tokens} tokens, expected {expected}; let "
                 "vidsparse.enable_parallelism divide them, without a cp_plan of your own"
             )
-        local = operands.exchanged(exchange)
+        local = lowered.exchanged(exchange)
+        same = given.query.dtype == lowered.query.dtype
         own = replace(context, local_heads=exchange.own_heads, gather=exchange.gather)
-        out = exchange.join_heads(self._attend(local, own))
+        out = exchange.join_heads(self._attend(local if same else given.exchanged(exchange), local, own))
         if self.parts:
             densities = exchange.gather(densities_of_heads(self.parts))
             self.densities = densities.mean(dim=1)
-            self._memory(len(operands.query)).costs = MeasuredCosts(densities[1])
+            self._memory(len(given.query)).costs = MeasuredCosts(densities[1])
         return out
 
     def _heads_of_ranks(self, ranks: int, memory: Memory, context: Context) -> tuple[tuple[int, ...], ...]:
@@ -177,33 +179,28 @@ class Call:
             memory.heads = balanced(costs, ranks)
         return memory.heads
 
-    def _attend(self, operands: Operands, context: Context) -> torch.Tensor:
+    def _attend(self, given: Operands, lowered: Operands, context: Context) -> torch.Tensor:
         """Attention of the heads that are here, with all of their tokens."""
-        query, key, value, extra_valid, gate = operands
-        options, memory, kind = self.options, self._memory(len(query)), query.device.type
+        if self.dense is not None:
+            return dense_attention(lowered.query, lowered.key, lowered.value, self.grid, lowered.extra_valid)
+        options, memory = self.options, self._memory(len(given.query))
+        query, key, value, extra_valid, _ = given
         context = replace(context, value=value, extra_valid=extra_valid, memory=memory.pattern)
-        # As for PyTorch's own attention: norms give float32 under autocast, attention has the lower precision.
-        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-        with torch.autocast(kind, enabled=False):  # the scores that maps are chosen by keep their precision
-            if self.dense is not None:
-                return dense_attention(query.to(low), key.to(low), value.to(low), self.grid, extra_valid)
-            groups = head_groups(options.pattern.select(query, key, self.grid, context), query.shape[2])
-            # Drop the correction's state for head groups that no longer exist.
-            for gone in memory.correction.keys() - {group.heads for group in groups}:
-                del memory.correction[gone]
-            query, key, value = (x.to(low) for x in (query, key, value))
-            operands = Operands(query, key, value, extra_valid, None if gate is None else gate.to(low))
-            attended = [
-                attend_group(
-                    group,
-                    operands,
-                    replace(context, memory=memory.correction.setdefault(group.heads, {})),
-                    options.impl,
-                    options.correction,
-                    options.strict,
-                )
-                for group in groups
-            ]
+        groups = head_groups(options.pattern.select(query, key, self.grid, context), query.shape[2])
+        # Drop the correction's state for head groups that no longer exist.
+        for gone in memory.correction.keys() - {group.heads for group in groups}:
+            del memory.correction[gone]
+        attended = [
+            attend_group(
+                group,
+                lowered,
+                replace(context, memory=memory.correction.setdefault(group.heads, {})),
+                options.impl,
+                options.correction,
+                options.strict,
+            )
+            for group in groups
+        ]
         self.parts = [part for part, _ in attended]
         return interleave(self.parts, [out for _, out in attended])
 
@@ -222,7 +219,9 @@ class Layer:
         attention_width: heads times head_dim; None where the output has this width.
 
     Attributes:
-        call: the present call; None before the first.
+        call: the present call; None before the first. sparse: whether it is, unless its processor meets something that
+            it does not know.
+        handle: what graphs of `torch.compile` hold of the layer.
         memories: branch -> batch size -> what pattern and correction keep from step to step.
     """
 
@@ -239,6 +238,7 @@ class Layer:
         self.options, self.log, self.clock = options, log, clock
         self.transformer, self.index, self.layers, self.attention_width = name, index, layers, attention_width
         self.call: Call | None = None
+        self.sparse, self.handle = False, handle_of(self)
         self.video, self.memories = 0, dict[int, dict[int, Memory]]()
         clock.layers.add(self)
 
@@ -271,6 +271,7 @@ class Layer:
                 self.call.reason = "the pattern asks for it"
         if clock.ranks is not None:
             self._share(self.call, clock.ranks)
+        self.sparse = self.call.reason is None
 
     def _share(self, call: Call, ranks: Ranks) -> None:
         """Prepare a call for several GPUs."""
@@ -283,7 +284,7 @@ class Layer:
         if not adapter.exchanges:
             call.reason, call.dense = None, call.reason
 
-    def begin(self, unsupported: str | None = None) -> Call:
+    def begin(self, unsupported: str | None = None) -> Call | CompiledCall:
         """Begin a call of the layer.
 
         Args:
@@ -293,14 +294,16 @@ class Layer:
             NotImplementedError: it cannot be sparse and `strict` is set.
             RuntimeError: the layer was called before any forward pass of its transformer.
         """
-        if self.call is None:
-            raise RuntimeError("attention ran outside the transformer's forward, so its grid is unknown")
-        call = self.call if unsupported is None else self._dense_call(self.call, unsupported)
-        if not torch.compiler.is_compiling():  # reading the time would break the graph
-            call.stopwatch = Stopwatch(call.device)
+        present = self._present
+        if torch.compiler.is_compiling():
+            if unsupported is not None:
+                self._refuse_if_strict(unsupported)
+            return CompiledCall(self, self.sparse, unsupported)
+        call = present if unsupported is None else self._dense_call(present, unsupported)
+        call.stopwatch = Stopwatch(call.device)
         return call
 
-    def end(self, call: Call, out: States) -> States:
+    def end(self, call: Call | CompiledCall, out: States) -> States:
         """Record a call that is over; returns its output.
 
         Args:
@@ -308,22 +311,50 @@ class Layer:
             out: hidden states [..., tokens, width], or those of video and of text.
         """
         shapes = [out.shape] if isinstance(out, torch.Tensor) else [x.shape for x in out]
-        if torch.compiler.is_compiling() and call.planned:
-            call.shapes = shapes  # recorded later: that would break the graph
-        else:
+        if isinstance(call, Call):
             self._record(call, shapes)
+        elif call.reason is not None and self.call is not None:
+            # Recorded later: that would break the graph. A sparse call is recorded by its operator.
+            self.call.shapes, self.call.unsupported = shapes, call.unsupported
         return out
 
+    @property
+    def grid(self) -> VideoGrid:
+        """The token grid of the present call.
+
+        Raises:
+            RuntimeError: there is no call, or its grid is unknown.
+        """
+        return self._present.grid
+
+    def attend(self, given: Operands, lowered: Operands) -> torch.Tensor:
+        """Attention of the present call inside a graph, timed and recorded: see `Call.attend_lowered`."""
+        call = self._present
+        call.stopwatch = Stopwatch(given.query.device)
+        out = call.attend_lowered(given, lowered)
+        self._record(call, [out.flatten(2).shape])
+        return out
+
+    @property
+    def _present(self) -> Call:
+        if self.call is None:
+            raise RuntimeError("attention ran outside the transformer's forward, so its grid is unknown")
+        return self.call
+
     def record_compiled(self) -> None:
-        """Record the last call if it ran inside a graph."""
-        if self.call is not None and self.call.shapes is not None:
-            self._record(self.call, self.call.shapes)
-            self.call.shapes = None
+        """Record the last call if it ran dense inside a graph."""
+        if self.call is None or self.call.shapes is None:
+            return
+        call, shapes = self.call, self.call.shapes
+        self.call.shapes = None
+        if call.unsupported is not None:
+            call = self._dense_call(call, call.unsupported)
+        self._record(call, shapes)
 
     @untraced
     def _record(self, call: Call, shapes: list[torch.Size]) -> None:
         stopwatch, call.stopwatch = call.stopwatch, None
-        if stopwatch is not None and call.shapes is None:
+        if stopwatch is not None:
             stopwatch.stop()
         parts, call.parts = call.parts, []
         tokens, (*batch, _, width) = sum(shape[-2] for shape in shapes), shapes[0]
@@ -357,7 +388,7 @@ class Layer:
         reason = self.clock.irregular or unsupported
         self._refuse_if_strict(reason)
         self._refuse_if_own_attention_cannot_share(reason)
-        return replace(call, reason=reason, planned=False)
+        return replace(call, reason=reason)
 
     def _refuse_if_own_attention_cannot_share(self, reason: str | None) -> None:
         adapter = self.clock.adapter
@@ -375,4 +406,5 @@ class Layer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)  # of a copy
+        self.handle = handle_of(self)
         self.clock.layers.add(self)

@@ -27,6 +27,13 @@ def transformers_of(target: object) -> dict[str, torch.nn.Module]:
     return modules
 
 
+def compiled_of(target: object) -> dict[str, torch.nn.Module]:
+    """Name -> wrapper that `torch.compile(transformer)` returned, of those transformers that have one."""
+    single = isinstance(target, torch.nn.Module)
+    found = {name: target if single else getattr(target, name, None) for name in TRANSFORMERS[: 1 if single else None]}
+    return {name: x for name, x in found.items() if isinstance(x, torch.nn.Module) and uncompiled(x) is not x}
+
+
 def uncompiled(module: Any) -> Any:
     """The model inside the wrapper that `torch.compile(model)` returns; any other object as it is."""
     return getattr(module, "_orig_mod", module)

@@ -14,7 +14,7 @@ from vidsparse.patterns import Pattern
 from vidsparse.runtime.adapter import Adapter
 from vidsparse.runtime.clock import Clock
 from vidsparse.runtime.layer import Layer, SparsityOptions
-from vidsparse.runtime.pipeline import TRANSFORMERS, transformers_of
+from vidsparse.runtime.pipeline import TRANSFORMERS, compiled_of, transformers_of
 from vidsparse.runtime.ranks import Ranks
 from vidsparse.runtime.registry import adapter_for
 from vidsparse.runtime.run import Replaced, Run, set_processor
@@ -68,6 +68,8 @@ def sparsify(
     run = Run(options, _weakly(pipe_or_transformer))
     try:
         found = [new for name, t in targets.items() for new in _replacements(run, t, name).values()]
+        for name, wrapper in compiled_of(pipe_or_transformer).items():
+            run.clocks[name].watch(wrapper)
         for attention in found:
             run.replaced.append(attention)
             set_processor(attention.module, attention.ours)

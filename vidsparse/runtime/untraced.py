@@ -9,6 +9,9 @@ import torch
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
+# In the errors of `fullgraph=True`.
+REASON = "vidsparse reads Python state here; compile the transformer before sparsify, or compile its blocks alone"
+
 _waiting: list[_Untraced] = []
 
 
@@ -37,7 +40,7 @@ class _Untraced:
         _waiting.append(self)
 
     def apply(self) -> None:
-        setattr(self.owner, self.name, torch.compiler.disable(self.method))
+        setattr(self.owner, self.name, torch.compiler.disable(self.method, reason=REASON))
 
     def __get__(self, instance: object, owner: type) -> Any:
         return self.method.__get__(instance, owner)
