@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vidsparse.grid import VideoGrid
 from vidsparse.runtime.adapter import Adapter
+from vidsparse.runtime.cache_context import Ear, Told
 from vidsparse.runtime.pipeline import calling_pipeline
 from vidsparse.runtime.steps import Schedule, StepCounter
 from vidsparse.runtime.untraced import untraced
@@ -37,7 +38,7 @@ class Clock:
     """Knows step, branch and grid of each forward call of one transformer.
 
     Args:
-        transformer: gets a forward pre-hook and a forward hook, until `remove` or the end of this object.
+        transformer: gets a forward pre-hook, a forward hook and an `Ear`, until `remove` or the end of this object.
         adapter: reads the arguments of its calls.
         pipeline: the one that was sparsified, asked where no pipeline is on the call stack; None where there is none.
 
@@ -63,15 +64,16 @@ class Clock:
         self.is_last = False  # as `steps.is_last`, for graphs of `torch.compile`
         # The scheduler's timesteps, the dtype that they were rounded to, and their noise: the same in every step.
         self._noise: tuple[Any, torch.dtype | None, tuple[float, ...]] = None, None, ()
+        self._ear = Ear(transformer) if Ear.fits(transformer) else None
         self._handles = [
             transformer.register_forward_pre_hook(_Before(self), with_kwargs=True),
             transformer.register_forward_hook(_After(self)),
         ]
-        weakref.finalize(self, _remove, self._handles)
+        weakref.finalize(self, _remove, self._handles, self._ear)
 
     def remove(self) -> None:
-        """Remove both hooks. Safe to call twice."""
-        _remove(self._handles)
+        """Remove both hooks, and what hears `cache_context`. Safe to call twice."""
+        _remove(self._handles, self._ear)
 
     @untraced
     def read(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> None:
@@ -82,7 +84,8 @@ class Clock:
         except NotImplementedError as error:
             self.irregular = str(error)
         timestep = self.adapter.timestep(transformer, call)
-        self.steps.advance(call, self.grid, timestep, self._schedule(transformer, call))
+        told = Told() if self._ear is None else self._ear.told
+        self.steps.advance(call, self.grid, timestep, self._schedule(transformer, call), told)
         self.is_last = self.steps.is_last
         self.device = next(x.device for x in call.values() if isinstance(x, torch.Tensor))
         if (earlier := None if self.earlier is None else self.earlier()) is not None:
@@ -129,7 +132,7 @@ class Clock:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self.layers = weakref.WeakSet()
-        weakref.finalize(self, _remove, self._handles)
+        weakref.finalize(self, _remove, self._handles, self._ear)
 
 
 class _Hook:
@@ -161,6 +164,8 @@ class _After(_Hook):
             clock.end_video()
 
 
-def _remove(handles: list[RemovableHandle]) -> None:
+def _remove(handles: list[RemovableHandle], ear: Ear | None) -> None:
     for handle in handles:
         handle.remove()
+    if ear is not None:
+        ear.remove()

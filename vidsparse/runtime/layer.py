@@ -12,7 +12,7 @@ from vidsparse.block_map import head_groups
 from vidsparse.corrections import Correction
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context, Pattern
-from vidsparse.runtime.adapter import TRAIN_TIMESTEPS, States
+from vidsparse.runtime.adapter import States
 from vidsparse.runtime.clock import Clock
 from vidsparse.runtime.heads import Operands, Part, attend_group, interleave, mean_densities
 from vidsparse.runtime.report import LayerCall, Log
@@ -186,7 +186,7 @@ class Layer:
             layers=self.layers,
             step=steps.step,
             steps=steps.steps,
-            sigma=steps.timestep / TRAIN_TIMESTEPS,
+            sigma=steps.sigma,
             transformer=self.transformer,
             branch=steps.branch,
         )
