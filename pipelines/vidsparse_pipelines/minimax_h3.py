@@ -24,6 +24,7 @@ class MiniMaxH3Adapter(Adapter):
     layout = "text, conditions and sound before the video"
     processors = ("MiniMaxH3AttnProcessor",)
     vae_stride = (4, 16)
+    block_states = {"MiniMaxH3TransformerBlock": ("hidden_states",)}
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks

@@ -64,12 +64,17 @@ class Adapter(ABC):
         family: what its models are called. tasks: what they make. layout: where tokens that are not video are.
         processors: names of the processor classes of diffusers that `processor` can replace; empty for any processor.
         gated: whether its processors read the gates that `load_gates` gives.
+        block_states: for `enable_cache`, where diffusers' caches do not know a block: its class -> the arguments that
+            it returns changed, the video's first.
+        refused_caches: for `enable_cache`, name of a config -> why this cache cannot work with the family.
         vae_stride: frames, and pixels in height and width, that a latent of the family's first VAE covers.
     """
 
     family = tasks = layout = ""
     processors: tuple[str, ...] = ()
     gated = False
+    block_states: Mapping[str, tuple[str, ...]] = {}
+    refused_caches: Mapping[str, str] = {}
     vae_stride: tuple[int, int] = (4, 8)
 
     @abstractmethod

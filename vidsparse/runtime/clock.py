@@ -6,7 +6,7 @@ import copy
 import inspect
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -14,18 +14,24 @@ from torch.utils.hooks import RemovableHandle
 from vidsparse.grid import VideoGrid
 from vidsparse.runtime.adapter import Adapter
 from vidsparse.runtime.cache_context import Ear, Told
+from vidsparse.runtime.caches import cache_name, measured_layers
 from vidsparse.runtime.pipeline import calling_pipeline
 from vidsparse.runtime.steps import Schedule, StepCounter
+from vidsparse.runtime.substitute import Substitute
 from vidsparse.runtime.untraced import untraced
 
 
+@runtime_checkable
 class Listener(Protocol):
-    """An attention layer: told before each call of its transformer, and after the last step of a video."""
+    """An attention layer, or what skips steps: told before each call of the transformer, and after a video's end.
+
+    Listeners are told in the order of their indices.
+    """
 
     index: int
 
     def prepare(self) -> None:
-        """Decide how the layer runs in the call that begins."""
+        """Decide how it runs in the call that begins."""
 
     def forget(self, branch: int | None = None) -> None:
         """Free what is kept from step to step, of one branch or of all."""
@@ -47,7 +53,11 @@ class Clock:
         irregular: why it cannot, or None.
         steps: step, branch and video of the call.
         device: where the call computes.
-        layers: the attention layers that it prepares for each call.
+        layers: the attention layers that it prepares for each call, and what skips steps.
+        substitutes: what takes the place of methods of the transformer, until `remove`.
+        measured: indices of layers that a cache measures, see `measured_layers`.
+        saver: what may leave out attention in the call, such as "FirstBlockCache" or "the schedule"; None: nothing
+            that is known.
         earlier: the clock of the expert that has done its part when this transformer runs, or None.
     """
 
@@ -65,15 +75,18 @@ class Clock:
         # The scheduler's timesteps, the dtype that they were rounded to, and their noise: the same in every step.
         self._noise: tuple[Any, torch.dtype | None, tuple[float, ...]] = None, None, ()
         self._ear = Ear(transformer) if Ear.fits(transformer) else None
+        self.substitutes: list[Substitute] = [] if self._ear is None else [self._ear]
+        self.measured: frozenset[int] = frozenset()
+        self.saver: str | None = None
         self._handles = [
             transformer.register_forward_pre_hook(_Before(self), with_kwargs=True),
             transformer.register_forward_hook(_After(self)),
         ]
-        weakref.finalize(self, _remove, self._handles, self._ear)
+        weakref.finalize(self, _remove, self._handles, self.substitutes)
 
     def remove(self) -> None:
-        """Remove both hooks, and what hears `cache_context`. Safe to call twice."""
-        _remove(self._handles, self._ear)
+        """Remove both hooks and the substitutes. Safe to call twice."""
+        _remove(self._handles, self.substitutes)
 
     @untraced
     def read(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> None:
@@ -90,6 +103,7 @@ class Clock:
         self.device = next(x.device for x in call.values() if isinstance(x, torch.Tensor))
         if (earlier := None if self.earlier is None else self.earlier()) is not None:
             earlier.forget()  # noise only falls
+        self.saver, self.measured = cache_name(transformer), measured_layers(transformer, self.adapter)
         for layer in sorted(self.layers, key=lambda layer: layer.index):
             layer.prepare()
 
@@ -131,8 +145,8 @@ class Clock:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.layers = weakref.WeakSet()
-        weakref.finalize(self, _remove, self._handles, self._ear)
+        self.layers = weakref.WeakSet(x for x in self.substitutes if isinstance(x, Listener))
+        weakref.finalize(self, _remove, self._handles, self.substitutes)
 
 
 class _Hook:
@@ -164,8 +178,6 @@ class _After(_Hook):
             clock.end_video()
 
 
-def _remove(handles: list[RemovableHandle], ear: Ear | None) -> None:
-    for handle in handles:
-        handle.remove()
-    if ear is not None:
-        ear.remove()
+def _remove(handles: list[RemovableHandle], substitutes: list[Substitute]) -> None:
+    for part in (*handles, *substitutes):
+        part.remove()

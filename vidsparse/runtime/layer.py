@@ -13,6 +13,7 @@ from vidsparse.corrections import Correction
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context, Pattern
 from vidsparse.runtime.adapter import States
+from vidsparse.runtime.caches import MEASURED
 from vidsparse.runtime.clock import Clock
 from vidsparse.runtime.heads import Operands, Part, attend_group, interleave, mean_densities
 from vidsparse.runtime.report import LayerCall, Log
@@ -190,6 +191,7 @@ class Layer:
             transformer=self.transformer,
             branch=steps.branch,
         )
+        self.log.expect(self.transformer, self.index, steps.step, clock.saver)
         memories = self.memories.setdefault(steps.branch, {})
         self.call = Call(options, context, clock.grid, clock.device, memories, clock.irregular)
         if clock.grid is None:
@@ -200,6 +202,8 @@ class Layer:
             options.pattern.check_grid(clock.grid)
             if options.pattern.is_dense(context):
                 self.call.reason = "the pattern asks for it"
+            elif self.index in clock.measured:
+                self.call.reason = MEASURED
 
     def begin(self, unsupported: str | None = None) -> Call:
         """Begin a call of the layer.
