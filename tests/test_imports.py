@@ -38,6 +38,10 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
         *("vidsparse.patterns.names", "vidsparse.patterns.schedule"),
     ),
+    "vidsparse.caches": (
+        *("diffusers", "torch", "vidsparse.runtime.caches", "vidsparse.runtime.pipeline"),
+        *("vidsparse.runtime.registry", "vidsparse.runtime.skip"),
+    ),
     "vidsparse": ("lazy_loader",),  # what it exports stands in __init__.pyi
     "vidsparse.finetune": (
         *("accelerate", "diffusers", "peft", "torch"),

@@ -9,7 +9,15 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor, text_mask
+from vidsparse.runtime.adapter import (
+    SEPARATE_GUIDANCE,
+    TEXT_TOKENS,
+    Adapter,
+    Noise,
+    SparseLayer,
+    WrappedProcessor,
+    text_mask,
+)
 from vidsparse_pipelines.attention import Layer, QueryKeyValue
 
 
@@ -20,6 +28,7 @@ class HunyuanVideoAdapter(Adapter):
     tasks = "text and image to video"
     layout = "text after the video, padding masked in each sample"
     processors = ("HunyuanVideoAttnProcessor2_0",)
+    refused_caches: Mapping[str, str] = {"FasterCacheConfig": SEPARATE_GUIDANCE}
 
     def __init__(self) -> None:
         self._counted = WeakTensorKeyDictionary()  # mask -> result of `_leading`; all layers get the same mask

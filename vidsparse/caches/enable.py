@@ -12,7 +12,6 @@ from diffusers.hooks.taylorseer_cache import _TRANSFORMER_BLOCK_IDENTIFIERS
 
 from vidsparse.caches.blocks import register_blocks
 from vidsparse.caches.pyramid import keep_branches_apart
-from vidsparse.runtime.adapter import Adapter
 from vidsparse.runtime.caches import cache_name
 from vidsparse.runtime.pipeline import transformers_of
 from vidsparse.runtime.registry import adapter_for
@@ -40,7 +39,7 @@ def enable_cache(pipe_or_transformer: object, config: object) -> None:
     It does what `pipe.transformer.enable_cache(config)` does, and besides:
 
     * registers the blocks of families that diffusers' caches do not know;
-    * gives TaylorSeerCache the names of the video self-attentions, which its own patterns do not match in many families;
+    * gives TaylorSeerCache the names of the video self-attentions, which in many families its own patterns miss;
     * gives PyramidAttentionBroadcast and FasterCache the timestep of the pipeline, unless the config has a callback;
     * lets PyramidAttentionBroadcast keep the calls with and without the prompt apart;
     * refuses what would do nothing or fail.
@@ -59,9 +58,7 @@ def enable_cache(pipe_or_transformer: object, config: object) -> None:
         given = f"the class {config.__name__}" if isinstance(config, type) else f"a {kind}"
         raise TypeError(f"config must be a configuration of diffusers, one of {', '.join(CONFIGS)}; not {given}")
     targets = transformers_of(pipe_or_transformer)
-    prepared = {
-        name: _prepare(transformer, name, config, pipe_or_transformer) for name, transformer in targets.items()
-    }
+    prepared = {name: _prepare(transformer, name, config, pipe_or_transformer) for name, transformer in targets.items()}
     enabled: list[Any] = []
     try:
         for name, transformer in targets.items():

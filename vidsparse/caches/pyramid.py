@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.hooks import HookRegistry
-from diffusers.hooks.hooks import StateManager
+from diffusers.hooks.hooks import HookRegistry, StateManager
 from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastHook, PyramidAttentionBroadcastState
 
 
@@ -18,15 +17,15 @@ class BranchedBroadcast(PyramidAttentionBroadcastHook):
     """
 
     def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
-        self.unnamed = PyramidAttentionBroadcastState()
-        self.manager = StateManager(PyramidAttentionBroadcastState)
+        kept: Any = PyramidAttentionBroadcastState
+        self.unnamed, self.manager = kept(), StateManager(kept)
         return module
 
     @property
-    def state(self) -> Any:
+    def state(self) -> Any:  # type: ignore[override]  # diffusers sets it only in what is overridden above
         return self.unnamed if self.manager._context is None else self.manager.get_state()
 
-    def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
+    def reset_state(self, module: torch.nn.Module) -> Any:  # what diffusers annotates is not what it returns
         self.unnamed.reset()
         self.manager.reset()
         return module

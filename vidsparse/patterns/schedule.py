@@ -91,7 +91,7 @@ def bare(pattern: Pattern) -> Pattern:
 def patterns_in(pattern: Pattern) -> Iterator[Pattern]:
     """A pattern, and those that are inside it."""
     yield pattern
-    held = [getattr(pattern, field.name) for field in fields(pattern)] if is_dataclass(pattern) else []
+    held: list[object] = [getattr(pattern, field.name) for field in fields(pattern)] if is_dataclass(pattern) else []
     for inner in held:
         if isinstance(inner, Pattern):
             yield from patterns_in(inner)

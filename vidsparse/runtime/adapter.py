@@ -11,6 +11,9 @@ import torch
 
 from vidsparse.grid import VideoGrid
 
+# Why FasterCache cannot work with a family.
+SEPARATE_GUIDANCE = "it wants both branches of guidance in one batch, and the family's pipelines call each by itself"
+PACKED_LATENTS = "it wants latents of frames, height and width, and the model takes them as tokens"
 TRAIN_TIMESTEPS = 1000  # diffusers' flow-matching schedulers count noise from 0 to this
 
 # Random normal numbers of a shape: `noise(batch, tokens, channels)`.

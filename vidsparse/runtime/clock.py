@@ -179,5 +179,7 @@ class _After(_Hook):
 
 
 def _remove(handles: list[RemovableHandle], substitutes: list[Substitute]) -> None:
-    for part in (*handles, *substitutes):
-        part.remove()
+    for handle in handles:
+        handle.remove()
+    for substitute in substitutes:
+        substitute.remove()

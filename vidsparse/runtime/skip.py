@@ -55,9 +55,7 @@ class StepSkip(Substitute):
         context = Context(
             step=steps.step, steps=steps.steps, sigma=steps.sigma, transformer=self._name, branch=steps.branch
         )
-        self._skipping = (
-            not torch.is_grad_enabled() and steps.branch in self._computed and self._pattern.skips(context)
-        )
+        self._skipping = not torch.is_grad_enabled() and steps.branch in self._computed and self._pattern.skips(context)
         if self._skipping:
             clock.saver = "the schedule"
 
