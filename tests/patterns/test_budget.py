@@ -65,7 +65,9 @@ def test_a_computed_step_that_serves_more_skipped_ones_is_denser() -> None:
 
 
 def test_a_budget_that_cannot_be_kept_is_refused_with_the_lowest_that_can() -> None:
-    with pytest.raises(ValueError, match=r"budget=0\.3 cannot be kept in 8 steps: 3 dense .* cost 0\.55 or more; raise"):
+    with pytest.raises(
+        ValueError, match=r"budget=0\.3 cannot be kept in 8 steps: 3 dense .* cost 0\.55 or more; raise"
+    ):
         StepBudget(SPARSE, 0.3).ways(8)
     assert StepBudget(SPARSE, 0.56).ways(8).count("skipped") == 3
 

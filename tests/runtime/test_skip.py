@@ -139,7 +139,9 @@ def test_a_schedule_that_skips_and_a_cache_exclude_each_other() -> None:
     transformer, pipe, timesteps = ten_steps()
     config = FirstBlockCacheConfig()
     transformer.enable_cache(config)
-    with pytest.raises(ValueError, match=r"transformer has FirstBlockCache on, and the schedule skips steps too; call"):
+    with pytest.raises(
+        ValueError, match=r"transformer has FirstBlockCache on, and the schedule skips steps too; disable"
+    ):
         sparsify(transformer, HALF)
     transformer.disable_cache()
     with sparsify(pipe, HALF):

@@ -80,7 +80,7 @@ def _prepare(transformer: torch.nn.Module, name: str, config: Any, owner: object
     if not hasattr(transformer, "enable_cache"):
         raise NotImplementedError(f"{name} is a {cls}, which takes no cache in diffusers (it has no CacheMixin)")
     if (cache := cache_name(transformer)) is not None:
-        raise ValueError(f"{name} has {cache} on already, and takes one cache; call {name}.disable_cache() first")
+        raise ValueError(f"{name} has {cache} on already, and takes one cache; disable that one first")
     if isinstance(vars(transformer).get("forward"), StepSkip):
         raise ValueError(
             f"{name} was sparsified with a schedule that skips steps; call run.restore(), or leave {kind} out"

@@ -1,4 +1,4 @@
-"""The cache of diffusers that is on in a transformer: what it is called, and which layers it measures."""
+"""The cache that is on in a transformer: what it is called, and which layers it measures."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ MEASURED = "first block cache measures this layer"
 
 
 def cache_name(transformer: torch.nn.Module) -> str | None:
-    """The name of the cache that is on, such as "FirstBlockCache"; None where there is none."""
+    """The name of the cache that is on, such as "FirstBlockCache" or "cache-dit"; None where there is none."""
     config = getattr(transformer, "_cache_config", None)
-    return None if config is None else type(config).__name__.removesuffix("Config")
+    if config is not None:
+        return type(config).__name__.removesuffix("Config")
+    return "cache-dit" if getattr(transformer, "_is_cached", False) else None
 
 
 def measured_layers(transformer: torch.nn.Module, adapter: Adapter) -> frozenset[int]:

@@ -97,8 +97,8 @@ def refuse_cache(transformer: torch.nn.Module, name: str) -> None:
     """
     if (cache := cache_name(transformer)) is not None:
         raise ValueError(
-            f"{name} has {cache} on, and the schedule skips steps too; call {name}.disable_cache(), or take a "
-            "StepSchedule, which skips none"
+            f"{name} has {cache} on, and the schedule skips steps too; disable the cache, or take a StepSchedule, "
+            "which skips none"
         )
 
 
