@@ -197,7 +197,7 @@ def test_what_would_do_nothing_or_fail_is_refused() -> None:
         vidsparse.enable_cache(pipe, nothing)
     broadcast = PyramidAttentionBroadcastConfig(spatial_attention_block_skip_range=2)
     for silent in (plain, Pipeline(transformer=plain)):
-        with pytest.raises(ValueError, match="needs to know the timestep, and .* does not tell it"):
+        with pytest.raises(ValueError, match=r"needs to know the timestep, and .* does not tell it"):
             vidsparse.enable_cache(silent, broadcast)
     assert broadcast.current_timestep_callback is None and not plain.is_cache_enabled
     assert not pipe.transformer.is_cache_enabled and state(pipe.transformer) == before

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from tiny_wan import SIZES, SPARSE, WITHOUT_PROMPT, Pipeline, call, generate, state, tiny, wan_pipeline
 
 import vidsparse
 from vidsparse import Dense, StepBudget, StepSchedule, sparsify
-from vidsparse.runtime.skip import StepSkip, predicted
+from vidsparse.runtime.skip import StepSkip, copied_output
 
 ONE = SIZES["one-frame"]
 HALF = StepBudget(SPARSE, budget=0.5, sparse_cost=0.5)  # of ten steps 4, 6 and 8 are skipped
@@ -31,18 +32,18 @@ def skip_of(transformer: Any) -> StepSkip:
     return found
 
 
-def test_a_prediction_is_on_the_line_through_two_outputs() -> None:
-    old, new = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 2.0])
-    assert predicted([(0.8, (old,)), (0.6, (new,))], 0.5)[0].tolist() == pytest.approx([4.0, 2.0])
-    assert predicted([(0.6, new)], 0.5) is new
-    nested = {"video": [old, None], "sound": (new, "a word")}
-    found = predicted([(0.8, nested), (0.6, nested)], 0.1)
-    assert found["video"][1] is None and found["sound"][1] == "a word"
-    torch.testing.assert_close(found["video"][0], old)
+def test_an_output_is_copied_part_by_part() -> None:
+    one = torch.ones(2)
+    out = {"video": [one, None], "sound": (one, "a word")}
+    found = copied_output(out)
+    one.zero_()
+    assert found["video"][0].tolist() == [1.0, 1.0] and found["video"][1] is None and found["sound"][1] == "a word"
+    named = copied_output(Transformer2DModelOutput(sample=torch.ones(2)))
+    assert isinstance(named, Transformer2DModelOutput) and named.sample.tolist() == [1.0, 1.0]
 
 
 @torch.no_grad()
-def test_skipped_steps_follow_the_computed_ones_of_their_branch() -> None:
+def test_skipped_steps_repeat_the_computed_ones_of_their_branch() -> None:
     transformer, pipe, timesteps = ten_steps()
     expected: list[dict[str, torch.Tensor]] = []
     with sparsify(transformer, StepSchedule(SPARSE, dense_steps=2, dense_last_steps=1)):
@@ -63,9 +64,8 @@ def test_skipped_steps_follow_the_computed_ones_of_their_branch() -> None:
     for branch in ("with", "without"):
         for step in (0, 1, 2, 3, 5, 7):
             assert torch.equal(found[step][branch], expected[step][branch])
-        for step, (before, last) in {4: (2, 3), 6: (3, 5), 8: (5, 7)}.items():
-            pairs = [(timesteps[i] / 1000, found[i][branch]) for i in (before, last)]
-            assert torch.equal(found[step][branch], predicted(pairs, timesteps[step] / 1000))
+        for step in (4, 6, 8):
+            assert torch.equal(found[step][branch], found[step - 1][branch])
     report = run.report()
     assert {(s.step, s.calls, s.by) for s in report.skipped} == {(s, 4, "the schedule") for s in (4, 6, 8)}
     assert report.skipped_calls == 12 and report.sparse_calls + report.dense_calls == 28
@@ -119,8 +119,7 @@ def test_a_copy_skips_by_itself() -> None:
     for step in (2, 3, 4):
         with copied.cache_context("cond", step_index=step, num_inference_steps=10):
             call(copied, ONE, timestep=timesteps[step])
-    (kept,) = skip_of(copied)._computed.values()
-    assert len(kept) == 2
+    assert len(skip_of(copied)._computed) == 1
     assert copied.blocks[0].attn1.processor.layer.clock.saver == "the schedule"
 
 

@@ -109,7 +109,7 @@ class Pattern(ABC):
         return False
 
     def skips(self, context: Context) -> bool:
-        """Whether this step is skipped, in all layers: the transformer's output is predicted from earlier steps."""
+        """Whether this step is skipped, in all layers: the transformer's output is that of an earlier step."""
         del context
         return False
 

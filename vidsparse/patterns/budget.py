@@ -21,8 +21,8 @@ DENSE, SPARSE, SKIPPED = "dense", "sparse", "skipped"
 class StepBudget(Pattern):
     """Keeps the cost of a run within a budget: sparse steps first, then skipped ones.
 
-    A skipped step runs no block of the transformer: its output is predicted from the last computed steps of the same
-    branch, see `vidsparse.runtime.skip`. As few steps are skipped as the budget allows, or `skipped` of them, spread
+    A skipped step runs no block of the transformer: its output is that of the last computed step of the same branch,
+    see `vidsparse.runtime.skip`. As few steps are skipped as the budget allows, or `skipped` of them, spread
     evenly. What is then left of the budget makes computed steps dense, first those that serve most skipped ones.
 
     `StepBudget(...).ways(steps)` shows the plan. Where the number of steps is unknown (a bare transformer), nothing is

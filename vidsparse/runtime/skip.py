@@ -1,10 +1,9 @@
-"""Skips whole steps of one transformer: its output is predicted from the last steps that were computed."""
+"""Skips whole steps of one transformer: its output is that of the last step that was computed."""
 
 from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,10 +17,9 @@ from vidsparse.runtime.substitute import Substitute
 class StepSkip(Substitute):
     """Takes the place of `forward` on one transformer whose pattern skips steps.
 
-    In a skipped step no part of the transformer runs. Its output follows the line through the outputs of the last two
-    computed steps of the same branch, over the noise level; with one computed step it is that step's output. What is
-    kept are these outputs, as large as the latents. Steps with gradients are always computed, as are those of a branch
-    that has nothing to go by.
+    In a skipped step no part of the transformer runs, and its output is that of the last computed step of the same
+    branch. What is kept is this output, as large as the latents. Steps with gradients are always computed, as are those
+    of a branch that has nothing to go by, or gets inputs of other sizes.
 
     It is a listener of the clock: asked before the attention layers, and told when a video ends.
     """
@@ -33,8 +31,7 @@ class StepSkip(Substitute):
         super().__init__(transformer)
         self._clock, self._pattern, self._name = weakref.ref(clock), pattern, name
         self._video, self._skipping = 0, False
-        self._computed: dict[int, list[tuple[float, Any]]] = {}  # branch -> noise level and output, oldest first
-        self._shapes: dict[int, list[torch.Size]] = {}
+        self._computed: dict[int, tuple[list[torch.Size], Any]] = {}  # branch -> sizes of inputs, and output
         clock.substitutes.append(self)
         clock.layers.add(self)
 
@@ -63,28 +60,25 @@ class StepSkip(Substitute):
         clock, forward = self._clock(), self.beneath()
         if not self._used or clock is None or torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        branch, sigma = clock.steps.branch, clock.steps.sigma
         shapes = [x.shape for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
-        if self._skipping and self._shapes[branch] == shapes:
-            return predicted(self._computed[branch], sigma)
+        kept = self._computed.get(clock.steps.branch)
+        if self._skipping and kept is not None and kept[0] == shapes:
+            return copied_output(kept[1])
         out = forward(*args, **kwargs)
-        before = self._computed.get(branch, []) if self._shapes.get(branch) == shapes else []
-        self._computed[branch] = [*(pair for pair in before[-1:] if pair[0] != sigma), (sigma, _detached(out))]
-        self._shapes[branch] = shapes
+        self._computed[clock.steps.branch] = shapes, copied_output(out)
         return out
 
     def forget(self, branch: int | None = None) -> None:
         """Free the outputs of one branch or of all."""
         for gone in [*self._computed] if branch is None else [branch]:
             self._computed.pop(gone, None)
-            self._shapes.pop(gone, None)
 
     def record_compiled(self) -> None:
         """Nothing: skipped steps run in no graph."""
 
     def copied(self, memo: dict[int, Any]) -> None:
         clock = self._clock()
-        self._computed, self._shapes = {}, {}
+        self._computed = {}
         if clock is not None:
             self._clock = weakref.ref(copy.deepcopy(clock, memo))
 
@@ -102,33 +96,15 @@ def refuse_cache(transformer: torch.nn.Module, name: str) -> None:
         )
 
 
-def predicted(computed: list[tuple[float, Any]], sigma: float) -> Any:
-    """The output at noise level `sigma`, on the line through the last computed outputs.
+def copied_output(out: Any) -> Any:
+    """A transformer's output with a copy of each tensor: pipelines may write into what they get.
 
     Args:
-        computed: one or two pairs of noise level and output, oldest first. Outputs are tensors, or tuples, lists and
-            mappings of them; anything else in them is taken from the last.
+        out: a tensor; or a tuple, list or mapping of outputs, as diffusers' outputs with names are; anything else is
+            taken as it is.
     """
-    last, newest = computed[-1]
-    if len(computed) == 1:
-        return newest
-    earlier, oldest = computed[0]
-    ratio = (sigma - last) / (last - earlier)
-
-    def along(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-        return torch.lerp(new.float(), old.float(), -ratio).to(new.dtype)
-
-    return _each(newest, along, oldest)
-
-
-def _detached(out: Any) -> Any:
-    return _each(out, lambda x, _: x.detach(), out)
-
-
-def _each(out: Any, change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], other: Any) -> Any:
-    """An output with every tensor in it changed, given what is in the same place of another."""
-    if isinstance(out, dict):  # also the outputs of diffusers with names
-        return type(out)(**{key: _each(value, change, other[key]) for key, value in out.items()})
+    if isinstance(out, dict):
+        return type(out)(**{key: copied_output(value) for key, value in out.items()})
     if isinstance(out, (list, tuple)):
-        return type(out)(_each(x, change, y) for x, y in zip(out, other, strict=True))
-    return change(out, other) if isinstance(out, torch.Tensor) else out
+        return type(out)(copied_output(part) for part in out)
+    return out.detach().clone() if isinstance(out, torch.Tensor) else out
