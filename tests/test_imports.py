@@ -39,6 +39,10 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.patterns.names", "vidsparse.patterns.schedule"),
     ),
     "vidsparse.__main__": ("vidsparse.cli",),
+    "vidsparse.caches": (
+        *("diffusers", "torch", "vidsparse.runtime.caches", "vidsparse.runtime.pipeline"),
+        *("vidsparse.runtime.registry", "vidsparse.runtime.skip"),
+    ),
     "vidsparse": ("lazy_loader",),  # what it exports stands in __init__.pyi
     "vidsparse.finetune": (
         *("accelerate", "diffusers", "peft", "torch"),

@@ -26,6 +26,7 @@ TRAINING = ("finetune/test_train.py", "finetune/test_resume.py")
 # Module -> the files below tests/ that test it, where none has its name.
 TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/bench.py": ("cli/test_patterns.py", "kernels/gpu/test_configs.py", "benchmarks/test_gpu_command.py"),
+    "vidsparse/caches/blocks.py": ("caches/test_enable.py",),
     "vidsparse/cli/__init__.py": COMMANDS,
     "vidsparse/cli/bench.py": ("cli/test_patterns.py", "cli/test_refusals.py"),
     "vidsparse/cli/compare.py": COMMANDS,
@@ -68,12 +69,14 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/patterns/dense.py": ("patterns/test_every_pattern.py",),
     "vidsparse/patterns/exact_blocks.py": ("patterns/test_reuse.py", "patterns/test_every_pattern.py"),
     "vidsparse/patterns/radial_raster.py": ("patterns/test_radial.py",),
+    "vidsparse/runtime/caches.py": ("caches/test_enable.py",),
     "vidsparse/runtime/clock.py": ("runtime/test_steps.py", "runtime/test_memory.py"),
     "vidsparse/runtime/gates.py": ("patterns/test_video_sparse.py",),
     "vidsparse/runtime/heads.py": ("runtime/test_layer.py",),
     "vidsparse/runtime/pipeline.py": ("runtime/test_steps.py",),
     "vidsparse/runtime/ranks.py": ("runtime/test_parallelism.py",),
     "vidsparse/runtime/run.py": ("runtime/test_sparsify.py", "runtime/test_memory.py"),
+    "vidsparse/runtime/substitute.py": ("runtime/test_cache_context.py", "runtime/test_skip.py"),
     "vidsparse/shapes/model.py": ("generation/test_models.py", "cli/test_generate.py"),
     "vidsparse/shapes/render.py": ("shapes/test_judge.py", "shapes/test_world.py"),
     "vidsparse/shapes/track.py": ("shapes/test_judge.py",),

@@ -1,6 +1,7 @@
 from . import corrections as corrections, patterns as patterns
 from .attention import merge as merge, sparse_attention as sparse_attention
 from .block_map import BlockMap as BlockMap, HeadGroup as HeadGroup, head_groups as head_groups
+from .caches import enable_cache as enable_cache
 from .corrections import (
     Correction as Correction,
     GatedCoarse as GatedCoarse,
@@ -29,6 +30,7 @@ from .patterns import (
     Reuse as Reuse,
     SlidingTile as SlidingTile,
     SpatialTemporal as SpatialTemporal,
+    StepBudget as StepBudget,
     StepSchedule as StepSchedule,
     TopBlocks as TopBlocks,
     VideoSparse as VideoSparse,

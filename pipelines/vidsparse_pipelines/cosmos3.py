@@ -25,6 +25,7 @@ class Cosmos3Adapter(Adapter):
     layout = "text and control before the video, sound and action after it"
     processors = ("Cosmos3AttnProcessor",)
     vae_stride = (4, 16)
+    block_states: Mapping[str, tuple[str, ...]] = {"Cosmos3VLTextMoTDecoderLayer": ("gen_seq", "und_seq")}
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         layers: Any = transformer.layers

@@ -10,7 +10,15 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from vidsparse.grid import VideoGrid
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor, text_mask
+from vidsparse.runtime.adapter import (
+    SEPARATE_GUIDANCE,
+    TEXT_TOKENS,
+    Adapter,
+    Noise,
+    SparseLayer,
+    WrappedProcessor,
+    text_mask,
+)
 from vidsparse_pipelines.attention import Layer, QueryKeyValue
 from vidsparse_pipelines.sequence_plan import divided_output, joined_output
 
@@ -23,6 +31,7 @@ class HunyuanVideoAdapter(Adapter):
     layout = "text after the video, padding masked in each sample"
     processors = ("HunyuanVideoAttnProcessor2_0",)
     exchanges = False  # with the text on each GPU
+    refused_caches: Mapping[str, str] = {"FasterCacheConfig": SEPARATE_GUIDANCE}
 
     def __init__(self) -> None:
         self._counted = WeakTensorKeyDictionary()  # mask -> result of `_leading`; all layers get the same mask

@@ -22,6 +22,9 @@ class HunyuanVideo15Adapter(HunyuanVideoAdapter):
     layout = "image, glyphs and text after the video, padding last and masked in each sample"
     processors = ("HunyuanVideo15AttnProcessor2_0",)
     vae_stride = (4, 16)
+    block_states: Mapping[str, tuple[str, ...]] = {
+        "HunyuanVideo15TransformerBlock": ("hidden_states", "encoder_hidden_states")
+    }
 
     def extra_tokens(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> tuple[int, int]:
         encoders = "image_embeds", "encoder_hidden_states_2", "encoder_hidden_states"

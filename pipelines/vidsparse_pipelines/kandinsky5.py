@@ -20,6 +20,7 @@ class Kandinsky5Adapter(Adapter):
     tasks = "text and image to video"
     layout = "video only; text by cross-attention"
     processors = ("Kandinsky5AttnProcessor",)
+    block_states: Mapping[str, tuple[str, ...]] = {"Kandinsky5TransformerDecoderBlock": ("visual_embed",)}
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.visual_transformer_blocks

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor, text_mask
+from vidsparse.runtime.adapter import (
+    PACKED_LATENTS,
+    TEXT_TOKENS,
+    Adapter,
+    Noise,
+    SparseLayer,
+    WrappedProcessor,
+    text_mask,
+)
 from vidsparse_pipelines.attention import Attention
 from vidsparse_pipelines.coords import grid_of_coords
 from vidsparse_pipelines.rotary import rotate_pairs
@@ -27,6 +35,7 @@ class LTXAdapter(Adapter):
     layout = "condition frames before or after the video; text by cross-attention"
     processors: tuple[str, ...] = ("LTXVideoAttnProcessor",)
     vae_stride = (8, 32)
+    refused_caches: Mapping[str, str] = {"FasterCacheConfig": PACKED_LATENTS}
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks

@@ -27,6 +27,13 @@ class LTX2Adapter(LTXAdapter):
     tasks = "text, image and video to video with sound"
     layout = "key frames and references after the video; text and sound by cross-attention"
     processors = ("LTX2AudioVideoAttnProcessor", "LTX2PerturbedAttnProcessor")
+    block_states: Mapping[str, tuple[str, ...]] = {
+        "LTX2VideoTransformerBlock": ("hidden_states", "audio_hidden_states")
+    }
+    refused_caches: Mapping[str, str] = {
+        **LTXAdapter.refused_caches,
+        "MagCacheConfig": "it keeps what blocks add to the video alone, and sound would miss them",
+    }
 
     def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
         sizes: list[Any] = [call.get(name) for name in ("num_frames", "height", "width")]

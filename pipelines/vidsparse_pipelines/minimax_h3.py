@@ -10,7 +10,14 @@ from typing import Any
 import torch
 
 from vidsparse.grid import VideoGrid
-from vidsparse.runtime.adapter import TEXT_TOKENS, TRAIN_TIMESTEPS, Adapter, Noise, SparseLayer, WrappedProcessor
+from vidsparse.runtime.adapter import (
+    TEXT_TOKENS,
+    TRAIN_TIMESTEPS,
+    Adapter,
+    Noise,
+    SparseLayer,
+    WrappedProcessor,
+)
 from vidsparse_pipelines.attention import FusableAttention
 from vidsparse_pipelines.coords import grid_of_coords
 from vidsparse_pipelines.rotary import rotate_halves_of_first
@@ -24,6 +31,10 @@ class MiniMaxH3Adapter(Adapter):
     layout = "text, conditions and sound before the video"
     processors = ("MiniMaxH3AttnProcessor",)
     vae_stride = (4, 16)
+    block_states: Mapping[str, tuple[str, ...]] = {"MiniMaxH3TransformerBlock": ("hidden_states",)}
+    refused_caches: Mapping[str, str] = {
+        "FasterCacheConfig": "it wants latents of frames, height and width, and the model takes them as tokens"
+    }
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks

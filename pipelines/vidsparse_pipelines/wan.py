@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vidsparse.runtime.adapter import TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor
+from vidsparse.runtime.adapter import SEPARATE_GUIDANCE, TEXT_TOKENS, Adapter, Noise, SparseLayer, WrappedProcessor
 from vidsparse_pipelines.attention import FusableAttention, QueryKeyValue
 from vidsparse_pipelines.rotary import rotate_pairs
 
@@ -23,6 +23,7 @@ class WanAdapter(Adapter):
     layout = "video only; text and image by cross-attention"
     processors = ("WanAttnProcessor",)
     gated = True
+    refused_caches: Mapping[str, str] = {"FasterCacheConfig": SEPARATE_GUIDANCE}
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         return {f"blocks.{i}.attn1": block.attn1 for i, block in enumerate(transformer.blocks)}  # type: ignore[arg-type]

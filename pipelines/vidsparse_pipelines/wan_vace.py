@@ -11,6 +11,9 @@ from vidsparse.runtime.adapter import Noise
 from vidsparse_pipelines.sequence_plan import divided, divided_output, joined_output
 from vidsparse_pipelines.wan import WanAdapter
 
+# Control is added between the blocks, also where these are skipped, and is in the cached residual too.
+ADDED_TWICE = "the control that its model adds between blocks would be added twice"
+
 
 class WanVACEAdapter(WanAdapter):
     """Self-attention (`attn1`) of the control blocks, which run first, and of the main blocks.
@@ -22,6 +25,12 @@ class WanVACEAdapter(WanAdapter):
     family = "Wan-VACE"
     tasks = "editing, control, reference to video"
     layout = "video only, in control blocks too; text by cross-attention"
+    refused_caches: Mapping[str, str] = {
+        **WanAdapter.refused_caches,
+        "FirstBlockCacheConfig": ADDED_TWICE,
+        "MagCacheConfig": ADDED_TWICE,
+        "SeaCacheConfig": ADDED_TWICE,
+    }
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.vace_blocks

@@ -23,6 +23,7 @@ from vidsparse import (
     Reuse,
     SlidingTile,
     SpatialTemporal,
+    StepBudget,
     StepSchedule,
     TopBlocks,
 )
@@ -98,7 +99,7 @@ def concrete(kind: type) -> set[type]:
 
 
 def test_every_pattern_has_a_name_and_its_defaults_are_legal(tmp_path: Path) -> None:
-    assert set(pattern_classes().values()) == concrete(Pattern) - {StepSchedule, GriddedHeads}
+    assert set(pattern_classes().values()) == concrete(Pattern) - {StepSchedule, StepBudget, GriddedHeads}
     assert {"dense", "radial-raster", "top-blocks"} <= set(pattern_classes()) and list(pattern_classes()) == sorted(
         pattern_classes()
     )

@@ -92,7 +92,7 @@ def test_arguments_are_not_kept_with_their_gradients() -> None:
     with sparsify(transformer, SPARSE):
         call(transformer, encoder_hidden_states=2 * text)
         (known,) = transformer.blocks[0].attn1.processor.layer.clock.steps._calls
-    assert known["encoder_hidden_states"].tensor.grad_fn is None
+    assert known.arguments["encoder_hidden_states"].tensor.grad_fn is None
 
 
 @torch.no_grad()
@@ -123,7 +123,7 @@ def test_a_cache_that_skips_layers_in_the_last_step_leaves_no_memory(skipped: in
         transformer.blocks[skipped].forward = lambda hidden_states, *_: hidden_states
         call(transformer, timestep=float(scheduler.timesteps[2]))
         assert memories(transformer) == [0, 0]
-        assert not any(transformer.blocks[0].attn1.processor.layer.clock.steps._calls)
+        assert not any(known.arguments for known in transformer.blocks[0].attn1.processor.layer.clock.steps._calls)
 
 
 @torch.no_grad()
@@ -176,8 +176,8 @@ def test_a_clock_refers_to_no_transformer() -> None:
     transformer = tiny()
     with sparsify(transformer, SPARSE):
         call(transformer)
-        (arguments,) = transformer.blocks[0].attn1.processor.layer.clock.steps._calls
-    assert transformer not in arguments.values() and "self" not in arguments
+        (known,) = transformer.blocks[0].attn1.processor.layer.clock.steps._calls
+    assert transformer not in known.arguments.values() and "self" not in known.arguments
 
 
 def test_a_layer_that_runs_in_two_ways_keeps_its_bytes_once() -> None:

@@ -59,7 +59,9 @@ class Request:
         str | None,
         Option(help="Layers that stay dense, such as 0,1 or -1.", rich_help_panel=ATTENTION, show_default="none"),
     ] = None
-    impl: Annotated[str, Option(help="auto, triton, cudnn, fa4, cpu, flex or reference.", rich_help_panel=ATTENTION)] = "auto"
+    impl: Annotated[
+        str, Option(help="auto, triton, cudnn, fa4, cpu, flex or reference.", rich_help_panel=ATTENTION)
+    ] = "auto"
 
     frames: Annotated[int | None, Option(min=1, rich_help_panel=VIDEO, show_default=OWN)] = None
     height: Annotated[int | None, Option(min=1, rich_help_panel=VIDEO, show_default=OWN)] = None

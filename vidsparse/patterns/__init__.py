@@ -1,6 +1,7 @@
 """Patterns: which key tiles each query tile sees. One file, one published idea."""
 
 from vidsparse.patterns.base import ContentPattern as ContentPattern, Context as Context, Pattern as Pattern
+from vidsparse.patterns.budget import StepBudget as StepBudget
 from vidsparse.patterns.dense import Dense as Dense
 from vidsparse.patterns.exact_blocks import ExactBlocks as ExactBlocks
 from vidsparse.patterns.gridded import Gridded as Gridded, GriddedHeads as GriddedHeads

@@ -68,11 +68,15 @@ class Pattern(ABC):
         named_defaults: values for fields without a usable default.
         named_alternatives: fields that replace all of `named_defaults` when one of them is given.
         density_field: the field that a density sets; patterns without it take no density.
+
+    Class attribute for `sparsify`:
+        may_skip: whether `skips` may be True of it, whatever pattern it holds.
     """
 
     named_defaults: ClassVar[Mapping[str, Any]] = {}
     named_alternatives: ClassVar[tuple[str, ...]] = ()
     density_field: ClassVar[str] = "density"
+    may_skip: ClassVar[bool] = False
 
     @classmethod
     def named(cls, **settings: Any) -> Pattern:
@@ -117,6 +121,11 @@ class Pattern(ABC):
 
     def is_dense(self, context: Context) -> bool:
         """Whether this layer and step should run the model's own dense attention instead."""
+        del context
+        return False
+
+    def skips(self, context: Context) -> bool:
+        """Whether this step is skipped, in all layers: the transformer's output is that of an earlier step."""
         del context
         return False
 

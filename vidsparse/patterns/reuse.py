@@ -96,6 +96,9 @@ class Reuse(Pattern):
     def is_dense(self, context: Context) -> bool:
         return self.pattern.is_dense(context)
 
+    def skips(self, context: Context) -> bool:
+        return self.pattern.skips(context)
+
 
 class KeptMap:
     """A plan in memory: its lists are as wide as the longest row, and int16 if the tiles' numbers fit, else int32.

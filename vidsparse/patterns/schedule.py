@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
 
 import torch
 
 from vidsparse.block_map import Plan
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns.base import Context, Pattern
+from vidsparse.patterns.budget import StepBudget
 from vidsparse.patterns.fields import check_range, check_whole, check_wholes
 
 
@@ -65,16 +67,31 @@ class StepSchedule(Pattern):
     def schedules_dense(self, context: Context) -> bool:
         """Whether this schedule alone makes a layer and step dense, whatever its pattern asks for."""
         layers = {layer % context.layers for layer in self.dense_layers if -context.layers <= layer < context.layers}
+        return context.layer in layers or self._whole_step_is_dense(context)
+
+    def skips(self, context: Context) -> bool:
+        return not self._whole_step_is_dense(context) and self.pattern.skips(context)
+
+    def _whole_step_is_dense(self, context: Context) -> bool:
         # While the number of steps is unknown (a bare transformer call), no step counts as the last.
         last = bool(context.steps) and context.step >= context.steps - self.dense_last_steps
         outside_steps = self.steps is not None and not self.steps[0] <= context.step < self.steps[1]
         outside_sigmas = self.sigmas is not None and not self.sigmas[0] <= context.sigma <= self.sigmas[1]
         first = context.step < self.dense_steps
-        return first or last or context.layer in layers or outside_steps or outside_sigmas
+        return first or last or outside_steps or outside_sigmas
 
 
 def bare(pattern: Pattern) -> Pattern:
     """The pattern without its schedule, or its schedules where one is inside another."""
-    while isinstance(pattern, StepSchedule):
+    while isinstance(pattern, (StepSchedule, StepBudget)):
         pattern = pattern.pattern
     return pattern
+
+
+def patterns_in(pattern: Pattern) -> Iterator[Pattern]:
+    """A pattern, and those that are inside it."""
+    yield pattern
+    held: list[object] = [getattr(pattern, field.name) for field in fields(pattern)] if is_dataclass(pattern) else []
+    for inner in held:
+        if isinstance(inner, Pattern):
+            yield from patterns_in(inner)

@@ -11,6 +11,9 @@ import torch
 
 from vidsparse.grid import VideoGrid
 
+# Why FasterCache cannot work with a family.
+SEPARATE_GUIDANCE = "it wants both branches of guidance in one batch, and the family's pipelines call each by itself"
+PACKED_LATENTS = "it wants latents of frames, height and width, and the model takes them as tokens"
 TRAIN_TIMESTEPS = 1000  # diffusers' flow-matching schedulers count noise from 0 to this
 
 # Random normal numbers of a shape: `noise(batch, tokens, channels)`.
@@ -66,6 +69,9 @@ class Adapter(ABC):
         gated: whether its processors read the gates that `load_gates` gives.
         exchanges: whether the processors of diffusers exchange heads between GPUs under context parallelism. Where they
             do not, ours do for dense calls too.
+        block_states: for `enable_cache`, where diffusers' caches do not know a block: its class -> the arguments that
+            it returns changed, the video's first.
+        refused_caches: for `enable_cache`, name of a config -> why this cache cannot work with the family.
         vae_stride: frames, and pixels in height and width, that a latent of the family's first VAE covers.
     """
 
@@ -73,6 +79,8 @@ class Adapter(ABC):
     processors: tuple[str, ...] = ()
     gated = False
     exchanges = True
+    block_states: Mapping[str, tuple[str, ...]] = {}
+    refused_caches: Mapping[str, str] = {}
     vae_stride: tuple[int, int] = (4, 8)
 
     @abstractmethod

@@ -6,26 +6,33 @@ import copy
 import inspect
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
 from vidsparse.grid import VideoGrid
 from vidsparse.runtime.adapter import Adapter
+from vidsparse.runtime.cache_context import Ear, Told
+from vidsparse.runtime.caches import cache_name, measured_layers
 from vidsparse.runtime.pipeline import calling_pipeline, uncompiled
 from vidsparse.runtime.ranks import Ranks
 from vidsparse.runtime.steps import Schedule, StepCounter
+from vidsparse.runtime.substitute import Substitute
 from vidsparse.runtime.untraced import untraced
 
 
+@runtime_checkable
 class Listener(Protocol):
-    """An attention layer: told before each call of its transformer, and after the last step of a video."""
+    """An attention layer, or what skips steps: told before each call of the transformer, and after a video's end.
+
+    Listeners are told in the order of their indices.
+    """
 
     index: int
 
     def prepare(self) -> None:
-        """Decide how the layer runs in the call that begins."""
+        """Decide how it runs in the call that begins."""
 
     def forget(self, branch: int | None = None) -> None:
         """Free what is kept from step to step, of one branch or of all."""
@@ -38,7 +45,7 @@ class Clock:
     """Knows step, branch and grid of each forward call of one transformer.
 
     Args:
-        transformer: gets a forward pre-hook and a forward hook, until `remove` or the end of this object.
+        transformer: gets a forward pre-hook, a forward hook and an `Ear`, until `remove` or the end of this object.
         adapter: reads the arguments of its calls.
         pipeline: the one that was sparsified, asked where no pipeline is on the call stack; None where there is none.
 
@@ -48,7 +55,11 @@ class Clock:
         steps: step, branch and video of the call.
         device: where the call computes.
         ranks: the GPUs that share the video, or None.
-        layers: the attention layers that it prepares for each call.
+        layers: the attention layers that it prepares for each call, and what skips steps.
+        substitutes: what takes the place of methods of the transformer, until `remove`.
+        measured: indices of layers that a cache measures, see `measured_layers`.
+        saver: what may leave out attention in the call, such as "FirstBlockCache" or "the schedule"; None: nothing
+            that is known.
         earlier: the clock of the expert that has done its part when this transformer runs, or None.
         read_outside: whether the present call was read before it entered a graph that holds the whole transformer.
     """
@@ -68,11 +79,15 @@ class Clock:
         self.is_last = False  # as `steps.is_last`, for graphs of `torch.compile`
         # The scheduler's timesteps, the dtype that they were rounded to, and their noise: the same in every step.
         self._noise: tuple[Any, torch.dtype | None, tuple[float, ...]] = None, None, ()
+        self._ear = Ear(transformer) if Ear.fits(transformer) else None
+        self.substitutes: list[Substitute] = [] if self._ear is None else [self._ear]
+        self.measured: frozenset[int] = frozenset()
+        self.saver: str | None = None
         self._handles = [
             transformer.register_forward_pre_hook(_Before(self), with_kwargs=True),
             transformer.register_forward_hook(_After(self)),
         ]
-        weakref.finalize(self, _remove, self._handles)
+        weakref.finalize(self, _remove, self._handles, self.substitutes)
 
     def watch(self, compiled: torch.nn.Module) -> None:
         """Read calls of what `torch.compile(transformer)` returned in hooks of its own, outside of its graph."""
@@ -82,8 +97,8 @@ class Clock:
         ]
 
     def remove(self) -> None:
-        """Remove all hooks. Safe to call twice."""
-        _remove(self._handles)
+        """Remove all hooks and the substitutes. Safe to call twice."""
+        _remove(self._handles, self.substitutes)
 
     @untraced
     def read(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> None:
@@ -95,11 +110,13 @@ class Clock:
         except NotImplementedError as error:
             self.irregular = str(error)
         timestep = self.adapter.timestep(transformer, call)
-        self.steps.advance(call, self.grid, timestep, self._schedule(transformer, call))
+        told = Told() if self._ear is None else self._ear.told
+        self.steps.advance(call, self.grid, timestep, self._schedule(transformer, call), told)
         self.is_last = self.steps.is_last
         self.device = next(x.device for x in call.values() if isinstance(x, torch.Tensor))
         if (earlier := None if self.earlier is None else self.earlier()) is not None:
             earlier.forget()  # noise only falls
+        self.saver, self.measured = cache_name(transformer), measured_layers(transformer, self.adapter)
         for layer in sorted(self.layers, key=lambda layer: layer.index):
             layer.prepare()
 
@@ -141,8 +158,8 @@ class Clock:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.layers = weakref.WeakSet()
-        weakref.finalize(self, _remove, self._handles)
+        self.layers = weakref.WeakSet(x for x in self.substitutes if isinstance(x, Listener))
+        weakref.finalize(self, _remove, self._handles, self.substitutes)
 
 
 class _Hook:
@@ -188,6 +205,8 @@ class _AfterGraph(_After):
         super().__call__(module, args, output)
 
 
-def _remove(handles: list[RemovableHandle]) -> None:
+def _remove(handles: list[RemovableHandle], substitutes: list[Substitute]) -> None:
     for handle in handles:
         handle.remove()
+    for substitute in substitutes:
+        substitute.remove()

@@ -12,8 +12,9 @@ from vidsparse.block_map import head_groups
 from vidsparse.corrections import Correction
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context, Pattern
-from vidsparse.runtime.adapter import TRAIN_TIMESTEPS, States
+from vidsparse.runtime.adapter import States
 from vidsparse.runtime.balance import MeasuredCosts, balanced, planned_costs
+from vidsparse.runtime.caches import MEASURED
 from vidsparse.runtime.clock import Clock
 from vidsparse.runtime.compiled import CompiledCall, handle_of
 from vidsparse.runtime.heads import (
@@ -255,10 +256,11 @@ class Layer:
             layers=self.layers,
             step=steps.step,
             steps=steps.steps,
-            sigma=steps.timestep / TRAIN_TIMESTEPS,
+            sigma=steps.sigma,
             transformer=self.transformer,
             branch=steps.branch,
         )
+        self.log.expect(self.transformer, self.index, steps.step, clock.saver)
         memories = self.memories.setdefault(steps.branch, {})
         self.call = Call(options, context, clock.grid, clock.device, memories, clock.irregular)
         if clock.grid is None:
@@ -269,6 +271,8 @@ class Layer:
             options.pattern.check_grid(clock.grid)
             if options.pattern.is_dense(context):
                 self.call.reason = "the pattern asks for it"
+            elif self.index in clock.measured:
+                self.call.reason = MEASURED
         if clock.ranks is not None:
             self._share(self.call, clock.ranks)
         self.sparse = self.call.reason is None

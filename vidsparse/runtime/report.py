@@ -80,6 +80,25 @@ class LayerCall:
         )
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """Attention calls of one step, all layers together, that its forward passes did not make.
+
+    A cache of blocks leaves out the whole block; one of attention (PyramidAttentionBroadcast, FasterCache,
+    TaylorSeerCache) reuses or predicts the output of attention, and the rest of the block runs.
+
+    Attributes:
+        transformer, step: as for `LayerCall`. calls: how many.
+        by: what was on, such as "FirstBlockCache", or "the schedule"; "something unknown" where neither was, such as a
+            guider that leaves out layers, or a cache of another package.
+    """
+
+    transformer: str
+    step: int
+    calls: int
+    by: str
+
+
 class Log:
     """Gathers the calls of a run.
 
@@ -89,6 +108,13 @@ class Log:
     def __init__(self) -> None:
         self._calls: dict[tuple[object, ...], LayerCall] = {}
         self._pending: list[tuple[LayerCall, torch.Tensor | None, Stopwatch | None]] = []
+        self._expected: Counter[tuple[str, int, int]] = Counter()  # transformer, layer, step
+        self._savers: dict[tuple[str, int], str | None] = {}
+
+    def expect(self, transformer: str, layer: int, step: int, saver: str | None) -> None:
+        """Count one forward pass that will call a layer, unless `saver` leaves it out."""
+        self._expected[transformer, layer, step] += 1
+        self._savers[transformer, step] = saver or self._savers.get((transformer, step))
 
     def add(self, call: LayerCall, densities: torch.Tensor | None, stopwatch: Stopwatch | None) -> None:
         """Add one call.
@@ -107,9 +133,26 @@ class Log:
         self._settle()
         return tuple(self._calls.values())
 
+    def skipped(self) -> tuple[Skipped, ...]:
+        """The calls that were expected and not made, of layers that are not in a forward pass now."""
+        made: Counter[tuple[str, int, int]] = Counter()
+        for call in self.calls():
+            made[call.transformer, call.layer, call.step] += call.calls
+        left_out: Counter[tuple[str, int]] = Counter()
+        for (transformer, layer, step), expected in self._expected.items():
+            # Modules that are called by hand, and recomputed layers, run more often than forward passes expect.
+            left_out[transformer, step] += max(0, expected - made[transformer, layer, step])
+        return tuple(
+            Skipped(*place, calls, self._savers[place] or "something unknown")
+            for place, calls in left_out.items()
+            if calls
+        )
+
     def clear(self) -> None:
         self._pending.clear()
         self._calls.clear()
+        self._expected.clear()
+        self._savers.clear()
 
     def _settle(self) -> None:
         """Add the pending calls, with their numbers, to the sums: memory stays bounded in a long training."""
@@ -137,11 +180,18 @@ class Report:
 
     Attributes:
         lost: what was changed since `sparsify` so that it does not run any more, such as an exchanged transformer.
+        skipped: attention calls that caches or the schedule left out. They are in no other number of the report.
     """
 
     calls: tuple[LayerCall, ...]
     pattern: str
     lost: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def skipped_calls(self) -> int:
+        """How many attention calls were left out: forward passes times layers, less the calls that ran."""
+        return sum(s.calls for s in self.skipped)
 
     @property
     def sparse(self) -> list[LayerCall]:
@@ -237,6 +287,8 @@ class Report:
             "sparse_calls": self.sparse_calls,
             "dense_calls": self.dense_calls,
             "dense_reasons": self.dense_reasons,
+            "skipped_calls": self.skipped_calls,
+            "skipped": [asdict(s) for s in self.skipped],
             "lost": list(self.lost),
             "advice": self.advice,
             "calls": [asdict(c) for c in self.calls],
@@ -257,6 +309,10 @@ class Report:
         if self.kept_bytes:
             lines.append(f"kept from step to step: {self.kept_bytes / 1e6:.2f} MB")
         lines += [f"dense: {count} calls, {reason}" for reason, count in self.dense_reasons.items()]
+        made = self.sparse_calls + self.dense_calls
+        for by in dict.fromkeys(s.by for s in self.skipped):
+            count = sum(s.calls for s in self.skipped if s.by == by)
+            lines.append(f"skipped: {count} of {made + self.skipped_calls} attention calls, by {by}")
         lines += [f"lost: {text}" for text in self.lost]
         return "\n".join(lines + [f"note: {text}" for text in self.advice])
 

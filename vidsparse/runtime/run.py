@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 
-from vidsparse.patterns import Pattern, StepSchedule
+from vidsparse.patterns import StepBudget, StepSchedule
+from vidsparse.patterns.schedule import patterns_in
 from vidsparse.runtime.clock import Clock
 from vidsparse.runtime.layer import SparsityOptions
 from vidsparse.runtime.pipeline import uncompiled
@@ -42,7 +42,7 @@ class Run:
         name = f"{self.options.pattern!r}" + ("" if correction is None else f" with {correction!r}")
         for clock in self.clocks.values():
             clock.record_compiled()
-        return Report(self.log.calls(), name, tuple(self._lost()))
+        return Report(self.log.calls(), name, tuple(self._lost()), self.log.skipped())
 
     def reset(self) -> None:
         """Forget what has run; the next report starts here."""
@@ -98,10 +98,16 @@ class Run:
                 "as by fuse_qkv_projections or set_attn_processor, and run without it; restore, then sparsify again"
             )
         uncounted = sum(call.calls for call in self.log.calls() if call.steps == 0)
-        if uncounted and _has_last_steps(self.options.pattern):
+        inside = list(patterns_in(self.options.pattern))
+        if uncounted and any(isinstance(p, StepSchedule) and p.dense_last_steps for p in inside):
             lost.append(
                 f"dense_last_steps had no effect in {uncounted} attention calls: no pipeline with a scheduler made "
                 "them, so the number of steps, and which is the last, is unknown"
+            )
+        if uncounted and any(isinstance(p, StepBudget) for p in inside):
+            lost.append(
+                f"budget had no effect in {uncounted} attention calls: no pipeline with a scheduler made them, so the "
+                "number of steps is unknown"
             )
         return lost
 
@@ -113,11 +119,3 @@ def set_processor(module: Any, processor: Any) -> None:
         module.set_processor(processor)
     else:
         module.processor = processor
-
-
-def _has_last_steps(pattern: Pattern) -> bool:
-    """Return whether a pattern, or one inside it, is dense in the last steps."""
-    if isinstance(pattern, StepSchedule) and pattern.dense_last_steps:
-        return True
-    inner: list[object] = [getattr(pattern, f.name) for f in fields(pattern)] if is_dataclass(pattern) else []
-    return any(_has_last_steps(x) for x in inner if isinstance(x, Pattern))

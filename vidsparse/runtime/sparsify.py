@@ -11,6 +11,7 @@ import torch
 from vidsparse.attention import check_impl
 from vidsparse.corrections import Correction
 from vidsparse.patterns import Pattern
+from vidsparse.patterns.schedule import patterns_in
 from vidsparse.runtime.adapter import Adapter
 from vidsparse.runtime.clock import Clock
 from vidsparse.runtime.layer import Layer, SparsityOptions
@@ -18,6 +19,7 @@ from vidsparse.runtime.pipeline import TRANSFORMERS, compiled_of, transformers_o
 from vidsparse.runtime.ranks import Ranks
 from vidsparse.runtime.registry import adapter_for
 from vidsparse.runtime.run import Replaced, Run, set_processor
+from vidsparse.runtime.skip import StepSkip, refuse_cache
 from vidsparse.runtime.untraced import disable_tracing
 
 
@@ -127,6 +129,9 @@ def _replacements(run: Run, transformer: torch.nn.Module, name: str) -> dict[str
     clock = run.clocks[name] = Clock(transformer, adapter, run.pipeline)
     if name == TRANSFORMERS[1] and TRANSFORMERS[0] in run.clocks:
         clock.earlier = weakref.ref(run.clocks[TRANSFORMERS[0]])
+    if any(inner.may_skip for inner in patterns_in(options.pattern)):
+        refuse_cache(transformer, name)
+        StepSkip(transformer, clock, options.pattern, name)
     run.transformers[name] = weakref.ref(transformer)
     replaced = {}
     for index, (key, module) in enumerate(attentions.items()):

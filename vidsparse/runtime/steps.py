@@ -1,14 +1,16 @@
-"""Infers step, branch and video of a call from the calls before it."""
+"""Step, branch and video of a call: what the pipeline tells of it, else what the calls before it let one infer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from vidsparse.grid import VideoGrid
+from vidsparse.runtime.adapter import TRAIN_TIMESTEPS
+from vidsparse.runtime.cache_context import Told
 
 BRANCHES = 8  # different calls of one step; guidance makes at most four in the pipelines of diffusers
 
@@ -28,25 +30,37 @@ class Schedule:
     index: int | None = None
 
 
+@dataclass(frozen=True)
+class _Known:
+    """A call of the present step: its name if it was told, the branch that it is, its arguments."""
+
+    name: str | None
+    branch: int
+    arguments: dict[str, Any]
+
+
 class StepCounter:
     """Counts steps, and the branches of guidance within them.
 
-    Noise only falls within a video, so a rise begins another one. Calls of one step differ in their arguments, as with
-    and without the prompt, in an order that is the same in every step: the n-th different call is branch n. A call with
+    What the pipeline tells counts: the name of a call, its step and its noise. The rest is inferred. Noise only falls
+    within a video, so a rise begins another one. Calls of one step that have the same name, or none, differ in their
+    arguments, in an order that is the same in every step: the n-th different call of a name is one branch. A call with
     the arguments of an earlier one is the same branch again.
 
     Attributes:
-        timestep: noise of the present call, falling from 1000.
+        timestep: noise of the present call, falling from 1000. sigma: the same in [0, 1], as told where it is told.
         step, steps: index of the denoising step, and how many there are, 0 while unknown.
-        branch: which of the different calls of the step this is. video: how many videos have begun.
+        branch: which of the different calls of the step this is, numbered as they first came in the video.
+        video: how many videos have begun.
     """
 
     def __init__(self) -> None:
-        self.timestep = float("inf")
+        self.timestep, self.sigma = float("inf"), 1.0
         self.step = self.steps = self.branch = self.video = 0
         self._view: tuple[int, int, int] | None = None
-        self._schedule = Schedule()
-        self._calls: list[dict[str, Any]] = []  # different calls of this step
+        self._schedule, self._told = Schedule(), Told()
+        self._calls: list[_Known] = []  # different calls of this step
+        self._branches: dict[tuple[str | None, int], int] = {}  # name, and which call of this name -> branch
 
     @property
     def is_last(self) -> bool:
@@ -57,7 +71,14 @@ class StepCounter:
         """Count the next call as the first of a video, whatever its noise."""
         self.timestep = float("-inf")
 
-    def advance(self, call: Mapping[str, Any], grid: VideoGrid | None, timestep: float, schedule: Schedule) -> None:
+    def advance(
+        self,
+        call: Mapping[str, Any],
+        grid: VideoGrid | None,
+        timestep: float,
+        schedule: Schedule,
+        told: Told = Told(),  # noqa: B008 (frozen)
+    ) -> None:
         """Count one call.
 
         Args:
@@ -65,19 +86,24 @@ class StepCounter:
             grid: its tokens, None where unknown. The text may have another length in each branch.
             timestep: its noise, falling from 1000.
             schedule: of the pipeline that makes the call.
+            told: what the pipeline says of the call.
         """
         before, view = self._schedule, None if grid is None else grid.view
         arguments = {name: _snapshot(value) for name, value in call.items()}
+        counted = None if told.step is None or self._told.step is None else told.step - self._told.step
         # After a run that was interrupted, the next may start with less noise, but its timesteps are another object.
-        if view != self._view or timestep > self.timestep or schedule.timesteps is not before.timesteps:
-            self._begin_video(arguments)
-        elif timestep < self.timestep or schedule.index != before.index:
-            self.step, self.branch, self._calls = self.step + 1, 0, [arguments]
-        else:
-            self._find_branch(arguments)
-        self._view, self.timestep, self._schedule, self.steps = view, timestep, schedule, 0
+        other = view != self._view or timestep > self.timestep or schedule.timesteps is not before.timesteps
+        if other or (counted is not None and counted < 0):
+            self._begin_video()
+        elif timestep < self.timestep or schedule.index != before.index if counted is None else counted > 0:
+            self.step, self._calls = self.step + 1, []
+        self._find_branch(told.name, arguments)
+        self._view, self.timestep, self._schedule, self._told, self.steps = view, timestep, schedule, told, 0
+        self.sigma = timestep / TRAIN_TIMESTEPS if told.sigma is None else told.sigma
         noise, index = schedule.noise, schedule.index
-        if noise.count(timestep) == 1:
+        if told.step is not None:
+            self.step, self.steps = told.step, len(noise) if told.steps is None else told.steps
+        elif noise.count(timestep) == 1:
             self.step, self.steps = noise.index(timestep), len(noise)
         elif noise and (self.step == 0 if index is None else index < len(noise)):
             # Rounded to the dtype of the weights, timesteps may be unknown to the scheduler, or known twice.
@@ -85,21 +111,22 @@ class StepCounter:
 
     def release(self) -> None:
         """Drop the arguments of the calls of this step; further different calls keep counting."""
-        self._calls = [{} for _ in self._calls]
+        self._calls = [replace(known, arguments={}) for known in self._calls]
 
-    def _begin_video(self, arguments: dict[str, Any]) -> None:
-        self.step, self.branch, self.video, self._calls = 0, 0, self.video + 1, [arguments]
+    def _begin_video(self) -> None:
+        self.step, self.video, self._calls, self._branches = 0, self.video + 1, [], {}
 
-    def _find_branch(self, arguments: dict[str, Any]) -> None:
-        for branch, known in enumerate(self._calls):
-            if _equal(known, arguments):
-                self.branch = branch
+    def _find_branch(self, name: str | None, arguments: dict[str, Any]) -> None:
+        of_name = [known for known in self._calls if known.name == name]
+        for known in of_name:
+            if _equal(known.arguments, arguments):
+                self.branch = known.branch
                 return
         if len(self._calls) == BRANCHES:  # more than guidance makes: other videos at the same noise
-            self._begin_video(arguments)
-            return
-        self._calls.append(arguments)
-        self.branch = len(self._calls) - 1
+            self._begin_video()
+            of_name = []
+        self.branch = self._branches.setdefault((name, len(of_name)), len(self._branches))
+        self._calls.append(_Known(name, self.branch, arguments))
 
 
 @dataclass(frozen=True)
