@@ -359,7 +359,7 @@ def test_auto_on_a_cpu_is_the_cpu_implementation() -> None:
     [
         ("triton", "meta", NotImplementedError, "impl='triton' needs .*; use impl='auto'"),
         ("cpu", "meta", ValueError, "needs tensors on the CPU, these are on meta"),
-        ("cuda", "cpu", ValueError, "impl='cuda' is unknown; choose one of auto, triton, cpu, flex, reference"),
+        ("cuda", "cpu", ValueError, "is unknown; choose one of auto, triton, cudnn, fa4, cpu, flex, reference"),
         (None, "cpu", ValueError, "impl=None is unknown"),
     ],
     ids=["triton-on-meta", "cpu-on-meta", "unknown", "none"],
