@@ -110,7 +110,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("torch", "vidsparse_kernels.available", "vidsparse_kernels.gpu", "vidsparse_kernels.layout"),
         *("vidsparse_kernels.providers", "vidsparse_kernels.reference"),
     ),
-    "vidsparse_kernels.providers": ("cudnn", "cutlass", "flash_attn", "torch", "vidsparse_kernels.layout"),
+    "vidsparse_kernels.providers": ("cutlass", "flash_attn", "torch", "vidsparse_kernels.layout"),
     "vidsparse_kernels.gpu": (*("torch", "triton", "vidsparse_kernels.available", "vidsparse_kernels.layout"),),
     "vidsparse_kernels.selection": (
         *("torch", "triton", "vidsparse_kernels.available", "vidsparse_kernels.gpu.primitives"),

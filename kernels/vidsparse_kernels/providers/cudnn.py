@@ -7,37 +7,22 @@ blocks of a sequence, so queries, keys and values are copied into runs of tiles 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from vidsparse_kernels.layout import TileLayout
+from vidsparse_kernels.providers.package import Package
 from vidsparse_kernels.providers.runs import Runs, expanded
 
 LENGTHS = (64, 128)
 HEAD_DIMS = (64, 96, 128)
 
 
-@lru_cache(maxsize=1)
-def _load() -> ModuleType | str:
-    """The module with the functions, or why there is none."""
-    try:
-        from cudnn.block_sparse_attention import api
-    except Exception as error:  # CUDA's own libraries raise many classes where they cannot be loaded
-        return f"needs the package nvidia-cudnn-frontend[cutedsl] ({type(error).__name__}: {error})"
-    found: ModuleType = api
-    return found
-
-
-def lacks(device: torch.device) -> str | None:
-    """Why no kernel runs on this device, in words that complete "impl='cudnn' ..."; None if they run."""
-    if device.type != "cuda":
-        return f"needs tensors on a CUDA device, these are on {device}"
-    if (major := torch.cuda.get_device_capability(device)[0]) not in (9, 10, 11, 12):
-        return f"needs compute capability 9 to 12, {torch.cuda.get_device_name(device)} has {major}"
-    return found if isinstance(found := _load(), str) else None
+PACKAGE = Package(
+    "cudnn", "cudnn.block_sparse_attention.api", "nvidia-cudnn-frontend[cutedsl]", capabilities=(9, 10, 11, 12)
+)
+lacks = PACKAGE.lacks
 
 
 def unsupported(query: torch.Tensor, layout: TileLayout, gradients: bool, padded: bool) -> str | None:
@@ -120,7 +105,7 @@ class _Attention(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = runs.query.gather(query), runs.key.gather(key), runs.key.gather(value)
         given = _lists(runs, extra_valid, *query.shape[::2]) | {"softmax_scale": scale, "layout": "bshd"}
-        found = _functions().block_sparse_attention_forward(*rows, allow_empty_block_nums=True, **given)
+        found = PACKAGE.functions().block_sparse_attention_forward(*rows, allow_empty_block_nums=True, **given)
         out, lse = found["o_tensor"], found["lse_tensor"]
         ctx.save_for_backward(*rows, out, lse)
         ctx.runs, ctx.given = runs, given
@@ -139,16 +124,9 @@ class _Attention(torch.autograd.Function):
         runs = ctx.runs
         grad = runs.query.gather_gradient(grad_out).to(out.dtype)
         # Rows without a token have some lse or other, and a gradient of zero: they add nothing.
-        found = _functions().block_sparse_attention_backward(grad, *rows, out, lse, **ctx.given)
+        found = PACKAGE.functions().block_sparse_attention_backward(grad, *rows, out, lse, **ctx.given)
         orders = {"dq_tensor": runs.query, "dk_tensor": runs.key, "dv_tensor": runs.key}
         return *(order.scatter(found[name]) for name, order in orders.items()), None, None, None
-
-
-def _functions() -> Any:
-    found = _load()
-    if isinstance(found, str):
-        raise NotImplementedError(f"impl='cudnn' {found}; use impl='auto'")
-    return found
 
 
 def _lists(runs: Runs, extra_valid: torch.Tensor | None, batch: int, heads: int) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from vidsparse_kernels.layout import TileLayout
+from vidsparse_kernels.providers.package import Package
 from vidsparse_kernels.providers.runs import Runs
 
 HEAD_DIMS = (64, 128)
@@ -23,24 +23,8 @@ KEYS = 128
 Lists = tuple[torch.Tensor, torch.Tensor]
 
 
-@lru_cache(maxsize=1)
-def _load() -> ModuleType | str:
-    """The module with the kernels, or why there is none."""
-    try:
-        from flash_attn import cute
-    except Exception as error:  # CUDA's own libraries raise many classes where they cannot be loaded
-        return f"needs the package flash-attn-4 ({type(error).__name__}: {error})"
-    found: ModuleType = cute
-    return found
-
-
-def lacks(device: torch.device) -> str | None:
-    """Why no kernel runs on this device, in words that complete "impl='fa4' ..."; None if they run."""
-    if device.type != "cuda":
-        return f"needs tensors on a CUDA device, these are on {device}"
-    if (major := torch.cuda.get_device_capability(device)[0]) not in QUERIES:
-        return f"needs compute capability 9 or 10, {torch.cuda.get_device_name(device)} has {major}"
-    return found if isinstance(found := _load(), str) else None
+PACKAGE = Package("fa4", "flash_attn.cute", "flash-attn-4", tuple(QUERIES))
+lacks = PACKAGE.lacks
 
 
 def unsupported(query: torch.Tensor, layout: TileLayout, gradients: bool, padded: bool) -> str | None:
@@ -103,7 +87,7 @@ def attention(
         given["block_sparse_tensors_bwd"] = _tensors(*split_rows(*runs.transposed(), partial), blocks)
     if masked:
         given |= {"mask_mod": _mask(), "aux_tensors": [real_keys(runs, extra_valid, len(query))]}
-    out, lse = _functions().flash_attn_func(*rows, softmax_scale=scale, return_lse=True, **given)
+    out, lse = PACKAGE.functions().flash_attn_func(*rows, softmax_scale=scale, return_lse=True, **given)
     return runs.query.scatter(out), runs.query.scatter(lse, dim=2)
 
 
@@ -151,13 +135,6 @@ def real_keys(runs: Runs, extra_valid: torch.Tensor | None, batch: int) -> torch
     sizes = runs.key_sizes(extra_valid)
     place = torch.arange(runs.key.length, device=sizes.device)
     return (place < sizes[..., None]).int().flatten(-2).expand(batch, -1).contiguous()
-
-
-def _functions() -> Any:
-    found = _load()
-    if isinstance(found, str):
-        raise NotImplementedError(f"impl='fa4' {found}; use impl='auto'")
-    return found
 
 
 def _tensors(partial: Lists, full: Lists, blocks: tuple[int, int]) -> Any:

@@ -1,7 +1,5 @@
 """The cuDNN frontend's kernels with our maps: arguments, gradients and refusals. The package itself needs a GPU."""
 
-import sys
-
 import pytest
 import torch
 
@@ -10,17 +8,15 @@ from tests.support.blocks import cudnn_frontend
 from tests.support.provided import CASES, lists
 from vidsparse_kernels import reference, trial
 from vidsparse_kernels.layout import TileLayout
-from vidsparse_kernels.providers import cudnn
+from vidsparse_kernels.providers import cudnn, package
 from vidsparse_kernels.providers.runs import Runs
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package is there, and computes in float64 on the CPU."""
     frontend = cudnn_frontend()
-    monkeypatch.setattr(cudnn, "_load", lambda: frontend)
+    monkeypatch.setattr(package, "load", lambda module: frontend)
     monkeypatch.setattr(cudnn, "lacks", lambda device: None)
     monkeypatch.setattr(cudnn, "unsupported", lambda *call: None)
     trial._answer.cache_clear()
@@ -67,13 +63,13 @@ def test_runs_through_sparse_attention_and_its_trial() -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_a_kernel_that_computes_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = cudnn._load().block_sparse_attention_backward
+    right = cudnn.PACKAGE.functions().block_sparse_attention_backward
 
     def wrong(*args, **kwargs):
         grads = right(*args, **kwargs)
         return grads | {"dk_tensor": grads["dk_tensor"] * 1.01}
 
-    monkeypatch.setattr(cudnn._load(), "block_sparse_attention_backward", wrong)
+    monkeypatch.setattr(cudnn.PACKAGE.functions(), "block_sparse_attention_backward", wrong)
     block_map = vidsparse.Radial(density=0.5, tile=(1, 8, 8)).plan(vidsparse.VideoGrid(2, 9, 9))
     qkv = torch.randn(3, 1, 162, 2, 16)
     vidsparse.sparse_attention(*qkv, block_map, impl="cudnn")  # nothing needs a gradient
@@ -91,18 +87,6 @@ def test_what_it_has_no_gradient_of_is_refused() -> None:
         lse[lse.isfinite()].sum().backward()
     with pytest.raises(ValueError, match=r"scale=-0\.3 must be positive"):
         cudnn.attention(query, key, value, runs, None, -0.3)
-
-
-def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cudnn", None)  # importing it fails
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    cudnn._load.cache_clear()
-    try:
-        assert "needs the package nvidia-cudnn-frontend[cutedsl]" in str(cudnn.lacks(torch.device("cuda")))
-        with pytest.raises(NotImplementedError, match=r"needs the package nvidia-cudnn-frontend\[cutedsl\]"):
-            cudnn._functions()
-    finally:
-        cudnn._load.cache_clear()
 
 
 def test_on_a_cpu_it_refuses_before_anything_runs() -> None:

@@ -1,7 +1,5 @@
 """FlashAttention-4 with our maps: arguments, gradients and refusals. The package itself needs a GPU."""
 
-import sys
-
 import pytest
 import torch
 
@@ -10,15 +8,15 @@ from tests.support.blocks import BlockSparse, flash_attention
 from tests.support.provided import CASES, lists
 from vidsparse_kernels import reference, trial
 from vidsparse_kernels.layout import TileLayout
-from vidsparse_kernels.providers import flash
+from vidsparse_kernels.providers import flash, package
 from vidsparse_kernels.providers.runs import Runs
 
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package is there, and computes in float64 on the CPU."""
-    package = flash_attention()
-    monkeypatch.setattr(flash, "_load", lambda: package)
+    functions = flash_attention()
+    monkeypatch.setattr(package, "load", lambda module: functions)
     monkeypatch.setattr(flash, "_mask", lambda: "keys where the first tensor has a 1")
     monkeypatch.setattr(flash, "_tensors", lambda partial, full, blocks: BlockSparse(*partial, *full, blocks))
     monkeypatch.setattr(flash, "lacks", lambda device: None)
@@ -66,19 +64,6 @@ def test_a_mask_that_is_ignored_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
     block_map = vidsparse.Radial(density=0.5, tile=(1, 8, 16)).plan(vidsparse.VideoGrid(2, 9, 17))
     with pytest.raises(NotImplementedError, match="impl='fa4' computes out with a relative error"):
         vidsparse.sparse_attention(*torch.randn(3, 1, 306, 2, 16), block_map, impl="fa4")
-
-
-def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "flash_attn", None)  # importing it fails
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    flash._load.cache_clear()
-    try:
-        assert "needs the package flash-attn-4" in str(flash.lacks(torch.device("cuda")))
-    finally:
-        flash._load.cache_clear()
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an older chip")
-    assert "needs compute capability 9 or 10, an older chip has 8" in str(flash.lacks(torch.device("cuda")))
 
 
 def test_refuses_what_the_chip_has_no_kernel_for() -> None:
