@@ -52,7 +52,7 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     ends = dict(dense_steps=2, dense_last_steps=1)
     radial, dense = vidsparse.Radial(density=arguments.density), vidsparse.Dense()
-    joint: dict[str, Any] = dict(budget=arguments.budget, sparse_cost=arguments.sparse_cost, **ends)
+    joint: dict[str, Any] = dict(budget=arguments.budget, sparse_cost=arguments.sparse_cost, skipped=0.0, **ends)
     settings = dict(model.sampling) | dict(num_frames=arguments.frames)
 
     def run(pattern: vidsparse.Pattern, steps: int = arguments.steps) -> Way:
@@ -143,11 +143,11 @@ def _plot(means: Any, path: Path) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for axes, key, label in ((left, "psnr", "PSNR against dense, dB"), (right, "judge", "judge, mean of its scores")):
-        for name, row in means.items():
+        for index, (name, row) in enumerate(means.items()):
             if row[key] is not None:
-                axes.scatter(row["relative_seconds"], row[key])
+                axes.scatter(row["relative_seconds"], row[key], color=f"C{index}")
                 axes.annotate(name, (row["relative_seconds"], row[key]), xytext=(5, 4), textcoords="offset points")
-        axes.set_xlabel("seconds of denoising, dense = 1")
+        axes.set_xlabel("processor seconds of denoising, dense = 1")
         axes.set_ylabel(label)
         axes.margins(x=0.25)
     with replacing(path) as temporary:
