@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import vidsparse.attention
 from vidsparse import BlockMap, Dense, Radial, SlidingTile, VideoGrid, merge, sparse_attention
+from vidsparse_kernels.cpu import attention as cpu_attention
 
 HEAD_DIM = 16
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -51,6 +52,22 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @every_impl
 @every_case
 def test_against_float64(case: Case, impl: str, dtype: torch.dtype) -> None:
+    check_against_float64(case, impl, dtype)
+
+
+@pytest.mark.usefixtures("poison_empty")
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("name", ["5x7x11", "text-of-different-lengths", "empty-rows"])
+def test_bfloat16_on_every_kind_of_cpu(name: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    matmul = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, **out: used.append(b.dtype) or matmul(a, b, **out))
+    monkeypatch.setattr(cpu_attention, "multiplies_bfloat16", lambda: native)
+    check_against_float64(CASES[name], "cpu", torch.bfloat16)
+    assert (torch.bfloat16 in used) == native  # a CPU without such products takes 40 times as long for them
+
+
+def check_against_float64(case: Case, impl: str, dtype: torch.dtype) -> None:
     block_map = case.block_map()
     tensors = [x.to(dtype) for x in case.tensors(4)]
 

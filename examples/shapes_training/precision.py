@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from vidsparse_kernels.cpu.attention import multiplies_bfloat16
+
 
 def precision(device: str) -> torch.dtype:
-    """bfloat16; float32 on a CPU without instructions for bfloat16, where a product took 55 times as long in it."""
-    native = device != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+    """bfloat16; float32 on a CPU without fast products of bfloat16."""
+    return torch.bfloat16 if device != "cpu" or multiplies_bfloat16() else torch.float32
 
 
 def lower_precision(device: str) -> torch.autocast:

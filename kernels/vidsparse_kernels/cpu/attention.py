@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -81,9 +81,16 @@ def _key_blocks(name: str, x: torch.Tensor, sample: Products, dtype: torch.dtype
     return [of_head.split(sample.sizes) for of_head in _scratch.cast(f"wide blocks of {name}", copy, dtype)]
 
 
+@lru_cache(maxsize=1)
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has fast products of bfloat16. Others take 40 times as long as for float32."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _product_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the second product's factors: sums of weights times values may leave the range of float16."""
-    return torch.float32 if dtype == torch.float16 else dtype
+    wide = dtype == torch.float16 or (dtype == torch.bfloat16 and not multiplies_bfloat16())
+    return torch.float32 if wide else dtype
 
 
 class _Head(NamedTuple):
@@ -149,9 +156,9 @@ def _forward(row: Row, keys: Blocks, values: Blocks, head: _Head) -> None:
 def _bounded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> list[list[bool]]:
     """For each sample and head, whether norms bound the sums of weights to float32, so that no maximum is needed.
 
-    False for bfloat16: with a maximum its largest weights are 1, which rounding does not change.
+    False for weights in bfloat16: with a maximum the largest are 1, which rounding does not change.
     """
-    if query.dtype == torch.bfloat16:
+    if _product_dtype(query.dtype) == torch.bfloat16:
         return [[False] * query.shape[2]] * len(query)
     # The norm of a value bounds its largest number, and PyTorch finds it in a twentieth of the time.
     queries, keys, values = (torch.linalg.vector_norm(x, dim=3).amax(dim=1).float() for x in (query, key, value))
@@ -302,7 +309,8 @@ def attention(
     Returns:
         out like query, and lse float32 [B, H, tokens], undefined without `return_lse`; rows without keys have 0 and
         -inf. Scores and weights are float32. In the second product weights and values are bfloat16 for bfloat16 inputs,
-        as in flash kernels, and float32 for float16. With float64 inputs everything is float64.
+        as in flash kernels, and float32 for float16, or where the CPU has no fast products of bfloat16. With float64
+        inputs everything is float64.
     """
     with_lse = return_lse or (torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)))
     result: tuple[torch.Tensor, torch.Tensor]

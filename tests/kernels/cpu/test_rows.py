@@ -95,7 +95,7 @@ def test_with_and_without_a_maximum(
         assert_close(results(), expected, bound, dtype)
 
 
-def test_only_heads_with_bounded_scores_do_without_a_maximum() -> None:
+def test_only_heads_with_bounded_scores_do_without_a_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value = (torch.full((1, 3, 2, 4), fill) for fill in (1.0, 5.0, -3.0))
     query[0, 1, 1] = 10.0
 
@@ -104,7 +104,9 @@ def test_only_heads_with_bounded_scores_do_without_a_maximum() -> None:
 
     assert flags() == [True, False]  # norms 2 and 10, of the other head 20 and 10
     assert flags(-0.3) == flags(0.3, torch.float64) == [True, True]
-    assert flags(0.3, torch.bfloat16) == [False, False]
+    for native, bounded in ((True, [False, False]), (False, [True, True])):
+        monkeypatch.setattr(cpu, "multiplies_bfloat16", lambda native=native: native)
+        assert flags(0.3, torch.bfloat16) == bounded
     value[0, 2, 0, 1] = -(2.0**41)
     assert flags(0.3) == [False, True]
     key[0, 0, 1] = float("nan")
