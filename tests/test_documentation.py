@@ -18,6 +18,7 @@ from vidsparse.cli import app
 from vidsparse.doctor.support import title
 from vidsparse.generation.frames import VARIANTS, families
 from vidsparse.patterns.names import build_correction, build_pattern, correction_classes, pattern_classes
+from vidsparse.presets import PRESETS
 from vidsparse.shapes.model import FOLDER, MAX_WORDS
 from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
 from vidsparse_pipelines import ADAPTERS
@@ -228,6 +229,13 @@ def test_the_short_names_are_complete() -> None:
     for short, cls in [*families().items(), *((variant, cls) for variant, (cls, *_) in VARIANTS.items())]:
         expected.setdefault(title(cls), []).append(short)
     assert {family.strip(): inline(names) for _, family, names, _ in rows} == expected
+
+
+def test_the_presets_are_complete() -> None:
+    _, _, text = (ROOT / "docs/patterns.md").read_text().partition("<!-- presets -->\n")
+    rows = ["| preset | settings | published by | |", "|---|---|---|---|"]
+    rows += [f"| `{p.name}` | {p.summary} | {p.source or 'nobody'} | {p.note} |" for p in PRESETS]
+    assert text.partition("\n<!-- /presets -->")[0] == "\n".join(rows)
 
 
 def test_the_vocabulary_of_shapes_is_complete() -> None:

@@ -77,9 +77,10 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.serialize": ("vidsparse.corrections", "vidsparse.patterns"),
     "vidsparse.runtime": (
         *("diffusers", "huggingface_hub", "safetensors", "torch", "vidsparse.attention", "vidsparse.block_map"),
-        *("vidsparse.corrections", "vidsparse.grid", "vidsparse.patterns", "vidsparse_kernels.layout"),
-        "vidsparse_pipelines",
+        *("vidsparse.corrections", "vidsparse.grid", "vidsparse.patterns", "vidsparse.presets"),
+        *("vidsparse_kernels.layout", "vidsparse_pipelines"),
     ),
+    "vidsparse.presets": ("vidsparse.corrections", "vidsparse.patterns"),
     "vidsparse.corrections": (
         *("torch", "vidsparse.attention", "vidsparse.block_map", "vidsparse.grid", "vidsparse.patterns.base"),
         *("vidsparse.patterns.fields", "vidsparse_kernels.layout", "vidsparse_kernels.selection"),

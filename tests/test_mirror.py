@@ -69,6 +69,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/patterns/dense.py": ("patterns/test_every_pattern.py",),
     "vidsparse/patterns/exact_blocks.py": ("patterns/test_reuse.py", "patterns/test_every_pattern.py"),
     "vidsparse/patterns/radial_raster.py": ("patterns/test_radial.py",),
+    "vidsparse/runtime/recommended.py": ("test_presets.py",),
     "vidsparse/runtime/caches.py": ("caches/test_enable.py",),
     "vidsparse/runtime/clock.py": ("runtime/test_steps.py", "runtime/test_memory.py"),
     "vidsparse/runtime/gates.py": ("patterns/test_video_sparse.py",),

@@ -13,7 +13,7 @@ from .corrections import (
 from .generation.positions import extend_positions as extend_positions
 from .generation.scheduler import build_scheduler as build_scheduler, seed_steps as seed_steps
 from .grid import VideoGrid as VideoGrid
-from .lora import LoraRecipe as LoraRecipe, load_lora as load_lora, save_lora as save_lora
+from .lora import LoraRecipe as LoraRecipe, load_lora as load_lora, save_lora as save_lora, unload_lora as unload_lora
 from .patterns import (
     ContentPattern as ContentPattern,
     Context as Context,
@@ -35,8 +35,10 @@ from .patterns import (
     TopBlocks as TopBlocks,
     VideoSparse as VideoSparse,
 )
+from .presets import PRESETS as PRESETS, Preset as Preset, preset as preset
 from .runtime.gates import load_gates as load_gates
 from .runtime.parallelism import enable_parallelism as enable_parallelism
+from .runtime.recommended import preset_for as preset_for
 from .runtime.registry import register_adapter as register_adapter
 from .runtime.report import Report as Report
 from .runtime.run import Run as Run

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_lora import RECIPE, TARGETS, add_lora, call, pipeline, saved_lora, trained_pipeline
 
-from vidsparse import LoraRecipe, Radial, extend_positions, load_lora, save_lora, sparsify
+from vidsparse import LoraRecipe, Radial, extend_positions, load_lora, save_lora, sparsify, unload_lora
 from vidsparse.finetune.data.encoders import WanEncoders
 from vidsparse.finetune.objective import Example, flow_loss
 from vidsparse.lora.files import read_recipe
@@ -128,6 +128,30 @@ def test_positions_are_those_of_the_training(trained: Any, folder: Path, named: 
     extend_positions(expected.transformer, frames=33, trained_frames=9, kind="riflex")
     assert torch.equal(pipe.transformer.rope.freqs_cos, expected.transformer.rope.freqs_cos)
     assert not torch.equal(pipe.transformer.rope.freqs_cos, trained.transformer.rope.freqs_cos)
+
+
+def test_unloaded_the_pipeline_is_as_before(trained: Any, tmp_path: Path) -> None:
+    pipe = untrained(trained)
+    folder = save_lora(tmp_path, trained, replace(RECIPE, sampler="sde", flow_shift=5.0))
+    scheduler, before, cosines = pipe.scheduler, call(pipe.transformer), pipe.transformer.rope.freqs_cos
+    for name in ("one", "two"):
+        load_lora(pipe, folder, name)
+    assert pipe.scheduler is not scheduler and not torch.equal(pipe.transformer.rope.freqs_cos, cosines)
+    for _ in range(2):  # the second time there is nothing to remove
+        unload_lora(pipe)
+        assert pipe.scheduler is scheduler and torch.equal(pipe.transformer.rope.freqs_cos, cosines)
+        assert torch.equal(call(pipe.transformer), before)
+
+
+def test_unloading_leaves_a_later_scheduler(trained: Any, tmp_path: Path) -> None:
+    pipe = untrained(trained)
+    folder = save_lora(tmp_path, trained, replace(RECIPE, sampler="sde", flow_shift=5.0))
+    load_lora(pipe, folder)
+    chosen = pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    unload_lora(pipe)
+    assert pipe.scheduler is chosen
+    with pytest.raises(TypeError, match="object loads no LoRA"):
+        unload_lora(object())
 
 
 def test_two_loras_under_names(trained: Any, folder: Path, tmp_path: Path) -> None:

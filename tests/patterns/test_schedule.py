@@ -19,6 +19,8 @@ SPARSE = Radial(density=0.2)
         (StepSchedule(SPARSE, dense_last_steps=2), [8, 9]),
         (StepSchedule(SPARSE, dense_steps=1, dense_last_steps=1), [0, 9]),
         (StepSchedule(SPARSE, dense_steps=99), list(range(10))),
+        (StepSchedule(SPARSE, dense_steps=0.3, dense_last_steps=0.1), [0, 1, 2, 9]),
+        (StepSchedule(SPARSE, dense_steps=0.11), [0, 1]),
         (StepSchedule(SPARSE, steps=(2, 4)), [0, 1, 4, 5, 6, 7, 8, 9]),
         (StepSchedule(SPARSE, sigmas=(0.25, 0.75)), [0, 1, 2, 8, 9]),
         (StepSchedule(SPARSE, sigmas=(0.0, 1.0)), []),
@@ -31,6 +33,8 @@ SPARSE = Radial(density=0.2)
         "last",
         "first-and-last",
         "more-than-there-are",
+        "shares",
+        "a-share-rounded-up",
         "step-range",
         "sigma-range",
         "all-sigmas",
@@ -54,8 +58,15 @@ def test_schedule_by_layer(layers: tuple[int, ...], dense: list[int]) -> None:
 
 
 def test_no_step_is_the_last_while_the_number_of_steps_is_unknown() -> None:
-    schedule = StepSchedule(SPARSE, dense_last_steps=5)
-    assert not any(schedule.is_dense(Context(step=step, steps=0)) for step in range(20))
+    for schedule in (StepSchedule(SPARSE, dense_last_steps=5), StepSchedule(SPARSE, 0.5, 0.5)):
+        assert not any(schedule.is_dense(Context(step=step, steps=0)) for step in range(20))
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, 1.5, -0.2, "3", True, None])
+def test_dense_steps_are_a_number_or_a_share(value: object) -> None:
+    for name in ("dense_steps", "dense_last_steps"):
+        with pytest.raises(ValueError, match=f"{name}=.* must be a whole number of steps, or a share of them"):
+            StepSchedule(SPARSE, **{name: value})  # type: ignore[arg-type]
 
 
 def test_layers_that_the_model_has_not() -> None:

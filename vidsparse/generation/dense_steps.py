@@ -17,4 +17,5 @@ def has_sparse_step(pattern: Pattern, steps: int) -> bool:
     if not isinstance(pattern, StepSchedule):
         return True
     first, last = pattern.steps or (0, steps)
-    return max(pattern.dense_steps, first) < min(steps - pattern.dense_last_steps, last)
+    first_sparse, first_after = pattern.sparse_range(steps)
+    return max(first_sparse, first) < min(first_after, last)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,14 +18,26 @@ from safetensors.torch import save
 
 from vidsparse.atomic import replacing
 from vidsparse.generation.frames import pipeline_geometry
-from vidsparse.generation.positions import extend_positions
+from vidsparse.generation.positions import ExtendedPositions, extend_positions
 from vidsparse.generation.scheduler import build_scheduler
 from vidsparse.lora.recipe import LoraRecipe
 from vidsparse.lora.source import FILE, find_lora
 
-__all__ = ["LoraRecipe", "load_lora", "read_recipe", "save_lora"]
+__all__ = ["LoraRecipe", "load_lora", "read_recipe", "save_lora", "unload_lora"]
 
 HEADER = "vidsparse"  # the key of the recipe in a file's metadata
+
+
+@dataclass
+class _Changed:
+    """What `load_lora` changed in a pipeline besides its weights."""
+
+    before: Any  # the scheduler before the first LoRA
+    scheduler: Any = None  # the scheduler of the last one
+    positions: list[ExtendedPositions] = field(default_factory=list)
+
+
+_changed: WeakKeyDictionary[Any, _Changed] = WeakKeyDictionary()
 
 
 def save_lora(
@@ -101,8 +114,7 @@ def load_lora(pipe: Any, source: str | Path, adapter_name: str | None = None) ->
         with vidsparse.sparsify(pipe, recipe.pattern, correction=recipe.correction):
             video = pipe("a red circle moving left on a blue background", num_frames=recipe.frames).frames[0]
 
-    `pipe.unload_lora_weights()` removes the weights, `extend_positions(..., kind="plain")` undoes the positions. Keep a
-    reference to the old scheduler if you need it back.
+        vidsparse.unload_lora(pipe)
 
     Args:
         pipe: a diffusers pipeline; not offloaded yet if positions change.
@@ -130,12 +142,36 @@ def load_lora(pipe: Any, source: str | Path, adapter_name: str | None = None) ->
     _check_fits(pipe.lora_state_dict(str(file.parent), **place), transformer, file)
     expert = {"load_into_transformer_2": True} if recipe.transformer == "transformer_2" else {}
     pipe.load_lora_weights(str(file.parent), adapter_name=adapter_name, **place, **expert)
+    changed = _changed.setdefault(pipe, _Changed(pipe.scheduler))
     if recipe.positions is not None and recipe.frames is not None and recipe.trained_frames is not None:
         known = pipeline_geometry(pipe)
         frames, trained_frames = (known.frames(count)[1] for count in (recipe.frames, recipe.trained_frames))
-        extend_positions(transformer, frames, trained_frames, recipe.positions)
-    pipe.scheduler = scheduler
+        changed.positions.append(extend_positions(transformer, frames, trained_frames, recipe.positions))
+    pipe.scheduler = changed.scheduler = scheduler
     return recipe
+
+
+def unload_lora(pipe: Any) -> None:
+    """Remove all LoRAs of a pipeline, with the positions and the scheduler that `load_lora` gave it.
+
+    A scheduler that was set after `load_lora` stays. Does nothing to a pipeline without LoRAs.
+
+    Args:
+        pipe: a diffusers pipeline; not offloaded if positions were changed.
+
+    Raises:
+        TypeError: a pipeline that loads no LoRA.
+    """
+    if not hasattr(pipe, "unload_lora_weights"):
+        raise TypeError(f"{type(pipe).__name__} loads no LoRA; pass a diffusers pipeline that has unload_lora_weights")
+    pipe.unload_lora_weights()
+    changed = _changed.pop(pipe, None)
+    if changed is None:
+        return
+    for positions in reversed(changed.positions):
+        positions.restore()
+    if pipe.scheduler is changed.scheduler:
+        pipe.scheduler = changed.before
 
 
 def read_recipe(source: str | Path) -> LoraRecipe:

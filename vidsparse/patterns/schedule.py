@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 
 import torch
 
 from vidsparse.block_map import Plan
-from vidsparse.grid import VideoGrid
+from vidsparse.grid import VideoGrid, is_whole
 from vidsparse.patterns.base import Context, Pattern
 from vidsparse.patterns.budget import StepBudget
-from vidsparse.patterns.fields import check_range, check_whole, check_wholes
+from vidsparse.patterns.fields import check_range, check_wholes, is_share
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,9 @@ class StepSchedule(Pattern):
 
     Attributes:
         pattern: the pattern that runs in sparse steps.
-        dense_steps, dense_last_steps: how many steps are dense at the start and at the end of the schedule; video to
-            video begins within the schedule.
+        dense_steps, dense_last_steps: how many steps are dense at the start and at the end of the schedule: a whole
+            number, or a share of all steps below 1, rounded up. While the number of steps is unknown, as in a bare
+            call of a transformer, a share is no step. Video to video begins within the schedule.
         dense_layers: indices of layers that are always dense; negative ones count from the last.
         steps: sparse only for first <= step < last, or None.
         sigmas: sparse only for low <= noise level <= high, or None. The noise level is 1 at the start and 0 at the end,
@@ -32,8 +34,8 @@ class StepSchedule(Pattern):
     """
 
     pattern: Pattern
-    dense_steps: int = 0
-    dense_last_steps: int = 0
+    dense_steps: int | float = 0
+    dense_last_steps: int | float = 0
     dense_layers: tuple[int, ...] = ()
     steps: tuple[int, int] | None = None
     sigmas: tuple[float, float] | None = None
@@ -41,7 +43,10 @@ class StepSchedule(Pattern):
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, Pattern):
             raise TypeError(f"pattern={self.pattern!r} must be a pattern, such as Radial(density=0.2)")
-        check_whole(self, "dense_steps", "dense_last_steps")
+        for name in ("dense_steps", "dense_last_steps"):
+            value = getattr(self, name)
+            if not is_whole(value, 0) and not (is_share(value) and value < 1):
+                raise ValueError(f"{name}={value!r} must be a whole number of steps, or a share of them below 1")
         check_wholes(self, "dense_layers", "indices, such as (0, 1)")
         check_range(self, "steps", whole=True)
         check_range(self, "sigmas", whole=False)
@@ -74,11 +79,19 @@ class StepSchedule(Pattern):
 
     def _whole_step_is_dense(self, context: Context) -> bool:
         # While the number of steps is unknown (a bare transformer call), no step counts as the last.
-        last = bool(context.steps) and context.step >= context.steps - self.dense_last_steps
+        first, after = self.sparse_range(context.steps)
+        last = bool(context.steps) and context.step >= after
         outside_steps = self.steps is not None and not self.steps[0] <= context.step < self.steps[1]
         outside_sigmas = self.sigmas is not None and not self.sigmas[0] <= context.sigma <= self.sigmas[1]
-        first = context.step < self.dense_steps
-        return first or last or outside_steps or outside_sigmas
+        return context.step < first or last or outside_steps or outside_sigmas
+
+    def sparse_range(self, steps: int) -> tuple[int, int]:
+        """The first step after the dense ones at the start, and the first of those at the end, in a run of `steps`."""
+        return _count(self.dense_steps, steps), steps - _count(self.dense_last_steps, steps)
+
+
+def _count(dense: float, steps: int) -> int:
+    return math.ceil(dense * steps - 1e-9) if isinstance(dense, float) else dense
 
 
 def bare(pattern: Pattern) -> Pattern:

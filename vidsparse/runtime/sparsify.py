@@ -17,6 +17,7 @@ from vidsparse.runtime.clock import Clock
 from vidsparse.runtime.layer import Layer, SparsityOptions
 from vidsparse.runtime.pipeline import TRANSFORMERS, compiled_of, transformers_of
 from vidsparse.runtime.ranks import Ranks
+from vidsparse.runtime.recommended import preset_for
 from vidsparse.runtime.registry import adapter_for
 from vidsparse.runtime.run import Replaced, Run, set_processor
 from vidsparse.runtime.skip import StepSkip, refuse_cache
@@ -25,7 +26,7 @@ from vidsparse.runtime.untraced import disable_tracing
 
 def sparsify(
     pipe_or_transformer: object,
-    pattern: Pattern,
+    pattern: Pattern | None = None,
     *,
     correction: Correction | None = None,
     impl: str = "auto",
@@ -50,7 +51,8 @@ def sparsify(
     Args:
         pipe_or_transformer: a diffusers pipeline (its `transformer`, and `transformer_2` or `transformer_ref` where it
             has one) or a transformer of a supported class.
-        pattern: which key tiles each query tile sees; wrap it in `StepSchedule` to keep the first steps dense.
+        pattern: which key tiles each query tile sees; wrap it in `StepSchedule` to keep the first steps dense. None:
+            pattern and correction of the model's preset, see `preset_for`.
         correction: what is added back for dropped tiles, such as `PooledComplement()`; None adds nothing.
         impl: implementation of the attention, see `sparse_attention`.
         strict: raise where a layer cannot be sparse, instead of running it dense and saying so in the report.
@@ -65,8 +67,11 @@ def sparsify(
             parallelism in a ring, or with `strict` a processor that is not the family's own.
         ValueError: already sparsified; an unknown `impl`; a negative `min_tokens`.
     """
-    options = _options(pattern, correction, impl, strict, min_tokens)
     targets = transformers_of(pipe_or_transformer)
+    if pattern is None:
+        recommended = preset_for(pipe_or_transformer)
+        pattern, correction = recommended.pattern, correction or recommended.correction
+    options = _options(pattern, correction, impl, strict, min_tokens)
     run = Run(options, _weakly(pipe_or_transformer))
     try:
         found = [new for name, t in targets.items() for new in _replacements(run, t, name).values()]
