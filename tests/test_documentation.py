@@ -246,6 +246,13 @@ def test_the_vocabulary_of_shapes_is_complete() -> None:
     assert all(counts[count] == len(words.split(", ")) for count, _, words in listed)
 
 
+def test_the_version_is_the_same_everywhere() -> None:
+    version = vidsparse.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert newest is not None and newest[1] == version
+
+
 def test_every_command_is_explained() -> None:
     code = inline((ROOT / "docs/command_line.md").read_text())
     assert [command for command in COMMANDS if f"vidsparse {command}" not in code] == []
