@@ -67,11 +67,11 @@ def sparsify(
             parallelism in a ring, or with `strict` a processor that is not the family's own.
         ValueError: already sparsified; an unknown `impl`; a negative `min_tokens`.
     """
-    targets = transformers_of(pipe_or_transformer)
     if pattern is None:
         recommended = preset_for(pipe_or_transformer)
         pattern, correction = recommended.pattern, correction or recommended.correction
     options = _options(pattern, correction, impl, strict, min_tokens)
+    targets = transformers_of(pipe_or_transformer)
     run = Run(options, _weakly(pipe_or_transformer))
     try:
         found = [new for name, t in targets.items() for new in _replacements(run, t, name).values()]
