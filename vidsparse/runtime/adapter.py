@@ -69,8 +69,9 @@ class Adapter(ABC):
         gated: whether its processors read the gates that `load_gates` gives.
         exchanges: whether the processors of diffusers exchange heads between GPUs under context parallelism. Where they
             do not, ours do for dense calls too.
-        block_states: for `enable_cache`, where diffusers' caches do not know a block: its class -> the arguments that
-            it returns changed, the video's first.
+        block_states: where diffusers' caches and guiders do not know a block: its class -> the arguments that it returns
+            changed, the video's first.
+        attention_states: for guiders, the arguments that a self-attention returns changed, in its order.
         refused_caches: for `enable_cache`, name of a config -> why this cache cannot work with the family.
         vae_stride: frames, and pixels in height and width, that a latent of the family's first VAE covers.
     """
@@ -80,6 +81,7 @@ class Adapter(ABC):
     gated = False
     exchanges = True
     block_states: Mapping[str, tuple[str, ...]] = {}
+    attention_states: tuple[str, ...] = ("hidden_states",)
     refused_caches: Mapping[str, str] = {}
     vae_stride: tuple[int, int] = (4, 8)
 

@@ -1,4 +1,4 @@
-"""Tells diffusers' caches which states the blocks of a transformer take and return."""
+"""Tells diffusers' caches and guiders which states the blocks of a transformer take and return."""
 
 from __future__ import annotations
 

@@ -1,0 +1,115 @@
+"""Guiders of diffusers that change layers for one call: which ones they change, and what they must know of ours."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vidsparse.runtime.adapter import Adapter
+from vidsparse.runtime.substitute import Substitute
+
+GUIDER = "a guider"
+GUIDED = "a guider replaces the attention scores of this layer"
+
+# Classes of diffusers, by name: importing them takes seconds, and where there is a hook it is imported.
+_LAYER_HOOKS = ("AttentionProcessorSkipHook", "TransformerBlockSkipHook")
+_HOOKS = (*_LAYER_HOOKS, "FeedForwardSkipHook", "SmoothedEnergyGuidanceHook")
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """The hooks that a guider has put into a transformer for the call that begins.
+
+    Attributes:
+        modules: names of the modules that have one; empty where the model is as it was.
+        replaced: indices of attention layers whose scores the guider replaces. It does this to the function of PyTorch
+            that the model's own attention calls, so a sparse call would not notice.
+        left_out: indices of attention layers that do not run.
+    """
+
+    modules: tuple[str, ...] = ()
+    replaced: frozenset[int] = frozenset()
+    left_out: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, transformer: torch.nn.Module, adapter: Adapter) -> Perturbation:
+        """Read the hooks of a transformer."""
+        found = [(name, module, hook) for name, module in transformer.named_modules() for hook in _hooks(module)]
+        if not found:
+            return cls()
+        layers = {id(module): index for index, module in enumerate(adapter.self_attentions(transformer).values())}
+        replaced, left_out = set[int](), set[int]()
+        for _, module, hook in found:
+            if type(hook).__name__ not in _LAYER_HOOKS:
+                continue
+            inside = {layers[id(part)] for part in module.modules() if id(part) in layers}
+            if getattr(hook, "skip_attention_scores", False):
+                replaced |= inside
+            elif math.isclose(hook.dropout, 1.0):  # less leaves some of the output, so layers run
+                left_out |= inside
+        return cls(tuple(name for name, _, _ in found), frozenset(replaced), frozenset(left_out))
+
+
+def _hooks(module: torch.nn.Module) -> list[Any]:
+    registry: Any = vars(module).get("_diffusers_hook")
+    return [] if registry is None else [hook for hook in registry.hooks.values() if type(hook).__name__ in _HOOKS]
+
+
+def introduce(
+    transformer: torch.nn.Module, adapter: Adapter, processors: Iterable[object], substitutes: list[Substitute]
+) -> None:
+    """Let guiders of diffusers find the layers of a sparsified transformer.
+
+    Registers our processors, and the blocks that diffusers lacks. diffusers asks every attention module whether it is
+    cross-attention, which some classes do not say: their modules get a mark.
+
+    Args:
+        processors: those that replace the model's own.
+        substitutes: gets the marks, to remove them.
+    """
+    from diffusers.hooks._helpers import AttentionProcessorMetadata, AttentionProcessorRegistry
+
+    from vidsparse.runtime.blocks import register_blocks  # a class of it derives from one of diffusers
+
+    unattended = AttentionProcessorMetadata(skip_processor_output_fn=_Unattended(adapter.attention_states))
+    for kind in {type(processor) for processor in processors}:
+        AttentionProcessorRegistry.register(kind, unattended)
+    register_blocks(transformer, adapter.block_states)
+    own = {id(module) for module in adapter.self_attentions(transformer).values()}
+    for module in transformer.modules():
+        if hasattr(module, "processor") and not hasattr(module, "is_cross_attention"):
+            substitutes.append(_Mark(module, id(module) not in own))
+
+
+@dataclass(frozen=True)
+class _Unattended:
+    """What an attention module that a guider leaves out returns: the states that it was given.
+
+    Attributes:
+        names: of the arguments that it returns changed.
+    """
+
+    names: tuple[str, ...]
+
+    def __call__(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
+        states = tuple(given[name] for name in self.names)
+        return states if len(states) > 1 else states[0]
+
+
+class _Mark(Substitute):
+    """Says whether an attention module is cross-attention, or one that guiders should treat so."""
+
+    method = "is_cross_attention"
+
+    def __init__(self, module: torch.nn.Module, cross: bool):
+        super().__init__(module)
+        self._cross = cross
+
+    def __bool__(self) -> bool:
+        return self._cross
