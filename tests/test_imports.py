@@ -40,8 +40,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse.__main__": ("vidsparse.cli",),
     "vidsparse.caches": (
-        *("diffusers", "torch", "vidsparse.runtime.caches", "vidsparse.runtime.pipeline"),
-        *("vidsparse.runtime.registry", "vidsparse.runtime.skip"),
+        *("diffusers", "torch", "vidsparse.runtime.blocks", "vidsparse.runtime.caches"),
+        *("vidsparse.runtime.pipeline", "vidsparse.runtime.registry", "vidsparse.runtime.skip"),
     ),
     "vidsparse": ("lazy_loader",),  # what it exports stands in __init__.pyi
     "vidsparse.finetune": (

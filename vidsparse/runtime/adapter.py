@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, wraps
 from typing import Any, Protocol, TypeVar
 
@@ -162,6 +162,11 @@ class Adapter(ABC):
         """The noise of a call, from 0 to `TRAIN_TIMESTEPS` and falling within a run; the most where tokens differ."""
         del transformer
         return float(torch.as_tensor(call["timestep"]).max())
+
+    def left_out(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> Iterable[int]:
+        """The indices of `self_attentions` that the model leaves out of a forward call, for a guider of the family."""
+        del transformer, call
+        return ()
 
     def patch(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
         """Latents (frames, height, width) that a token covers, from all settings of a transformer."""

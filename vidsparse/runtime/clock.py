@@ -114,7 +114,7 @@ class Clock:
             self.irregular = str(error)
         timestep = self.adapter.timestep(transformer, call)
         told = Told() if self._ear is None else self._ear.told
-        self.perturbation = Perturbation.of(transformer, self.adapter)
+        self.perturbation = Perturbation.of(transformer, self.adapter, call)
         schedule = self._schedule(transformer, call)
         self.steps.advance(call, self.grid, timestep, schedule, told, self.perturbation.modules)
         self.is_last = self.steps.is_last

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +23,10 @@ _HOOKS = (*_LAYER_HOOKS, "FeedForwardSkipHook", "SmoothedEnergyGuidanceHook")
 
 @dataclass(frozen=True)
 class Perturbation:
-    """The hooks that a guider has put into a transformer for the call that begins.
+    """What a guider changes in a transformer for the call that begins.
 
     Attributes:
-        modules: names of the modules that have one; empty where the model is as it was.
+        modules: names of the modules that have a hook of a guider.
         replaced: indices of attention layers whose scores the guider replaces. It does this to the function of PyTorch
             that the model's own attention calls, so a sparse call would not notice.
         left_out: indices of attention layers that do not run.
@@ -37,13 +37,11 @@ class Perturbation:
     left_out: frozenset[int] = frozenset()
 
     @classmethod
-    def of(cls, transformer: torch.nn.Module, adapter: Adapter) -> Perturbation:
-        """Read the hooks of a transformer."""
+    def of(cls, transformer: torch.nn.Module, adapter: Adapter, call: Mapping[str, Any]) -> Perturbation:
+        """Read the hooks of a transformer, and the arguments of its `forward` by name."""
+        replaced, left_out = set[int](), set(adapter.left_out(transformer, call))
         found = [(name, module, hook) for name, module in transformer.named_modules() for hook in _hooks(module)]
-        if not found:
-            return cls()
         layers = {id(module): index for index, module in enumerate(adapter.self_attentions(transformer).values())}
-        replaced, left_out = set[int](), set[int]()
         for _, module, hook in found:
             if type(hook).__name__ not in _LAYER_HOOKS:
                 continue
