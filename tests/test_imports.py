@@ -25,6 +25,7 @@ PACKAGES = {
 # public names alone, both as a row and as an entry. A module that no row covers fails: draw its arrows here first.
 ARROWS: dict[str, tuple[str, ...]] = {
     "examples": ("torch", "vidsparse", "vidsparse.finetune", "vidsparse.shapes.model"),
+    "examples.modular": ("diffusers", "vidsparse", "vidsparse.patterns.names"),
     # A folder that is run as a whole: its modules find each other by their bare names.
     "examples.shapes_training": (
         *("diffusers", "imageio", "safetensors", "torch", "vidsparse", "vidsparse.atomic", "vidsparse.runtime.adapter"),

@@ -28,9 +28,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "scores": dict(skip_attention=False, skip_attention_scores=True, skip_ff=False),
     "attention": dict(skip_ff=False),
     "feed-forward": dict(skip_attention=False),
-    "block": dict(),
+    "block": {},
     "half the attention": dict(skip_ff=False, dropout=0.5),
-    "queries": dict(),
+    "queries": {},
 }
 LEFT_OUT = ("attention", "block")
 # Those that change no attention are not tried on every family.
@@ -199,16 +199,15 @@ def test_a_processor_that_no_adapter_knows_can_be_left_out_too() -> None:
 def test_compiled_blocks_under_a_guider_give_the_same(kind: str) -> None:
     torch.compiler.reset()
     compiled, plain = tiny(), tiny()
-    for block in compiled.blocks:
-        block.compile(backend="eager")
+    compiled.blocks[LAYER].compile(backend="eager")
     with sparsify(compiled, SPARSE) as run, sparsify(plain, SPARSE) as wanted:
-        for timestep in (900.0, 500.0):
-            assert torch.equal(call(compiled, timestep=timestep), call(plain, timestep=timestep))
-            for model in (compiled, plain):
-                hang(model, kind)
-            assert torch.equal(call(compiled, timestep=timestep), call(plain, timestep=timestep))
-            for model in (compiled, plain):
-                unhang(model)
+        assert torch.equal(call(compiled), call(plain))
+        for model in (compiled, plain):
+            hang(model, kind)
+        assert torch.equal(call(compiled), call(plain))
+        for model in (compiled, plain):
+            unhang(model)
+        assert torch.equal(call(compiled), call(plain))
         assert run.report().dense_reasons == wanted.report().dense_reasons
         assert run.report().skipped == wanted.report().skipped
     torch.compiler.reset()

@@ -88,12 +88,12 @@ def wan_call(**more: torch.Tensor) -> Parts:
 def hunyuan_call() -> Parts:
     text = prompts(1, 7, 16) | prompts(1, 4, 16, name="prompt_embeds_2")
     text |= masks(7, "prompt_embeds_mask") | masks(4, "prompt_embeds_mask_2")
-    return text | {"batch_size": 1, "height": 128, "width": 192, "num_frames": 17}
+    return text | {"batch_size": 1, "height": 64, "width": 96, "num_frames": 17}
 
 
 def ltx_call() -> Parts:
     text = prompts(1, 7, 16) | masks(7, "prompt_attention_mask")
-    return text | {"height": 256, "width": 384, "num_frames": 33}
+    return text | {"height": 128, "width": 192, "num_frames": 33}
 
 
 class SoundVae(torch.nn.Module):
@@ -112,7 +112,7 @@ def ltx2_parts() -> Parts:
 def ltx2_call() -> Parts:
     text = prompts(1, 7, 16, name="connector_prompt_embeds") | prompts(1, 7, 16, name="connector_audio_prompt_embeds")
     text |= masks(7, "connector_attention_mask")
-    return text | {"batch_size": 1, "dtype": torch.float32, "height": 256, "width": 384, "num_frames": 33}
+    return text | {"batch_size": 1, "dtype": torch.float32, "height": 128, "width": 192, "num_frames": 33}
 
 
 def h3_parts(name: str) -> Callable[[], Parts]:

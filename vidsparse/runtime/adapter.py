@@ -69,9 +69,9 @@ class Adapter(ABC):
         gated: whether its processors read the gates that `load_gates` gives.
         exchanges: whether the processors of diffusers exchange heads between GPUs under context parallelism. Where they
             do not, ours do for dense calls too.
-        block_states: where diffusers' caches and guiders do not know a block: its class -> the arguments that it returns
-            changed, the video's first.
-        attention_states: for guiders, the arguments that a self-attention returns changed, in its order.
+        block_states: for caches and guiders of diffusers, where they do not know a block: its class -> the arguments
+            that it returns changed, the video's first.
+        attention_states: for guiders, the arguments that one of the `self_attentions` returns changed, in its order.
         refused_caches: for `enable_cache`, name of a config -> why this cache cannot work with the family.
         vae_stride: frames, and pixels in height and width, that a latent of the family's first VAE covers.
     """

@@ -140,7 +140,7 @@ class Clock:
 
     @untraced
     def end_video(self) -> None:
-        """Free what the branch of this call has kept, and those that are over: after the video the VAE needs the room."""
+        """Free what this branch has kept, and those that are over: after the last step the VAE needs the room."""
         self.steps.release()
         self.record_compiled()
         for layer in self.layers:

@@ -89,8 +89,8 @@ class Skipped:
 
     Attributes:
         transformer, step: as for `LayerCall`. calls: how many.
-        by: what was on, such as "FirstBlockCache", "the schedule" or "a guider"; "something unknown" where nothing known
-            was, such as a cache of another package.
+        by: what was on, such as "FirstBlockCache", "the schedule" or "a guider"; "something unknown" where nothing that
+            is known was on, such as a cache of another package.
     """
 
     transformer: str
