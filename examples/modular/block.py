@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusers import InputParam, ModularPipelineBlocks
+from diffusers.modular_pipelines import InputParam, ModularPipelineBlocks
 
 import vidsparse
 from vidsparse.patterns.names import build_pattern
