@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import ModularPipelineBlocks
-from diffusers.utils import dynamic_modules_utils
+from hub_blocks import own_modules
 from modular_pipelines import MODULAR, STEPS
 
 from vidsparse import Radial, StepSchedule, sparsify
+from vidsparse.shapes.model import FOLDER as SHAPES
 
 FOLDER = Path(__file__).parents[2] / "examples/modular"
 PATTERN = Radial(density=0.3, tile=(1, 4, 4))
@@ -20,9 +21,7 @@ PATTERN = Radial(density=0.3, tile=(1, 4, 4))
 
 @pytest.fixture
 def step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """diffusers copies the code of a block to a folder of modules, and imports it there."""
-    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path))
-    monkeypatch.syspath_prepend(tmp_path)
+    own_modules(monkeypatch, tmp_path)
     return ModularPipelineBlocks.from_pretrained(str(FOLDER), trust_remote_code=True)
 
 
@@ -54,7 +53,7 @@ def test_the_step_sparsifies_what_comes_after_it(step: Any) -> None:
     )
     case.latents(pipe, pattern="sliding-tile")
     assert "SlidingTile" in pipe.sparse_run.report().pattern and pipe.sparse_run.report().sparse_calls
-    pipe.blocks  # noqa: B018  # diffusers copies the blocks, which hold no run
+    assert next(iter(pipe.blocks.sub_blocks)) == "sparsify"  # diffusers copies the blocks, and a run cannot be copied
 
 
 @torch.no_grad()
@@ -65,6 +64,21 @@ def test_what_the_step_refuses(step: Any) -> None:
     with pytest.raises(ValueError, match="pattern 'round' is unknown"):
         case.latents(pipe, pattern="round")
     assert not hasattr(pipe, "sparse_run")
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.*torch_dtype.*:FutureWarning")
+def test_the_readme_runs(step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `shapes`, and at a small size."""
+    text = (FOLDER / "README.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0].replace("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", str(SHAPES))
+    small = "num_frames=5, height=32, width=32, num_inference_steps=12, max_sequence_length=32"
+    monkeypatch.chdir(FOLDER.parents[1])
+    names: dict[str, Any] = {}
+    exec(code.replace('output="videos"', f'{small}, output="videos"'), names)
+    assert len(names["video"]) == 5
+    report = names["pipe"].sparse_run.report()
+    assert {c.step for c in report.sparse} == {10, 11} and {c.step for c in report.calls} == {*range(12)}
 
 
 def test_the_folder_is_what_diffusers_saves(step: Any, tmp_path: Path) -> None:
