@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from diffusers.hooks.smoothed_energy_guidance_utils import (
 from tiny_wan import SPARSE, call, state, tiny
 from twins import class_or_skip, ignores_warnings, twin
 
-from vidsparse import Dense, Radial, Run, sparsify
+from vidsparse import Dense, Radial, Run, attn_processors, sparsify
 from vidsparse.runtime.blocks import register_blocks
 from vidsparse.runtime.guiders import GUIDED, GUIDER
 from vidsparse_pipelines import ADAPTERS
@@ -177,6 +179,37 @@ def test_the_order_of_hook_and_sparsify_does_not_matter(kind: str, monkeypatch: 
         unhang(model)
         assert state(model) == before
     assert torch.equal(*found)
+
+
+@torch.no_grad()
+def test_a_copy_of_a_model_has_marks_of_its_own() -> None:
+    """The attention of LTX-Video does not say whether it is cross-attention."""
+    of_class = twin("LTXVideoTransformer3DModel")
+    model = of_class.build()
+    run = sparsify(model, SPARSE)
+    copied = copy.deepcopy(model)
+    hang(model, "scores")
+    expected = of_class.outputs(model)
+    unhang(model)
+    run.restore()
+    assert not any(hasattr(module, "is_cross_attention") for module in model.modules())
+    hang(copied, "scores")
+    assert_same(of_class.outputs(copied), expected)
+    unhang(copied)
+    copied.set_attn_processor(model.attn_processors)  # the copy's clock ends with its processors
+    gc.collect()
+    assert not any(hasattr(module, "is_cross_attention") for module in copied.modules())
+
+
+@torch.no_grad()
+def test_processors_that_were_set_in_the_way_of_diffusers() -> None:
+    model, expected = tiny(), tiny()
+    model.set_attn_processor(attn_processors(model, SPARSE))
+    plain = call(model)
+    with sparsify(expected, SPARSE):
+        for one in (model, expected):
+            hang(one, "scores")
+        assert torch.equal(call(model), call(expected)) and not torch.allclose(call(model), plain, rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from vidsparse.grid import VideoGrid
 from vidsparse.runtime.adapter import Adapter
 from vidsparse.runtime.cache_context import Ear, Told
 from vidsparse.runtime.caches import cache_name, measured_layers
-from vidsparse.runtime.guiders import Perturbation
+from vidsparse.runtime.guiders import Marks, Perturbation
 from vidsparse.runtime.pipeline import calling_pipeline, uncompiled
 from vidsparse.runtime.ranks import Ranks
 from vidsparse.runtime.steps import Schedule, StepCounter
@@ -57,7 +57,7 @@ class Clock:
         device: where the call computes.
         ranks: the GPUs that share the video, or None.
         layers: the attention layers that it prepares for each call, and what skips steps.
-        substitutes: what takes the place of methods of the transformer, until `remove`.
+        substitutes: what takes the place of methods and attributes in the transformer, until `remove`.
         measured: indices of layers that a cache measures, see `measured_layers`.
         perturbation: what a guider has changed for the call.
         saver: what may leave out attention in the call, such as "FirstBlockCache" or "the schedule"; None: nothing
@@ -82,7 +82,7 @@ class Clock:
         # The scheduler's timesteps, the dtype that they were rounded to, and their noise: the same in every step.
         self._noise: tuple[Any, torch.dtype | None, tuple[float, ...]] = None, None, ()
         self._ear = Ear(transformer) if Ear.fits(transformer) else None
-        self.substitutes: list[Substitute] = [] if self._ear is None else [self._ear]
+        self.substitutes: list[Substitute | Marks] = [] if self._ear is None else [self._ear]
         self.measured: frozenset[int] = frozenset()
         self.perturbation = Perturbation()
         self.saver: str | None = None
@@ -211,7 +211,7 @@ class _AfterGraph(_After):
         super().__call__(module, args, output)
 
 
-def _remove(handles: list[RemovableHandle], substitutes: list[Substitute]) -> None:
+def _remove(handles: list[RemovableHandle], substitutes: list[Substitute | Marks]) -> None:
     for handle in handles:
         handle.remove()
     for substitute in substitutes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import torch
 
 from vidsparse.runtime.adapter import Adapter
-from vidsparse.runtime.substitute import Substitute
 
 GUIDER = "a guider"
 GUIDED = "a guider replaces the attention scores of this layer"
 
+_ATTRIBUTE = "is_cross_attention"
 # Classes of diffusers, by name: importing them takes seconds, and where there is a hook it is imported.
 _LAYER_HOOKS = ("AttentionProcessorSkipHook", "TransformerBlockSkipHook")
 _HOOKS = (*_LAYER_HOOKS, "FeedForwardSkipHook", "SmoothedEnergyGuidanceHook")
@@ -58,17 +59,16 @@ def _hooks(module: torch.nn.Module) -> list[Any]:
     return [] if registry is None else [hook for hook in registry.hooks.values() if type(hook).__name__ in _HOOKS]
 
 
-def introduce(
-    transformer: torch.nn.Module, adapter: Adapter, processors: Iterable[object], substitutes: list[Substitute]
-) -> None:
+def introduce(transformer: torch.nn.Module, adapter: Adapter, processors: Iterable[object]) -> Marks:
     """Let guiders of diffusers find the layers of a sparsified transformer.
 
-    Registers our processors, and the blocks that diffusers lacks. diffusers asks every attention module whether it is
-    cross-attention, which some classes do not say: their modules get a mark.
+    Registers our processors, and the blocks that diffusers lacks.
 
     Args:
         processors: those that replace the model's own.
-        substitutes: gets the marks, to remove them.
+
+    Returns:
+        What the attention modules say until it is removed.
     """
     from diffusers.hooks._helpers import AttentionProcessorMetadata, AttentionProcessorRegistry
 
@@ -78,10 +78,7 @@ def introduce(
     for kind in {type(processor) for processor in processors}:
         AttentionProcessorRegistry.register(kind, unattended)
     register_blocks(transformer, adapter.block_states)
-    own = {id(module) for module in adapter.self_attentions(transformer).values()}
-    for module in transformer.modules():
-        if hasattr(module, "processor") and not hasattr(module, "is_cross_attention"):
-            substitutes.append(_Mark(module, id(module) not in own))
+    return Marks(transformer, adapter)
 
 
 @dataclass(frozen=True)
@@ -100,14 +97,34 @@ class _Unattended:
         return states if len(states) > 1 else states[0]
 
 
-class _Mark(Substitute):
-    """Says whether an attention module is cross-attention, or one that guiders should treat so."""
+class Marks:
+    """Says of each attention module that does not say it whether it is cross-attention, until `remove`.
 
-    method = "is_cross_attention"
+    diffusers asks before it puts a hook into one. Only what adapters name as self-attention is none.
+    """
 
-    def __init__(self, module: torch.nn.Module, cross: bool):
-        super().__init__(module)
-        self._cross = cross
+    def __init__(self, transformer: torch.nn.Module, adapter: Adapter):
+        self._transformer = weakref.ref(transformer)
+        own = {id(module) for module in adapter.self_attentions(transformer).values()}
+        for module in transformer.modules():
+            if hasattr(module, "processor") and not hasattr(module, _ATTRIBUTE):
+                vars(module)[_ATTRIBUTE] = _Mark(id(module) not in own)
 
-    def __bool__(self) -> bool:
-        return self._cross
+    def remove(self) -> None:
+        """Remove all marks. Safe to call twice."""
+        transformer = self._transformer()
+        for module in () if transformer is None else transformer.modules():
+            if isinstance(vars(module).get(_ATTRIBUTE), _Mark):
+                del vars(module)[_ATTRIBUTE]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Marks:
+        """A copy of the transformer has copies of the marks."""
+        copied = memo[id(self)] = object.__new__(type(self))
+        transformer = self._transformer()
+        target = memo.get(id(transformer), transformer)
+        copied._transformer = self._transformer if target is None else weakref.ref(target)
+        return copied
+
+
+class _Mark(int):
+    """A bool that can be told from what others set."""

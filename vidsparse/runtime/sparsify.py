@@ -144,7 +144,7 @@ def _replacements(run: Run, transformer: torch.nn.Module, name: str) -> dict[str
         original: Any = module.processor
         layer = Layer(options, run.log, clock, name, index, len(attentions), adapter.attention_width(module))
         replaced[key] = Replaced(module, original, adapter.wrap(original, layer))
-    introduce(transformer, adapter, [attention.ours for attention in replaced.values()], clock.substitutes)
+    clock.substitutes.append(introduce(transformer, adapter, [attention.ours for attention in replaced.values()]))
     return replaced
 
 
