@@ -25,26 +25,29 @@ class SparsifyStep(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
+        name = "A name that `vidsparse patterns` lists, or a pattern; by default the preset of the model."
+        dense = "How many first steps stay dense, or a share of them below 1; by default none."
         return [
+            InputParam("pattern", description=name),
             InputParam(
-                "pattern", default="radial", description="A name that `vidsparse patterns` lists, or a pattern."
+                "density", type_hint=float, description="Share of tile pairs to keep, for the name of a pattern."
             ),
-            InputParam(
-                "density", type_hint=float, description="Share of tile pairs to keep, with the name of a pattern."
-            ),
-            InputParam("dense_steps", type_hint=int, default=0, description="How many first steps stay dense."),
+            InputParam("dense_steps", type_hint=float, description=dense),
         ]
 
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
         asked = self.get_block_state(state)
         pattern = asked.pattern
+        if pattern is None and not asked.density is asked.dense_steps is None:
+            raise ValueError("density and dense_steps are for a pattern; give one, such as pattern='radial'")
         if isinstance(pattern, str):
             pattern = build_pattern(pattern, asked.density)
         elif asked.density is not None:
             raise ValueError(f"density={asked.density} is for the name of a pattern; set it in {pattern!r} instead")
+        if asked.dense_steps is not None:
+            pattern = vidsparse.StepSchedule(pattern, dense_steps=asked.dense_steps)
         earlier = vars(components).get("sparse_run")
         if earlier is not None:
             earlier.restore()
-        schedule = vidsparse.StepSchedule(pattern, dense_steps=asked.dense_steps)
-        components.sparse_run = vidsparse.sparsify(components, schedule)
+        components.sparse_run = vidsparse.sparsify(components, pattern)
         return components, state

@@ -12,7 +12,7 @@ from diffusers import ModularPipelineBlocks
 from hub_blocks import own_modules
 from modular_pipelines import MODULAR, STEPS
 
-from vidsparse import Radial, StepSchedule, sparsify
+from vidsparse import Radial, StepSchedule, preset_for, sparsify
 from vidsparse.shapes.model import FOLDER as SHAPES
 
 FOLDER = Path(__file__).parents[2] / "examples/modular"
@@ -51,6 +51,8 @@ def test_the_step_sparsifies_what_comes_after_it(step: Any) -> None:
     assert torch.equal(
         MODULAR["wan-2.2"].latents(dense), case.latents(pipe, pattern="radial", density=1.0, dense_steps=STEPS)
     )
+    case.latents(pipe)
+    assert repr(preset_for(dense).pattern) in pipe.sparse_run.report().pattern
     case.latents(pipe, pattern="sliding-tile")
     assert "SlidingTile" in pipe.sparse_run.report().pattern and pipe.sparse_run.report().sparse_calls
     assert next(iter(pipe.blocks.sub_blocks)) == "sparsify"  # diffusers copies the blocks, and a run cannot be copied
@@ -61,6 +63,8 @@ def test_what_the_step_refuses(step: Any) -> None:
     case, pipe = MODULAR["wan-2.2"], with_step(step)
     with pytest.raises(ValueError, match=r"density=0.2 is for the name of a pattern; set it in Radial"):
         case.latents(pipe, pattern=PATTERN, density=0.2)
+    with pytest.raises(ValueError, match=r"are for a pattern; give one, such as pattern='radial'"):
+        case.latents(pipe, dense_steps=0.25)
     with pytest.raises(ValueError, match="pattern 'round' is unknown"):
         case.latents(pipe, pattern="round")
     assert not hasattr(pipe, "sparse_run")
@@ -78,7 +82,7 @@ def test_the_readme_runs(step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     exec(code.replace('output="videos"', f'{small}, output="videos"'), names)
     assert len(names["video"]) == 5
     report = names["pipe"].sparse_run.report()
-    assert {c.step for c in report.sparse} == {10, 11} and {c.step for c in report.calls} == {*range(12)}
+    assert {c.step for c in report.sparse} == {*range(3, 12)} and {c.step for c in report.calls} == {*range(12)}
 
 
 def test_the_folder_is_what_diffusers_saves(step: Any, tmp_path: Path) -> None:
