@@ -25,20 +25,19 @@ class SparsifyStep(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
-        name = "A name that `vidsparse patterns` lists, or a pattern; by default the preset of the model."
-        dense = "How many first steps stay dense, or a share of them below 1; by default none."
+        pattern = "A name that `vidsparse patterns` lists, or a pattern; by default the preset of the model."
+        density = "Share of tile pairs to keep, for the name of a pattern."
+        dense_steps = "How many first steps stay dense, or a share of them below 1; by default none."
         return [
-            InputParam("pattern", description=name),
-            InputParam(
-                "density", type_hint=float, description="Share of tile pairs to keep, for the name of a pattern."
-            ),
-            InputParam("dense_steps", type_hint=float, description=dense),
+            InputParam("pattern", description=pattern),
+            InputParam("density", type_hint=float, description=density),
+            InputParam("dense_steps", type_hint=float, description=dense_steps),
         ]
 
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
         asked = self.get_block_state(state)
         pattern = asked.pattern
-        if pattern is None and not asked.density is asked.dense_steps is None:
+        if pattern is None and (asked.density, asked.dense_steps) != (None, None):
             raise ValueError("density and dense_steps are for a pattern; give one, such as pattern='radial'")
         if isinstance(pattern, str):
             pattern = build_pattern(pattern, asked.density)
