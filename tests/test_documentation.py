@@ -12,6 +12,7 @@ import pytest
 import torch
 import typer
 from diffusers import WanPipeline
+from hub_blocks import own_modules
 
 import vidsparse
 from vidsparse.cli import app
@@ -92,6 +93,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(WanPipeline, "from_pretrained", classmethod(from_pretrained))
     monkeypatch.setattr(WanPipeline, "to", lambda self, *place: self)
     monkeypatch.setattr(WanPipeline, "__call__", lambda self, *args, **asked: call(self, *args, **(asked | least)))
+    own_modules(monkeypatch, tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # at this size a second thread waits more than it works
     yield

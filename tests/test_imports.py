@@ -25,6 +25,7 @@ PACKAGES = {
 # public names alone, both as a row and as an entry. A module that no row covers fails: draw its arrows here first.
 ARROWS: dict[str, tuple[str, ...]] = {
     "examples": ("torch", "vidsparse", "vidsparse.finetune", "vidsparse.shapes.model"),
+    "examples.modular": ("diffusers", "vidsparse", "vidsparse.patterns.names"),
     # A folder that is run as a whole: its modules find each other by their bare names.
     "examples.shapes_training": (
         *("diffusers", "imageio", "safetensors", "torch", "vidsparse", "vidsparse.atomic", "vidsparse.runtime.adapter"),
@@ -40,8 +41,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse.__main__": ("vidsparse.cli",),
     "vidsparse.caches": (
-        *("diffusers", "torch", "vidsparse.runtime.caches", "vidsparse.runtime.pipeline"),
-        *("vidsparse.runtime.registry", "vidsparse.runtime.skip"),
+        *("diffusers", "torch", "vidsparse.runtime.blocks", "vidsparse.runtime.caches"),
+        *("vidsparse.runtime.pipeline", "vidsparse.runtime.registry", "vidsparse.runtime.skip"),
     ),
     "vidsparse": ("lazy_loader",),  # what it exports stands in __init__.pyi
     "vidsparse.finetune": (

@@ -26,7 +26,6 @@ TRAINING = ("finetune/test_train.py", "finetune/test_resume.py")
 # Module -> the files below tests/ that test it, where none has its name.
 TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/bench.py": ("cli/test_patterns.py", "kernels/gpu/test_configs.py", "benchmarks/test_gpu_command.py"),
-    "vidsparse/caches/blocks.py": ("caches/test_enable.py",),
     "vidsparse/cli/__init__.py": COMMANDS,
     "vidsparse/cli/bench.py": ("cli/test_patterns.py", "cli/test_refusals.py"),
     "vidsparse/cli/compare.py": COMMANDS,
@@ -70,6 +69,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/patterns/exact_blocks.py": ("patterns/test_reuse.py", "patterns/test_every_pattern.py"),
     "vidsparse/patterns/radial_raster.py": ("patterns/test_radial.py",),
     "vidsparse/runtime/recommended.py": ("test_presets.py",),
+    "vidsparse/runtime/blocks.py": ("caches/test_enable.py", "runtime/test_guiders.py"),
     "vidsparse/runtime/caches.py": ("caches/test_enable.py",),
     "vidsparse/runtime/clock.py": ("runtime/test_steps.py", "runtime/test_memory.py"),
     "vidsparse/runtime/gates.py": ("patterns/test_video_sparse.py",),

@@ -28,6 +28,7 @@ class CogVideoXAdapter(Adapter):
     layout = "text before the video"
     processors = ("CogVideoXAttnProcessor2_0", "FusedCogVideoXAttnProcessor2_0")
     exchanges = False
+    attention_states = ("hidden_states", "encoder_hidden_states")
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks
@@ -83,6 +84,7 @@ class ConsisIDAdapter(CogVideoXAdapter):
 
     family = "ConsisID"
     tasks = "text and face to video"
+    block_states: Mapping[str, tuple[str, ...]] = {"ConsisIDBlock": ("hidden_states", "encoder_hidden_states")}
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
         face = {"cross_attn_interval": 1, "cross_attn_dim_head": 16, "cross_attn_num_heads": 2}

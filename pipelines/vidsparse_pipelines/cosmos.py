@@ -23,6 +23,7 @@ class CosmosAdapter(Adapter):
     processors = ("CosmosAttnProcessor2_0",)
     exchanges = False
     vae_stride = (8, 8)
+    block_states: Mapping[str, tuple[str, ...]] = {"CosmosTransformerBlock": ("hidden_states",)}
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         blocks: Any = transformer.transformer_blocks

@@ -26,6 +26,7 @@ class Cosmos3Adapter(Adapter):
     processors = ("Cosmos3AttnProcessor",)
     vae_stride = (4, 16)
     block_states: Mapping[str, tuple[str, ...]] = {"Cosmos3VLTextMoTDecoderLayer": ("gen_seq", "und_seq")}
+    attention_states = ("und_seq", "gen_seq")
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         layers: Any = transformer.layers

@@ -31,6 +31,7 @@ class HunyuanVideoAdapter(Adapter):
     layout = "text after the video, padding masked in each sample"
     processors = ("HunyuanVideoAttnProcessor2_0",)
     exchanges = False  # with the text on each GPU
+    attention_states = ("hidden_states", "encoder_hidden_states")
     refused_caches: Mapping[str, str] = {"FasterCacheConfig": SEPARATE_GUIDANCE}
 
     def __init__(self) -> None:

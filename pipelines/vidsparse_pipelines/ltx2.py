@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -51,6 +51,13 @@ class LTX2Adapter(LTXAdapter):
             f"diffusers' own plan for {self.family} fails: it divides the video that sound attends to, and its text, "
             "but not their masks and positions"
         )
+
+    def left_out(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> Iterable[int]:
+        """Those that spatio-temporal guidance perturbs in the whole batch, in a model that takes part in it."""
+        config: Any = transformer.config
+        mask = call.get("perturbation_mask")
+        whole = config.get("perturbed_attn") and (mask is None or not mask.any())
+        return call.get("spatio_temporal_guidance_blocks") or () if whole else ()
 
     def processor(self, original: Any, layer: SparseLayer) -> LTX2SparseProcessor:
         return LTX2SparseProcessor(original, layer)
@@ -108,7 +115,7 @@ class LTX2SparseProcessor(WrappedProcessor):
         guidance = {} if all_perturbed is None and perturbation_mask is None else guidance
         arguments = attn, hidden_states, encoder_hidden_states, attention_mask, query_rotary_emb, key_rotary_emb
         if all_perturbed or (all_perturbed is None and perturbation_mask is not None and not perturbation_mask.any()):
-            # Spatio-temporal guidance puts values in the place of attention: there is nothing to report.
+            # Spatio-temporal guidance puts values in the place of attention, see `LTX2Adapter.left_out`.
             values: torch.Tensor = self.original(*arguments, **guidance)
             return values
         call = self.layer.begin(self.unsupported(attention_mask))

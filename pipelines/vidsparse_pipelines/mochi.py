@@ -30,6 +30,7 @@ class MochiAdapter(Adapter):
     layout = "text after the video, padding masked in each sample"
     processors = ("MochiAttnProcessor2_0",)
     exchanges = False
+    attention_states = ("hidden_states", "encoder_hidden_states")
     vae_stride = (6, 8)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from diffusers.hooks.taylorseer_cache import _TRANSFORMER_BLOCK_IDENTIFIERS
 
-from vidsparse.caches.blocks import register_blocks
 from vidsparse.caches.pyramid import keep_branches_apart
+from vidsparse.runtime.blocks import register_blocks
 from vidsparse.runtime.caches import cache_name
 from vidsparse.runtime.pipeline import transformers_of
 from vidsparse.runtime.registry import adapter_for

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, wraps
 from typing import Any, Protocol, TypeVar
 
@@ -69,8 +69,9 @@ class Adapter(ABC):
         gated: whether its processors read the gates that `load_gates` gives.
         exchanges: whether the processors of diffusers exchange heads between GPUs under context parallelism. Where they
             do not, ours do for dense calls too.
-        block_states: for `enable_cache`, where diffusers' caches do not know a block: its class -> the arguments that
-            it returns changed, the video's first.
+        block_states: for caches and guiders of diffusers, where they do not know a block: its class -> the arguments
+            that it returns changed, the video's first.
+        attention_states: for guiders, the arguments that one of the `self_attentions` returns changed, in its order.
         refused_caches: for `enable_cache`, name of a config -> why this cache cannot work with the family.
         vae_stride: frames, and pixels in height and width, that a latent of the family's first VAE covers.
     """
@@ -80,6 +81,7 @@ class Adapter(ABC):
     gated = False
     exchanges = True
     block_states: Mapping[str, tuple[str, ...]] = {}
+    attention_states: tuple[str, ...] = ("hidden_states",)
     refused_caches: Mapping[str, str] = {}
     vae_stride: tuple[int, int] = (4, 8)
 
@@ -160,6 +162,11 @@ class Adapter(ABC):
         """The noise of a call, from 0 to `TRAIN_TIMESTEPS` and falling within a run; the most where tokens differ."""
         del transformer
         return float(torch.as_tensor(call["timestep"]).max())
+
+    def left_out(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> Iterable[int]:
+        """The indices of `self_attentions` that the model leaves out of a forward call, for a guider of the family."""
+        del transformer, call
+        return ()
 
     def patch(self, config: Mapping[str, Any]) -> tuple[int, int, int]:
         """Latents (frames, height, width) that a token covers, from all settings of a transformer."""

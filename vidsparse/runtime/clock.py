@@ -15,6 +15,7 @@ from vidsparse.grid import VideoGrid
 from vidsparse.runtime.adapter import Adapter
 from vidsparse.runtime.cache_context import Ear, Told
 from vidsparse.runtime.caches import cache_name, measured_layers
+from vidsparse.runtime.guiders import Marks, Perturbation
 from vidsparse.runtime.pipeline import calling_pipeline, uncompiled
 from vidsparse.runtime.ranks import Ranks
 from vidsparse.runtime.steps import Schedule, StepCounter
@@ -56,8 +57,9 @@ class Clock:
         device: where the call computes.
         ranks: the GPUs that share the video, or None.
         layers: the attention layers that it prepares for each call, and what skips steps.
-        substitutes: what takes the place of methods of the transformer, until `remove`.
+        substitutes: what takes the place of methods and attributes in the transformer, until `remove`.
         measured: indices of layers that a cache measures, see `measured_layers`.
+        perturbation: what a guider has changed for the call.
         saver: what may leave out attention in the call, such as "FirstBlockCache" or "the schedule"; None: nothing
             that is known.
         earlier: the clock of the expert that has done its part when this transformer runs, or None.
@@ -80,8 +82,9 @@ class Clock:
         # The scheduler's timesteps, the dtype that they were rounded to, and their noise: the same in every step.
         self._noise: tuple[Any, torch.dtype | None, tuple[float, ...]] = None, None, ()
         self._ear = Ear(transformer) if Ear.fits(transformer) else None
-        self.substitutes: list[Substitute] = [] if self._ear is None else [self._ear]
+        self.substitutes: list[Substitute | Marks] = [] if self._ear is None else [self._ear]
         self.measured: frozenset[int] = frozenset()
+        self.perturbation = Perturbation()
         self.saver: str | None = None
         self._handles = [
             transformer.register_forward_pre_hook(_Before(self), with_kwargs=True),
@@ -111,7 +114,9 @@ class Clock:
             self.irregular = str(error)
         timestep = self.adapter.timestep(transformer, call)
         told = Told() if self._ear is None else self._ear.told
-        self.steps.advance(call, self.grid, timestep, self._schedule(transformer, call), told)
+        self.perturbation = Perturbation.of(transformer, self.adapter, call)
+        schedule = self._schedule(transformer, call)
+        self.steps.advance(call, self.grid, timestep, schedule, told, self.perturbation.modules)
         self.is_last = self.steps.is_last
         self.device = next(x.device for x in call.values() if isinstance(x, torch.Tensor))
         if (earlier := None if self.earlier is None else self.earlier()) is not None:
@@ -135,11 +140,12 @@ class Clock:
 
     @untraced
     def end_video(self) -> None:
-        """Free what the branch of this call has kept: after the last step the VAE needs the room."""
+        """Free what this branch has kept, and those that are over: after the last step the VAE needs the room."""
         self.steps.release()
         self.record_compiled()
         for layer in self.layers:
-            layer.forget(self.steps.branch)
+            for branch in self.steps.over:
+                layer.forget(branch)
 
     def record_compiled(self) -> None:
         """Record what ran inside graphs of `torch.compile` and is not recorded yet."""
@@ -205,7 +211,7 @@ class _AfterGraph(_After):
         super().__call__(module, args, output)
 
 
-def _remove(handles: list[RemovableHandle], substitutes: list[Substitute]) -> None:
+def _remove(handles: list[RemovableHandle], substitutes: list[Substitute | Marks]) -> None:
     for handle in handles:
         handle.remove()
     for substitute in substitutes:

@@ -17,6 +17,7 @@ from vidsparse.runtime.balance import MeasuredCosts, balanced, planned_costs
 from vidsparse.runtime.caches import MEASURED
 from vidsparse.runtime.clock import Clock
 from vidsparse.runtime.compiled import CompiledCall, handle_of
+from vidsparse.runtime.guiders import GUIDED, GUIDER
 from vidsparse.runtime.heads import (
     Operands,
     Part,
@@ -260,7 +261,8 @@ class Layer:
             transformer=self.transformer,
             branch=steps.branch,
         )
-        self.log.expect(self.transformer, self.index, steps.step, clock.saver)
+        saver = GUIDER if self.index in clock.perturbation.left_out else clock.saver
+        self.log.expect(self.transformer, self.index, steps.step, saver)
         memories = self.memories.setdefault(steps.branch, {})
         self.call = Call(options, context, clock.grid, clock.device, memories, clock.irregular)
         if clock.grid is None:
@@ -273,6 +275,8 @@ class Layer:
                 self.call.reason = "the pattern asks for it"
             elif self.index in clock.measured:
                 self.call.reason = MEASURED
+            elif self.index in clock.perturbation.replaced:
+                self.call.reason = GUIDED
         if clock.ranks is not None:
             self._share(self.call, clock.ranks)
         self.sparse = self.call.reason is None

@@ -89,8 +89,8 @@ class Skipped:
 
     Attributes:
         transformer, step: as for `LayerCall`. calls: how many.
-        by: what was on, such as "FirstBlockCache", or "the schedule"; "something unknown" where neither was, such as a
-            guider that leaves out layers, or a cache of another package.
+        by: what was on, such as "FirstBlockCache", "the schedule" or "a guider"; "something unknown" where nothing that
+            is known was on, such as a cache of another package.
     """
 
     transformer: str
@@ -109,12 +109,13 @@ class Log:
         self._calls: dict[tuple[object, ...], LayerCall] = {}
         self._pending: list[tuple[LayerCall, torch.Tensor | None, Stopwatch | None]] = []
         self._expected: Counter[tuple[str, int, int]] = Counter()  # transformer, layer, step
-        self._savers: dict[tuple[str, int], str | None] = {}
+        self._savers: dict[tuple[str, int, int], dict[str, None]] = {}  # in order, each once
 
     def expect(self, transformer: str, layer: int, step: int, saver: str | None) -> None:
         """Count one forward pass that will call a layer, unless `saver` leaves it out."""
         self._expected[transformer, layer, step] += 1
-        self._savers[transformer, step] = saver or self._savers.get((transformer, step))
+        if saver is not None:
+            self._savers.setdefault((transformer, layer, step), {})[saver] = None
 
     def add(self, call: LayerCall, densities: torch.Tensor | None, stopwatch: Stopwatch | None) -> None:
         """Add one call.
@@ -138,15 +139,12 @@ class Log:
         made: Counter[tuple[str, int, int]] = Counter()
         for call in self.calls():
             made[call.transformer, call.layer, call.step] += call.calls
-        left_out: Counter[tuple[str, int]] = Counter()
-        for (transformer, layer, step), expected in self._expected.items():
+        left_out: Counter[tuple[str, int, str]] = Counter()
+        for place, expected in self._expected.items():
+            by = " and ".join(self._savers.get(place, ())) or "something unknown"
             # Modules that are called by hand, and recomputed layers, run more often than forward passes expect.
-            left_out[transformer, step] += max(0, expected - made[transformer, layer, step])
-        return tuple(
-            Skipped(*place, calls, self._savers[place] or "something unknown")
-            for place, calls in left_out.items()
-            if calls
-        )
+            left_out[place[0], place[2], by] += max(0, expected - made[place])
+        return tuple(Skipped(name, step, calls, by) for (name, step, by), calls in left_out.items() if calls)
 
     def clear(self) -> None:
         self._pending.clear()

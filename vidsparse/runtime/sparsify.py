@@ -14,6 +14,7 @@ from vidsparse.patterns import Pattern
 from vidsparse.patterns.schedule import patterns_in
 from vidsparse.runtime.adapter import Adapter
 from vidsparse.runtime.clock import Clock
+from vidsparse.runtime.guiders import introduce
 from vidsparse.runtime.layer import Layer, SparsityOptions
 from vidsparse.runtime.pipeline import TRANSFORMERS, compiled_of, transformers_of
 from vidsparse.runtime.ranks import Ranks
@@ -143,6 +144,7 @@ def _replacements(run: Run, transformer: torch.nn.Module, name: str) -> dict[str
         original: Any = module.processor
         layer = Layer(options, run.log, clock, name, index, len(attentions), adapter.attention_width(module))
         replaced[key] = Replaced(module, original, adapter.wrap(original, layer))
+    clock.substitutes.append(introduce(transformer, adapter, [attention.ours for attention in replaced.values()]))
     return replaced
 
 

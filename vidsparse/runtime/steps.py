@@ -30,11 +30,15 @@ class Schedule:
     index: int | None = None
 
 
+# The name of a call if it was told, and the modules that a guider has changed for it.
+_Kind = tuple[str | None, tuple[str, ...]]
+
+
 @dataclass(frozen=True)
 class _Known:
-    """A call of the present step: its name if it was told, the branch that it is, its arguments."""
+    """A call of the present step: its kind, the branch that it is, its arguments."""
 
-    name: str | None
+    kind: _Kind
     branch: int
     arguments: dict[str, Any]
 
@@ -45,7 +49,7 @@ class StepCounter:
     What the pipeline tells counts: the name of a call, its step and its noise. The rest is inferred. Noise only falls
     within a video, so a rise begins another one. Calls of one step that have the same name, or none, differ in their
     arguments, in an order that is the same in every step: the n-th different call of a name is one branch. A call with
-    the arguments of an earlier one is the same branch again.
+    the arguments of an earlier one is the same branch again, unless a guider has changed the model in between.
 
     Attributes:
         timestep: noise of the present call, falling from 1000. sigma: the same in [0, 1], as told where it is told.
@@ -60,12 +64,21 @@ class StepCounter:
         self._view: tuple[int, int, int] | None = None
         self._schedule, self._told = Schedule(), Told()
         self._calls: list[_Known] = []  # different calls of this step
-        self._branches: dict[tuple[str | None, int], int] = {}  # name, and which call of this name -> branch
+        self._before: set[int] = set()  # branches of the step before
+        self._branches: dict[tuple[_Kind, int], int] = {}  # kind, and which call of this kind -> branch
 
     @property
     def is_last(self) -> bool:
         """True in the last step; False where the number of steps is unknown."""
         return self.step + 1 == self.steps
+
+    @property
+    def over(self) -> set[int]:
+        """In the last step, the branches to free: the present one, and those that the step before did not have.
+
+        A guider may stop a branch before the video ends.
+        """
+        return {*self._branches.values()} - self._before | {self.branch}
 
     def expect_another_video(self) -> None:
         """Count the next call as the first of a video, whatever its noise."""
@@ -78,6 +91,7 @@ class StepCounter:
         timestep: float,
         schedule: Schedule,
         told: Told = Told(),  # noqa: B008 (frozen)
+        changed: tuple[str, ...] = (),
     ) -> None:
         """Count one call.
 
@@ -87,6 +101,7 @@ class StepCounter:
             timestep: its noise, falling from 1000.
             schedule: of the pipeline that makes the call.
             told: what the pipeline says of the call.
+            changed: names of the modules that a guider has changed for the call.
         """
         before, view = self._schedule, None if grid is None else grid.view
         arguments = {name: _snapshot(value) for name, value in call.items()}
@@ -96,8 +111,9 @@ class StepCounter:
         if other or (counted is not None and counted < 0):
             self._begin_video()
         elif timestep < self.timestep or schedule.index != before.index if counted is None else counted > 0:
+            self._before = {known.branch for known in self._calls}
             self.step, self._calls = self.step + 1, []
-        self._find_branch(told.name, arguments)
+        self._find_branch((told.name, changed), arguments)
         self._view, self.timestep, self._schedule, self._told, self.steps = view, timestep, schedule, told, 0
         self.sigma = timestep / TRAIN_TIMESTEPS if told.sigma is None else told.sigma
         noise, index = schedule.noise, schedule.index
@@ -114,19 +130,20 @@ class StepCounter:
         self._calls = [replace(known, arguments={}) for known in self._calls]
 
     def _begin_video(self) -> None:
-        self.step, self.video, self._calls, self._branches = 0, self.video + 1, [], {}
+        self.step, self.video = 0, self.video + 1
+        self._calls, self._before, self._branches = [], set(), {}
 
-    def _find_branch(self, name: str | None, arguments: dict[str, Any]) -> None:
-        of_name = [known for known in self._calls if known.name == name]
-        for known in of_name:
+    def _find_branch(self, kind: _Kind, arguments: dict[str, Any]) -> None:
+        of_kind = [known for known in self._calls if known.kind == kind]
+        for known in of_kind:
             if _equal(known.arguments, arguments):
                 self.branch = known.branch
                 return
         if len(self._calls) == BRANCHES:  # more than guidance makes: other videos at the same noise
             self._begin_video()
-            of_name = []
-        self.branch = self._branches.setdefault((name, len(of_name)), len(self._branches))
-        self._calls.append(_Known(name, self.branch, arguments))
+            of_kind = []
+        self.branch = self._branches.setdefault((kind, len(of_kind)), len(self._branches))
+        self._calls.append(_Known(kind, self.branch, arguments))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tells diffusers' caches which states the blocks of a transformer take and return."""
+"""Tells diffusers' caches and guiders which states the blocks of a transformer take and return."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockR
 class NamedStates(TransformerBlockMetadata):
     """Finds the states of a block by the block's own names for them.
 
-    FirstBlockCache and MagCache of diffusers 0.42.1 ask for `hidden_states` and `encoder_hidden_states`, whatever a
-    block calls them.
+    Caches and guiders of diffusers 0.42.1 ask for `hidden_states` and `encoder_hidden_states`, whatever a block calls
+    them.
     """
+
+    hidden_states_argument_name: str = "hidden_states"  # diffusers 0.36 lacks both
+    encoder_hidden_states_argument_name: str = "encoder_hidden_states"
 
     def _get_parameter_from_args_kwargs(self, identifier: str, args: Any = (), kwargs: Any = None) -> Any:
         own = {
