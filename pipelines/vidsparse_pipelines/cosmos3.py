@@ -139,8 +139,12 @@ class Cosmos3SparseProcessor(WrappedProcessor):
 
         # [tokens, head_dim], each angle twice: once for either half.
         cos_text, sin_text, cos, sin = (x.chunk(2, dim=-1)[0][:, None] for x in rotary_emb)
-        projected = attn.to_q(und_seq), attn.to_k(und_seq), attn.to_v(und_seq)
-        text_query, text_key, text_value = (x.unflatten(-1, (-1, attn.head_dim)) for x in projected)
+        # In the order of diffusers' own processor, in which group offloading fetches weights ahead.
+        of_text = attn.to_q(und_seq), attn.to_k(und_seq), attn.to_v(und_seq)
+        of_video = attn.add_q_proj(gen_seq), attn.add_k_proj(gen_seq), attn.add_v_proj(gen_seq)
+        text_query, text_key, text_value, query, key, value = (
+            x.unflatten(-1, (-1, attn.head_dim)) for x in (*of_text, *of_video)
+        )
         text_query, text_key = attn.norm_q(text_query), attn.norm_k(text_key)
         # Some checkpoints normalise the text's keys another way where the video sees them.
         seen_key = text_key if attn.k_norm_und_for_gen is None else attn.k_norm_und_for_gen(text_key)
@@ -149,8 +153,6 @@ class Cosmos3SparseProcessor(WrappedProcessor):
         )
         text = _causal(text_query, text_key, text_value)
 
-        projected = attn.add_q_proj(gen_seq), attn.add_k_proj(gen_seq), attn.add_v_proj(gen_seq)
-        query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in projected)
         query, key = attn.norm_added_q(query), attn.norm_added_k(key)
         query, key = rotate_halves(query, cos, sin), rotate_halves(key, cos, sin)
         # The text's queries are there for the shape: what they would see without a causal mask is dropped.

@@ -153,19 +153,29 @@ class HunyuanVideoSparseProcessor(WrappedProcessor):
             )
             return self.layer.end(call, out)
 
-        query, key, value = _project(attn, hidden_states)
-        if image_rotary_emb is not None:
-            query, key = (_rotate(x, image_rotary_emb) for x in (query, key))
-        of_text = _project_text(attn, encoder_hidden_states)
-        query, key, value = (torch.cat(pair, dim=1) for pair in zip((query, key, value), of_text, strict=True))
-        extra_valid = None if valid is None else valid - hidden_states.shape[1] + call.grid.prefix
+        tokens = hidden_states.shape[1]
+        query, key, value = _project_both(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
+        extra_valid = None if valid is None else valid - tokens + call.grid.prefix
         attended = call.attend(query, key, value, extra_valid).flatten(2).type_as(query)
-        video, text = attended[:, : hidden_states.shape[1]], attended[:, hidden_states.shape[1] :]
+        video, text = attended[:, :tokens], attended[:, tokens:]
         # A single-stream block projects both itself, together with its feed-forward.
         for module in getattr(attn, "to_out", None) or ():
             video = module(video)
         to_add_out: Layer | None = getattr(attn, "to_add_out", None)
         return self.layer.end(call, (video, text if to_add_out is None else to_add_out(text)))
+
+
+def _project_both(attn: _HunyuanVideoAttention, video: torch.Tensor, text: Any, rotary: Any) -> QueryKeyValue:
+    """Query, key and value [batch, tokens, heads, head_dim] of video and text, with the video's rotary embedding."""
+    alone = attn.add_q_proj is not None  # else the text has no weights of its own, and offloading brings them once
+    query, key, value = _project(attn, video if alone else torch.cat((video, text), dim=1))
+    if rotary is not None:
+        query, key = (_rotate(x, video.shape[1], rotary) for x in (query, key))
+    if not alone:
+        return query, key, value
+    joined = zip((query, key, value), _project_text(attn, text), strict=True)
+    query, key, value = (torch.cat(pair, dim=1) for pair in joined)
+    return query, key, value
 
 
 def _project(attn: _HunyuanVideoAttention, states: Any) -> QueryKeyValue:
@@ -176,10 +186,8 @@ def _project(attn: _HunyuanVideoAttention, states: Any) -> QueryKeyValue:
 
 
 def _project_text(attn: _HunyuanVideoAttention, states: Any) -> QueryKeyValue:
-    """The same by the text's own weights, where it has them."""
-    if attn.add_q_proj is None:
-        return _project(attn, states)
-    projected = attn.add_q_proj(states), attn.add_k_proj(states), attn.add_v_proj(states)
+    """The same by the text's own weights."""
+    projected = cast(Layer, attn.add_q_proj)(states), attn.add_k_proj(states), attn.add_v_proj(states)
     query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in projected)
     return _normalised(query, attn.norm_added_q), _normalised(key, attn.norm_added_k), value
 
@@ -188,9 +196,11 @@ def _normalised(x: torch.Tensor, norm: Layer | None) -> torch.Tensor:
     return x if norm is None else norm(x)
 
 
-def _rotate(x: torch.Tensor, rotary: Any) -> torch.Tensor:
+def _rotate(x: torch.Tensor, tokens: int, rotary: Any) -> torch.Tensor:
+    """Rotary embedding on the first tokens."""
     # diffusers annotates this function for query and key together.
-    return cast(torch.Tensor, apply_rotary_emb(x, rotary, sequence_dim=1))
+    rotated = cast(torch.Tensor, apply_rotary_emb(x[:, :tokens], rotary, sequence_dim=1))
+    return rotated if x.shape[1] == tokens else torch.cat((rotated, x[:, tokens:]), dim=1)
 
 
 def _leading(keys: torch.Tensor) -> tuple[torch.Tensor, int]:

@@ -11,6 +11,7 @@ from broken_adapters import (
     backend_kept_for_itself,
     dense_steps_of_our_own,
     first_layer_only,
+    keys_before_queries,
     no_gradient,
     processors_left_behind,
     rows_for_columns,
@@ -37,8 +38,9 @@ BROKEN: list[tuple[Callable[[pytest.MonkeyPatch], None], str, set[str]]] = [
     (
         weights_instead_of_modules,
         "WanTransformer3DModel",
-        {"LoRA", "float8 storage", "CPU offload"},
+        {"LoRA", "float8 storage", "CPU offload", "modules"},
     ),
+    (keys_before_queries, "WanTransformer3DModel", {"modules"}),
     (no_gradient, "WanTransformer3DModel", {"backward", "checkpointing"}),
     (backend_kept_for_itself, "WanTransformer3DModel", {"backend"}),
     (dense_steps_of_our_own, "WanTransformer3DModel", {"dense", "backend"}),

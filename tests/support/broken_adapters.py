@@ -58,6 +58,16 @@ def weights_instead_of_modules(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("vidsparse_pipelines.wan._project", project)
 
 
+def keys_before_queries(patch: pytest.MonkeyPatch) -> None:
+    right = vidsparse_pipelines.wan._project
+
+    def project(attn: Any, hidden: torch.Tensor) -> Any:
+        attn.to_k(hidden)
+        return right(attn, hidden)
+
+    patch.setattr("vidsparse_pipelines.wan._project", project)
+
+
 def no_gradient(patch: pytest.MonkeyPatch) -> None:
     right = vidsparse_pipelines.wan._project
     patch.setattr("vidsparse_pipelines.wan._project", lambda *x: tuple(y.detach() for y in right(*x)))

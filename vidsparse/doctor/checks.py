@@ -12,6 +12,7 @@ from vidsparse.doctor.layout import ODD, every_layer_is_told, video_is_where_the
 from vidsparse.doctor.processors import (
     backend_reaches_dense_steps,
     dense_is_the_model,
+    modules_run_in_their_order,
     restore_puts_back_the_very_objects,
 )
 from vidsparse.doctor.twin import Twin
@@ -46,6 +47,7 @@ CHECKS: dict[str, Check] = {
     "CPU offload": Check(
         "so it is with weights that accelerate brings when they are used", Agrees(change=changes.cpu_offload)
     ),
+    "modules": Check("sparse calls run the modules of dense ones, in their order", modules_run_in_their_order),
     "restore": Check("restore puts back the very objects that stood there", restore_puts_back_the_very_objects),
     "backend": Check("the attention backend that a user sets is that of dense steps", backend_reaches_dense_steps),
 }

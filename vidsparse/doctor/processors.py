@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from itertools import zip_longest
 from typing import Any
 
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
@@ -20,6 +22,33 @@ def dense_is_the_model(twin: Twin) -> str:
     with sparsify(model, Dense(), strict=True) as run:
         same(twin.outputs(model), expected)
     return f"bit for bit, {len(run.report().calls)} layers"
+
+
+def modules_run_in_their_order(twin: Twin) -> str:
+    """Check that a sparse call runs the same modules as a dense one, in the same order.
+
+    Group offloading with streams notes the order of the first call, and fetches the weights of the next module ahead.
+    """
+    model = twin.build()
+    expected = _modules_run(twin, model)
+    with sparsify(model, SPARSE, strict=True):
+        found = _modules_run(twin, model)
+    for place, (ours, own) in enumerate(zip_longest(found, expected, fillvalue="none")):
+        if ours != own:
+            raise Failed(f"module {place} that runs is {ours} in a sparse call, {own} in a dense one")
+    return f"{len(expected)} modules"
+
+
+def _modules_run(twin: Twin, model: Any) -> list[str]:
+    """The names of modules without others inside, in the order in which a call runs them."""
+    names: list[str] = []
+    with ExitStack() as undo:
+        for name, module in model.named_modules():
+            if not any(module.children()):
+                hook = module.register_forward_pre_hook(lambda *_, name=name: names.append(name))
+                undo.callback(hook.remove)
+        twin.outputs(model)
+    return names
 
 
 def restore_puts_back_the_very_objects(twin: Twin) -> str:
