@@ -77,9 +77,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.patterns.names": ("vidsparse.corrections", "vidsparse.patterns", "vidsparse.serialize"),
     "vidsparse.serialize": ("vidsparse.corrections", "vidsparse.patterns"),
     "vidsparse.runtime": (
-        *("diffusers", "huggingface_hub", "safetensors", "torch", "vidsparse.attention", "vidsparse.block_map"),
-        *("vidsparse.corrections", "vidsparse.grid", "vidsparse.patterns", "vidsparse.presets"),
-        *("vidsparse_kernels.layout", "vidsparse_pipelines"),
+        *("accelerate", "diffusers", "huggingface_hub", "safetensors", "torch"),
+        *("vidsparse.attention", "vidsparse.block_map", "vidsparse.corrections", "vidsparse.grid", "vidsparse.patterns"),
+        *("vidsparse.presets", "vidsparse_kernels.layout", "vidsparse_pipelines"),
     ),
     "vidsparse.presets": ("vidsparse.corrections", "vidsparse.patterns"),
     "vidsparse.corrections": (

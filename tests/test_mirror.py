@@ -72,7 +72,6 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/runtime/blocks.py": ("caches/test_enable.py", "runtime/test_guiders.py"),
     "vidsparse/runtime/caches.py": ("caches/test_enable.py",),
     "vidsparse/runtime/clock.py": ("runtime/test_steps.py", "runtime/test_memory.py"),
-    "vidsparse/runtime/gates.py": ("patterns/test_video_sparse.py",),
     "vidsparse/runtime/heads.py": ("runtime/test_layer.py",),
     "vidsparse/runtime/pipeline.py": ("runtime/test_steps.py",),
     "vidsparse/runtime/ranks.py": ("runtime/test_parallelism.py",),

@@ -72,13 +72,14 @@ class WanSparseProcessor(WrappedProcessor):
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         call = self.layer.begin(self.unsupported(attention_mask))
+        gate = _gate(attn, hidden_states, dense=call.reason is not None)
         if call.reason is not None:
             out: torch.Tensor = self.original(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         else:
             query, key, value = _project(attn, hidden_states)
             if rotary_emb is not None:
                 query, key = rotate_pairs(query, *rotary_emb), rotate_pairs(key, *rotary_emb)
-            out = call.attend(query, key, value, gate=_gate(attn, hidden_states)).flatten(2).type_as(query)
+            out = call.attend(query, key, value, gate=gate).flatten(2).type_as(query)
             for module in attn.to_out:
                 out = module(out)
         return self.layer.end(call, out)
@@ -94,9 +95,14 @@ def _project(attn: FusableAttention, hidden_states: torch.Tensor) -> QueryKeyVal
     return query, key, value
 
 
-def _gate(attn: FusableAttention, hidden_states: torch.Tensor) -> torch.Tensor | None:
-    """The gate [batch, tokens, heads, head_dim] of a module that has one, see `load_gates`."""
-    if not hasattr(attn, "to_gate_compress"):
+def _gate(attn: FusableAttention, hidden_states: torch.Tensor, dense: bool) -> torch.Tensor | None:
+    """The gate [batch, tokens, heads, head_dim] of a module that has one, see `load_gates`.
+
+    A dense call needs none. But group offloading with streams fetches modules ahead in the order of the first call, so
+    no call of theirs leaves the gate out.
+    """
+    to_gate: Any = getattr(attn, "to_gate_compress", None)
+    if to_gate is None or (dense and not hasattr(to_gate, "_diffusers_hook")):
         return None
-    gate: torch.Tensor = attn.to_gate_compress(hidden_states).unflatten(-1, (attn.heads, -1))
+    gate: torch.Tensor = to_gate(hidden_states).unflatten(-1, (attn.heads, -1))
     return gate

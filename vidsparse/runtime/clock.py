@@ -54,7 +54,7 @@ class Clock:
         grid: tokens of the present call; None before the first call, and where the adapter cannot tell them.
         irregular: why it cannot, or None.
         steps: step, branch and video of the call.
-        device: where the call computes.
+        device: of the call's inputs.
         ranks: the GPUs that share the video, or None.
         layers: the attention layers that it prepares for each call, and what skips steps.
         substitutes: what takes the place of methods and attributes in the transformer, until `remove`.

@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 
+from vidsparse.runtime.offloading import is_group_offloaded
 from vidsparse.runtime.registry import adapter_for
 
 GATE = "to_gate_compress"
@@ -27,8 +28,9 @@ def load_gates(
         vidsparse.sparsify(pipe.to("cuda"), vidsparse.VideoSparse(density=0.2), correction=vidsparse.GatedCoarse())
 
     `from_pretrained` drops these weights with a warning. Here they become `blocks.i.attn1.to_gate_compress`, a Linear
-    like `to_q` and on its device, and are saved and moved with the transformer; its own processors ignore them. Call it
-    right after loading, before what changes modules: offloading, quantisation, layerwise casting.
+    on the device of `to_q`, in the dtype in which the transformer computes. They are saved and moved with the
+    transformer; its own processors ignore them. Gates of a quantised transformer are not quantised. Where accelerate
+    offloads `to_q`, it offloads the gate as well. Group offloading comes after this call.
 
     FastVideo (hao-ai-lab/FastVideo at 0422d18) keeps `to_gate_compress` in the block, beside `attn1`, and saves it as
     `blocks.i.to_gate_compress`; both names are read. Its "FullAttn" checkpoints have no gates and need none.
@@ -41,7 +43,8 @@ def load_gates(
 
     Raises:
         NotImplementedError: a transformer whose attention is not Wan's.
-        ValueError: no gates in the source, gates missing or left over, or of the wrong shape.
+        ValueError: no gates in the source, gates missing or left over, or of the wrong shape; a transformer without
+            weights, or with group offloading.
     """
     adapter = adapter_for(transformer)
     if not adapter.gated:
@@ -56,13 +59,20 @@ def load_gates(
             "sparsify it without GatedCoarse"
         )
     _check(gates, attentions)
+    _check_places(transformer, attentions)
+    dtype: torch.dtype = getattr(transformer, "dtype")  # noqa: B009 (of diffusers' models; not that of stored weights)
     for name, attn in attentions.items():
-        like = _like(attn)
         size, bias = (attn.to_q.in_features, attn.to_q.out_features), f"{name}.{GATE}.bias" in gates
-        gate = torch.nn.utils.skip_init(torch.nn.Linear, *size, bias=bias, device=like.device, dtype=like.dtype)
+        hook, place = _offload_hook(attn.to_q), next(attn.to_q.parameters()).device
+        device = place if hook is None else "cpu"
+        gate = torch.nn.utils.skip_init(torch.nn.Linear, *size, bias=bias, device=device, dtype=dtype)
         parts = ("weight", "bias") if bias else ("weight",)
         gate.load_state_dict({part: gates[f"{name}.{GATE}.{part}"] for part in parts})
-        attn.to_gate_compress = gate.requires_grad_(like.requires_grad)
+        attn.to_gate_compress = gate.requires_grad_(all(x.requires_grad for x in attn.to_q.parameters()))
+        if hook is not None:
+            from accelerate import cpu_offload  # as slow to import as torch
+
+            cpu_offload(gate, execution_device=hook.execution_device)
 
 
 def has_gates(transformer: torch.nn.Module, source: str | Path, subfolder: str = "transformer") -> bool:
@@ -79,10 +89,18 @@ def has_gates(transformer: torch.nn.Module, source: str | Path, subfolder: str =
     return any(GATE in name for file in files for name in _names(file))
 
 
-def _like(attn: Any) -> torch.Tensor:
-    """A parameter in the dtype that a layer computes in: its weight may be stored in another, as when quantised."""
-    like: torch.Tensor = attn.to_q.weight if attn.to_q.bias is None else attn.to_q.bias
-    return like
+def _offload_hook(module: torch.nn.Module) -> Any:
+    """Accelerate's hook that brings the weights of a module when it runs; None where they stay."""
+    hook = getattr(module, "_hf_hook", None)
+    return next((x for x in getattr(hook, "hooks", [hook]) if getattr(x, "offload", False)), None)
+
+
+def _check_places(transformer: torch.nn.Module, attentions: Mapping[str, Any]) -> None:
+    if is_group_offloaded(transformer):
+        raise ValueError("the transformer has group offloading, which takes no more modules: load the gates before it")
+    for name, attn in attentions.items():
+        if _offload_hook(attn.to_q) is None and any(x.is_meta for x in attn.to_q.parameters()):
+            raise ValueError(f"{name} is on the meta device, without weights: load the transformer before its gates")
 
 
 def _with_attention(name: str) -> str:
@@ -95,10 +113,8 @@ def _check(gates: Mapping[str, torch.Tensor], attentions: Mapping[str, Any]) -> 
     for name, attn in attentions.items():
         rows, columns = attn.to_q.out_features, attn.to_q.in_features
         expected[f"{name}.{GATE}.weight"] = (rows, columns)
-        if attn.to_q.bias is not None or f"{name}.{GATE}.bias" in gates:
+        if getattr(attn.to_q, "bias", None) is not None or f"{name}.{GATE}.bias" in gates:
             expected[f"{name}.{GATE}.bias"] = (rows,)
-        if _like(attn).is_meta:
-            raise ValueError(f"{name} has no memory now (it is offloaded): load the gates before offloading")
     if missing := expected.keys() - gates.keys():
         raise ValueError(f"without {_some(missing)}: every self-attention of the transformer needs its gate")
     if unknown := gates.keys() - expected.keys():

@@ -92,7 +92,6 @@ class Call:
     options: SparsityOptions
     context: Context
     known_grid: VideoGrid | None
-    device: torch.device
     memories: dict[int, Memory]
     reason: str | None = None
     parts: list[Part] = field(default_factory=list)
@@ -225,6 +224,7 @@ class Layer:
             it does not know.
         handle: what graphs of `torch.compile` hold of the layer.
         memories: branch -> batch size -> what pattern and correction keep from step to step.
+        device: where the last call computed; with offloading, inputs of the transformer may come from another one.
     """
 
     def __init__(
@@ -241,6 +241,7 @@ class Layer:
         self.transformer, self.index, self.layers, self.attention_width = name, index, layers, attention_width
         self.call: Call | None = None
         self.sparse, self.handle = False, handle_of(self)
+        self.device: torch.device | None = None
         self.video, self.memories = 0, dict[int, dict[int, Memory]]()
         clock.layers.add(self)
 
@@ -264,7 +265,7 @@ class Layer:
         saver = GUIDER if self.index in clock.perturbation.left_out else clock.saver
         self.log.expect(self.transformer, self.index, steps.step, saver)
         memories = self.memories.setdefault(steps.branch, {})
-        self.call = Call(options, context, clock.grid, clock.device, memories, clock.irregular)
+        self.call = Call(options, context, clock.grid, memories, clock.irregular)
         if clock.grid is None:
             self._refuse_if_strict(clock.irregular)
         elif clock.grid.tokens < options.min_tokens:
@@ -308,7 +309,7 @@ class Layer:
                 self._refuse_if_strict(unsupported)
             return CompiledCall(self, self.sparse, unsupported)
         call = present if unsupported is None else self._dense_call(present, unsupported)
-        call.stopwatch = Stopwatch(call.device)
+        call.stopwatch = Stopwatch(self.device or self.clock.device)
         return call
 
     def end(self, call: Call | CompiledCall, out: States) -> States:
@@ -318,8 +319,12 @@ class Layer:
             call: what `begin` returned.
             out: hidden states [..., tokens, width], or those of video and of text.
         """
-        shapes = [out.shape] if isinstance(out, torch.Tensor) else [x.shape for x in out]
+        tensors = [out] if isinstance(out, torch.Tensor) else [*out]
+        shapes = [x.shape for x in tensors]
         if isinstance(call, Call):
+            self.device = tensors[0].device
+            if call.stopwatch is not None and call.stopwatch.device != self.device:
+                call.stopwatch = None  # it has measured how long another device fed this one
             self._record(call, shapes)
         elif call.reason is not None and self.call is not None:
             # Recorded later: that would break the graph. A sparse call is recorded by its operator.

@@ -16,6 +16,7 @@ from vidsparse.runtime.adapter import Adapter
 from vidsparse.runtime.clock import Clock
 from vidsparse.runtime.guiders import introduce
 from vidsparse.runtime.layer import Layer, SparsityOptions
+from vidsparse.runtime.offloading import computing_device
 from vidsparse.runtime.pipeline import TRANSFORMERS, compiled_of, transformers_of
 from vidsparse.runtime.ranks import Ranks
 from vidsparse.runtime.recommended import preset_for
@@ -123,7 +124,7 @@ def attn_processors(
 def _replacements(run: Run, transformer: torch.nn.Module, name: str) -> dict[str, Replaced]:
     """Attention module name -> its processor and ours, for one transformer; sets none."""
     adapter, options = adapter_for(transformer), run.options
-    device = _computing_device(transformer)
+    device = computing_device(transformer)
     # Weights that are offloaded rest on a CPU; where they compute, the first call checks again.
     check_impl(options.impl, torch.device("cuda") if options.impl == "triton" and torch.cuda.is_available() else device)
     Ranks.of(transformer, adapter)  # refuses a ring
@@ -153,7 +154,7 @@ def _check_processors(attentions: dict[str, torch.nn.Module], name: str, adapter
         original: Any = module.processor
         if isinstance(getattr(original, "layer", None), Layer):
             raise ValueError(f"{name} is already sparsified; restore the earlier run, or set the earlier processors")
-        if strict and (reason := adapter.unknown(original)) is not None:
+        if strict and (reason := adapter.fused_only(module) or adapter.unknown(original)) is not None:
             raise NotImplementedError(f"{name} {key} cannot be sparse: {reason} (strict=True)")
 
 
@@ -178,15 +179,6 @@ def _named(value: object) -> str:
     if isinstance(value, (str, int, float)) or value is None:
         return repr(value)
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
-
-
-def _computing_device(transformer: torch.nn.Module) -> torch.device:
-    """The device that computes: accelerate's offloading leaves weights on the meta device between calls."""
-    for module in transformer.modules():
-        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-        if device is not None:
-            return torch.device(device)
-    return next(transformer.parameters()).device
 
 
 def _weakly(target: object) -> Callable[[], object | None]:

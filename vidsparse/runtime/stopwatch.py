@@ -10,11 +10,12 @@ import torch
 class Stopwatch:
     """Starts when it is made. On a CUDA device it measures the stream that is current then.
 
-    Args:
+    Attributes:
         device: where the work is computed.
     """
 
     def __init__(self, device: torch.device):
+        self.device = device
         self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         self._times: list[float] = []
         self._events: list[torch.cuda.Event] = []
