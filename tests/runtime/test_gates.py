@@ -1,4 +1,4 @@
-"""Gates in models that are offloaded or quantised, before the gates are loaded or after; more in test_video_sparse.py."""
+"""Gates in models that are offloaded or quantised; test_video_sparse.py has what they compute, and their sources."""
 
 from __future__ import annotations
 

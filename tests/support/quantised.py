@@ -52,7 +52,7 @@ def quanto(twin: Twin) -> Any:
 
 
 def gguf_file(twin: Twin) -> Any:
-    """From a file of Q8_0 blocks, under diffusers' names; classes that diffusers loads no such file of get its layers."""
+    """From a file of Q8_0 blocks, under diffusers' names; of a class that has no such files, with the same layers."""
     import gguf
     from diffusers import GGUFQuantizationConfig
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES

@@ -31,7 +31,8 @@ class LayerCall:
         reason: why the calls were dense, None when sparse.
         density: kept / all pairs of video tiles. token_density: kept / all pairs of tokens, text included.
         seconds: of the whole attention layer, projections included, over all calls. Where `torch.compile` puts the
-            projections into a graph, of attention alone; 0 for a dense call there.
+            projections into a graph, of attention alone; 0 for a dense call there. The first call of a layer is left
+            out if the inputs of the transformer came from another device than the one that computes.
         flops, dense_flops: of attention's two matrix products, as run and as dense, over all calls; what a correction
             adds to sparse attention is not counted.
         steps: how many steps the run has, 0 while unknown.
