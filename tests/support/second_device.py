@@ -15,9 +15,9 @@ import diffusers
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from torch.overrides import TorchFunctionMode
+from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 from vidsparse import Correction, Pattern, sparsify
 from vidsparse.doctor import Twin
@@ -89,18 +89,13 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return tree_map(outside, out)
 
 
-class _Module(_DummyBackendModule):  # type: ignore[misc]
-    """What PyTorch asks of `torch.elsewhere`."""
-
-    def get_amp_supported_dtype(self) -> list[torch.dtype]:
-        return [torch.bfloat16]
-
-
 @contextmanager
 def second_device() -> Iterator[torch.device]:
     """Within the context, a device that computes; for calls without gradients."""
     if not hasattr(torch, NAME):
-        _setup_privateuseone_for_python_backend(NAME, _Module())
+        module = backend_registration._DummyBackendModule()
+        module.get_amp_supported_dtype = lambda: [torch.bfloat16]  # autocast asks for it
+        backend_registration._setup_privateuseone_for_python_backend(NAME, module)
     with torch.no_grad(), _Factories(), _Functions():
         yield torch.device(NAME, 0)
 

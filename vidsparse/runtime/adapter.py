@@ -105,25 +105,7 @@ class Adapter(ABC):
         reason = self.unknown(original)
         if reason is None:
             return self.processor(original, layer)
-        return self.dense(original, layer, reason)
-
-    def dense(self, original: Any, layer: SparseLayer, reason: str) -> Any:
-        """A processor that runs `original`, and records why."""
         return _unknown_as(original.__class__)(original, layer, reason)
-
-    def fused_only(self, attention: torch.nn.Module) -> str | None:
-        """Why one of the `self_attentions` can only run as it is, or None: it has no projections that we can call.
-
-        Packages that quantise, as nunchaku does for SVDQuant, join the projections of query, key and value in one
-        module, which a processor of theirs calls together with norms and rotary embedding.
-        """
-        if hasattr(attention, "to_q") or not hasattr(attention, "to_qkv"):
-            return None
-        if getattr(attention, "fused_projections", False) or hasattr(
-            getattr(attention, "processor", None), "sparse_processor"
-        ):
-            return None
-        return f"its projections are fused in to_qkv ({type(attention.to_qkv).__name__}), and it has no to_q"
 
     def unknown(self, original: Any) -> str | None:
         """The reason why calls of a processor cannot be sparse, or None."""
@@ -279,7 +261,9 @@ class UnknownProcessor(WrappedProcessor):
         self.reason = reason
 
     def __call__(self, attn: Any, *args: Any, **kwargs: Any) -> Any:
-        call = self.layer.begin(self.reason)
+        # Packages that quantise, as for SVDQuant, may join the projections and set a processor that parts them.
+        fused = hasattr(attn, "to_qkv") and not hasattr(attn, "to_q")
+        call = self.layer.begin(f"its projections are fused in to_qkv, and {self.reason}" if fused else self.reason)
         return self.layer.end(call, self.original(attn, *args, **kwargs))
 
 

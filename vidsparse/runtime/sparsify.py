@@ -154,7 +154,7 @@ def _check_processors(attentions: dict[str, torch.nn.Module], name: str, adapter
         original: Any = module.processor
         if isinstance(getattr(original, "layer", None), Layer):
             raise ValueError(f"{name} is already sparsified; restore the earlier run, or set the earlier processors")
-        if strict and (reason := adapter.fused_only(module) or adapter.unknown(original)) is not None:
+        if strict and (reason := adapter.unknown(original)) is not None:
             raise NotImplementedError(f"{name} {key} cannot be sparse: {reason} (strict=True)")
 
 
