@@ -22,7 +22,7 @@ BLOCK = 64  # numbers that share a scale: 32 in Q8_0, 64 in nf4
 def needs(package: str) -> None:
     """Skip a test where a package is missing."""
     if importlib.util.find_spec(package.partition(".")[0]) is None:
-        pytest.skip(f"{package} is not installed; pip install '.[quantised]' has it")
+        pytest.skip(f"{package} is not installed; the extras dev and quantised name what these tests need")
 
 
 def _from_pretrained(twin: Twin, config: Any) -> Any:
