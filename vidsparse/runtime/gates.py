@@ -60,7 +60,8 @@ def load_gates(
         )
     _check(gates, attentions)
     _check_places(transformer, attentions)
-    dtype: torch.dtype = getattr(transformer, "dtype")  # noqa: B009 (of diffusers' models; not that of stored weights)
+    model: Any = transformer
+    dtype: torch.dtype = model.dtype  # in which it computes: weights may be stored in another, as when quantised
     for name, attn in attentions.items():
         size, bias = (attn.to_q.in_features, attn.to_q.out_features), f"{name}.{GATE}.bias" in gates
         hook, place = _offload_hook(attn.to_q), next(attn.to_q.parameters()).device
