@@ -88,7 +88,7 @@ WAYS: dict[str, Callable[..., None]] = {
     ("name", "way"),
     [(WAN, way) for way in WAYS]
     + [(name, way) for name in OTHERS for way in ("blocks", "streams of blocks")]
-    # CogVideoX runs norm_final twice, which diffusers' order of modules has no place for.
+    # CogVideoX runs a norm for video and then for text, which diffusers' order of modules has no place for.
     + [(name, "streams of leaves") for name in OTHERS if "CogVideoX" not in name],
 )
 def test_results_stay_in_both_orders(name: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
