@@ -78,8 +78,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.serialize": ("vidsparse.corrections", "vidsparse.patterns"),
     "vidsparse.runtime": (
         *("accelerate", "diffusers", "huggingface_hub", "safetensors", "torch"),
-        *("vidsparse.attention", "vidsparse.block_map", "vidsparse.corrections", "vidsparse.grid", "vidsparse.patterns"),
-        *("vidsparse.presets", "vidsparse_kernels.layout", "vidsparse_pipelines"),
+        *("vidsparse.attention", "vidsparse.block_map", "vidsparse.corrections", "vidsparse.grid"),
+        *("vidsparse.patterns", "vidsparse.presets", "vidsparse_kernels.layout", "vidsparse_pipelines"),
     ),
     "vidsparse.presets": ("vidsparse.corrections", "vidsparse.patterns"),
     "vidsparse.corrections": (
