@@ -98,17 +98,19 @@ class _Unattended:
 
 
 class Marks:
-    """Says of each attention module that does not say it whether it is cross-attention, until `remove`.
+    """Says of attention modules that do not say it whether they are cross-attention, until `remove`.
 
-    diffusers asks before it puts a hook into one. Only what adapters name as self-attention is none.
+    diffusers asks before it puts a hook into one, for all of a block. In blocks of the video only what adapters name is
+    self-attention. Modules elsewhere stay as they are, since `fuse_projections` asks too.
     """
 
     def __init__(self, transformer: torch.nn.Module, adapter: Adapter):
         self._transformer = weakref.ref(transformer)
-        own = {id(module) for module in adapter.self_attentions(transformer).values()}
-        for module in transformer.modules():
+        own = adapter.self_attentions(transformer)
+        blocks = [transformer.get_submodule(name.rpartition(".")[0]) for name in own]
+        for module in (part for block in blocks for part in block.modules()):
             if hasattr(module, "processor") and not hasattr(module, _ATTRIBUTE):
-                vars(module)[_ATTRIBUTE] = _Mark(id(module) not in own)
+                vars(module)[_ATTRIBUTE] = _Mark(all(module is not one for one in own.values()))
 
     def remove(self) -> None:
         """Remove all marks. Safe to call twice."""
