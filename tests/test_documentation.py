@@ -13,6 +13,7 @@ import torch
 import typer
 from diffusers import WanPipeline
 from hub_blocks import own_modules
+from matrix import matrix
 
 import vidsparse
 from vidsparse.cli import app
@@ -238,6 +239,11 @@ def test_the_presets_are_complete() -> None:
     rows = ["| preset | settings | published by | |", "|---|---|---|---|"]
     rows += [f"| `{p.name}` | {p.summary} | {p.source or 'nobody'} | {p.note} |" for p in PRESETS]
     assert text.partition("\n<!-- /presets -->")[0] == "\n".join(rows)
+
+
+def test_the_matrix_of_what_composes_is_that_of_the_tests() -> None:
+    _, _, text = (ROOT / "docs/composing.md").read_text().partition("<!-- matrix -->\n")
+    assert text.partition("\n<!-- /matrix -->")[0] == matrix()
 
 
 def test_the_vocabulary_of_shapes_is_complete() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import ContextParallelConfig
 from gloo import on_ranks
+from matrix import NO_ULYSSES
 from tiny_wan import Pipeline, call, tiny, tokens_of
 
 import vidsparse
@@ -33,6 +34,7 @@ from vidsparse import (
 from vidsparse.doctor.twin import Twin
 from vidsparse.runtime.balance import planned_costs
 from vidsparse.runtime.ranks import Ranks
+from vidsparse_pipelines import ADAPTERS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -208,13 +210,7 @@ def test_the_sum_of_gradients_over_the_processes_is_the_gradient() -> None:
 
 # Families
 
-FAMILIES = (
-    *("WanTransformer3DModel", "WanVACETransformer3DModel", "SkyReelsV2Transformer3DModel"),
-    *("Kandinsky5Transformer3DModel", "LTXVideoTransformer3DModel", "MiniMaxH3Transformer3DModel"),
-    *("HunyuanVideoTransformer3DModel", "HunyuanVideo15Transformer3DModel"),
-    *("HunyuanVideoFramepackTransformer3DModel", "CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel"),
-    *("MochiTransformer3DModel", "CosmosTransformer3DModel"),
-)
+FAMILIES = tuple(name for name in ADAPTERS if name not in NO_ULYSSES)
 
 
 def of_families(names: list[str]) -> dict[str, list[Any]]:
@@ -256,7 +252,7 @@ def test_a_family_is_the_same_on_several_processes(families: list[dict[str, list
         assert not of_rank[name][1][2]
 
 
-@pytest.mark.parametrize("name", ["AllegroTransformer3DModel", "Cosmos3OmniTransformer", "LTX2VideoTransformer3DModel"])
+@pytest.mark.parametrize("name", NO_ULYSSES)
 def test_a_family_that_cannot_be_divided_says_why(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(diffusers, name):
         pytest.skip(f"this diffusers has no {name}")

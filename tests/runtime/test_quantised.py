@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.transformers.transformer_ltx import LTXVideoAttnProcessor
+from matrix import QUANTISED
 from quantised import QUANTISERS, as_loaded, needs
 from twins import ignores_warnings, twin
 
@@ -15,8 +16,7 @@ from vidsparse.doctor import Twin, masked
 from vidsparse.doctor.agree import Results, agree, same
 
 pytestmark = ignores_warnings
-WAN, LTX = "WanTransformer3DModel", "LTXVideoTransformer3DModel"
-COG, HUNYUAN = "CogVideoXTransformer3DModel", "HunyuanVideoTransformer3DModel"
+WAN, LTX, COG, HUNYUAN = QUANTISED
 CASES = [(name, quantiser) for name in (WAN, LTX, COG) for quantiser in QUANTISERS]
 CASES += [(HUNYUAN, quantiser) for quantiser in ("torchao int8 weights", "gguf Q8_0", "bitsandbytes nf4")]
 LOW = torch.bfloat16
