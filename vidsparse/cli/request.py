@@ -154,7 +154,7 @@ class Request:
     def with_options(self, **options: Any) -> Request:
         """The request with other options of a video; model and LoRAs are not looked up again."""
         other = replace(self, **options)
-        other.__dict__ |= {name: self.__dict__[name] for name in ("known", "loras") if name in self.__dict__}
+        other.__dict__.update({name: self.__dict__[name] for name in ("known", "loras") if name in self.__dict__})
         return other
 
     def build_arguments(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 DIGITS, SLUG = 4, 48  # digits, and bytes of the prompt, in the name of a video that has none of its own
 LONGEST = 200  # bytes of a name, so that every file system takes it with what is added
+BAD = r'[/\\:*?"<>|]'  # in the name of a file, on one system or another
 ERROR = ".error"  # what is added to the name of a video that failed
 
 
@@ -96,8 +97,8 @@ def _object(where: str, text: str, options: Mapping[str, Allowed]) -> dict[str, 
     """
     try:
         data = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON: {error}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
     if not isinstance(data, dict):
         raise ValueError(f'{where}: got {text[:40]}, expected an object such as {{"prompt": "a fox", "seed": 1}}')
     given = {name: value for name, value in data.items() if value is not None}
@@ -128,7 +129,7 @@ def _check(what: str, value: Any, allowed: Allowed) -> None:
 
 def _check_name(what: str, name: str) -> None:
     """Refuse a name that is not one of a file in any folder."""
-    if not name or name != name.strip() or name.startswith(".") or re.search(r'[\x00-\x1f/\\:*?"<>|]', name):
+    if not name or name.strip() != name or name[0] == "." or not name.isprintable() or re.search(BAD, name):
         raise ValueError(f'{what} must be the name of a file: no folder, no leading dot, none of / \\ : * ? " < > |')
     if len(os.fsencode(name)) > LONGEST:
         raise ValueError(f"{what} has {len(os.fsencode(name))} bytes; at most {LONGEST} are possible")
