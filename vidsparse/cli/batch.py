@@ -91,7 +91,7 @@ def _checked(request: Request, lines: dict[str, Line]) -> dict[str, Request]:
         ValueError: an option that is wrong, or a line that is; names the line.
     """
     for line in lines.values():
-        with _says(line):
+        with _naming(line):
             request.known.read_prompt(line.prompt)
     request.with_options(prompt=next(iter(lines.values())).prompt).checked()
     fixed = (request.positions or request.recipe.positions) not in (None, "plain")
@@ -99,7 +99,7 @@ def _checked(request: Request, lines: dict[str, Line]) -> dict[str, Request]:
     for name, line in lines.items():
         requests[name] = request.with_options(prompt=line.prompt, **line.options)
         changes = frozenset(option for option in line.options.items() if option[0] not in UNCHECKED)
-        with _says(line):
+        with _naming(line):
             if fixed and "frames" in line.options:
                 raise ValueError("positions are extended for one number of frames; give --frames for all videos")
             if changes not in checked:
@@ -109,7 +109,7 @@ def _checked(request: Request, lines: dict[str, Line]) -> dict[str, Request]:
 
 
 @contextmanager
-def _says(line: Line) -> Iterator[None]:
+def _naming(line: Line) -> Iterator[None]:
     """Within the context, an error names the line."""
     try:
         yield
@@ -176,7 +176,8 @@ class _Batch:
 
         where, file = self.lines[name].where, self.folder.error(name)
         print(f"failed: {where}: {reason_of(error)}; its traceback is in {file}", file=sys.stderr, flush=True)
-        torch.zeros(1, device=self.pipe._execution_device).item()
+        if self.pipe._execution_device.type == "cuda":
+            torch.cuda.synchronize()  # raises what the GPU cannot recover from; to compute could need more memory
 
 
 def _make_together(folder: Folder, request: Request, requests: dict[str, Request], lines: dict[str, Line]) -> None:

@@ -60,8 +60,8 @@ class Folder:
     def start(self, names: Iterable[str]) -> None:
         """Make the folder, and forget failures, damaged reports and the locks of processes that were killed.
 
-        Processes that share the folder call it before they make anything. A video that one of them fails to make is
-        tried once more by another that starts later.
+        Processes that share the folder call it before they make anything. A video that one of them fails to make may
+        be tried once more when another one starts.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         for name in names:
@@ -82,29 +82,22 @@ class Folder:
             make: writes the video of a name, then its report.
             failed: called with the name and the error of a video that failed; the others follow, unless it raises.
         """
-        tried: set[str] = set()
         for seconds in (0, -1):  # first what is free, then what others have taken, for they may die
             for name in names:
-                if name not in tried and not self._is_settled(name):
-                    self._take(name, seconds, tried, make, failed)
+                if not self._is_settled(name):
+                    self._take(name, seconds, make, failed)
 
     def _is_settled(self, name: str) -> bool:
         return self.is_made(name) or self.error(name).is_file()
 
     def _take(
-        self,
-        name: str,
-        seconds: float,
-        tried: set[str],
-        make: Callable[[str], None],
-        failed: Callable[[str, Exception], None],
+        self, name: str, seconds: float, make: Callable[[str], None], failed: Callable[[str, Exception], None]
     ) -> None:
         """Make a video unless another process does; wait so many seconds for that one, -1: until it ends."""
         try:
             with FileLock(self.lock(name), timeout=seconds):
                 try:
                     if not self._is_settled(name):
-                        tried.add(name)
                         self._make(name, make, failed)
                 finally:
                     _remove(self.lock(name))  # who waits for it looks again whether the video is settled
