@@ -49,6 +49,8 @@ def test_the_schedule_of_a_lora_is_kept_within_a_budget() -> None:
     inner = StepSchedule(RADIAL, dense_layers=(0,), sigmas=(0.1, 0.9))
     assert built(TRAINED, budget=0.6) == StepBudget(inner, 0.6, dense_steps=5, dense_last_steps=0)
     assert built(TRAINED, budget=0.6, dense_steps=1, dense_last_steps=2).dense_last_steps == 2  # type: ignore[attr-defined]
+    shares = StepSchedule(RADIAL, dense_steps=0.2, dense_last_steps=1)
+    assert built(shares, budget=0.6, steps=10) == StepBudget(RADIAL, 0.6, dense_steps=2, dense_last_steps=1)
     assert built(RADIAL, budget=0.6) == StepBudget(RADIAL, 0.6)
 
 

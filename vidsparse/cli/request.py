@@ -218,7 +218,11 @@ class Request:
 
         trained = self.recipe.pattern
         schedule = trained if isinstance(trained, StepSchedule) else StepSchedule(pattern)
-        ends = {name: getattr(schedule, name) for name in ENDS} if schedule is trained else {}
+        ends: dict[str, int] = {}
+        if schedule is trained:  # a schedule may count in shares of the steps
+            steps = self.denoising_steps
+            first, after = schedule.sparse_range(steps)
+            ends = {"dense_steps": first, "dense_last_steps": steps - after}
         ends |= {name: given[name] for name in ENDS if name in given}
         schedule = replace(schedule, **given | dict.fromkeys(ENDS, 0), pattern=pattern)
         usual = 1.0 if isinstance(pattern, Dense) else StepBudget.sparse_cost
