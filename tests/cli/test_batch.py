@@ -263,11 +263,11 @@ def test_kill_9_at_random_moments_leaves_no_half_file_and_a_restart_completes(
         process.kill()
         process.join()
         interrupted += bool(list(out.glob(".*")))
-        for report in out.glob("*.json"):
+        for report in out.glob("[!.]*.json"):
             assert json.loads(report.read_text())["attention"]["calls"] and report.with_suffix(".mp4").is_file()
-        for video in out.glob("*.mp4"):
+        for video in out.glob("[!.]*.mp4"):
             assert len(imageio.imread(video, plugin="FFMPEG")) == 5
-        if len(list(out.glob("*.json"))) == 4:
+        if len(list(out.glob("[!.]*.json"))) == 4:
             shutil.rmtree(out)
     assert interrupted > 1
     process = start(tmp_path, *arguments)
