@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vidsparse.atomic import replacing
+from vidsparse.atomic import leftovers, replacing
 
 
 def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
@@ -43,3 +43,30 @@ def test_every_name_that_the_file_system_takes_can_be_replaced(tmp_path: Path, n
         if len(path.suffix) < 10:
             assert temporary.name.endswith(path.suffix if suffix is None else suffix)
     assert path.read_text() == "new" and os.listdir(tmp_path) == [name]
+
+
+def test_leftovers_are_those_of_one_file(tmp_path: Path) -> None:
+    """Also where names begin alike and temporary names, which are shorter, could be the same."""
+    paths = [tmp_path / f"{'x' * 60}-{number}{suffix}" for number in range(3) for suffix in (".mp4", ".json", "")]
+    writers = [replacing(path, suffix) for path in paths for suffix in (None, ".tmp")]
+    begun = [writer.__enter__() for writer in writers]
+    for temporary in begun:
+        temporary.touch()
+    for path, *own in zip(paths, begun[::2], begun[1::2], strict=True):
+        assert sorted(leftovers(path)) == sorted(own)
+    for writer in writers:
+        writer.__exit__(None, None, None)
+    assert sorted(tmp_path.iterdir()) == sorted(paths) and not any(map(leftovers, paths))
+
+
+def test_bytes_are_on_the_disk_before_the_file_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, sync = [], os.fsync
+
+    def fsync(file: int) -> None:
+        synced.append((os.fstat(file).st_ino, os.fstat(file).st_size, os.listdir(tmp_path)[0].startswith(".")))
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replacing(tmp_path / "a.json") as temporary:
+        temporary.write_text("whole")
+    assert synced == [((tmp_path / "a.json").stat().st_ino, 5, True)]

@@ -17,6 +17,7 @@ from matrix import matrix
 
 import vidsparse
 from vidsparse.cli import app
+from vidsparse.cli.batch import OPTIONS
 from vidsparse.doctor.support import title
 from vidsparse.generation.frames import VARIANTS, families
 from vidsparse.patterns.names import build_correction, build_pattern, correction_classes, pattern_classes
@@ -67,7 +68,7 @@ def command_lines(text: str, program: str) -> Iterator[list[str]]:
     for block in blocks(text):
         for line in block.code.splitlines() if not block.language else ():
             line = line.strip().removeprefix("$ ")
-            if re.match(rf"(torchrun .* )?{program} ", line):
+            if re.match(rf"((torchrun|accelerate launch) .* )?{program} ", line):
                 words = shlex.split(line)
                 yield words[words.index(program) + 1 :]
 
@@ -264,6 +265,12 @@ def test_the_version_is_the_same_everywhere() -> None:
 def test_every_command_is_explained() -> None:
     code = inline((ROOT / "docs/command_line.md").read_text())
     assert [command for command in COMMANDS if f"vidsparse {command}" not in code] == []
+
+
+def test_every_option_of_a_line_of_prompts_is_named() -> None:
+    _, _, section = (ROOT / "docs/command_line.md").read_text().partition("\n## Many prompts\n")
+    code = inline(section.partition("\n## ")[0])
+    assert [option for option in ("prompt", "name", *OPTIONS) if option not in code] == []
 
 
 def test_every_page_is_linked_from_the_readme() -> None:

@@ -65,7 +65,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.generation.transformers", "vidsparse.grid", "vidsparse.patterns", "vidsparse.runtime"),
     ),
     "vidsparse.generation": (
-        *("PIL", "diffusers", "huggingface_hub", "imageio", "numpy", "torch", "torchmetrics"),
+        *("PIL", "diffusers", "filelock", "huggingface_hub", "imageio", "numpy", "torch", "torchmetrics"),
         *("vidsparse.atomic", "vidsparse.block_map", "vidsparse.corrections", "vidsparse.grid", "vidsparse.lora"),
         *("vidsparse.patterns", "vidsparse.runtime", "vidsparse.shapes", "vidsparse_pipelines"),
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vidsparse import Context, Pattern, Radial, StepSchedule
+from vidsparse import Context, Pattern, Radial, StepBudget, StepSchedule
 from vidsparse.generation.dense_steps import default_dense_steps, has_sparse_step
 
 RADIAL = Radial(density=0.3)
@@ -28,6 +28,8 @@ def test_one_step_in_eight_but_never_all() -> None:
         StepSchedule(RADIAL, 0, 4),
         StepSchedule(RADIAL, steps=(3, 9)),
         StepSchedule(RADIAL, 9, steps=(3, 9)),
+        StepBudget(RADIAL, 1.0, 0.5, max_skipped=1),
+        StepBudget(RADIAL, 0.9, 0.5, dense_steps=0, dense_last_steps=0),
     ],
     ids=repr,
 )

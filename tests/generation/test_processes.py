@@ -24,28 +24,32 @@ vidsparse = pytest.fixture(vidsparse_in_a_folder)
 SMALL = ("--steps", "2", "--frames", "9", "--height", "32", "--width", "32", "--set", "tile=1,4,4", "--scale", "1")
 
 
-def generate(folder: str, port: int) -> tuple[str, str]:
+def generate(folder: str, port: int, *arguments: str) -> tuple[str, str]:
     """Runs as torchrun starts a process; returns what it printed on stdout and on stderr."""
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
     distributed.destroy_process_group()
     os.chdir(folder)
     numbers = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "MASTER_PORT": port}
     os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {name: str(number) for name, number in numbers.items()}
-    arguments = ["generate", PROMPT, *SMALL, "-o", "shared.mp4", "--report", "shared.json", "--ulysses", str(ranks)]
-    sys.argv = ["vidsparse", *arguments]
+    sys.argv = ["vidsparse", "generate", *arguments, *SMALL, "--ulysses", str(ranks)]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.suppress(SystemExit):
         main()
     return out.getvalue(), err.getvalue()
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
 @needs_weights
 def test_three_processes_write_the_video_that_one_writes(vidsparse: Any, tmp_path: Path) -> None:
     assert vidsparse("generate", PROMPT, *SMALL, "-o", "alone.mp4", "--report", "alone.json").code == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (printed, errors), *others = on_ranks(3, generate, str(tmp_path), port)
+    asked = (PROMPT, "-o", "shared.mp4", "--report", "shared.json")
+    (printed, errors), *others = on_ranks(3, generate, str(tmp_path), free_port(), *asked)
     assert "wrote shared.mp4 and shared.json" in printed, errors
     for printed, errors in others:
         assert not printed
@@ -56,6 +60,24 @@ def test_three_processes_write_the_video_that_one_writes(vidsparse: Any, tmp_pat
     for name in ("sparse_calls", "dense_calls", "dense_reasons"):
         assert alone[name] == shared[name]
     assert shared["flops_saved"] == pytest.approx(alone["flops_saved"], rel=1e-12)
+
+
+@needs_weights
+def test_three_processes_make_many_videos_together(vidsparse: Any, tmp_path: Path) -> None:
+    Path("p.txt").write_text("\n".join([PROMPT, "a green square bouncing on a white background", PROMPT]))
+    many, out = ("--prompts", "p.txt", "--out", "out"), tmp_path / "out"
+    assert vidsparse("generate", *many, *SMALL).code == 0
+    videos = {path: path.read_bytes() for path in out.glob("*.mp4")}
+    first, second, third = sorted(videos)
+    first.unlink()
+    third.unlink()
+    kept = second.stat().st_ino
+    (printed, errors), *others = on_ranks(3, generate, str(tmp_path), free_port(), *many)
+    assert [line.split()[1] for line in printed.splitlines()[:2]] == [f"out/{first.name}", f"out/{third.name}"], errors
+    assert "made     2, in" in printed and "skipped  1 that" in printed
+    assert not any(printed or "note:" in errors for printed, errors in others)
+    assert {path: path.read_bytes() for path in out.glob("*.mp4")} == videos and second.stat().st_ino == kept
+    assert len(os.listdir(out)) == 6
 
 
 def test_one_process_alone_is_told_how_to_start(vidsparse: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 import tempfile
@@ -12,13 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forked import context
 from torch import distributed
-
-# A server imports these once, and forks: a process starts in moments.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["diffusers.models.transformers.transformer_wan", "vidsparse.doctor.twin", "vidsparse.runtime.parallelism"]
-)
 
 
 def on_ranks(ranks: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -26,7 +20,7 @@ def on_ranks(ranks: int, function: Callable[..., Any], *arguments: Any) -> list[
     with tempfile.TemporaryDirectory() as folder:
         port = _free_port()
         processes = [
-            _context.Process(target=_work, args=(rank, ranks, port, folder, function, arguments))
+            context.Process(target=_work, args=(rank, ranks, port, folder, function, arguments))
             for rank in range(ranks)
         ]
         for process in processes:

@@ -27,11 +27,27 @@ def check_output(path: Path | None, suffix: str | None = None) -> None:
         raise ValueError(f"cannot write {path}: its name must end in {suffix}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
+    _check_leave(path, path.parent)
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that files cannot be written to; it and those above it may be missing.
+
+    Raises:
+        OSError: a file, or a folder without write permission.
+    """
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"cannot write to {path}: it is a file, and --out names a folder")
+    above = path.absolute()
+    _check_leave(path, next(folder for folder in (above, *above.parents) if folder.exists()))
+
+
+def _check_leave(path: Path, folder: Path) -> None:
     try:
-        with TemporaryFile(dir=path.resolve().parent):
+        with TemporaryFile(dir=folder.resolve()):
             pass
     except OSError as error:
-        raise PermissionError(f"cannot write {path}: {error.strerror} in the folder {path.parent}") from error
+        raise PermissionError(f"cannot write {path}: {error.strerror} in the folder {folder}") from error
 
 
 def check_distinct(*paths: Path | None) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from vidsparse.cli.files import check_output
+from vidsparse.cli.files import check_folder
 from vidsparse.cli.messages import live_console, note, progress
 from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
 from vidsparse.cli.request import DENSE_STEPS_HELP, PATTERN, SAMPLER_HELP, integers
@@ -149,8 +149,7 @@ def finetune(request: Finetuning) -> None:
     from vidsparse.generation.pipeline import load_pipeline
     from vidsparse.patterns.names import build_correction
 
-    if request.out.exists() and not request.out.is_dir():
-        raise NotADirectoryError(f"cannot write to {request.out}: it is a file, and --out names a folder")
+    check_folder(request.out)
     given = {f.name: getattr(request, f.name) for f in fields(request)}
     model = find_model(request.model)
     steps = request.inference_steps or model.default("num_inference_steps")
@@ -171,8 +170,6 @@ def finetune(request: Finetuning) -> None:
     buckets = [Bucket(count, *size) for count in frames for size in sizes]
     if request.data != "shapes" and not Path(request.data).is_dir():
         raise FileNotFoundError(f"no folder {request.data}; give one with videos and their captions, or 'shapes'")
-    out = request.out.absolute()
-    check_output(next(folder for folder in (out, *out.parents) if folder.exists()) / "log.jsonl")
     main = _is_main()
     with live_console().status(f"loading {request.model}"):
         pipe = load_pipeline(model, device="cpu", dtype=_dtype(request, model))

@@ -1,31 +1,70 @@
-"""`vidsparse generate`: one video from a prompt, under a pattern."""
+"""`vidsparse generate`: a video from a prompt, or many from a file of prompts, under a pattern."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Option
+from typer import Argument, Option
 
-from vidsparse.cli.files import check_distinct, check_output, write_json
-from vidsparse.cli.messages import counted, is_first, sampling_bar
+from vidsparse.cli.files import check_distinct, check_output
+from vidsparse.cli.messages import counted, is_first
 from vidsparse.cli.request import MACHINE, Request, fitted
+from vidsparse.cli.video import sample_video, scale_of, write_with_report
 
 if TYPE_CHECKING:
     from vidsparse.generation.sample import Sample
 
+MANY = "Many prompts"
+PROMPTS_HELP = (
+    "Many videos: a .txt file with a prompt on each line, or a .jsonl file with objects such as "
+    '{"prompt": "a fox", "name": "fox", "seed": 1, "frames": 81}. Processes that accelerate launch or torchrun start '
+    "share the work."
+)
+OUT_HELP = (
+    "With --prompts: the folder of the videos and their reports. The same command again makes what is missing or has "
+    "failed. Videos that other options made are refused, not replaced."
+)
+
+
+@dataclass(frozen=True)
+class OneOrMany(Request):
+    """A request whose prompt is missing where a file has many."""
+
+    prompt: Annotated[str, Argument(help="What the video shows.", show_default=False)] = ""
+
 
 def generate(
-    request: Request,
-    output: Annotated[Path, Option("--output", "-o", help="Where the video goes.")] = Path("out.mp4"),
+    request: OneOrMany,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="Where the video goes.", show_default="out.mp4")
+    ] = None,
     report: Annotated[Path | None, Option(help="Also write what ran, layer by layer, as JSON.")] = None,
+    prompts: Annotated[Path | None, Option(help=PROMPTS_HELP, rich_help_panel=MANY)] = None,
+    out: Annotated[Path | None, Option(help=OUT_HELP, rich_help_panel=MANY)] = None,
     ulysses: Annotated[
         int | None,
         Option(min=2, help="GPUs that share the video; start it with torchrun.", rich_help_panel=MACHINE),
     ] = None,
 ) -> None:
-    """Generate a video with sparse attention."""
+    """Generate a video with sparse attention, or many."""
+    if prompts is not None:
+        from vidsparse.cli.batch import generate_all
+
+        if request.prompt:
+            raise ValueError("give a prompt or --prompts, not both")
+        if output is not None or report is not None:
+            raise ValueError("--prompts writes videos and reports into --out; leave out --output and --report")
+        if out is None:
+            raise ValueError("--prompts needs --out, the folder that the videos go to")
+        generate_all(request, prompts, out, ulysses)
+        return
+    if out is not None:
+        raise ValueError("--out is the folder of --prompts; one video goes to --output FILE.mp4")
+    if not request.prompt:
+        raise ValueError("the prompt is empty; say what the video shows, or give --prompts FILE and --out FOLDER")
+    output = output or Path("out.mp4")
     check_output(output, ".mp4")
     check_output(report)
     check_distinct(output, report)
@@ -39,7 +78,9 @@ def generate(
         with joined(str(request.device)):
             done = _sampled(request, shared=True)
     if is_first():
-        _write(done, request, output, report)
+        score = write_with_report(done, request, output, report)
+        _print(done, request, score)
+        print(f"wrote {output}" + (f" and {report}" if report else ""))
 
 
 def _sampled(request: Request, shared: bool) -> Sample:
@@ -47,55 +88,18 @@ def _sampled(request: Request, shared: bool) -> Sample:
     pattern, correction, arguments = request.checked()
     pipe, correction = request.load(pattern, correction)
     arguments = fitted(pipe, arguments)
-    from vidsparse import enable_parallelism
-    from vidsparse.generation.sample import sample
-    from vidsparse.patterns.names import name_of
-
     if shared:
+        from vidsparse import enable_parallelism
+
         enable_parallelism(pipe)
-    with sampling_bar() as bar:
-        name = name_of(pattern)
-        return sample(
-            pipe,
-            pattern,
-            arguments,
-            correction=correction,
-            impl=request.impl,
-            seed=request.seed,
-            on_step=lambda step, steps: bar(name, step, steps),
-        )
+    return sample_video(pipe, request, pattern, correction, arguments)
 
 
-def _write(done: Sample, request: Request, output: Path, report: Path | None) -> None:
-    from vidsparse.generation.video import default_scale, to_pixels, write_video
-
-    scale = request.scale or default_scale(done.frames)
-    write_video(output, to_pixels(done.frames, scale), request.fps or request.known.fps)
-    score = request.known.judge(done.frames, request.prompt)
-    if report is not None:
-        write_json(
-            report,
-            {
-                "request": asdict(request),
-                "loras": {name: recipe.to_data() for name, recipe in request.loras.items()},
-                "seconds": {
-                    "total": done.seconds,
-                    "denoising": done.denoising_seconds,
-                    "attention": done.attention_seconds,
-                },
-                "judge": score,
-                "attention": done.report.to_dict(),
-            },
-        )
-    _print(done, request, score, scale)
-    print(f"wrote {output}" + (f" and {report}" if report else ""))
-
-
-def _print(done: Sample, request: Request, score: dict[str, float] | None, scale: int) -> None:
+def _print(done: Sample, request: Request, score: dict[str, float] | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    report = done.report
+    report, scale = done.report, scale_of(done, request)
     frames, height, width = done.frames.shape[:3]
     enlarged = f", each pixel shown {scale}x{scale}" if scale > 1 else ""
     denoising = "" if done.denoising_seconds is None else f"{done.denoising_seconds:.1f} of them denoising, "
@@ -110,6 +114,7 @@ def _print(done: Sample, request: Request, score: dict[str, float] | None, scale
         ("attention calls", f"{report.sparse_calls} of {report.sparse_calls + report.dense_calls} sparse"),
     ]
     rows += [("", f"{count} dense: {reason}") for reason, count in report.dense_reasons.items()]
+    rows += [("", f"{skipped.calls} skipped in step {skipped.step}, by {skipped.by}") for skipped in report.skipped]
     if report.sparse_calls:
         rows.append(("density", f"{report.density:.3f} of video tile pairs, {report.token_density:.3f} of token pairs"))
         rows.append(("FLOPs saved", f"{report.flops_saved:.0%} of those of dense attention"))

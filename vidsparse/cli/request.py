@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 ATTENTION, VIDEO, MACHINE = "Attention", "Video", "Machine"
 OWN = "that of the model"
 PATTERN = "radial"
+ENDS = "dense_steps", "dense_last_steps"
 DENSE_STEPS_HELP = "one in eight"
+BUDGET_HELP = (
+    "The most that all steps cost, as a share of dense ones: steps are skipped to keep it. Unless given, the first two "
+    "steps and the last are dense."
+)
+SPARSE_COST_HELP = "With --budget: what a sparse step costs, as a share of a dense one."
 LORA_HELP = (
     "'shapes-long', a folder or a Hub id; again for more. Pattern, schedule and frames of the first that says them "
     "are used where none are given."
@@ -59,10 +65,19 @@ class Request:
         str | None,
         Option(help="Layers that stay dense, such as 0,1 or -1.", rich_help_panel=ATTENTION, show_default="none"),
     ] = None
+    budget: Annotated[
+        float | None, Option(help=BUDGET_HELP, rich_help_panel=ATTENTION, show_default="no step is skipped")
+    ] = None
+    sparse_cost: Annotated[
+        float | None, Option(help=SPARSE_COST_HELP, rich_help_panel=ATTENTION, show_default="0.7; 1 for dense")
+    ] = None
     impl: Annotated[
         str, Option(help="auto, triton, cudnn, fa4, cpu, flex or reference.", rich_help_panel=ATTENTION)
     ] = "auto"
 
+    negative_prompt: Annotated[
+        str | None, Option(help="What the video should not show.", rich_help_panel=VIDEO, show_default=OWN)
+    ] = None
     frames: Annotated[int | None, Option(min=1, rich_help_panel=VIDEO, show_default=OWN)] = None
     height: Annotated[int | None, Option(min=1, rich_help_panel=VIDEO, show_default=OWN)] = None
     width: Annotated[int | None, Option(min=1, rich_help_panel=VIDEO, show_default=OWN)] = None
@@ -136,6 +151,12 @@ class Request:
         """The steps of the generation: what is given, else the LoRA's, else the model's."""
         return self.steps or self.recipe.inference_steps or self.known.default("num_inference_steps")
 
+    def with_options(self, **options: Any) -> Request:
+        """The request with other options of a video; model and LoRAs are not looked up again."""
+        other = replace(self, **options)
+        other.__dict__.update({name: self.__dict__[name] for name in ("known", "loras") if name in self.__dict__})
+        return other
+
     def build_arguments(self) -> dict[str, Any]:
         """The keyword arguments for `pipe(...)`: what is given, else what LoRA and model were made for.
 
@@ -145,6 +166,7 @@ class Request:
         """
         prompt = self.known.read_prompt(self.prompt)
         asked = {
+            "negative_prompt": None if self.negative_prompt is None else self.known.read_prompt(self.negative_prompt),
             "height": self.height,
             "width": self.width,
             "num_frames": self.frames or self.recipe.frames,
@@ -173,6 +195,12 @@ class Request:
         else:
             pattern = change_pattern(bare(trained), self.density, self.settings)
         layers = None if self.dense_layers is None else integers("--dense-layers", self.dense_layers)
+        asked = {"dense_steps": self.dense_steps, "dense_last_steps": self.dense_last_steps, "dense_layers": layers}
+        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        if self.budget is not None:
+            return self._within_budget(self.budget, pattern, given)
+        if self.sparse_cost is not None:
+            raise ValueError("--sparse-cost says what a step costs of a --budget; give that too, or leave it out")
         if isinstance(pattern, Dense):
             return pattern
         if isinstance(trained, StepSchedule):
@@ -181,10 +209,25 @@ class Request:
             schedule = StepSchedule(pattern)
         else:
             schedule = StepSchedule(pattern, default_dense_steps(self.denoising_steps))
-        asked = {"dense_steps": self.dense_steps, "dense_last_steps": self.dense_last_steps, "dense_layers": layers}
-        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         schedule = replace(schedule, pattern=pattern, **given)
         return pattern if schedule == StepSchedule(pattern) else schedule
+
+    def _within_budget(self, budget: float, pattern: Pattern, given: dict[str, Any]) -> Pattern:
+        """The pattern in a `StepBudget`: its dense steps and layers are those given, else the LoRA's, else its own."""
+        from vidsparse import Dense, StepBudget, StepSchedule
+
+        trained = self.recipe.pattern
+        schedule = trained if isinstance(trained, StepSchedule) else StepSchedule(pattern)
+        ends: dict[str, int] = {}
+        if schedule is trained:  # a schedule may count in shares of the steps
+            steps = self.denoising_steps
+            first, after = schedule.sparse_range(steps)
+            ends = {"dense_steps": first, "dense_last_steps": steps - after}
+        ends |= {name: given[name] for name in ENDS if name in given}
+        schedule = replace(schedule, **given | dict.fromkeys(ENDS, 0), pattern=pattern)
+        usual = 1.0 if isinstance(pattern, Dense) else StepBudget.sparse_cost
+        inner = pattern if schedule == StepSchedule(pattern) else schedule
+        return StepBudget(inner, budget, usual if self.sparse_cost is None else self.sparse_cost, **ends)
 
     def build_correction(self) -> Correction | None:
         """The correction: what is given, else the LoRA's.
@@ -200,7 +243,7 @@ class Request:
         """Refuse before loading what would be refused later, and note where nothing would be sparse.
 
         Raises:
-            ValueError: an implementation, a layer or a size that is not possible.
+            ValueError: an implementation, a layer, a size or a budget that is not possible.
             NotImplementedError: an implementation that is missing here, or a model without an adapter.
             OSError: the settings of the model cannot be read.
         """
@@ -221,7 +264,8 @@ class Request:
         steps = self.denoising_steps
         if not has_sparse_step(pattern, steps):
             fewer = default_dense_steps(steps)  # of a run of one step: 0
-            note(f"all {steps} steps are dense, so nothing will be sparse; use --dense-steps {fewer}, or more --steps")
+            advice = f"--dense-steps {fewer}, or more --steps" if self.budget is None else "a lower --budget"
+            note(f"all {steps} steps are dense, so nothing will be sparse; use {advice}")
 
     def check_shared(self, gpus: int) -> None:
         """Refuse, before anything is loaded, what several GPUs cannot share.
@@ -256,6 +300,7 @@ class Request:
         from vidsparse import Dense, GatedCoarse
         from vidsparse.cli.messages import live_console
         from vidsparse.generation.pipeline import is_gated, load_pipeline
+        from vidsparse.patterns.schedule import bare
 
         with live_console().status(f"loading {self.model}"):
             pipe = load_pipeline(
@@ -270,7 +315,8 @@ class Request:
                 frames=self.frames,
                 trained_frames=self.trained_frames,
             )
-        if self.correction is None and correction is None and is_gated(pipe) and not isinstance(pattern, Dense):
+        may_be_gated = self.correction is None and correction is None and not isinstance(bare(pattern), Dense)
+        if may_be_gated and is_gated(pipe):
             note(
                 f"{self.model} was trained with a gated coarse branch: --correction is gated-coarse, none leaves it out"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,8 +25,6 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save(dict(state, step=step), file)
-            file.flush()
-            os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError if the disk is full
         raise OSError(
             f"cannot write checkpoint {path}: {error}; the earlier ones are whole: the same command resumes from them"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vidsparse.patterns import Pattern, StepSchedule
+from vidsparse.patterns import Pattern, StepBudget, StepSchedule
+from vidsparse.patterns.budget import SPARSE
 
 SHARE = 8  # one step in so many is dense by default, at the start, where the layout of a video is decided
 
@@ -13,7 +14,13 @@ def default_dense_steps(steps: int) -> int:
 
 
 def has_sparse_step(pattern: Pattern, steps: int) -> bool:
-    """Whether the counts of a schedule leave a step sparse; ranges of noise level are not considered."""
+    """Whether the counts of a schedule leave a step sparse; ranges of noise level are not considered.
+
+    Raises:
+        ValueError: a budget that cannot be kept in so many steps.
+    """
+    if isinstance(pattern, StepBudget):
+        return SPARSE in pattern.ways(steps)
     if not isinstance(pattern, StepSchedule):
         return True
     first, last = pattern.steps or (0, steps)

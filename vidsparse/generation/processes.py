@@ -1,4 +1,4 @@
-"""The processes of one generation on several GPUs, as torchrun starts them."""
+"""The processes that torchrun or accelerate start: the GPU of each, and their group where they share a video."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
@@ -32,10 +33,27 @@ def check_processes(number: int, device: str | None) -> str:
         raise ValueError(f"--device {device} is one GPU, and each process takes its own; leave it out")
     if device == "cpu" or not torch.cuda.is_available():
         return "cpu"
-    local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
-    if local >= torch.cuda.device_count():
-        raise ValueError(f"process {local} has no GPU: this machine has {torch.cuda.device_count()}; start fewer")
-    return f"cuda:{local}"
+    return str(own_device("cuda"))
+
+
+def own_device(device: str | None) -> str | None:
+    """The GPU of this process where a launcher has started it, such as "cuda:3", from now on PyTorch's current one.
+
+    Without a launcher or a GPU, it is `device` as it is.
+
+    Args:
+        device: as it was asked for; another one than "cuda" and None is everyone's.
+
+    Raises:
+        ValueError: this machine has fewer GPUs than processes.
+    """
+    rank = os.environ.get("LOCAL_RANK", os.environ.get("RANK"))
+    if rank is None or device not in (None, "cuda") or not torch.cuda.is_available():
+        return device
+    if int(rank) >= torch.cuda.device_count():
+        raise ValueError(f"process {rank} has no GPU: this machine has {torch.cuda.device_count()}; start fewer")
+    torch.cuda.set_device(int(rank))
+    return f"cuda:{rank}"
 
 
 @contextmanager
@@ -45,8 +63,6 @@ def joined(device: str) -> Iterator[None]:
     Raises:
         OSError: the port at which they meet is taken.
     """
-    if device != "cpu":
-        torch.cuda.set_device(device)
     try:
         distributed.init_process_group("gloo" if device == "cpu" else "nccl", timeout=TIMEOUT)
     except distributed.DistNetworkError as error:
@@ -56,3 +72,10 @@ def joined(device: str) -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def told_by_first(said: Any) -> Any:
+    """What the first process says, in all of them; what the others say is not heard."""
+    told = [said]
+    distributed.broadcast_object_list(told, src=0)
+    return told[0]

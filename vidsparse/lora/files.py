@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from vidsparse.atomic import replacing
+from vidsparse.atomic import leftovers, replacing
 from vidsparse.generation.frames import pipeline_geometry
 from vidsparse.generation.positions import ExtendedPositions, extend_positions
 from vidsparse.generation.scheduler import build_scheduler
@@ -94,7 +94,7 @@ def save_lora(
             with replacing(Path(path), suffix=".tmp") as temporary:
                 # Bytes first: safetensors' own writer does not say OSError where the disk is full.
                 temporary.write_bytes(save(weights, header))
-            for leftover in Path(path).parent.glob(f".{Path(path).stem}-*.tmp"):  # of a process that was killed
+            for leftover in leftovers(Path(path)):
                 leftover.unlink(missing_ok=True)
         except OSError as error:
             raise OSError(

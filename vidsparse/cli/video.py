@@ -1,0 +1,71 @@
+"""One video of a request: sampled with a progress bar, and written with its report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vidsparse.cli.files import write_json
+from vidsparse.cli.messages import sampling_bar
+from vidsparse.cli.request import Request
+
+if TYPE_CHECKING:
+    from vidsparse import Correction, Pattern
+    from vidsparse.generation.sample import Sample
+
+
+def sample_video(
+    pipe: Any,
+    request: Request,
+    pattern: Pattern,
+    correction: Correction | None,
+    arguments: dict[str, Any],
+    title: str | None = None,
+) -> Sample:
+    """Sample the video of a request; the bar has a title, by default the name of the pattern."""
+    from vidsparse.generation.sample import sample
+    from vidsparse.patterns.names import name_of
+
+    title = title or name_of(pattern)
+    with sampling_bar() as bar:
+        return sample(
+            pipe,
+            pattern,
+            arguments,
+            correction=correction,
+            impl=request.impl,
+            seed=request.seed,
+            on_step=lambda step, steps: bar(title, step, steps),
+        )
+
+
+def write_with_report(done: Sample, request: Request, output: Path, report: Path | None) -> dict[str, float] | None:
+    """Write a video, then what ran as JSON; returns what the model's judge says of the video."""
+    from vidsparse.generation.video import to_pixels, write_video
+
+    write_video(output, to_pixels(done.frames, scale_of(done, request)), request.fps or request.known.fps)
+    score = request.known.judge(done.frames, request.prompt)
+    if report is not None:
+        write_json(
+            report,
+            {
+                "request": asdict(request),
+                "loras": {name: recipe.to_data() for name, recipe in request.loras.items()},
+                "seconds": {
+                    "total": done.seconds,
+                    "denoising": done.denoising_seconds,
+                    "attention": done.attention_seconds,
+                },
+                "judge": score,
+                "attention": done.report.to_dict(),
+            },
+        )
+    return score
+
+
+def scale_of(done: Sample, request: Request) -> int:
+    """How many screen pixels a pixel of the video has."""
+    from vidsparse.generation.video import default_scale
+
+    return request.scale or default_scale(done.frames)
