@@ -37,7 +37,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("diffusers", "matplotlib", "rich", "torch", "typer"),
         *("vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.bench", "vidsparse.doctor"),
         *("vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
-        *("vidsparse.patterns.names", "vidsparse.patterns.schedule"),
+        *("vidsparse.patterns.names", "vidsparse.patterns.schedule", "vidsparse.presets"),
     ),
     "vidsparse.__main__": ("vidsparse.cli",),
     "vidsparse.caches": (
@@ -67,7 +67,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.generation": (
         *("PIL", "diffusers", "filelock", "huggingface_hub", "imageio", "numpy", "torch", "torchmetrics"),
         *("vidsparse.atomic", "vidsparse.block_map", "vidsparse.corrections", "vidsparse.grid", "vidsparse.lora"),
-        *("vidsparse.patterns", "vidsparse.runtime", "vidsparse.shapes", "vidsparse_pipelines"),
+        *("vidsparse.patterns", "vidsparse.presets", "vidsparse.runtime", "vidsparse.shapes", "vidsparse_pipelines"),
     ),
     "vidsparse.lora": (
         *("diffusers", "huggingface_hub", "peft", "safetensors", "torch"),

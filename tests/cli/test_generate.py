@@ -39,8 +39,11 @@ def test_generate_writes_a_video_and_a_report(vidsparse: Any, small: list[str]) 
     report = json.loads(Path("a.json").read_text())
     assert report["request"]["prompt"] == PROMPT
     assert report["judge"] is None, "only shapes has a judge"
-    # Two steps of two layers, each with and without the prompt; the first step is dense.
-    assert (report["attention"]["sparse_calls"], report["attention"]["dense_calls"]) == (4, 4)
+    # Two steps of two layers, each with and without the prompt; the first step and the first layer are dense.
+    assert (report["attention"]["sparse_calls"], report["attention"]["dense_calls"]) == (2, 6)
+    assert (
+        "note: preset default, which is the model's: Radial(density=0.3); dense: 0.24 of the steps, layer 0" in done.err
+    )
     assert report["seconds"]["total"] >= report["seconds"]["denoising"] >= report["seconds"]["attention"] > 0
 
 
@@ -85,12 +88,13 @@ def test_steps_that_are_all_dense_are_noted_before_the_model_is_loaded(
     monkeypatch.setattr("vidsparse.cli.request.note", order.append)
     assert vidsparse("generate", PROMPT, *small, "--dense-steps", 9, "-o", "a.mp4").code == 0
     said = "all 2 steps are dense, so nothing will be sparse; use --dense-steps 1, or more --steps"
-    assert order == [said, "loaded"]
-    assert vidsparse("generate", PROMPT, *small, "-o", "a.mp4").code == 0 and order[2:] == ["loaded"]
+    assert order[0] == said and order[1].startswith("preset default") and order[2:] == ["loaded"]
+    radial = "--pattern", "radial"
+    assert vidsparse("generate", PROMPT, *small, *radial, "-o", "a.mp4").code == 0 and order[3:] == ["loaded"]
 
 
 def test_few_steps_are_sparse_by_default(vidsparse: Any, small: list[str]) -> None:
-    for steps, counts in ((1, (4, 0)), (4, (12, 4))):  # two layers, with and without the prompt
+    for steps, counts in ((1, (2, 2)), (4, (6, 10))):  # two layers, the first dense, with and without the prompt
         done = vidsparse("generate", PROMPT, *small[:-2], "--steps", steps, "-o", "a.mp4", "--report", "a.json")
         assert done.code == 0, done.err
         report = json.loads(Path("a.json").read_text())["attention"]

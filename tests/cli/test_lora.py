@@ -18,7 +18,19 @@ from command_line import PROMPT, refused, small_sample, tiny_pipeline, vidsparse
 from needs import needs_weights
 
 import vidsparse as library
-from vidsparse import Dense, LoraRecipe, Pattern, PooledComplement, Radial, Reuse, SlidingTile, StepSchedule, TopBlocks
+from vidsparse import (
+    Dense,
+    LoraRecipe,
+    Pattern,
+    PooledComplement,
+    Radial,
+    Reshaped,
+    Reuse,
+    SlidingTile,
+    StepSchedule,
+    TopBlocks,
+    preset,
+)
 from vidsparse.cli.request import Request
 from vidsparse.generation.pipeline import load_loras
 from vidsparse.shapes import model as shapes
@@ -103,10 +115,41 @@ def test_what_is_given_changes_what_the_lora_was_trained_with(
 
 
 @pytest.mark.parametrize(("steps", "dense"), [(None, 4), (50, 7), (8, 1), (4, 1), (2, 1), (1, 0)])
-def test_without_a_lora_the_defaults_are_those_of_the_help(steps: int | None, dense: int) -> None:
-    request, radial = Request(PROMPT, steps=steps), Radial(density=0.3)
+@pytest.mark.parametrize("given", [{"pattern": "radial"}, {"density": 0.3}], ids=str)
+def test_without_a_lora_a_pattern_has_the_schedule_of_the_help(
+    given: dict[str, Any], steps: int | None, dense: int
+) -> None:
+    request, radial = Request(PROMPT, steps=steps, **given), Radial(density=0.3)
     assert request.build_pattern() == (StepSchedule(radial, dense_steps=dense) if dense else radial)
     assert request.build_correction() is None and request.recipe == LoraRecipe()
+
+
+SHAPES = StepSchedule(Radial(density=0.4), 0.25)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, SHAPES),
+        ({"dense_steps": 2}, replace(SHAPES, dense_steps=2)),
+        ({"correction": "reshaped"}, SHAPES),
+        ({"preset": "shapes", "density": 0.2}, replace(SHAPES, pattern=Radial(density=0.2))),
+        ({"preset": "wan2.2-5b"}, preset("wan2.2-5b").pattern),
+        ({"preset": "wan2.2-5b", "correction": "none"}, preset("wan2.2-5b").pattern),
+    ],
+    ids=str,
+)
+def test_a_preset_is_changed_by_what_is_given(given: dict[str, Any], expected: Pattern) -> None:
+    request = Request(PROMPT, **given)
+    assert request.build_pattern() == expected
+    corrections = {None: preset(given.get("preset", "shapes")).correction, "reshaped": Reshaped(), "none": None}
+    assert request.build_correction() == corrections[given.get("correction")]
+
+
+def test_a_preset_goes_before_a_lora(lora: Path) -> None:
+    assert Request(PROMPT, lora=[str(lora)], preset="shapes").build_pattern() == SHAPES
+    with pytest.raises(ValueError, match=r"--preset shapes has a pattern of its own; leave out --pattern radial"):
+        Request(PROMPT, preset="shapes", pattern="radial").build_pattern()
 
 
 def test_a_lora_of_a_pattern_without_a_schedule_runs_without_one(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from twins import class_or_skip
 from vidsparse import BlockMap, Context, Reuse, TopBlocks, VideoGrid
 from vidsparse.cli import inspect
 from vidsparse.patterns.names import correction_classes, pattern_classes
+from vidsparse.presets import PRESETS
 
 vidsparse = pytest.fixture(vidsparse_in_a_folder)
 tiny = pytest.fixture(scope="session")(tiny_pipeline)
@@ -69,6 +70,14 @@ def test_patterns_lists_every_pattern(vidsparse: Any) -> None:
     assert done.code == 0, done.err
     for word in (*pattern_classes(), *correction_classes(), "2506.19852", "density=0.3", "window=9,24,24"):
         assert word in done.out
+
+
+def test_presets_lists_every_preset(vidsparse: Any) -> None:
+    done = vidsparse("presets")
+    assert done.code == 0, done.err
+    for known in PRESETS:
+        assert f" {known.name} " in done.out and all(model.split("/")[0] in done.out for model in known.models)
+    assert "None of them has run here" in done.out
 
 
 def test_the_command_line_takes_a_file(vidsparse: Any, tmp_path: Path) -> None:
@@ -137,7 +146,7 @@ def test_what_a_pattern_chooses_by_content_is_drawn_from_a_real_step(
 @pytest.mark.parametrize("columns", [60, 120])
 def test_narrow_terminals_show_whole_names(columns: int) -> None:
     environment = {**os.environ, "COLUMNS": str(columns), "TERM": "dumb"}
-    for arguments in (["patterns"], ["generate", "--help"]):
+    for arguments in (["patterns"], ["presets"], ["generate", "--help"]):
         command = [sys.executable, "-m", "vidsparse.cli", *arguments]
         text = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
         assert "\u2026" not in text and "..." not in re.sub(r"\[OPTIONS\].*", "", text).replace("{...", "")

@@ -62,6 +62,12 @@ def test_no_step_is_the_last_while_the_number_of_steps_is_unknown() -> None:
         assert not any(schedule.is_dense(Context(step=step, steps=0)) for step in range(20))
 
 
+def test_a_share_leaves_a_step() -> None:
+    schedule = StepSchedule(SPARSE, dense_steps=0.24)
+    counts = {steps: schedule.sparse_range(steps) for steps in (0, 1, 2, 4, 8, 50)}
+    assert counts == {0: (0, 0), 1: (0, 1), 2: (1, 2), 4: (1, 4), 8: (2, 8), 50: (12, 50)}
+
+
 @pytest.mark.parametrize("value", [-1, 1.0, 1.5, -0.2, "3", True, None])
 def test_dense_steps_are_a_number_or_a_share(value: object) -> None:
     for name in ("dense_steps", "dense_last_steps"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shutil
 import sys
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from vidsparse.cli import bench, compare, doctor, finetune, generate, inspect, patterns
+from vidsparse.cli import bench, compare, doctor, finetune, generate, inspect, patterns, presets
 from vidsparse.cli.messages import is_first
 from vidsparse.cli.request import takes_request
 
@@ -70,6 +71,7 @@ app.command("compare")(takes_request(compare.compare))
 app.command("finetune")(takes_request(finetune.finetune))
 app.command("inspect")(inspect.inspect)
 app.command("patterns")(patterns.patterns)
+app.command("presets")(presets.presets)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 
@@ -78,6 +80,8 @@ def main() -> None:
     """The entry point of the console script."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    for logger in ("torchao", "torch.utils._pytree"):  # what a quantiser that is merely installed says when imported
+        logging.getLogger(logger).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # float32 norms under autocast
     for stream in (sys.stdout, sys.stderr):

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from vidsparse import Correction, LoraRecipe, Pattern
     from vidsparse.generation.frames import Geometry
     from vidsparse.generation.models import Model
+    from vidsparse.presets import Preset
 
 ATTENTION, VIDEO, MACHINE = "Attention", "Video", "Machine"
 OWN = "that of the model"
 PATTERN = "radial"
 ENDS = "dense_steps", "dense_last_steps"
 DENSE_STEPS_HELP = "one in eight"
+PRESET_HELP = "Pattern, schedule and correction by name, see `vidsparse presets`; what else is given changes them."
 BUDGET_HELP = (
     "The most that all steps cost, as a share of dense ones: steps are skipped to keep it. Unless given, the first two "
     "steps and the last are dense."
@@ -44,8 +46,10 @@ class Request:
     model: Annotated[str, Option(help="'shapes', the folder of a diffusers pipeline, or a Hub id.")] = "shapes"
 
     lora: Annotated[list[str] | None, Option(help=LORA_HELP, rich_help_panel=ATTENTION, show_default="none")] = None
+    preset: Annotated[str | None, Option(help=PRESET_HELP, rich_help_panel=ATTENTION, show_default=OWN)] = None
     pattern: Annotated[
-        str | None, Option(help="See `vidsparse patterns`.", rich_help_panel=ATTENTION, show_default=PATTERN)
+        str | None,
+        Option(help="See `vidsparse patterns`.", rich_help_panel=ATTENTION, show_default="of the preset"),
     ] = None
     density: Annotated[
         float | None, Option(help=DENSITY_HELP, rich_help_panel=ATTENTION, show_default="of the pattern")
@@ -146,15 +150,41 @@ class Request:
 
         return LoraRecipe.first_known(self.loras.values())
 
+    @functools.cached_property
+    def chosen(self) -> Preset | None:
+        """The preset that --preset names, else that of the model, unless a LoRA or other options decide the pattern.
+
+        Raises:
+            ValueError: an unknown preset, or one beside a pattern.
+            OSError: the settings of the model cannot be read.
+        """
+        from vidsparse.generation.transformers import preset_of
+        from vidsparse.presets import preset
+
+        if self.preset is not None:
+            if self.pattern is not None:
+                raise ValueError(f"--preset {self.preset} has a pattern of its own; leave out --pattern {self.pattern}")
+            return preset(self.preset)
+        asked = (self.pattern, self.density, self.settings, self.budget, self.recipe.pattern, self.recipe.correction)
+        return None if any(x is not None for x in asked) else preset_of(self.model)
+
+    @property
+    def start(self) -> tuple[Pattern | None, Correction | None]:
+        """Pattern and correction that the other options change: the preset's, else the LoRA's. Raises: see `chosen`."""
+        known = self.chosen or self.recipe
+        return known.pattern, known.correction
+
     @property
     def denoising_steps(self) -> int:
         """The steps of the generation: what is given, else the LoRA's, else the model's."""
         return self.steps or self.recipe.inference_steps or self.known.default("num_inference_steps")
 
     def with_options(self, **options: Any) -> Request:
-        """The request with other options of a video; model and LoRAs are not looked up again."""
+        """The request with other options of a video; model, LoRAs and preset are not looked up again."""
         other = replace(self, **options)
-        other.__dict__.update({name: self.__dict__[name] for name in ("known", "loras") if name in self.__dict__})
+        other.__dict__.update(
+            {name: self.__dict__[name] for name in ("known", "loras", "chosen") if name in self.__dict__}
+        )
         return other
 
     def build_arguments(self) -> dict[str, Any]:
@@ -179,7 +209,7 @@ class Request:
         return arguments
 
     def build_pattern(self) -> Pattern:
-        """The pattern, in its schedule: those of the LoRA, changed by what is given.
+        """The pattern, in its schedule: those of `start`, changed by what is given.
 
         Raises:
             ValueError: an unknown pattern, or an option that it does not take or whose value is wrong.
@@ -189,11 +219,11 @@ class Request:
         from vidsparse.patterns.names import build_pattern, change_pattern
         from vidsparse.patterns.schedule import bare
 
-        trained = self.recipe.pattern
-        if trained is None or self.pattern is not None:
+        known, _ = self.start
+        if known is None or self.pattern is not None:
             pattern = build_pattern(self.pattern or PATTERN, self.density, self.settings)
         else:
-            pattern = change_pattern(bare(trained), self.density, self.settings)
+            pattern = change_pattern(bare(known), self.density, self.settings)
         layers = None if self.dense_layers is None else integers("--dense-layers", self.dense_layers)
         asked = {"dense_steps": self.dense_steps, "dense_last_steps": self.dense_last_steps, "dense_layers": layers}
         given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
@@ -203,9 +233,9 @@ class Request:
             raise ValueError("--sparse-cost says what a step costs of a --budget; give that too, or leave it out")
         if isinstance(pattern, Dense):
             return pattern
-        if isinstance(trained, StepSchedule):
-            schedule = trained
-        elif trained is not None or self.dense_steps is not None:
+        if isinstance(known, StepSchedule):
+            schedule = known
+        elif known is not None or self.dense_steps is not None:
             schedule = StepSchedule(pattern)
         else:
             schedule = StepSchedule(pattern, default_dense_steps(self.denoising_steps))
@@ -213,13 +243,13 @@ class Request:
         return pattern if schedule == StepSchedule(pattern) else schedule
 
     def _within_budget(self, budget: float, pattern: Pattern, given: dict[str, Any]) -> Pattern:
-        """The pattern in a `StepBudget`: its dense steps and layers are those given, else the LoRA's, else its own."""
+        """The pattern in a `StepBudget`: its dense steps and layers are those given, else of `start`, else its own."""
         from vidsparse import Dense, StepBudget, StepSchedule
 
-        trained = self.recipe.pattern
-        schedule = trained if isinstance(trained, StepSchedule) else StepSchedule(pattern)
+        known, _ = self.start
+        schedule = known if isinstance(known, StepSchedule) else StepSchedule(pattern)
         ends: dict[str, int] = {}
-        if schedule is trained:  # a schedule may count in shares of the steps
+        if schedule is known:  # a schedule may count in shares of the steps
             steps = self.denoising_steps
             first, after = schedule.sparse_range(steps)
             ends = {"dense_steps": first, "dense_last_steps": steps - after}
@@ -230,14 +260,14 @@ class Request:
         return StepBudget(inner, budget, usual if self.sparse_cost is None else self.sparse_cost, **ends)
 
     def build_correction(self) -> Correction | None:
-        """The correction: what is given, else the LoRA's.
+        """The correction: what is given, else that of `start`.
 
         Raises:
             ValueError: an unknown correction.
         """
         from vidsparse.patterns.names import build_correction
 
-        return self.recipe.correction if self.correction is None else build_correction(self.correction)
+        return self.start[1] if self.correction is None else build_correction(self.correction)
 
     def check(self, pattern: Pattern, arguments: dict[str, Any]) -> None:
         """Refuse before loading what would be refused later, and note where nothing would be sparse.
@@ -302,6 +332,8 @@ class Request:
         from vidsparse.generation.pipeline import is_gated, load_pipeline
         from vidsparse.patterns.schedule import bare
 
+        if self.chosen is not None and self.preset is None:
+            note(f"preset {self.chosen.name}, which is the model's: {self.chosen.summary}")
         with live_console().status(f"loading {self.model}"):
             pipe = load_pipeline(
                 self.known,

@@ -14,6 +14,7 @@ import vidsparse_pipelines
 from vidsparse.generation.config_files import FILE, INDEX, read_config
 from vidsparse.generation.models import source_of
 from vidsparse.patterns.base import Pattern
+from vidsparse.presets import Preset, choose
 from vidsparse.runtime.pipeline import TRANSFORMERS
 from vidsparse.runtime.registry import adapter_of, served
 
@@ -86,6 +87,13 @@ def check_pattern(model: str, pattern: Pattern) -> None:
         attentions = _attentions(cls, settings)
         for heads in {adapter_of(cls).heads(attention) for attention in attentions}:
             pattern.check_model(len(attentions), heads)
+
+
+def preset_of(model: str) -> Preset:
+    """The preset of a model. For its name and for errors see `configured_transformers`."""
+    transformers = configured_transformers(model)
+    cls, settings = next(iter(transformers.values()))
+    return choose(cls, {**defaults(cls), **settings}, TRANSFORMERS[1] in transformers)
 
 
 def attention_layers(model: str) -> int:

@@ -25,8 +25,8 @@ class StepSchedule(Pattern):
     Attributes:
         pattern: the pattern that runs in sparse steps.
         dense_steps, dense_last_steps: how many steps are dense at the start and at the end of the schedule: a whole
-            number, or a share of all steps below 1, rounded up. While the number of steps is unknown, as in a bare
-            call of a transformer, a share is no step. Video to video begins within the schedule.
+            number, or a share of all steps below 1, rounded up but never all of them. While the number of steps is
+            unknown, as in a bare call of a transformer, a share is no step. Video to video begins within the schedule.
         dense_layers: indices of layers that are always dense; negative ones count from the last.
         steps: sparse only for first <= step < last, or None.
         sigmas: sparse only for low <= noise level <= high, or None. The noise level is 1 at the start and 0 at the end,
@@ -91,7 +91,9 @@ class StepSchedule(Pattern):
 
 
 def _count(dense: float, steps: int) -> int:
-    return math.ceil(dense * steps - 1e-9) if isinstance(dense, float) else dense
+    if isinstance(dense, float):
+        return max(0, min(math.ceil(dense * steps - 1e-9), steps - 1))
+    return dense
 
 
 def bare(pattern: Pattern) -> Pattern:
