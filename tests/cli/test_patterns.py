@@ -75,8 +75,7 @@ def test_patterns_lists_every_pattern(vidsparse: Any) -> None:
 def test_presets_lists_every_preset(vidsparse: Any) -> None:
     done = vidsparse("presets")
     assert done.code == 0, done.err
-    for known in PRESETS:
-        assert f" {known.name} " in done.out and all(model.split("/")[0] in done.out for model in known.models)
+    assert [known.name for known in PRESETS if f" {known.name} " not in done.out] == []
     assert "None of them has run here" in done.out
 
 
