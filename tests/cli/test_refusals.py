@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -178,6 +180,12 @@ def test_bench_refuses_bad_input(vidsparse: Any, arguments: list[str], says: str
 )
 def test_usage_errors_exit_with_two(vidsparse: Any, arguments: list[str]) -> None:
     assert vidsparse("generate", PROMPT, *arguments).code == 2
+
+
+def test_the_version_comes_first(vidsparse: Any) -> None:
+    done = vidsparse("--version")
+    assert done.code == 0 and done.out.startswith(f"vidsparse {metadata.version('vidsparse')}\ntorch ")
+    assert re.search(r"^triton (\d|is not installed)", done.out, re.M)
 
 
 def test_traceback_shows_where_an_error_comes_from(vidsparse: Any) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import warnings
+from importlib import metadata
 from typing import Annotated, Any, Literal
 
 import typer
@@ -59,8 +60,22 @@ app = typer.Typer(
 )
 
 
+def _print_versions(asked: bool) -> None:
+    """Print the versions of vidsparse and of what it runs on, and end."""
+    if asked:
+        for name in ("vidsparse", "torch", "diffusers", "transformers", "peft", "triton"):
+            try:
+                print(name, metadata.version(name))
+            except metadata.PackageNotFoundError:
+                print(name, "is not installed")
+        raise typer.Exit
+
+
 @app.callback()
 def vidsparse(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_versions, is_eager=True, help="Print versions and end.")
+    ] = False,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")] = False,
 ) -> None:
     """Sparse attention for video diffusion transformers."""
