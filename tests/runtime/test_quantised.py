@@ -7,18 +7,20 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.transformers.transformer_ltx import LTXVideoAttnProcessor
-from matrix import QUANTISED
 from quantised import QUANTISERS, as_loaded, needs
-from twins import ignores_warnings, twin
+from twins import class_or_skip, ignores_warnings, twin
 
 from vidsparse import Radial, SlidingTile, StepSchedule, sparsify
 from vidsparse.doctor import Twin, masked
 from vidsparse.doctor.agree import Results, agree, same
+from vidsparse_pipelines import ADAPTERS
 
 pytestmark = ignores_warnings
-WAN, LTX, COG, HUNYUAN = QUANTISED
+WAN, LTX = "WanTransformer3DModel", "LTXVideoTransformer3DModel"
+COG, HUNYUAN = "CogVideoXTransformer3DModel", "HunyuanVideoTransformer3DModel"
 CASES = [(name, quantiser) for name in (WAN, LTX, COG) for quantiser in QUANTISERS]
 CASES += [(HUNYUAN, quantiser) for quantiser in ("torchao int8 weights", "gguf Q8_0", "bitsandbytes nf4")]
+CASES += [(name, "torchao int8 weights") for name in ADAPTERS if name not in (WAN, LTX, COG, HUNYUAN)]
 LOW = torch.bfloat16
 SPARSE = Radial(density=0.3, tile=(1, 2, 4))
 ALL = SlidingTile(window=(99, 99, 99))
@@ -38,6 +40,7 @@ def dequantised(it: Twin, model: Any) -> Any:
 
 @pytest.mark.parametrize(("name", "quantiser"), CASES)
 def test_a_quantised_model_is_sparse_as_any_other(name: str, quantiser: str) -> None:
+    class_or_skip(name)
     it = twin(name)
     model = as_loaded(it, quantiser)
     exact, own = dequantised(it, model), it.outputs(model, dtype=LOW)

