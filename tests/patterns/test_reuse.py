@@ -28,7 +28,7 @@ from vidsparse.block_map import Plan
 from vidsparse.patterns.exact_blocks import ExactBlocks, pooled_attention
 from vidsparse.patterns.reuse import KeptMap, Reuse, sampled_recall
 from vidsparse.patterns.top_blocks import TopBlocks
-from vidsparse.runtime.layer import Memory
+from vidsparse.runtime.call import Memory
 from vidsparse_kernels.layout import tile_of_token, tile_tokens
 
 TILE = (2, 2, 4)

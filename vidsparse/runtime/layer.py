@@ -1,214 +1,26 @@
-"""One attention layer: `begin`, `attend` and `end` of its calls."""
+"""One attention layer: how its calls run, and the record of each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from vidsparse.attention import dense_flops
-from vidsparse.block_map import head_groups
-from vidsparse.corrections import Correction
 from vidsparse.grid import VideoGrid
-from vidsparse.patterns import Context, Pattern
+from vidsparse.patterns import Context
 from vidsparse.runtime.adapter import States
-from vidsparse.runtime.balance import MeasuredCosts, balanced, planned_costs
 from vidsparse.runtime.caches import MEASURED
+from vidsparse.runtime.call import Call, Memory, SparsityOptions, Unrecorded
 from vidsparse.runtime.clock import Clock
 from vidsparse.runtime.compiled import CompiledCall, handle_of
 from vidsparse.runtime.guiders import GUIDED, GUIDER
-from vidsparse.runtime.heads import (
-    Operands,
-    Part,
-    attend_group,
-    dense_attention,
-    densities_of_heads,
-    interleave,
-    mean_densities,
-)
+from vidsparse.runtime.heads import Operands, mean_densities
 from vidsparse.runtime.ranks import Ranks
 from vidsparse.runtime.report import LayerCall, Log
 from vidsparse.runtime.stopwatch import Stopwatch
 from vidsparse.runtime.untraced import untraced
-
-# Batch sizes that a branch keeps a memory for: FasterCache leaves half of the batch out in some steps.
-BATCH_SIZES = 2
-
-
-@dataclass
-class Memory:
-    """What is kept from step to step for one branch and batch size.
-
-    Attributes:
-        pattern: the pattern's own. correction: heads of a group -> the correction's own.
-        heads: under context parallelism the heads of each rank. costs: of the heads, measured at the last call.
-    """
-
-    pattern: dict[Any, Any] = field(default_factory=dict)
-    correction: dict[tuple[int, ...], dict[Any, Any]] = field(default_factory=dict)
-    heads: tuple[tuple[int, ...], ...] | None = None
-    costs: MeasuredCosts | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether pattern and correction keep nothing."""
-        return not self.pattern and not any(self.correction.values())
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all values that say their `nbytes`."""
-        kept = [*self.pattern.values(), *(x for memory in self.correction.values() for x in memory.values())]
-        return sum(getattr(x, "nbytes", 0) for x in kept)
-
-
-@dataclass(frozen=True)
-class SparsityOptions:
-    """The arguments of `sparsify`."""
-
-    pattern: Pattern
-    correction: Correction | None = None
-    impl: str = "auto"
-    strict: bool = False
-    min_tokens: int = 0
-
-
-@dataclass(eq=False)
-class Call:
-    """One call of one attention layer, made before the transformer's forward pass.
-
-    Attributes:
-        reason: why the call runs the model's own attention, or None where it is sparse.
-        context: layer, step and branch. memories: batch size -> what is kept of this branch from step to step.
-        parts: what has run sparse. stopwatch: of the layer.
-        shapes, unsupported: of a dense call inside a graph of `torch.compile`, until it is recorded: the shapes of its
-            output, and why its processor could not run it sparse, or None.
-        ranks: the GPUs that share the video, or None. ends: how many tokens at the start and at the end of the sequence
-            each of them has, see `Adapter.ends`.
-        dense: why `attend` sees all keys, in a family whose own attention cannot run on several GPUs, or None.
-        densities: of all heads on all ranks, as `mean_densities` gives them.
-    """
-
-    options: SparsityOptions
-    context: Context
-    known_grid: VideoGrid | None
-    memories: dict[int, Memory]
-    reason: str | None = None
-    parts: list[Part] = field(default_factory=list)
-    stopwatch: Stopwatch | None = None
-    shapes: list[torch.Size] | None = None
-    unsupported: str | None = None
-    ranks: Ranks | None = None
-    ends: tuple[int, int] = (0, 0)
-    dense: str | None = None
-    densities: torch.Tensor | None = None
-
-    @property
-    def grid(self) -> VideoGrid:
-        """The token grid of the forward pass.
-
-        Raises:
-            RuntimeError: it is unknown, and the call cannot be sparse.
-        """
-        if self.known_grid is None:
-            raise RuntimeError("this call has no token grid and cannot be sparse; run the model's own processor")
-        return self.known_grid
-
-    @untraced
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        extra_valid: torch.Tensor | None = None,
-        gate: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Attention under the map, or maps, of the pattern.
-
-        Args:
-            query, key, value: [batch, tokens, heads, head_dim].
-            extra_valid: int [batch], how many of the prefix and suffix tokens, in sequence order, are real; None: all.
-            gate: for a model that has learned a gate of the output, of the shape of the query.
-
-        Returns:
-            [batch, tokens, heads, head_dim].
-        """
-        kind = query.device.type
-        # As for PyTorch's own attention: norms give float32 under autocast, attention has the lower precision.
-        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-        with torch.autocast(kind, enabled=False):  # the scores that maps are chosen by keep their precision
-            given = Operands(query, key, value, extra_valid, gate)
-            return self.attend_lowered(given, given.to(low))
-
-    def attend_lowered(self, given: Operands, lowered: Operands) -> torch.Tensor:
-        """The same without autocast: maps are chosen by the operands as given, attention is of the lowered ones."""
-        context = replace(self.context, heads=given.query.shape[2])
-        if self.ranks is None:
-            return self._attend(given, lowered, context)
-        return self._attend_shared(self.ranks, given, lowered, context)
-
-    def _attend_shared(self, ranks: Ranks, given: Operands, lowered: Operands, context: Context) -> torch.Tensor:
-        """Attention of this rank's tokens: all tokens of some heads, between two exchanges with the other ranks.
-
-        Every rank makes the same exchanges, whatever its map: nothing here depends on what the tensors hold.
-        """
-        heads = self._heads_of_ranks(ranks.size, self._memory(len(given.query)), context)
-        exchange = ranks.exchange(self.grid.tokens, self.ends, heads)
-        expected = exchange.tokens[exchange.rank] + sum(self.ends)
-        if (tokens := given.query.shape[1]) != expected:
-            raise ValueError(
-                f"this GPU has {tokens} of the {self.grid.tokens} tokens, expected {expected}; let "
-                "vidsparse.enable_parallelism divide them, without a cp_plan of your own"
-            )
-        local = lowered.exchanged(exchange)
-        same = given.query.dtype == lowered.query.dtype
-        own = replace(context, local_heads=exchange.own_heads, gather=exchange.gather)
-        out = exchange.join_heads(self._attend(local if same else given.exchanged(exchange), local, own))
-        if self.parts:
-            densities = exchange.gather(densities_of_heads(self.parts))
-            self.densities = densities.mean(dim=1)
-            self._memory(len(given.query)).costs = MeasuredCosts(densities[1])
-        return out
-
-    def _heads_of_ranks(self, ranks: int, memory: Memory, context: Context) -> tuple[tuple[int, ...], ...]:
-        """The heads of each rank. They move to balance the work, but not while something of earlier steps is kept."""
-        if memory.heads is None or memory.is_empty:
-            costs = [1.0] * context.heads if self.dense is not None else None
-            costs = costs or planned_costs(self.options.pattern, self.grid, context)
-            if costs is None:
-                costs = [1.0] * context.heads if memory.costs is None else memory.costs.read()
-            memory.heads = balanced(costs, ranks)
-        return memory.heads
-
-    def _attend(self, given: Operands, lowered: Operands, context: Context) -> torch.Tensor:
-        """Attention of the heads that are here, with all of their tokens."""
-        if self.dense is not None:
-            return dense_attention(lowered.query, lowered.key, lowered.value, self.grid, lowered.extra_valid)
-        options, memory = self.options, self._memory(len(given.query))
-        query, key, value, extra_valid, _ = given
-        context = replace(context, value=value, extra_valid=extra_valid, memory=memory.pattern)
-        groups = head_groups(options.pattern.select(query, key, self.grid, context), query.shape[2])
-        # Drop the correction's state for head groups that no longer exist.
-        for gone in memory.correction.keys() - {group.heads for group in groups}:
-            del memory.correction[gone]
-        attended = [
-            attend_group(
-                group,
-                lowered,
-                replace(context, memory=memory.correction.setdefault(group.heads, {})),
-                options.impl,
-                options.correction,
-                options.strict,
-            )
-            for group in groups
-        ]
-        self.parts = [part for part, _ in attended]
-        return interleave(self.parts, [out for _, out in attended])
-
-    def _memory(self, batch: int) -> Memory:
-        if batch not in self.memories and len(self.memories) == BATCH_SIZES:
-            del self.memories[next(iter(self.memories))]
-        return self.memories.setdefault(batch, Memory())
 
 
 class Layer:
@@ -328,7 +140,7 @@ class Layer:
             self._record(call, shapes)
         elif call.reason is not None and self.call is not None:
             # Recorded later: that would break the graph. A sparse call is recorded by its operator.
-            self.call.shapes, self.call.unsupported = shapes, call.unsupported
+            self.call.unrecorded = Unrecorded(shapes, call.unsupported)
         return out
 
     @property
@@ -356,13 +168,11 @@ class Layer:
 
     def record_compiled(self) -> None:
         """Record the last call if it ran dense inside a graph."""
-        if self.call is None or self.call.shapes is None:
+        if self.call is None or self.call.unrecorded is None:
             return
-        call, shapes = self.call, self.call.shapes
-        self.call.shapes = None
-        if call.unsupported is not None:
-            call = self._dense_call(call, call.unsupported)
-        self._record(call, shapes)
+        call, ran = self.call, self.call.unrecorded
+        call.unrecorded = None
+        self._record(call if ran.unsupported is None else self._dense_call(call, ran.unsupported), ran.shapes)
 
     @untraced
     def _record(self, call: Call, shapes: list[torch.Size]) -> None:

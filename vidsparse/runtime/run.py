@@ -10,8 +10,8 @@ import torch
 
 from vidsparse.patterns import StepBudget, StepSchedule
 from vidsparse.patterns.schedule import patterns_in
+from vidsparse.runtime.call import SparsityOptions
 from vidsparse.runtime.clock import Clock
-from vidsparse.runtime.layer import SparsityOptions
 from vidsparse.runtime.pipeline import uncompiled
 from vidsparse.runtime.report import Log, Report
 

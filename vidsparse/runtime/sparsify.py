@@ -13,9 +13,10 @@ from vidsparse.corrections import Correction
 from vidsparse.patterns import Pattern
 from vidsparse.patterns.schedule import patterns_in
 from vidsparse.runtime.adapter import Adapter
+from vidsparse.runtime.call import SparsityOptions
 from vidsparse.runtime.clock import Clock
 from vidsparse.runtime.guiders import introduce
-from vidsparse.runtime.layer import Layer, SparsityOptions
+from vidsparse.runtime.layer import Layer
 from vidsparse.runtime.offloading import computing_device
 from vidsparse.runtime.pipeline import TRANSFORMERS, compiled_of, transformers_of
 from vidsparse.runtime.ranks import Ranks
