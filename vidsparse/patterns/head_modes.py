@@ -67,7 +67,7 @@ class HeadModes(Pattern):
     tile: Tile | None = None
     long_tile: Tile | None = None
 
-    named_defaults: ClassVar = {"table": "FILE.json"}
+    named_defaults: ClassVar[dict[str, Any]] = {"table": "FILE.json"}
 
     def __post_init__(self) -> None:
         _check_table(self.table)
