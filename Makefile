@@ -21,7 +21,7 @@ lint: .venv/.installed
 	$(BIN)/python -m mypy
 
 docs: .venv/.installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	DIFFUSERS_VERBOSITY=error NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 # torch goes first, at its pin: everything after it then finds it there, whichever build the index has.
 .venv/.installed: pyproject.toml constraints.txt

@@ -33,6 +33,8 @@ def facts(short: str, frames: str, height: str, width: str) -> str:
         f"{grid.video_tokens:,} tokens",
         "memory": f"the block map of `Radial(density={MAP})` {held / 2**20:.2g} MiB; "
         f"`Reshaped()` {layers * output / 2**30:.1f} GiB for each call of a step, in bfloat16",
+        "checked": "a small random copy, on a CPU ([what the checks do](../families.md#what-the-checks-do)); no pretrained "
+        "checkpoint has run yet",
         "composes with": _composes(adapter.family),
         "refused caches": "; ".join(f"{cache}: {why}" for cache, why in adapter.refused_caches.items())
         or "see [what works where](../composing.md#what-works-where)",

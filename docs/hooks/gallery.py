@@ -22,7 +22,7 @@ def patterns() -> dict[str, Any]:
     shown = (
         *(v.Radial(density=0.3), v.RadialRaster(), v.SlidingTile(), v.Gridded(), v.PowerOfTwo()),
         *(v.HeadModes(table=(modes,), radius=4), v.SpatialTemporal(), v.MixtureOfBlocks.training_free()),
-        *(v.TopBlocks(density=0.3, tile=TILE), v.VideoSparse(density=0.3), v.ExactBlocks()),
+        *(v.TopBlocks(density=0.3, tile=TILE), v.VideoSparse(density=0.3), v.ExactBlocks(tile=(1, 4, 8))),
     )
     return {type(pattern).__name__: pattern for pattern in shown}
 

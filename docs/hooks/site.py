@@ -7,10 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import commands
+import families
+import gallery
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(\]\()([^)#\s]+)")
+GENERATED = re.compile(r"<!-- generated: (.+) -->")
+GENERATORS = {"commands": commands.reference, "family": families.facts, "picture": gallery.picture}
 PAGES = ("CHANGELOG.md", "CONTRIBUTING.md")  # of the root, for the menu
 
 
@@ -30,7 +35,11 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Point links at where the site has what they name."""
+    """Put in what is generated, and point links at where the site has what they name."""
+
+    def generated(found: re.Match[str]) -> str:
+        kind, *arguments = found[1].split()
+        return GENERATORS[kind](*arguments)
 
     def moved(found: re.Match[str]) -> str:
         opening, target = found.groups()
@@ -42,7 +51,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
                 return opening + posixpath.relpath(uri, posixpath.dirname(page.file.src_uri) or ".")
         return found[0]
 
-    return LINK.sub(moved, markdown)
+    return LINK.sub(moved, GENERATED.sub(generated, markdown))
 
 
 def _place(page: str, target: str) -> str:
