@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 COMPOSING = Path(__file__).parents[1] / "composing.md"
-MAP = 0.3  # the density whose map is measured
+DENSITY = 0.3  # of the map whose memory is given
 
 
 def facts(short: str, frames: str, height: str, width: str) -> str:
-    """The table of a family in Markdown, for the size of video that its pipeline makes by default.
+    """The facts of a family as lists in Markdown, for the size of video that its pipeline makes by default.
 
     Args:
         short: its short name, such as "wan". frames, height, width: numbers as words, in frames and pixels.
@@ -18,29 +17,30 @@ def facts(short: str, frames: str, height: str, width: str) -> str:
     from vidsparse import Radial
     from vidsparse.generation.frames import families, geometry
 
-    size, cls, known = (int(frames), int(height), int(width)), families()[short], geometry(short)
+    cls, known = families()[short], geometry(short)
     adapter, grid = known.adapter, known.grid(int(frames), int(height), int(width))
-    found = Radial(density=MAP).plan(grid)
-    held = found.indices.nbytes + found.counts.nbytes
-    output = grid.video_tokens * known.heads * known.head_dim * 2
+    found = Radial(density=DENSITY).plan(grid)
+    mebibytes = (found.indices.nbytes + found.counts.nbytes) / 2**20
     layers = _layers(cls)
+    gibibytes = layers * grid.video_tokens * known.heads * known.head_dim * 2 / 2**30  # two bytes a number
+    checks = "[checks](../families.md#what-the-checks-do)"
     command = f"vidsparse inspect --model {short} --frames {frames} --height {height} --width {width}"
     rows = {
-        "transformer": f"`{cls}`, {layers} layers of video self-attention with {known.heads} heads of {known.head_dim}",
-        "tasks": adapter.tasks,
-        "tokens": adapter.layout,
-        "default size": f"{size[0]} frames of {size[2]}x{size[1]}: {'x'.join(map(str, grid.view))} = "
+        "Transformer": f"`{cls}`, {layers} layers of video self-attention, {known.heads} heads of {known.head_dim}",
+        "Tasks": adapter.tasks,
+        "Tokens": adapter.layout,
+        "Default size": f"{frames} frames of {width}x{height}, {'x'.join(map(str, grid.view))} = "
         f"{grid.video_tokens:,} tokens",
-        "memory": f"the block map of `Radial(density={MAP})` {held / 2**20:.2g} MiB; "
-        f"`Reshaped()` {layers * output / 2**30:.1f} GiB for each call of a step, in bfloat16",
-        "checked": "a small random copy, on a CPU ([what the checks do](../families.md#what-the-checks-do)); no pretrained "
-        "checkpoint has run yet",
-        "composes with": _composes(adapter.family),
-        "refused caches": "; ".join(f"{cache}: {why}" for cache, why in adapter.refused_caches.items())
-        or "see [what works where](../composing.md#what-works-where)",
+        "Memory": f"the map of `Radial(density={DENSITY})` takes {mebibytes:.2g} MiB. With the correction `Reshaped()`, "
+        f"{gibibytes:.1f} GiB are kept for each call of a step, in bfloat16",
+        "Checked": f"a small random copy, on a CPU ({checks}). No pretrained checkpoint has run yet",
+        "Composes with": _composes(adapter.family),
+        "Refused caches": "; ".join(
+            f"{name.removesuffix('Config')}, because {why}" for name, why in adapter.refused_caches.items()
+        ),
     }
-    table = ["| | |", "|---|---|", *(f"| **{name}** | {text} |" for name, text in rows.items())]
-    return "\n".join([*table, "", *_presets(cls), "", "```", command, "```"])
+    listed = "\n".join(f"* **{name}**: {text}." for name, text in rows.items() if text)
+    return f"{listed}\n\n```\n{command}\n```\n\n## Recommended settings\n\n{_presets(cls)}"
 
 
 def _layers(name: str) -> int:
@@ -53,15 +53,18 @@ def _layers(name: str) -> int:
 
 
 def _composes(family: str) -> str:
-    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in COMPOSING.read_text().splitlines()]
+    """Its row in the table of what composes."""
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in COMPOSING.read_text(encoding="utf-8").splitlines()]
     columns = next(row for row in rows if row[:2] == ["family", "caches"])
     cells = next(row for row in rows if row[:1] == [family])
-    return ", ".join(f"{column}: {cell}" for column, cell in zip(columns[1:], cells[1:], strict=True))
+    named = ", ".join(f"{column} {cell}" for column, cell in zip(columns[1:], cells[1:], strict=True))
+    return f"{named} ([composing](../composing.md))"
 
 
-def _presets(cls: str) -> list[str]:
+def _presets(cls: str) -> str:
     from vidsparse import PRESETS
 
-    own: list[Any] = [known for known in PRESETS if known.transformer == cls and known.models]
-    rows = [f"| `{p.name}` | {p.summary} | {p.source or 'nobody'} | {p.note} |" for p in own or PRESETS[-1:]]
-    return ["| preset | settings | published by | |", "|---|---|---|---|", *rows]
+    own = [known for known in PRESETS if known.transformer == cls and known.models]
+    return "\n".join(
+        f"* `{p.name}`: {p.summary}. {p.note} Source: {p.source or 'none'}." for p in own or PRESETS[-1:]
+    )

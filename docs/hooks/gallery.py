@@ -34,13 +34,13 @@ def picture(name: str) -> str:
     known = measured(name)
     papers = dict.fromkeys(re.findall(r"arXiv\s+(\d{4}\.\d{5})", getattr(vidsparse, name).__doc__ or ""))
     rows = {
-        "drawn": f"`{known['pattern']}` on {known['where']}",
-        "density": f"{known['density']:.3f} of tile pairs, {known['token_density']:.3f} of token pairs",
-        "cost": f"attention computes {1 / known['bound']:.2f} of dense attention's products",
-        "source": ", ".join(f"[arXiv {paper}](https://arxiv.org/abs/{paper})" for paper in papers),
+        "Drawn": f"`{known['pattern']}` on {known['where']}",
+        "Density": f"{known['density']:.3f} of tile pairs, {known['token_density']:.3f} of token pairs",
+        "Cost": f"{1 / known['bound']:.2f} of the products of dense attention",
+        "Source": ", ".join(f"[arXiv {paper}](https://arxiv.org/abs/{paper})" for paper in papers),
     }
-    table = "\n".join(["| | |", "|---|---|", *(f"| **{row}** | {text} |" for row, text in rows.items())])
-    return f"![The map of {name}](pictures/{name}.png)\n\n{table}"
+    listed = "\n".join(f"* **{row}**: {text}." for row, text in rows.items())
+    return f"![The map of {name}](pictures/{name}.png)\n\n{listed}"
 
 
 def measured(name: str) -> dict[str, Any]:
