@@ -31,7 +31,7 @@ def facts(short: str, frames: str, height: str, width: str) -> str:
         "Tokens": adapter.layout,
         "Default size": f"{frames} frames of {width}x{height}, {'x'.join(map(str, grid.view))} = "
         f"{grid.video_tokens:,} tokens",
-        "Memory": f"the map of `Radial(density={DENSITY})` takes {mebibytes:.2g} MiB. With the correction `Reshaped()`, "
+        "Memory": f"the map of `Radial(density={DENSITY})` takes {mebibytes:.2g} MiB. With `Reshaped()`, "
         f"{gibibytes:.1f} GiB are kept for each call of a step, in bfloat16",
         "Checked": f"a small random copy, on a CPU ({checks}). No pretrained checkpoint has run yet",
         "Composes with": _composes(adapter.family),
@@ -54,7 +54,9 @@ def _layers(name: str) -> int:
 
 def _composes(family: str) -> str:
     """Its row in the table of what composes."""
-    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in COMPOSING.read_text(encoding="utf-8").splitlines()]
+    rows = [
+        [cell.strip() for cell in row.split("|")[1:-1]] for row in COMPOSING.read_text(encoding="utf-8").splitlines()
+    ]
     columns = next(row for row in rows if row[:2] == ["family", "caches"])
     cells = next(row for row in rows if row[:1] == [family])
     named = ", ".join(f"{column} {cell}" for column, cell in zip(columns[1:], cells[1:], strict=True))
@@ -65,6 +67,4 @@ def _presets(cls: str) -> str:
     from vidsparse import PRESETS
 
     own = [known for known in PRESETS if known.transformer == cls and known.models]
-    return "\n".join(
-        f"* `{p.name}`: {p.summary}. {p.note} Source: {p.source or 'none'}." for p in own or PRESETS[-1:]
-    )
+    return "\n".join(f"* `{p.name}`: {p.summary}. {p.note} Source: {p.source or 'none'}." for p in own or PRESETS[-1:])
