@@ -159,6 +159,17 @@ def test_programs_and_targets_exist(page: Path) -> None:
             assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(), code
 
 
+@every(PAGES)
+def test_lists_are_read_alike(page: Path) -> None:
+    """Git hosts take more than the site: a list within a paragraph, and other indents."""
+    for block in re.split(r"\n\s*\n", re.sub(FENCE, "", page.read_text())):
+        first, *lines = block.strip("\n").splitlines() or [""]
+        items = [line for line in (first, *lines) if re.match(r" *([*-]|\d+\.) ", line)]
+        assert not items or first in items or first.startswith("#"), first
+        assert [line for line in items if (len(line) - len(line.lstrip())) % 4] == []
+    assert [block for block in re.findall(r"^( *)```", page.read_text(), re.M) if len(block) % 4] == []
+
+
 # Links and paths
 
 

@@ -24,7 +24,7 @@ from vidsparse.patterns.names import pattern_classes
 
 pytestmark = ignores_warnings
 DOCS = ROOT / "docs"
-MARK = re.compile(r"<!-- generated: (.+) -->")
+MARK = re.compile(r"^<!-- generated: (.+) -->$", re.M)
 FAMILIES = sorted((DOCS / "families").glob("*.md"))
 SIZE = (5, 6, 8)  # tokens of a twin's video
 

@@ -40,7 +40,8 @@ def picture(name: str) -> str:
         "Source": ", ".join(f"[arXiv {paper}](https://arxiv.org/abs/{paper})" for paper in papers),
     }
     listed = "\n".join(f"* **{row}**: {text}." for row, text in rows.items())
-    return f"![The map of {name}](pictures/{name}.png)\n\n{listed}"
+    path = f"pictures/{name}.png"
+    return f"[![The map of {name}]({path})]({path})\n\n{listed}"
 
 
 def measured(name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(\]\()([^)#\s]+)")
-GENERATED = re.compile(r"<!-- generated: (.+) -->")
+GENERATED = re.compile(r"^<!-- generated: (.+) -->$", re.M)
 GENERATORS = {"commands": commands.reference, "family": families.facts, "picture": gallery.picture}
 PAGES = ("CHANGELOG.md", "CONTRIBUTING.md")  # of the root, for the menu
 
