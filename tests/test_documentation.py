@@ -29,7 +29,8 @@ from vidsparse_pipelines import ADAPTERS
 
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [*GUIDES, *sorted((ROOT / "benchmarks").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+PROGRAM: Any = typer.main.get_command(app)
+COMMANDS: dict[str, Any] = PROGRAM.commands
 ROOMS = r"(?:benchmarks|docs|examples|kernels|pipelines|tests|vidsparse)/[\w./-]+"
 
 
@@ -134,13 +135,13 @@ def test_inline_code_stays_on_its_line(page: Path) -> None:
 
 @every(GUIDES)
 def test_commands_and_options_in_a_sentence_exist(page: Path) -> None:
-    known = set[str]().union(*map(options, COMMANDS.values())) | {"--traceback", "--help"}
+    known = set[str]().union(*map(options, (PROGRAM, *COMMANDS.values()))) | {"--help"}
     for code in inline(page.read_text()):
         words = code.split()
-        if words[0] == "vidsparse" and len(words) > 1 and not words[1].isupper():
+        if words[0] == "vidsparse" and len(words) > 1 and not words[1].isupper() and not words[1].startswith("--"):
             asked = {word.partition("=")[0] for word in words if word.startswith("--")}
             assert asked <= options(COMMANDS[words[1]]) | {"--help"}, code
-        elif words[0].startswith("--"):
+        elif words[0] == "vidsparse" or words[0].startswith("--"):
             asked = {word.partition("=")[0] for word in words if word.startswith("--")}
             assert asked <= known, code
 
