@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ import typer
 from diffusers import WanPipeline
 from hub_blocks import own_modules
 from matrix import matrix
+from pages import FENCE, ROOT, blocks, inline, to_run
 
 import vidsparse
 from vidsparse.cli import app
@@ -26,11 +27,10 @@ from vidsparse.shapes.model import FOLDER, MAX_WORDS
 from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
 from vidsparse_pipelines import ADAPTERS
 
-ROOT = Path(__file__).parents[1]
-GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [*GUIDES, *sorted((ROOT / "benchmarks").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-FENCE = re.compile(r"(?P<why><!-- not run: [^>]+-->\n)?^ *```(?P<language>\w*)\n(?P<code>.*?)^ *```$", re.M | re.S)
+PROGRAM: Any = typer.main.get_command(app)
+COMMANDS: dict[str, Any] = PROGRAM.commands
 ROOMS = r"(?:benchmarks|docs|examples|kernels|pipelines|tests|vidsparse)/[\w./-]+"
 
 
@@ -40,27 +40,6 @@ def name(page: Path) -> str:
 
 def every(pages: list[Path]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("page", pages, ids=name)
-
-
-class Block(NamedTuple):
-    language: str
-    code: str
-    why: str | None  # it is not run
-
-
-def blocks(text: str) -> list[Block]:
-    """The fenced blocks of a page."""
-    return [Block(found["language"], found["code"], found["why"]) for found in FENCE.finditer(text)]
-
-
-def to_run(page: Path) -> list[str]:
-    """The Python of a page, but for blocks that a comment before them excuses."""
-    return [block.code for block in blocks(page.read_text()) if block.language == "python" and block.why is None]
-
-
-def inline(text: str) -> list[str]:
-    """The inline code of a page."""
-    return re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
 
 
 def command_lines(text: str, program: str) -> Iterator[list[str]]:
@@ -104,7 +83,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.filterwarnings("ignore:.*torch_dtype.*:FutureWarning")  # newer versions of diffusers call it dtype
-@every([page for page in GUIDES if to_run(page)])
+@every([page for page in GUIDES if to_run(page) and page.parent.name != "families"])  # those: tests/test_site.py
 def test_python_runs(page: Path) -> None:
     names: dict[str, Any] = {}
     for code in to_run(page):
@@ -156,13 +135,13 @@ def test_inline_code_stays_on_its_line(page: Path) -> None:
 
 @every(GUIDES)
 def test_commands_and_options_in_a_sentence_exist(page: Path) -> None:
-    known = set[str]().union(*map(options, COMMANDS.values())) | {"--traceback", "--help"}
+    known = set[str]().union(*map(options, (PROGRAM, *COMMANDS.values()))) | {"--help"}
     for code in inline(page.read_text()):
         words = code.split()
-        if words[0] == "vidsparse" and len(words) > 1 and not words[1].isupper():
+        if words[0] == "vidsparse" and len(words) > 1 and not words[1].isupper() and not words[1].startswith("--"):
             asked = {word.partition("=")[0] for word in words if word.startswith("--")}
             assert asked <= options(COMMANDS[words[1]]) | {"--help"}, code
-        elif words[0].startswith("--"):
+        elif words[0] == "vidsparse" or words[0].startswith("--"):
             asked = {word.partition("=")[0] for word in words if word.startswith("--")}
             assert asked <= known, code
 
@@ -179,6 +158,17 @@ def test_programs_and_targets_exist(page: Path) -> None:
                 assert f'"{option}"' in source or ("subject" in source and f'"{option}"' in shared), code
         elif words[:1] == ["make"] and len(words) == 2:
             assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(), code
+
+
+@every(PAGES)
+def test_lists_are_read_alike(page: Path) -> None:
+    """Git hosts take more than the site: a list within a paragraph, and other indents."""
+    for block in re.split(r"\n\s*\n", re.sub(FENCE, "", page.read_text())):
+        first, *lines = block.strip("\n").splitlines() or [""]
+        items = [line for line in (first, *lines) if re.match(r" *([*-]|\d+\.) ", line)]
+        assert not items or first in items or first.startswith("#"), first
+        assert [line for line in items if (len(line) - len(line.lstrip())) % 4] == []
+    assert [block for block in re.findall(r"^( *)```", page.read_text(), re.M) if len(block) % 4] == []
 
 
 # Links and paths
@@ -271,8 +261,3 @@ def test_every_option_of_a_line_of_prompts_is_named() -> None:
     _, _, section = (ROOT / "docs/command_line.md").read_text().partition("\n## Many prompts\n")
     code = inline(section.partition("\n## ")[0])
     assert [option for option in ("prompt", "name", *OPTIONS) if option not in code] == []
-
-
-def test_every_page_is_linked_from_the_readme() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name}" not in text] == []

@@ -64,7 +64,6 @@ def _wan(name: str, pattern: Pattern, source: str, note: str, **rest: Any) -> Pr
     return Preset(name, pattern, source, note, transformer="WanTransformer3DModel", **rest)
 
 
-# The first that fits a model is its preset.
 PRESETS = (
     _wan(
         "shapes",
@@ -148,6 +147,7 @@ PRESETS = (
         "density is a guess.",
     ),
 )
+"""All presets; the first that fits a model is its own."""
 
 
 def preset(name: str) -> Preset:

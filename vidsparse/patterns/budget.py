@@ -49,7 +49,7 @@ class StepBudget(Pattern):
     dense_last_steps: int = 1
     max_skipped: int = 2
 
-    may_skip: ClassVar = True
+    may_skip: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, Pattern):

@@ -45,7 +45,7 @@ class HeadModes(Pattern):
     paper fills the table by a search; here it is written by hand or read from a file.
 
     Attributes:
-        table: mode[phase][layer][head], tuples of names; the first phase is the noisiest.
+        table: `mode[phase][layer][head]`, tuples of names; the first phase is the noisiest.
         bounds: the falling noise levels in (0, 1) at which phases end, one fewer than phases; None: equal parts.
         window: for diagonal: latent frames to each side of the query's own.
         radius: for temporal: rows and columns to each side of the query's own.
@@ -67,7 +67,7 @@ class HeadModes(Pattern):
     tile: Tile | None = None
     long_tile: Tile | None = None
 
-    named_defaults: ClassVar = {"table": "FILE.json"}
+    named_defaults: ClassVar[dict[str, Any]] = {"table": "FILE.json"}
 
     def __post_init__(self) -> None:
         _check_table(self.table)

@@ -68,7 +68,7 @@ class MixtureOfBlocks(ContentPattern):
     box: Tile | None = None
     tile: Tile | None = None
 
-    named_defaults: ClassVar = {"top_k": (2, 10, 9), "scope": "query"}
+    named_defaults: ClassVar[dict[str, Any]] = {"top_k": (2, 10, 9), "scope": "query"}
     named_alternatives = ("threshold",)
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -43,7 +43,7 @@ class Radial(Pattern):
     sink: bool = True
     tile: Tile | None = None
 
-    named_defaults: ClassVar = {"density": 0.3}
+    named_defaults: ClassVar[dict[str, Any]] = {"density": 0.3}
     named_alternatives = ("decay",)
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -45,7 +45,7 @@ class Reuse(Pattern):
     refresh_every: int | None = None
     min_recall: float | None = None
 
-    named_defaults: ClassVar = {"pattern": "exact-blocks"}
+    named_defaults: ClassVar[dict[str, Any]] = {"pattern": "exact-blocks"}
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, Pattern):

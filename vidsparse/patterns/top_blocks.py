@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -64,7 +64,7 @@ class TopBlocks(ContentPattern):
     variance: bool = False
     tile: Tile | None = None
 
-    named_defaults: ClassVar = {"density": 0.3}
+    named_defaults: ClassVar[dict[str, Any]] = {"density": 0.3}
     named_alternatives = ("top_k", "top_p", "threshold")
 
     def __post_init__(self) -> None:
