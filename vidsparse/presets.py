@@ -36,7 +36,7 @@ class Preset:
     correction: Correction | None = None
     models: tuple[str, ...] = ()
     transformer: str = ""
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict, hash=False)
     experts: bool | None = None
 
     @property
