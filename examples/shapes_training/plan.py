@@ -55,12 +55,12 @@ class Plan:
 
 
 PLANS = {
-    # Some sixteen hours of one CPU core.
+    # Some twelve hours of one CPU core.
     "cpu": Plan(
         (
             Phase("patch4", 4, 3000, 8, (1.0, 0.8)),
-            Phase("patch2", 2, 4000, 8, (0.8, 0.3), asked=16),
-            Phase("patch1", 1, 800, 8, (0.3, 0.0), sparse=0.7, parts=4, asked=4),
+            Phase("patch2", 2, 1500, 8, (0.8, 0.3), asked=16),
+            Phase("patch1", 1, 400, 8, (0.3, 0.0), sparse=0.7, parts=4, asked=4),
         )
     ),
     # Eight minutes of a GPU with the autoencoder, the latents and a strip; no GPU has run it yet.
