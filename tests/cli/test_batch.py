@@ -145,7 +145,7 @@ def test_a_prompt_that_fails_is_recorded_and_the_rest_is_made(
     monkeypatch.setattr(WanPipeline, "__call__", functools.wraps(call)(broken))
     done = vidsparse("generate", "--prompts", prompts, "--out", "out", *small)
     assert done.code == 1 and sorted(os.listdir("out")) == [f"{FILES[1]}.json", f"{FILES[1]}.mp4", "fox.error.json"]
-    assert [line for line in done.err.splitlines() if line.startswith(("failed", "note", "error"))] == [
+    assert [line for line in done.err.splitlines() if line.startswith(("failed", "note: the", "error"))] == [
         f"failed: {prompts}:1: out of memory; its traceback is in out/fox.error.json",
         "note: the same command tries the 1 video again",
     ]
@@ -330,3 +330,9 @@ def test_two_launched_processes_share_the_prompts(vidsparse: Any, prompts: Path)
     assert made("out", *names)
     assert vidsparse("generate", PROMPT, *LEAST, "--seed", 2, "-o", "alone.mp4").code == 0
     assert Path("alone.mp4").read_bytes() == Path("out/fox 2.mp4").read_bytes()
+
+
+def test_lines_know_the_names_of_diffusers() -> None:
+    allowed = batch.allowed_options()
+    aliases = {name: option.alias for name, option in allowed.items() if option.alias}
+    assert aliases == {"frames": "num_frames", "steps": "num_inference_steps", "guidance": "guidance_scale"}

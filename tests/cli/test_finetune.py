@@ -112,6 +112,14 @@ def test_a_folder_of_videos_from_the_command_line(command: Any, tmp_path: Path) 
     assert sorted(cached) == [(8, 2, 4, 4), (8, 3, 4, 8)]
 
 
+@pytest.mark.parametrize(
+    ("name", "precision"), [("no", "no"), ("fp32", "no"), ("bf16", "bf16"), ("bfloat16", "bf16"), ("half", "fp16")]
+)
+def test_a_precision_has_the_names_of_dtypes_too(name: str, precision: str) -> None:
+    arguments = ["--precision", name, "-o", "out"]
+    assert get_command(app).commands["finetune"].make_context("finetune", arguments).params["precision"] == precision  # type: ignore[attr-defined]
+
+
 def test_launchers_leave_each_option_to_the_command() -> None:
     params = get_command(app).commands["finetune"].params  # type: ignore[attr-defined]
     options = [name for param in params for name in (*param.opts, *param.secondary_opts)]

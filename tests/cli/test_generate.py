@@ -184,3 +184,16 @@ def test_demo_writes_everything(tmp_path: Path) -> None:
     files = ["comparison.json", "dense.mp4", "side_by_side.mp4", "sparse.mp4", "strip.png"]
     assert sorted(os.listdir(tmp_path / "demo")) == files
     assert "PSNR to dense" in done.stdout
+
+
+def test_options_have_the_names_of_diffusers_too(vidsparse: Any, small: list[str]) -> None:
+    asked = {"--frames": "--num-frames", "--steps": "--num-inference-steps", "--guidance": "--guidance-scale"}
+    both = [*small, "--guidance", "3", "--dtype", "float32"], [asked.get(word, word) for word in small]
+    both[1].extend(["--guidance-scale", "3", "--dtype", "FP32"])
+    for name, words in zip(("a", "b"), both, strict=True):
+        done = vidsparse("generate", PROMPT, *words, "-o", f"{name}.mp4", "--report", f"{name}.json")
+        assert done.code == 0, done.err
+    assert Path("a.mp4").read_bytes() == Path("b.mp4").read_bytes()
+    requests = [json.loads(Path(name).read_text())["request"] for name in ("a.json", "b.json")]
+    assert requests[0] == requests[1] and requests[0]["dtype"] == "float32"
+    assert (requests[0]["frames"], requests[0]["steps"], requests[0]["guidance"]) == (9, 2, 3)

@@ -160,7 +160,7 @@ def test_inspect_refuses_bad_input(vidsparse: Any, arguments: list[str], says: s
     [
         (["--tune", "--device", "cpu"], "times launches on a GPU, but the device is cpu"),
         (["--impl", "magic"], "impl='magic' is unknown"),
-        (["--dtype", "int8"], "choose one of float32, bfloat16, float16"),
+        (["--dtype", "int8"], "choose one of float32 (fp32, f32, float), bfloat16"),
         (["--model-family", "cinema"], "model 'cinema' is unknown"),
         (["--pattern", "spiral"], "is unknown"),
         (["--device", "cuda"], "device 'cuda' is not available"),

@@ -106,3 +106,17 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(OSError, match=r"folder\.txt cannot be read: Is a directory"):
         read_prompts(tmp_path / "folder.txt", OPTIONS)
+
+
+def test_an_option_has_another_name(tmp_path: Path) -> None:
+    options = {"frames": Allowed(int, 1, alias="num_frames")}
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a fox", "num_frames": 9}\n{"prompt": "a dog", "num_frames": null, "frames": 5}')
+    assert [line.options for line in read_prompts(file, options)] == [{"frames": 9}, {"frames": 5}]
+    for line, says in (
+        ('{"prompt": "a fox", "num_frames": 9, "frames": 9}', "frames and num_frames are one option; give it once"),
+        ('{"prompt": "a fox", "num_frames": 0}', "frames=0 must be at least 1"),
+    ):
+        file.write_text(line)
+        with pytest.raises(ValueError, match=says):
+            read_prompts(file, options)

@@ -80,7 +80,8 @@ def allowed_options() -> dict[str, Allowed]:
     for name in OPTIONS:
         types, option = get_args(hints[name])
         kinds = get_args(types) or (types,)
-        found[name] = Allowed(next(kind for kind in (str, int, float) if kind in kinds), option.min, option.max)
+        alias = option.param_decls[-1].removeprefix("--").replace("-", "_") if option.param_decls else None
+        found[name] = Allowed(next(kind for kind in (str, int, float) if kind in kinds), option.min, option.max, alias)
     return found
 
 

@@ -11,6 +11,7 @@ from typer import Option
 from vidsparse.cli.inspect import MODEL_HELP, token_grid
 from vidsparse.cli.messages import counted, live_console
 from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP
+from vidsparse.cli.request import DTYPE_HELP, FRAMES, read_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def bench(
     model: Annotated[str, Option("--model", "--model-family", help=MODEL_HELP)] = "wan",
-    frames: Annotated[int, Option(min=1, help="Of the video.")] = 33,
+    frames: Annotated[int, Option(*FRAMES, min=1, help="Of the video.")] = 33,
     height: Annotated[int, Option(min=1, help="Pixels.")] = 480,
     width: Annotated[int, Option(min=1, help="Pixels.")] = 832,
     pattern: Annotated[str, Option(help="See `vidsparse patterns`.")] = "radial",
@@ -28,7 +29,7 @@ def bench(
     settings: Annotated[list[str] | None, Option("--set", help=SET_HELP)] = None,
     heads: Annotated[int, Option(min=1, help="Of the attention; seconds grow with it.")] = 2,
     head_dim: Annotated[int | None, Option(min=1, show_default="of the model")] = None,
-    dtype: Annotated[str, Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    dtype: Annotated[str, Option(help=DTYPE_HELP, callback=read_dtype)] = "bfloat16",
     device: Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...", show_default="cuda if there is one")] = None,
     impl: Annotated[str, Option(help="auto, triton, cudnn, fa4, cpu, flex or reference.")] = "auto",
     tune: Annotated[bool, Option("--tune", help="Try all launches of the Triton kernels; needs a GPU.")] = False,
@@ -40,10 +41,9 @@ def bench(
     from vidsparse import BlockMap, Context, bench
     from vidsparse.attention import check_impl
     from vidsparse.generation.frames import check_map, geometry
-    from vidsparse.generation.pipeline import check_device, check_dtype
+    from vidsparse.generation.pipeline import check_device
     from vidsparse.patterns.names import build_pattern
 
-    check_dtype(dtype)
     chosen = build_pattern(pattern, density, settings)
     on = torch.device(check_device(device))
     check_impl(impl, on)

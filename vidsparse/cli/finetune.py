@@ -15,7 +15,8 @@ from typer import Option
 from vidsparse.cli.files import check_folder
 from vidsparse.cli.messages import live_console, note, progress
 from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
-from vidsparse.cli.request import DENSE_STEPS_HELP, PATTERN, SAMPLER_HELP, integers
+from vidsparse.cli.request import DENSE_STEPS_HELP, FRAMES, PATTERN, SAMPLER_HELP, integers
+from vidsparse.generation.dtypes import dtype_name
 
 if TYPE_CHECKING:
     from vidsparse import Pattern
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 
 ATTENTION, DATA, LEARNING, OUTPUT = "Attention", "Data", "Learning", "Output"
 OF_MODEL = "of the model"
+PRECISIONS = {"no": "no", "float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def read_precision(name: str) -> str:
+    """The precision that an option names, in the words of accelerate. Raises: see `dtype_name`."""
+    return PRECISIONS.get(name) or PRECISIONS[dtype_name(name)]
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Finetuning:
     videos: Annotated[int, Option(min=1, help="How many to draw, by the seed.", rich_help_panel=DATA)] = 512
     frames: Annotated[
         list[int] | None,
-        Option(help="Of a video; again for more lengths.", rich_help_panel=DATA, show_default="129 of shapes"),
+        Option(*FRAMES, help="Of a video; again for more lengths.", rich_help_panel=DATA, show_default="129 of shapes"),
     ] = None
     size: Annotated[
         list[str] | None,
@@ -114,7 +121,9 @@ class Finetuning:
     )
     ema: Annotated[float | None, Option(help="Save a running average of this decay.", rich_help_panel=LEARNING)] = None
     caption_dropout: Annotated[float, Option(help="Part without caption.", rich_help_panel=LEARNING)] = 0.1
-    precision: Annotated[str, Option(help="bf16, fp16 or no.", rich_help_panel=LEARNING)] = "bf16"
+    precision: Annotated[
+        str, Option(help="bf16, fp16 or no (float32).", callback=read_precision, rich_help_panel=LEARNING)
+    ] = "bf16"
     gradient_checkpointing: Annotated[
         bool, Option(help="Less memory, a third more time.", rich_help_panel=LEARNING)
     ] = True

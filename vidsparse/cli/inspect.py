@@ -11,7 +11,7 @@ from typer import Option
 from vidsparse.cli.files import check_output
 from vidsparse.cli.messages import live_console, note, sampling_bar
 from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP
-from vidsparse.cli.request import note_frames
+from vidsparse.cli.request import FRAMES, note_frames
 
 if TYPE_CHECKING:
     from vidsparse import BlockMap, HeadGroup, Pattern, VideoGrid
@@ -26,7 +26,7 @@ SAMPLED_STEPS = 10  # of the generation whose middle step is drawn
 
 def inspect(
     model: Annotated[str, Option("--model", "--model-family", help=MODEL_HELP)] = "wan",
-    frames: Annotated[int, Option(min=1, help="Of the video.")] = 81,
+    frames: Annotated[int, Option(*FRAMES, min=1, help="Of the video.")] = 81,
     height: Annotated[int, Option(min=1, help="Pixels.")] = 720,
     width: Annotated[int, Option(min=1, help="Pixels.")] = 1280,
     pattern: Annotated[str, Option(help="See `vidsparse patterns`.")] = "radial",

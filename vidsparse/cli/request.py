@@ -12,6 +12,7 @@ from typer import Argument, Option
 
 from vidsparse.cli.messages import note
 from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
+from vidsparse.generation.dtypes import dtype_name
 
 if TYPE_CHECKING:
     from vidsparse import Correction, LoraRecipe, Pattern
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 ATTENTION, VIDEO, MACHINE = "Attention", "Video", "Machine"
 OWN = "that of the model"
 PATTERN = "radial"
+# Our name of an option, and that of diffusers.
+FRAMES, STEPS = ("--frames", "--num-frames"), ("--steps", "--num-inference-steps")
+GUIDANCE = "--guidance", "--guidance-scale"
 ENDS = "dense_steps", "dense_last_steps"
 DENSE_STEPS_HELP = "one in eight"
 PRESET_HELP = "Pattern, schedule and correction by name, see `vidsparse presets`; what else is given changes them."
@@ -35,7 +39,13 @@ LORA_HELP = (
     "are used where none are given."
 )
 POSITIONS_HELP = "In videos longer than the model knows: plain, riflex or yarn."
+DTYPE_HELP = "float32, bfloat16 or float16; also fp32, bf16, fp16."
 SAMPLER_HELP = "sde draws fresh noise in every step, which helps long videos; own is the model's."
+
+
+def read_dtype(name: str | None) -> str | None:
+    """PyTorch's name of the dtype that an option names. Raises: see `dtype_name`."""
+    return None if name is None else dtype_name(name)
 
 
 @dataclass(frozen=True)
@@ -82,12 +92,15 @@ class Request:
     negative_prompt: Annotated[
         str | None, Option(help="What the video should not show.", rich_help_panel=VIDEO, show_default=OWN)
     ] = None
-    frames: Annotated[int | None, Option(min=1, rich_help_panel=VIDEO, show_default=OWN)] = None
+    frames: Annotated[int | None, Option(*FRAMES, min=1, rich_help_panel=VIDEO, show_default=OWN)] = None
     height: Annotated[int | None, Option(min=1, rich_help_panel=VIDEO, show_default=OWN)] = None
     width: Annotated[int | None, Option(min=1, rich_help_panel=VIDEO, show_default=OWN)] = None
-    steps: Annotated[int | None, Option(min=1, help="Denoising steps.", rich_help_panel=VIDEO, show_default=OWN)] = None
+    steps: Annotated[
+        int | None, Option(*STEPS, min=1, help="Denoising steps.", rich_help_panel=VIDEO, show_default=OWN)
+    ] = None
     guidance: Annotated[
-        float | None, Option(help="Classifier-free guidance scale.", rich_help_panel=VIDEO, show_default=OWN)
+        float | None,
+        Option(*GUIDANCE, help="Classifier-free guidance scale.", rich_help_panel=VIDEO, show_default=OWN),
     ] = None
     sampler: Annotated[str | None, Option(help=SAMPLER_HELP, rich_help_panel=VIDEO, show_default="own")] = None
     positions: Annotated[str | None, Option(help=POSITIONS_HELP, rich_help_panel=VIDEO, show_default="plain")] = None
@@ -112,7 +125,8 @@ class Request:
     dtype: Annotated[
         str | None,
         Option(
-            help="float32, bfloat16 or float16.",
+            help=DTYPE_HELP,
+            callback=read_dtype,
             rich_help_panel=MACHINE,
             show_default="float32 on a CPU, else bfloat16",
         ),

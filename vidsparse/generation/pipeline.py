@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from vidsparse.generation.dtypes import dtype_name
 from vidsparse.generation.frames import pipeline_geometry
 from vidsparse.generation.models import Model, source_of
 from vidsparse.generation.positions import KINDS, extend_positions
@@ -18,8 +19,6 @@ from vidsparse.lora.recipe import LoraRecipe
 from vidsparse.runtime.gates import GATE, has_gates, load_gates
 from vidsparse.runtime.pipeline import transformers_of
 from vidsparse.runtime.registry import adapter_for
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def load_pipeline(
@@ -40,7 +39,7 @@ def load_pipeline(
     Args:
         model: from `find_model`.
         loras: names, folders, files or Hub ids, all active; the first decides positions and scheduler.
-        dtype: one of `DTYPES`; by default float32 on a CPU, else bfloat16.
+        dtype: a name that `dtype_name` knows, such as "bf16"; by default float32 on a CPU, else bfloat16.
         device: such as "cpu" or "cuda:1"; by default a GPU if there is one.
         offload: keep on the GPU only what computes.
         sampler, flow_shift: see `build_scheduler`; by default those of the LoRA, else of the model.
@@ -60,8 +59,7 @@ def load_pipeline(
     device = check_device(device)
     if offload and device == "cpu":
         raise ValueError("offloading moves idle models from a GPU to the CPU, but the device is the CPU; leave it out")
-    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-    check_dtype(dtype)
+    dtype = dtype_name(dtype or default_dtype(device))
     pipe = model.load(getattr(torch, dtype))
     _load_gates(pipe, model)
     scheduler, recipe = pipe.scheduler, first_recipe(loras)
@@ -109,14 +107,9 @@ def check_device(name: str | None) -> str:
     return name
 
 
-def check_dtype(name: str) -> None:
-    """Refuse a dtype that is not one of `DTYPES`.
-
-    Raises:
-        ValueError: names them.
-    """
-    if name not in DTYPES:
-        raise ValueError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
+def default_dtype(device: str) -> str:
+    """The dtype of a pipeline on a device unless told otherwise."""
+    return "float32" if device == "cpu" else "bfloat16"
 
 
 def fit_arguments(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:

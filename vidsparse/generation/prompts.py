@@ -18,11 +18,12 @@ ERROR = ".error"  # what is added to the name of a video that failed
 
 
 class Allowed(NamedTuple):
-    """What an option of a video may be: int, float or str, and the least and the most of a number."""
+    """What an option of a video may be: int, float or str, the least and the most of a number, and its other name."""
 
     kind: type
     least: float | None = None
     most: float | None = None
+    alias: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ def _object(where: str, text: str, options: Mapping[str, Allowed]) -> dict[str, 
     if not isinstance(data, dict):
         raise ValueError(f'{where}: got {text[:40]}, expected an object such as {{"prompt": "a fox", "seed": 1}}')
     given = {name: value for name, value in data.items() if value is not None}
+    for name, allowed in options.items():
+        if allowed.alias in given:
+            if name in given:
+                raise ValueError(f"{where}: {name} and {allowed.alias} are one option; give it once")
+            given[name] = given.pop(allowed.alias)
     possible = {"prompt": Allowed(str), "name": Allowed(str), **options}
     if unknown := [name for name in given if name not in possible]:
         raise ValueError(f"{where}: unknown {', '.join(unknown)}; known are {', '.join(possible)}")
@@ -116,7 +122,7 @@ def _object(where: str, text: str, options: Mapping[str, Allowed]) -> dict[str, 
 
 def _check(what: str, value: Any, allowed: Allowed) -> None:
     """Refuse a value that an option cannot have."""
-    kind, least, most = allowed
+    kind, least, most, _ = allowed
     kinds: Any = (int, float) if kind is float else kind
     if not isinstance(value, kinds) or isinstance(value, bool) or (kind is float and not math.isfinite(value)):
         words = {str: "text in quotes", int: "a whole number", float: "a number"}
