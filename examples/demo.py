@@ -36,6 +36,7 @@ def main() -> int:
     settings = {"--pattern": "radial", "--density": "0.4", "--dense-steps": "8", "--dense-layers": "0"}
     options = ["compare", PROMPT, *(part for setting in settings.items() for part in setting)]
     options += [part for option, name in files.items() for part in (option, str(arguments.out / name))]
+    options += ["--overwrite"]
     options += ["--steps", "6"] if arguments.fast else []
     size = ["--frames", "5" if arguments.fast else "81", "--height", "480", "--width", "832"]
     print("One attention layer of Wan 2.1 (two of its heads) on this machine:", flush=True)

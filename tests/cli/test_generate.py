@@ -20,9 +20,10 @@ from needs import needs_weights
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from vidsparse.generation.models import Model
+from vidsparse.generation.models import Model, Shapes
 
 ROOT = Path(__file__).parents[2]
+SLUG = PROMPT.replace(" ", "-")
 vidsparse = pytest.fixture(vidsparse_in_a_folder)
 tiny = pytest.fixture(scope="session")(tiny_pipeline)
 small = pytest.fixture(small_sample)
@@ -90,12 +91,13 @@ def test_steps_that_are_all_dense_are_noted_before_the_model_is_loaded(
     said = "all 2 steps are dense, so nothing will be sparse; use --dense-steps 1, or more --steps"
     assert order[0] == said and order[1].startswith("preset default") and order[2:] == ["loaded"]
     radial = "--pattern", "radial"
-    assert vidsparse("generate", PROMPT, *small, *radial, "-o", "a.mp4").code == 0 and order[3:] == ["loaded"]
+    assert vidsparse("generate", PROMPT, *small, *radial, "-o", "b.mp4").code == 0 and order[3:] == ["loaded"]
 
 
 def test_few_steps_are_sparse_by_default(vidsparse: Any, small: list[str]) -> None:
+    files = "-o", "a.mp4", "--report", "a.json", "--overwrite"
     for steps, counts in ((1, (2, 2)), (4, (6, 10))):  # two layers, the first dense, with and without the prompt
-        done = vidsparse("generate", PROMPT, *small[:-2], "--steps", steps, "-o", "a.mp4", "--report", "a.json")
+        done = vidsparse("generate", PROMPT, *small[:-2], "--steps", steps, *files)
         assert done.code == 0, done.err
         report = json.loads(Path("a.json").read_text())["attention"]
         assert (report["sparse_calls"], report["dense_calls"]) == counts and "are dense" not in done.err
@@ -173,16 +175,18 @@ def test_shapes_end_to_end(vidsparse: Any) -> None:
     assert report["judge"]["colour"] == report["judge"]["background"] == report["judge"]["motion"] == 1, report["judge"]
     assert report["judge"]["mean"] >= 0.75, report["judge"]
     assert report["attention"]["density"] == pytest.approx(0.3, abs=0.02)
-    assert imageio.imread("out.mp4", plugin="FFMPEG").shape == (33, 256, 256, 3)
+    assert imageio.imread(f"outputs/{SLUG}-0.mp4", plugin="FFMPEG").shape == (33, 256, 256, 3)
 
 
 @needs_weights
 def test_demo_writes_everything(tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo/strip.png").touch()  # of a run before
     command = [sys.executable, str(ROOT / "examples/demo.py"), "--fast", "--out", str(tmp_path / "demo")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     files = ["comparison.json", "dense.mp4", "side_by_side.mp4", "sparse.mp4", "strip.png"]
-    assert sorted(os.listdir(tmp_path / "demo")) == files
+    assert sorted(os.listdir(tmp_path / "demo")) == files and (tmp_path / "demo/strip.png").stat().st_size
     assert "PSNR to dense" in done.stdout
 
 
@@ -197,3 +201,51 @@ def test_options_have_the_names_of_diffusers_too(vidsparse: Any, small: list[str
     requests = [json.loads(Path(name).read_text())["request"] for name in ("a.json", "b.json")]
     assert requests[0] == requests[1] and requests[0]["dtype"] == "float32"
     assert (requests[0]["frames"], requests[0]["steps"], requests[0]["guidance"]) == (9, 2, 3)
+
+
+def test_a_video_without_a_name_replaces_no_other(vidsparse: Any, small: list[str]) -> None:
+    asked = "generate", PROMPT, *small, "--steps", 1, "--seed", 7
+    names = f"{SLUG}-7.mp4", f"{SLUG}-7-2.mp4", f"{SLUG}-7-3.mp4"
+    for name in names:
+        assert f"wrote outputs/{name}" in vidsparse(*asked).out.replace("\n", "")
+    assert sorted(os.listdir("outputs")) == sorted(names)
+    before = Path("outputs", names[0]).stat().st_mtime_ns
+    assert vidsparse(*asked, "--overwrite").code == 0
+    assert sorted(os.listdir("outputs")) == sorted(names) and Path("outputs", names[0]).stat().st_mtime_ns > before
+    assert f"wrote outputs/{SLUG}-0-compare.mp4" in vidsparse("compare", PROMPT, *small, "--repeat", 1).out
+
+
+def test_the_name_of_a_video_is_chosen_when_it_is_written(
+    vidsparse: Any, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = Model.load
+
+    def meanwhile(*given: Any) -> Any:
+        Path("outputs").mkdir()
+        Path("outputs", f"{SLUG}-0.mp4").write_text("of another process")
+        return load(*given)
+
+    monkeypatch.setattr(Model, "load", meanwhile)
+    assert vidsparse("generate", PROMPT, *small).code == 0
+    assert Path("outputs", f"{SLUG}-0.mp4").read_text() == "of another process"
+    assert len(imageio.imread(f"outputs/{SLUG}-0-2.mp4", plugin="FFMPEG")) == 9
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("generate", "-o a.mp4"), ("generate", "--report a.json"), ("compare", "-o a.mp4"), ("compare", "--strip a.png")]
+    + [("compare", f"--{side}-output a.mp4") for side in ("dense", "sparse")]
+    + [("compare", "--json a.json"), ("inspect", "--png a.png"), ("doctor", "--json a.json")],
+    ids=" ".join,
+)
+def test_a_file_that_is_there_is_not_replaced(
+    vidsparse: Any, monkeypatch: pytest.MonkeyPatch, command: str, option: str
+) -> None:
+    for kind in (Model, Shapes):
+        monkeypatch.setattr(kind, "load", lambda *_: pytest.fail("the model was loaded"))
+    name, text = option.split()[1], "weeks of work"
+    Path(name).write_text(text)
+    asked = [PROMPT] if command in ("generate", "compare") else []
+    done = vidsparse(command, *asked, *option.split())
+    assert done.code == 1 and Path(name).read_text() == text and os.listdir() == [name]
+    assert done.err == f"error: {name} is there already; give another name, or --overwrite to replace it\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -215,7 +216,17 @@ def test_pipelines_that_need_more_than_a_prompt_are_refused_before_they_are_load
     refused(vidsparse("generate", PROMPT, "--model", folder, "--frames", 9), says)
 
 
+@pytest.mark.parametrize("command", ["generate", "compare"])
+def test_a_file_in_the_place_of_the_folder_of_videos(
+    vidsparse: Any, monkeypatch: pytest.MonkeyPatch, command: str, tmp_path: Path
+) -> None:
+    never_loads(monkeypatch)
+    (tmp_path / "outputs").touch()
+    done = vidsparse(command, PROMPT)
+    assert done.code == 1 and done.err == "error: cannot write to outputs: it is a file, and a folder is needed\n"
+
+
 def test_finetune_refuses_a_file_for_its_folder(vidsparse: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("out") / "a.mp4"
     path.touch()
-    refused(vidsparse("finetune", "-o", path), "it is a file, and --out names a folder")
+    refused(vidsparse("finetune", "-o", path), "it is a file, and a folder is needed")

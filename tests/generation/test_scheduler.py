@@ -133,7 +133,8 @@ def test_a_lora_brings_its_sampler(trained: Any, tmp_path: Path) -> None:
 def test_generate_takes_sampler_and_shift(vidsparse: Any, tiny: Path) -> None:
     def video(*options: Any) -> bytes:
         sizes = ["--frames", 5, "--height", 16, "--width", 16, "--steps", 3]
-        done = vidsparse("generate", PROMPT, "--model", tiny, *sizes, *options, "-o", "a.mp4", "--report", "a.json")
+        files = "-o", "a.mp4", "--report", "a.json", "--overwrite"
+        done = vidsparse("generate", PROMPT, "--model", tiny, *sizes, *options, *files)
         assert done.code == 0, done.err
         return Path("a.mp4").read_bytes()
 

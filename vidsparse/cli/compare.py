@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from vidsparse.cli.files import check_distinct, check_output, write_json
+from vidsparse.cli.files import (
+    OUTPUTS,
+    OVERWRITE_HELP,
+    check_distinct,
+    check_folder,
+    check_output,
+    free_video,
+    write_json,
+)
 from vidsparse.cli.messages import note, sampling_bar
 from vidsparse.cli.request import Request, fitted
 
@@ -20,7 +28,10 @@ WARM_UP = "a step of each and a decoding ran before the clocks"
 
 def compare(
     request: Request,
-    output: Annotated[Path, Option("--output", "-o", help="Both videos in one.")] = Path("compare.mp4"),
+    output: Annotated[
+        Path | None,
+        Option("--output", "-o", help="Both videos in one.", show_default="a new name in outputs"),
+    ] = None,
     dense_output: Annotated[Path | None, Option(help="Also write the dense video alone.")] = None,
     sparse_output: Annotated[Path | None, Option(help="Also write the sparse video alone.")] = None,
     strip: Annotated[Path | None, Option(help="Also write a PNG with frames of both.")] = None,
@@ -28,13 +39,16 @@ def compare(
     json_output: Annotated[
         Path | None, Option("--json", help="Also write the comparison as JSON; - is stdout and nothing else there.")
     ] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help=OVERWRITE_HELP)] = False,
 ) -> None:
     """Generate a video dense and sparse from one seed, and compare the two."""
     to_stdout = json_output == Path("-")
     for path in (output, dense_output, sparse_output):
-        check_output(path, ".mp4")
-    check_output(strip, ".png")
-    check_output(None if to_stdout else json_output)
+        check_output(path, ".mp4", overwrite=overwrite)
+    check_output(strip, ".png", overwrite=overwrite)
+    check_output(None if to_stdout else json_output, overwrite=overwrite)
+    if output is None:
+        check_folder(OUTPUTS)
     check_distinct(output, dense_output, sparse_output, strip, json_output)
     from vidsparse import Dense
     from vidsparse.generation.compare import compare as run
@@ -61,6 +75,7 @@ def compare(
     name = f"{name_of(pattern)}, density {sparse.report.density:.2f}"
     fps, scale = request.fps or request.known.fps, request.scale or default_scale(dense.frames)
     pixels = to_pixels(dense.frames, scale), to_pixels(sparse.frames, scale)
+    output = output or free_video(request.prompt, request.seed, "-compare", overwrite=overwrite)
     write_video(output, side_by_side(*pixels, ("dense", name)), fps)
     for path, own in zip((dense_output, sparse_output), pixels, strict=True):
         if path is not None:

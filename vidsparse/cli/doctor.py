@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option
 
-from vidsparse.cli.files import check_output, write_json
+from vidsparse.cli.files import OVERWRITE_HELP, check_output, write_json
 from vidsparse.cli.messages import live_console
 
 if TYPE_CHECKING:
@@ -32,9 +32,10 @@ def doctor(
     support: Annotated[
         Path | None, Option(help="Also write the table of all classes between a file's markers.")
     ] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help=OVERWRITE_HELP)] = False,
 ) -> None:
     """Check a model's settings, without its weights, against what diffusers itself computes. Exit code 1: a failure."""
-    check_output(json, ".json")
+    check_output(json, ".json", overwrite=overwrite)
     if support is not None:
         if model is not None:
             raise ValueError(f"--support writes a table of all classes; leave out {model}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -9,12 +10,16 @@ from typing import Any
 
 from vidsparse.atomic import replacing
 
+OUTPUTS = Path("outputs")  # the folder of videos that were given no name
+OVERWRITE_HELP = "Replace files that are there."
 
-def check_output(path: Path | None, suffix: str | None = None) -> None:
+
+def check_output(path: Path | None, suffix: str | None = None, *, overwrite: bool = False) -> None:
     """Refuse a path that a file cannot be written to, with the reason; None passes.
 
     Raises:
         ValueError: another suffix than the format's.
+        FileExistsError: a file is there, and may not be replaced.
         OSError: a directory, a device, a missing folder, a folder without write permission, or a name that is too long.
     """
     if path is None:
@@ -27,7 +32,28 @@ def check_output(path: Path | None, suffix: str | None = None) -> None:
         raise ValueError(f"cannot write {path}: its name must end in {suffix}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} is there already; give another name, or --overwrite to replace it")
     _check_leave(path, path.parent)
+
+
+def free_video(prompt: str, seed: int, of: str = "", *, overwrite: bool = False) -> Path:
+    """Where a video goes that was given no name: its folder is made, such as "outputs/a-red-circle-0.mp4".
+
+    Args:
+        prompt, seed: of the video.
+        of: the end of the name, such as "-compare".
+        overwrite: replace the file of that name. By default, where it is taken, the name ends in -2, -3, ...
+    """
+    from vidsparse.generation.prompts import first_words
+
+    OUTPUTS.mkdir(exist_ok=True)
+    name = f"{first_words(prompt) or 'video'}-{seed}{of}"
+    for end in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
+        path = OUTPUTS / f"{name}{end}.mp4"
+        if overwrite or not path.exists():
+            break
+    return path
 
 
 def check_folder(path: Path) -> None:
@@ -37,7 +63,7 @@ def check_folder(path: Path) -> None:
         OSError: a file, or a folder without write permission.
     """
     if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"cannot write to {path}: it is a file, and --out names a folder")
+        raise NotADirectoryError(f"cannot write to {path}: it is a file, and a folder is needed")
     above = path.absolute()
     _check_leave(path, next(folder for folder in (above, *above.parents) if folder.exists()))
 

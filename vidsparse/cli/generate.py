@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from vidsparse.cli.files import check_distinct, check_output
+from vidsparse.cli.files import OUTPUTS, OVERWRITE_HELP, check_distinct, check_folder, check_output, free_video
 from vidsparse.cli.messages import counted, is_first
 from vidsparse.cli.request import MACHINE, Request, fitted
 from vidsparse.cli.video import sample_video, scale_of, write_with_report
@@ -38,9 +38,11 @@ class OneOrMany(Request):
 def generate(
     request: OneOrMany,
     output: Annotated[
-        Path | None, Option("--output", "-o", help="Where the video goes.", show_default="out.mp4")
+        Path | None,
+        Option("--output", "-o", help="Where the video goes.", show_default="a new name in outputs"),
     ] = None,
     report: Annotated[Path | None, Option(help="Also write what ran, layer by layer, as JSON.")] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help=OVERWRITE_HELP)] = False,
     prompts: Annotated[Path | None, Option(help=PROMPTS_HELP, rich_help_panel=MANY)] = None,
     out: Annotated[Path | None, Option(help=OUT_HELP, rich_help_panel=MANY)] = None,
     ulysses: Annotated[
@@ -56,6 +58,8 @@ def generate(
             raise ValueError("give a prompt or --prompts, not both")
         if output is not None or report is not None:
             raise ValueError("--prompts writes videos and reports into --out; leave out --output and --report")
+        if overwrite:
+            raise ValueError("--prompts replaces no video: leave out --overwrite, and remove those to be made again")
         if out is None:
             raise ValueError("--prompts needs --out, the folder that the videos go to")
         generate_all(request, prompts, out, ulysses)
@@ -64,9 +68,10 @@ def generate(
         raise ValueError("--out is the folder of --prompts; one video goes to --output FILE.mp4")
     if not request.prompt:
         raise ValueError("the prompt is empty; say what the video shows, or give --prompts FILE and --out FOLDER")
-    output = output or Path("out.mp4")
-    check_output(output, ".mp4")
-    check_output(report)
+    check_output(output, ".mp4", overwrite=overwrite)
+    check_output(report, overwrite=overwrite)
+    if output is None:
+        check_folder(OUTPUTS)
     check_distinct(output, report)
     if ulysses is None:
         done = _sampled(request, shared=False)
@@ -78,6 +83,8 @@ def generate(
         with joined(str(request.device)):
             done = _sampled(request, shared=True)
     if is_first():
+        # Chosen late: another process may have made a video of this name meanwhile.
+        output = output or free_video(request.prompt, request.seed, overwrite=overwrite)
         score = write_with_report(done, request, output, report)
         _print(done, request, score)
         print(f"wrote {output}" + (f" and {report}" if report else ""))

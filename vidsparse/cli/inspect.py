@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from vidsparse.cli.files import check_output
+from vidsparse.cli.files import OVERWRITE_HELP, check_output
 from vidsparse.cli.messages import live_console, note, sampling_bar
 from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP
 from vidsparse.cli.request import FRAMES, note_frames
@@ -35,6 +35,7 @@ def inspect(
     heads: Annotated[int | None, Option(min=1, show_default="of the model; wan: 40, as in the 14B model")] = None,
     head_dim: Annotated[int | None, Option(min=1, show_default="of the model")] = None,
     png: Annotated[Path | None, Option(help="Also draw the map.")] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help=OVERWRITE_HELP)] = False,
     prompt: Annotated[
         str | None,
         Option(help="Of the video in which a pattern chooses the map that is drawn.", show_default="one, for shapes"),
@@ -50,7 +51,7 @@ def inspect(
     from vidsparse.generation.frames import check_map, geometry
     from vidsparse.patterns.names import build_pattern
 
-    check_output(png, ".png")
+    check_output(png, ".png", overwrite=overwrite)
     chosen = build_pattern(pattern, density, settings)
     by_content = chooses_by_content(chosen)
     if png is not None and by_content:

@@ -145,7 +145,12 @@ def _check_name(what: str, name: str) -> None:
 
 def _default_name(number: int, prompt: str) -> str:
     """Number and first words of a prompt: "0007-a-red-circle"."""
+    return f"{number:0{DIGITS}}-{first_words(prompt)}".strip("-")
+
+
+def first_words(prompt: str) -> str:
+    """The first words of a prompt as part of a file's name, such as "a-red-circle"; "" for one without words."""
     words = re.sub(r"\W+", "-", prompt.lower()).strip("-_")
     while len(os.fsencode(words)) > SLUG:
         words = words.rpartition("-")[0] or words[:-1]
-    return f"{number:0{DIGITS}}-{words}".strip("-")
+    return words
