@@ -66,7 +66,14 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse.generation": (
         *("PIL", "diffusers", "filelock", "huggingface_hub", "imageio", "numpy", "torch", "torchmetrics"),
-        *("vidsparse.atomic", "vidsparse.block_map", "vidsparse.corrections", "vidsparse.grid", "vidsparse.lora"),
+        *(
+            "vidsparse.atomic",
+            "vidsparse.attention",
+            "vidsparse.block_map",
+            "vidsparse.corrections",
+            "vidsparse.grid",
+            "vidsparse.lora",
+        ),
         *("vidsparse.patterns", "vidsparse.presets", "vidsparse.runtime", "vidsparse.shapes", "vidsparse_pipelines"),
     ),
     "vidsparse.lora": (

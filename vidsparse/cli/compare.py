@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
+from vidsparse.cli.dry_run import DRY_RUN_HELP, print_plan
 from vidsparse.cli.files import (
     OUTPUTS,
     OVERWRITE_HELP,
@@ -40,6 +41,7 @@ def compare(
         Path | None, Option("--json", help="Also write the comparison as JSON; - is stdout and nothing else there.")
     ] = None,
     overwrite: Annotated[bool, Option("--overwrite", help=OVERWRITE_HELP)] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help=DRY_RUN_HELP)] = False,
 ) -> None:
     """Generate a video dense and sparse from one seed, and compare the two."""
     to_stdout = json_output == Path("-")
@@ -50,6 +52,9 @@ def compare(
     if output is None:
         check_folder(OUTPUTS)
     check_distinct(output, dense_output, sparse_output, strip, json_output)
+    if dry_run:
+        print_plan(request)
+        return
     from vidsparse import Dense
     from vidsparse.generation.compare import compare as run
     from vidsparse.generation.video import default_scale, side_by_side, to_pixels, write_strip, write_video

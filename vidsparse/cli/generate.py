@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from vidsparse.cli.dry_run import DRY_RUN_HELP, print_plan
 from vidsparse.cli.files import OUTPUTS, OVERWRITE_HELP, check_distinct, check_folder, check_output, free_video
 from vidsparse.cli.messages import counted, is_first
 from vidsparse.cli.request import MACHINE, Request, fitted
@@ -43,6 +44,7 @@ def generate(
     ] = None,
     report: Annotated[Path | None, Option(help="Also write what ran, layer by layer, as JSON.")] = None,
     overwrite: Annotated[bool, Option("--overwrite", help=OVERWRITE_HELP)] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help=DRY_RUN_HELP)] = False,
     prompts: Annotated[Path | None, Option(help=PROMPTS_HELP, rich_help_panel=MANY)] = None,
     out: Annotated[Path | None, Option(help=OUT_HELP, rich_help_panel=MANY)] = None,
     ulysses: Annotated[
@@ -60,6 +62,8 @@ def generate(
             raise ValueError("--prompts writes videos and reports into --out; leave out --output and --report")
         if overwrite:
             raise ValueError("--prompts replaces no video: leave out --overwrite, and remove those to be made again")
+        if dry_run:
+            raise ValueError("--dry-run is for one video; give a prompt instead of --prompts")
         if out is None:
             raise ValueError("--prompts needs --out, the folder that the videos go to")
         generate_all(request, prompts, out, ulysses)
@@ -73,6 +77,11 @@ def generate(
     if output is None:
         check_folder(OUTPUTS)
     check_distinct(output, report)
+    if dry_run:
+        if ulysses is not None:
+            request.check_shared(ulysses)
+        print_plan(request)
+        return
     if ulysses is None:
         done = _sampled(request, shared=False)
     else:

@@ -76,7 +76,7 @@ def inspect(
     from vidsparse.cli.map_picture import draw_map
 
     with live_console().status("drawing the map"):
-        title = f"{pattern} on {_sides(grid.view)} tokens of {model}{where}, head {largest.heads[0]}"
+        title = f"{pattern} on {sides_text(grid.view)} tokens of {model}{where}, head {largest.heads[0]}"
         draw_map(png, largest.block_map, grid, title)
     print(f"wrote {png}")
 
@@ -164,6 +164,7 @@ def _print(grid: VideoGrid, block_map: BlockMap, pattern: str, channels: int) ->
     from rich.table import Table
 
     from vidsparse.attention import dense_flops
+    from vidsparse.generation.forecast import bound
 
     seen = block_map.grid  # patterns in raster order see the tokens as one line
     tiles = {"tile": block_map.query_tile}
@@ -174,16 +175,16 @@ def _print(grid: VideoGrid, block_map: BlockMap, pattern: str, channels: int) ->
     longest, shortest = int(block_map.counts.max()), int(block_map.counts.min())
     rows = {
         "pattern": pattern,
-        "grid": f"{_sides(grid.view)} (latent frames x height x width), {grid.tokens:,} tokens",
+        "grid": f"{sides_text(grid.view)} (latent frames x height x width), {grid.tokens:,} tokens",
         **{
-            name: f"{_sides(tile)}, {_sides(seen.tiles(tile))} = {math.prod(seen.tiles(tile)):,} tiles"
+            name: f"{sides_text(tile)}, {sides_text(seen.tiles(tile))} = {math.prod(seen.tiles(tile)):,} tiles"
             + ("" if seen.view == grid.view else " of the tokens in raster order")
             for name, tile in tiles.items()
         },
         "padding": ", ".join(f"{share:.1%} of the slots of {name}s are empty" for name, share in empty.items()),
         "density": f"{block_map.density:.4f} of tile pairs, {block_map.token_density:.4f} of token pairs",
         "rows": f"a query tile sees {shortest:,} to {longest:,} of {block_map.key_tiles:,} key tiles",
-        "attention FLOPs": f"{_flops(dense)} dense, {_flops(dense * block_map.token_density)} sparse a layer",
+        "attention FLOPs": f"{flops_text(dense)} dense, {flops_text(dense * block_map.token_density)} sparse a layer",
         "bound": f"attention at most {bound(block_map):.2f}x faster, with the empty slots of tiles computed too",
     }
     table = Table.grid(padding=(0, 2))
@@ -198,18 +199,13 @@ def _print(grid: VideoGrid, block_map: BlockMap, pattern: str, channels: int) ->
             )
 
 
-def bound(block_map: BlockMap) -> float:
-    """How many times less a kernel computes than dense attention, when it computes kept tiles as a whole."""
-    query, key = (tile[0] * tile[1] * tile[2] for tile in (block_map.query_tile, block_map.key_tile))
-    rows = block_map.counts.double().sum(dim=-1).mean()
-    return float(block_map.grid.tokens**2 / (rows * query * key))
-
-
-def _sides(sides: tuple[int, int, int]) -> str:
+def sides_text(sides: tuple[int, int, int]) -> str:
+    """The sides of a box, such as "4x8x8"."""
     return "x".join(map(str, sides))
 
 
-def _flops(number: float) -> str:
+def flops_text(number: float) -> str:
+    """Floating-point operations with a unit, such as "1.5 TFLOP"."""
     for unit in ("", "k", "M", "G", "T"):
         if number < 1000:
             return f"{number:.3g} {unit}FLOP"

@@ -16,6 +16,7 @@ from vidsparse.generation.dtypes import dtype_name
 
 if TYPE_CHECKING:
     from vidsparse import Correction, LoraRecipe, Pattern
+    from vidsparse.generation.forecast import Forecast
     from vidsparse.generation.frames import Geometry
     from vidsparse.generation.models import Model
     from vidsparse.presets import Preset
@@ -302,7 +303,7 @@ class Request:
         check_impl(self.impl, torch.device(check_device(self.device)))
         check_pattern(self.model, pattern)
         positions = self.positions or self.recipe.positions
-        frames, height, width = (arguments.get(x) or self.known.default(x) for x in ("num_frames", "height", "width"))
+        frames, height, width = self.size(arguments)
         if frames and height and width:
             geometry(self.model).check(frames, height, width, any_frames=positions is not None)
         steps = self.denoising_steps
@@ -310,6 +311,20 @@ class Request:
             fewer = default_dense_steps(steps)  # of a run of one step: 0
             advice = f"--dense-steps {fewer}, or more --steps" if self.budget is None else "a lower --budget"
             note(f"all {steps} steps are dense, so nothing will be sparse; use {advice}")
+
+    def size(self, arguments: dict[str, Any]) -> tuple[int | None, int | None, int | None]:
+        """Frames, height and width of the video of these arguments; None where the pipeline decides by itself."""
+        frames, height, width = (arguments.get(x) or self.known.default(x) for x in ("num_frames", "height", "width"))
+        return frames, height, width
+
+    def forecast(self, pattern: Pattern, arguments: dict[str, Any]) -> Forecast | None:
+        """What the video will cost; None where the pipeline decides its size. Raises: see `forecast`."""
+        from vidsparse.generation.forecast import forecast
+
+        frames, height, width = self.size(arguments)
+        if frames and height and width:
+            return forecast(self.model, pattern, frames, height, width, self.denoising_steps)
+        return None
 
     def check_shared(self, gpus: int) -> None:
         """Refuse, before anything is loaded, what several GPUs cannot share.

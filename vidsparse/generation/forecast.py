@@ -1,0 +1,132 @@
+"""What a video will cost in attention, from the settings of its model alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vidsparse.attention import dense_flops
+from vidsparse.block_map import BlockMap, head_groups
+from vidsparse.generation.frames import check_map, geometry
+from vidsparse.generation.transformers import attention_layers, configured_transformers, without_weights
+from vidsparse.grid import VideoGrid
+from vidsparse.patterns import Context, Pattern
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What attention of a model's first transformer will compute for a video.
+
+    Attributes:
+        grid: of the video's tokens, without text.
+        frames: of the video, as the VAE produces them.
+        width: of self-attention: heads times head_dim.
+        layers: how many layers of self-attention there are.
+        sparse: for each step, how many of the layers are sparse.
+        skipped: the steps that the pattern skips.
+        density, token_density: of the maps of sparse layers: kept / all pairs of tiles, and of tokens, over all heads.
+        computed: pairs of tokens that a kernel computes, with kept tiles as a whole, as a share of all pairs.
+    """
+
+    grid: VideoGrid
+    frames: int
+    width: int
+    layers: int
+    sparse: tuple[int, ...]
+    skipped: tuple[int, ...]
+    density: float = 1.0
+    token_density: float = 1.0
+    computed: float = 1.0
+
+    @property
+    def dense_flops(self) -> float:
+        """Floating-point operations of all layers of one call of the transformer, all of them dense."""
+        return self.layers * dense_flops(self.grid.tokens, self.width)
+
+    @property
+    def dense_steps(self) -> tuple[int, ...]:
+        """The steps in which no layer is sparse; those that are skipped are not among them."""
+        return tuple(step for step, layers in enumerate(self.sparse) if not layers and step not in self.skipped)
+
+    @property
+    def sparse_steps(self) -> int:
+        """How many steps have a sparse layer."""
+        return sum(layers > 0 for layers in self.sparse)
+
+    @property
+    def saved(self) -> float:
+        """The share of attention's FLOPs that a run does not compute, of those of a dense run."""
+        return 1 - self._share(self.token_density)
+
+    @property
+    def bound(self) -> float:
+        """How many times faster attention can become in all steps together, with kept tiles computed as a whole."""
+        share = self._share(self.computed)
+        return 1 / share if share else float("inf")
+
+    def _share(self, cost: float) -> float:
+        """What all steps cost if a sparse layer costs so much, as a share of a dense run."""
+        sparse, steps = sum(self.sparse), len(self.sparse)
+        dense = self.layers * (steps - len(self.skipped)) - sparse
+        return (dense + sparse * cost) / (self.layers * steps)
+
+
+def forecast(model: str, pattern: Pattern, frames: int, height: int, width: int, steps: int) -> Forecast:
+    """What a video will cost. No weights are read.
+
+    Args:
+        model: see `configured_transformers`.
+        pattern: in its schedule. Ranges of noise level count as if noise fell evenly from step to step. For a pattern
+            that chooses by content, densities are those of `plan`.
+        frames, height, width: of the video; frames that the VAE does not produce count as the nearest that it does.
+        steps: of the denoising.
+
+    Raises:
+        ValueError: a video that is smaller than a token, or a map larger than memory.
+        NotImplementedError: no adapter serves the transformer.
+        OSError: the settings cannot be read.
+    """
+    known, layers = geometry(model), attention_layers(model)
+    grid, heads = known.grid(frames, height, width), known.heads
+    sparse, skipped = [], []
+    for step in range(steps):
+        places = [
+            Context(layer=layer, layers=layers, step=step, steps=steps, sigma=1 - step / steps, heads=heads)
+            for layer in range(layers)
+        ]
+        if pattern.skips(places[0]):
+            skipped.append(step)
+            sparse.append(0)
+        else:
+            sparse.append(sum(not pattern.is_dense(place) for place in places))
+    found = Forecast(grid, known.frames(frames)[0], heads * known.head_dim, layers, tuple(sparse), tuple(skipped))
+    if not any(sparse):
+        return found
+    check_map(grid, pattern)
+    groups = head_groups(pattern.plan(grid, Context(layers=layers, steps=steps, heads=heads)), heads)
+    shares = [(group.block_map, len(group.heads) / heads) for group in groups]
+    return Forecast(
+        *(found.grid, found.frames, found.width, found.layers, found.sparse, found.skipped),
+        density=sum(share * block_map.density for block_map, share in shares),
+        token_density=sum(share * block_map.token_density for block_map, share in shares),
+        computed=sum(share / bound(block_map) for block_map, share in shares),
+    )
+
+
+def bound(block_map: BlockMap) -> float:
+    """How many times less a kernel computes than dense attention, when it computes kept tiles as a whole."""
+    query, key = (tile[0] * tile[1] * tile[2] for tile in (block_map.query_tile, block_map.key_tile))
+    rows = block_map.counts.double().sum(dim=-1).mean()
+    return float(block_map.grid.tokens**2 / (rows * query * key))
+
+
+def weight_bytes(model: str, dtype: torch.dtype) -> dict[str, int]:
+    """The bytes of each transformer's weights in a dtype, from settings alone.
+
+    Raises: see `configured_transformers`.
+    """
+    return {
+        name: sum(weight.numel() for weight in without_weights(cls, settings).parameters()) * dtype.itemsize
+        for name, (cls, settings) in configured_transformers(model).items()
+    }
