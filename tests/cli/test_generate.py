@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -249,3 +250,27 @@ def test_a_file_that_is_there_is_not_replaced(
     done = vidsparse(command, *asked, *option.split())
     assert done.code == 1 and Path(name).read_text() == text and os.listdir() == [name]
     assert done.err == f"error: {name} is there already; give another name, or --overwrite to replace it\n"
+
+
+def test_a_line_says_what_to_expect_and_others_how_far_it_is(vidsparse: Any, small: list[str]) -> None:
+    asked = [*small, "--steps", "20", "--pattern", "radial", "--density", "0.3", "--device", "cpu"]
+    done = vidsparse("generate", PROMPT, *asked, "--set", "tile=1,2,2", "-o", "a.mp4")
+    assert done.code == 0, done.err
+    lines = done.err.splitlines()
+    header = next(
+        i for i, line in enumerate(lines) if line.startswith(f"{small[1]} on cpu, float32: 288 tokens, radial")
+    )
+    assert re.search(r" of density 0\.\d\d, 19 of 20 steps sparse, attention at most \d\.\d\dx faster$", lines[header])
+    told = [line for line in lines[header + 1 :] if line.startswith("radial: ")]
+    assert [line.split(",")[0] for line in told] == [f"radial: {step} of 20" for step in range(2, 21, 2)]
+    assert all(re.fullmatch(r"radial: \d+ of 20, \d+ seconds", line) for line in told)
+
+
+@pytest.mark.parametrize("command", ["generate", "compare"])
+def test_quiet_leaves_results_and_errors(vidsparse: Any, small: list[str], command: str) -> None:
+    done = vidsparse(command, PROMPT, *small, "--frames", 6, "-o", "a.mp4", "--quiet")
+    ours = [line for line in done.err.splitlines() if line and "it/s]" not in line]  # the console script has no bars
+    assert done.code == 0 and not ours and "wrote a.mp4" in done.out
+    done = vidsparse(command, PROMPT, *small, "-o", "a.mp4", "-q")
+    assert done.code == 1 and done.err.startswith("error: a.mp4 is there already")
+    assert "note: 6 frames" in vidsparse(command, PROMPT, *small, "--frames", 6, "-o", "b.mp4").err, "quiet has ended"

@@ -148,6 +148,9 @@ class _Batch:
         from vidsparse.generation.frames import pipeline_geometry
 
         self.folder, self.requests, self.lines = folder, requests, lines
+        kinds = {(asked.size(asked.build_arguments()), asked.denoising_steps): asked for asked in requests.values()}
+        for asked in kinds.values():
+            asked.say_header(asked.build_pattern(), asked.build_arguments())
         self.pipe, self.correction = request.load(request.build_pattern(), request.build_correction())
         geometry = pipeline_geometry(self.pipe)
         lengths = (asked.build_arguments().get("num_frames") for asked in requests.values())

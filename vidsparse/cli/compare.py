@@ -63,6 +63,7 @@ def compare(
     pattern, correction, arguments = request.checked()
     if isinstance(pattern, Dense):
         note("comparing dense with itself")
+    request.say_header(pattern, arguments)
     pipe, correction = request.load(pattern, correction)
     with sampling_bar() as bar:
         both = run(

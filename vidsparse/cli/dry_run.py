@@ -27,11 +27,9 @@ def print_plan(request: Request) -> None:
 
     from vidsparse.generation.forecast import weight_bytes
     from vidsparse.generation.frames import geometry
-    from vidsparse.generation.pipeline import check_device, default_dtype
 
     pattern, correction, arguments = request.checked()
-    known, device = request.known, check_device(request.device)
-    dtype = request.dtype or default_dtype(device)
+    known, (device, dtype) = request.known, request.place
     frames, height, width = request.size(arguments)
     guidance = arguments.get("guidance_scale", known.default("guidance_scale"))
     weights = weight_bytes(request.model, getattr(torch, dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from vidsparse.cli.files import check_folder
-from vidsparse.cli.messages import live_console, note, progress
+from vidsparse.cli.messages import live_console, note, plain_progress, progress
 from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
 from vidsparse.cli.request import DENSE_STEPS_HELP, FRAMES, PATTERN, SAMPLER_HELP, integers
 from vidsparse.generation.dtypes import dtype_name
@@ -246,13 +247,21 @@ def _dtype(request: Finetuning, model: Model) -> str:
 
 @contextmanager
 def _bars(main: bool) -> Iterator[Callable[[str, int, int, float | None], None]]:
-    """A progress bar for each task; only one process draws."""
+    """A progress bar for each task, or lines where stderr is not a terminal; only one process draws."""
+    if not sys.stderr.isatty():
+        lines = plain_progress()
+        yield lambda task, done, total, loss: lines(task, done, total, _loss(loss))
+        return
     tasks: dict[str, Any] = {}
     with progress("{task.fields[loss]}", disable=not main) as bars:
 
         def show(task: str, done: int, total: int, loss: float | None) -> None:
             if task not in tasks:
                 tasks[task] = bars.add_task(task, total=total, loss="")
-            bars.update(tasks[task], completed=done, total=total, loss="" if loss is None else f"loss {loss:.4f}")
+            bars.update(tasks[task], completed=done, total=total, loss=_loss(loss))
 
         yield show
+
+
+def _loss(loss: float | None) -> str:
+    return "" if loss is None else f"loss {loss:.4f}"

@@ -102,6 +102,7 @@ def generate(
 def _sampled(request: Request, shared: bool) -> Sample:
     """Sample the video, on all GPUs together if it is shared."""
     pattern, correction, arguments = request.checked()
+    request.say_header(pattern, arguments)
     pipe, correction = request.load(pattern, correction)
     arguments = fitted(pipe, arguments)
     if shared:

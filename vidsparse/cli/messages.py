@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+
+
+QUIET_HELP = "Print results and errors alone: no notes and no progress."
+LINES = 10  # of the progress of a task, where a bar cannot be drawn
+_quiet = ContextVar("_quiet", default=False)
+
+
+@contextmanager
+def quieted(quiet: bool) -> Iterator[None]:
+    """Within the context, where quiet: results and errors alone."""
+    before = _quiet.set(quiet)
+    try:
+        yield
+    finally:
+        _quiet.reset(before)
+
+
+def speaks() -> bool:
+    """Whether notes and progress are printed."""
+    return is_first() and not _quiet.get()
 
 
 def is_first() -> bool:
@@ -20,8 +42,13 @@ def is_first() -> bool:
 
 def note(text: str) -> None:
     """Print one line that a user should know of."""
-    if is_first():
-        print("note:", text, file=sys.stderr)
+    say(f"note: {text}")
+
+
+def say(text: str) -> None:
+    """Print a line on stderr, unless told to be quiet."""
+    if speaks():
+        print(text, file=sys.stderr, flush=True)
 
 
 def counted(number: int, noun: str) -> str:
@@ -33,7 +60,7 @@ def live_console() -> Console:
     """For progress bars and spinners: silent where stderr is not a terminal, such as in a log."""
     from rich.console import Console
 
-    return Console(stderr=True, quiet=not (is_first() and sys.stderr.isatty()))
+    return Console(stderr=True, quiet=not (speaks() and sys.stderr.isatty()))
 
 
 def progress(text: str, *, transient: bool = False, disable: bool = False) -> Progress:
@@ -54,7 +81,13 @@ def progress(text: str, *, transient: bool = False, disable: bool = False) -> Pr
 
 @contextmanager
 def sampling_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar that starts anew with each task; call it with the task, the steps that are done, and all steps."""
+    """A progress bar that starts anew with each task; call it with the task, the steps that are done, and all steps.
+
+    Where stderr is not a terminal, lines are printed instead.
+    """
+    if not sys.stderr.isatty():
+        yield plain_progress()
+        return
     with progress("steps", transient=True) as bar:
         task = bar.add_task("")
 
@@ -64,3 +97,25 @@ def sampling_bar() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, completed=done, description=name if done < steps else f"{name}: decoding")
 
         yield show
+
+
+class Show(Protocol):
+    """Shows how far a task is: its name, the steps that are done, all steps, and what else there is to say."""
+
+    def __call__(self, name: str, done: int, steps: int, more: str = "") -> None: ...
+
+
+def plain_progress() -> Show:
+    """Prints a line for each tenth of a task."""
+    tenths: dict[str, int] = {}
+    started: dict[str, float] = {}
+
+    def show(name: str, done: int, steps: int, more: str = "") -> None:
+        if done == 0 or name not in tenths:
+            tenths[name], started[name] = 0, time.perf_counter()
+        if steps and (tenth := done * LINES // steps) > tenths[name]:
+            tenths[name] = tenth
+            parts = f"{done:,} of {steps:,}", more, f"{time.perf_counter() - started[name]:.0f} seconds"
+            say(f"{name}: {', '.join(part for part in parts if part)}")
+
+    return show

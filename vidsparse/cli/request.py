@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from typer import Argument, Option
 
-from vidsparse.cli.messages import note
+from vidsparse.cli.messages import QUIET_HELP, note, quieted, say
 from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
 from vidsparse.generation.dtypes import dtype_name
 
@@ -27,6 +27,7 @@ PATTERN = "radial"
 # Our name of an option, and that of diffusers.
 FRAMES, STEPS = ("--frames", "--num-frames"), ("--steps", "--num-inference-steps")
 GUIDANCE = "--guidance", "--guidance-scale"
+QUIET = "quiet"
 ENDS = "dense_steps", "dense_last_steps"
 DENSE_STEPS_HELP = "one in eight"
 PRESET_HELP = "Pattern, schedule and correction by name, see `vidsparse presets`; what else is given changes them."
@@ -326,6 +327,32 @@ class Request:
             return forecast(self.model, pattern, frames, height, width, self.denoising_steps)
         return None
 
+    def say_header(self, pattern: Pattern, arguments: dict[str, Any]) -> None:
+        """Print a line that says what will be sampled, where, and how much faster attention can be at most."""
+        from vidsparse.patterns.names import name_of
+
+        what = [name_of(pattern)]
+        if (found := self.forecast(pattern, arguments)) is not None:
+            what.insert(0, f"{found.grid.tokens:,} tokens")
+            if found.sparse_steps:
+                what[1] += f" of density {found.density:.2f}"
+                what.append(f"{found.sparse_steps} of {len(found.sparse)} steps sparse")
+                what.append(f"attention at most {found.bound:.2f}x faster")
+        device, dtype = self.place
+        say(f"{self.model} on {device}, {dtype}: {', '.join(what)}")
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The device and the dtype of the model: what is given, else what this machine is best at.
+
+        Raises:
+            ValueError: the device is not available.
+        """
+        from vidsparse.generation.pipeline import check_device, default_dtype
+
+        device = check_device(self.device)
+        return device, self.dtype or default_dtype(device)
+
     def check_shared(self, gpus: int) -> None:
         """Refuse, before anything is loaded, what several GPUs cannot share.
 
@@ -418,7 +445,7 @@ def integers(option: str, text: str) -> tuple[int, ...]:
 
 
 def takes_request(command: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a command so that typer sees one option per field of its first argument."""
+    """Wrap a command so that typer sees one option per field of its first argument, and --quiet."""
     first, *others = inspect.signature(command, eval_str=True).parameters.values()
     cls: Any = first.annotation
     hints = get_type_hints(cls, include_extras=True)
@@ -433,11 +460,19 @@ def takes_request(command: Callable[..., None]) -> Callable[..., None]:
         for field in fields(cls)
     ]
 
+    quiet = inspect.Parameter(
+        QUIET,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation=Annotated[bool, Option("--quiet", "-q", help=QUIET_HELP)],
+    )
+
     @functools.wraps(command)
     def run(**options: Any) -> None:
-        command(cls(**{field.name: options.pop(field.name) for field in fields(cls)}), **options)
+        with quieted(options.pop(QUIET)):
+            command(cls(**{field.name: options.pop(field.name) for field in fields(cls)}), **options)
 
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [*asked, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in others)]
+        [*asked, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in others), quiet]
     )
     return run
