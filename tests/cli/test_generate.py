@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import imageio.v3 as imageio
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -30,6 +31,15 @@ tiny = pytest.fixture(scope="session")(tiny_pipeline)
 small = pytest.fixture(small_sample)
 
 
+def comment(video: Path) -> dict[str, Any]:
+    """What a video says of how it was made."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(video), "-f", "ffmetadata", "-"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    [found] = re.findall(r"^comment=(.*)$", text, re.M)
+    said: dict[str, Any] = json.loads(re.sub(r"\\(.)", r"\1", found))
+    return said
+
+
 def test_generate_writes_a_video_and_a_report(vidsparse: Any, small: list[str]) -> None:
     done = vidsparse("generate", PROMPT, *small, "-o", "a.mp4", "--report", "a.json", "--fps", 10)
     assert done.code == 0, done.err
@@ -40,6 +50,9 @@ def test_generate_writes_a_video_and_a_report(vidsparse: Any, small: list[str]) 
     assert imageio.immeta("a.mp4", plugin="FFMPEG")["fps"] == 10
     report = json.loads(Path("a.json").read_text())
     assert report["request"]["prompt"] == PROMPT
+    assert report["arguments"]["num_frames"] == 9 and report["arguments"]["guidance_scale"] == 5, "the pipeline's own"
+    assert report["versions"]["torch"] == torch.__version__ and report["device_name"]
+    assert (report["device"], report["dtype"]) in (("cpu", "float32"), ("cuda", "bfloat16"))
     assert report["judge"] is None, "only shapes has a judge"
     # Two steps of two layers, each with and without the prompt; the first step and the first layer are dense.
     assert (report["attention"]["sparse_calls"], report["attention"]["dense_calls"]) == (2, 6)
@@ -70,10 +83,14 @@ def test_compare_writes_all_that_is_asked_for(vidsparse: Any, small: list[str]) 
     assert done.code == 0, done.err
     assert sorted(os.listdir()) == ["both.mp4", "c.json", "d.mp4", "s.mp4", "s.png"]
     both, dense = (imageio.imread(name, plugin="FFMPEG") for name in ("both.mp4", "d.mp4"))
+    made = {name: comment(Path(name)) for name in ("both.mp4", "d.mp4", "s.mp4")}
+    assert made["both.mp4"] == made["s.mp4"] and made["s.mp4"]["attention"].startswith("StepSchedule(pattern=Radial(")
+    assert made["d.mp4"] == made["s.mp4"] | {"attention": "Dense(tile=None)"}
     assert both.shape[:1] == dense.shape[:1] and both.shape[2] == 2 * dense.shape[2] + 4
     with Image.open("s.png") as strip:
         assert strip.width > 9 * 128
     result = json.loads(Path("c.json").read_text())
+    assert result["arguments"]["num_inference_steps"] == 2 and result["versions"]["diffusers"]
     assert 0 < result["sparse"]["density"] < 1
     assert result["psnr"] > 10 and 0 < result["ssim"] <= 1
     for clock, ratio in result["speedup"].items():
@@ -274,3 +291,15 @@ def test_quiet_leaves_results_and_errors(vidsparse: Any, small: list[str], comma
     done = vidsparse(command, PROMPT, *small, "-o", "a.mp4", "-q")
     assert done.code == 1 and done.err.startswith("error: a.mp4 is there already")
     assert "note: 6 frames" in vidsparse(command, PROMPT, *small, "--frames", 6, "-o", "b.mp4").err, "quiet has ended"
+
+
+def test_a_video_says_what_it_was_made_with(vidsparse: Any, small: list[str]) -> None:
+    prompt = 'a "fox" = 1; #2 \\ 一只狐狸\nin the snow'
+    asked = "generate", prompt, *small, "--negative-prompt", "rain", "--seed", 5, "--pattern", "radial"
+    assert vidsparse(*asked, "-o", "a.mp4").code == 0
+    said = comment(Path("a.mp4"))
+    assert said["prompt"] == prompt and said["negative_prompt"] == "rain" and said["seed"] == 5
+    assert (said["num_frames"], said["height"], said["width"], said["num_inference_steps"]) == (9, 32, 48, 2)
+    assert said["model"] == small[1] and "Radial(density=" in said["attention"] and "loras" not in said
+    assert vidsparse(*asked, "-o", "b.mp4", "--device", "cpu", "--dtype", said["dtype"]).code == 0
+    assert Path("a.mp4").read_bytes() == Path("b.mp4").read_bytes()

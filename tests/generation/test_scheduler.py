@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as imageio
 import pytest
 import torch
 from command_line import PROMPT, refused, tiny_pipeline, vidsparse_in_a_folder
@@ -136,7 +137,7 @@ def test_generate_takes_sampler_and_shift(vidsparse: Any, tiny: Path) -> None:
         files = "-o", "a.mp4", "--report", "a.json", "--overwrite"
         done = vidsparse("generate", PROMPT, "--model", tiny, *sizes, *options, *files)
         assert done.code == 0, done.err
-        return Path("a.mp4").read_bytes()
+        return imageio.imread("a.mp4", plugin="FFMPEG").tobytes()
 
     stochastic = video("--sampler", "sde")
     assert json.loads(Path("a.json").read_text())["request"]["sampler"] == "sde"

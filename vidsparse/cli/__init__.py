@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 import warnings
-from importlib import metadata
 from typing import Annotated, Any, Literal
 
 import typer
@@ -17,6 +16,7 @@ from typer.core import TyperGroup
 from vidsparse.cli import bench, compare, doctor, finetune, generate, inspect, patterns, presets
 from vidsparse.cli.messages import is_first
 from vidsparse.cli.request import takes_request
+from vidsparse.cli.versions import versions
 
 # Libraries read these when they are imported, which is later: their bars and notes would interrupt ours.
 QUIET = {
@@ -63,11 +63,8 @@ app = typer.Typer(
 def _print_versions(asked: bool) -> None:
     """Print the versions of vidsparse and of what it runs on, and end."""
     if asked:
-        for name in ("vidsparse", "torch", "diffusers", "transformers", "peft", "triton"):
-            try:
-                print(name, metadata.version(name))
-            except metadata.PackageNotFoundError:
-                print(name, "is not installed")
+        for name, found in versions().items():
+            print(name, found or "is not installed")
         raise typer.Exit
 
 

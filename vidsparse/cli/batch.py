@@ -165,7 +165,7 @@ class _Batch:
         arguments = fit_arguments(self.pipe, asked.build_arguments())
         done = sample_video(self.pipe, asked, asked.build_pattern(), self.correction, arguments, name)
         if write:
-            write_with_report(done, asked, self.folder.video(name), self.folder.report(name))
+            write_with_report(done, asked, arguments, self.folder.video(name), self.folder.report(name))
             print(f"wrote {self.folder.video(name)} in {done.seconds:.1f} seconds", flush=True)
 
     def failed(self, name: str, error: Exception) -> None:

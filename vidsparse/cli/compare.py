@@ -20,6 +20,8 @@ from vidsparse.cli.files import (
 )
 from vidsparse.cli.messages import note, sampling_bar
 from vidsparse.cli.request import Request, fitted
+from vidsparse.cli.versions import machine
+from vidsparse.cli.video import comment_of
 
 if TYPE_CHECKING:
     from vidsparse.generation.compare import Comparison
@@ -65,11 +67,12 @@ def compare(
         note("comparing dense with itself")
     request.say_header(pattern, arguments)
     pipe, correction = request.load(pattern, correction)
+    arguments = fitted(pipe, arguments)
     with sampling_bar() as bar:
         both = run(
             pipe,
             pattern,
-            fitted(pipe, arguments),
+            arguments,
             correction=correction,
             impl=request.impl,
             seed=request.seed,
@@ -77,15 +80,16 @@ def compare(
             on_step=bar,
         )
     dense, sparse = both.dense[0], both.sparse[0]
-    result = _result(both, request)
+    result = _result(both, request) | {"arguments": request.resolved(arguments), **machine(*request.place)}
     name = f"{name_of(pattern)}, density {sparse.report.density:.2f}"
     fps, scale = request.fps or request.known.fps, request.scale or default_scale(dense.frames)
     pixels = to_pixels(dense.frames, scale), to_pixels(sparse.frames, scale)
     output = output or free_video(request.prompt, request.seed, "-compare", overwrite=overwrite)
-    write_video(output, side_by_side(*pixels, ("dense", name)), fps)
-    for path, own in zip((dense_output, sparse_output), pixels, strict=True):
+    comments = [comment_of(side, request, arguments) for side in (dense, sparse)]
+    write_video(output, side_by_side(*pixels, ("dense", name)), fps, comments[1])
+    for path, own, comment in zip((dense_output, sparse_output), pixels, comments, strict=True):
         if path is not None:
-            write_video(path, own, fps)
+            write_video(path, own, fps, comment)
     if strip is not None:
         write_strip(strip, {"dense": dense.frames, name: sparse.frames})
     if to_stdout:

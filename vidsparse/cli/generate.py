@@ -83,24 +83,24 @@ def generate(
         print_plan(request)
         return
     if ulysses is None:
-        done = _sampled(request, shared=False)
+        done, arguments = _sampled(request, shared=False)
     else:
         from vidsparse.generation.processes import check_processes, joined
 
         request = replace(request, device=check_processes(ulysses, request.device))
         request.check_shared(ulysses)
         with joined(str(request.device)):
-            done = _sampled(request, shared=True)
+            done, arguments = _sampled(request, shared=True)
     if is_first():
         # Chosen late: another process may have made a video of this name meanwhile.
         output = output or free_video(request.prompt, request.seed, overwrite=overwrite)
-        score = write_with_report(done, request, output, report)
+        score = write_with_report(done, request, arguments, output, report)
         _print(done, request, score)
         print(f"wrote {output}" + (f" and {report}" if report else ""))
 
 
-def _sampled(request: Request, shared: bool) -> Sample:
-    """Sample the video, on all GPUs together if it is shared."""
+def _sampled(request: Request, shared: bool) -> tuple[Sample, dict[str, Any]]:
+    """Sample the video, on all GPUs together if it is shared; returns it and the arguments of the pipeline."""
     pattern, correction, arguments = request.checked()
     request.say_header(pattern, arguments)
     pipe, correction = request.load(pattern, correction)
@@ -109,7 +109,7 @@ def _sampled(request: Request, shared: bool) -> Sample:
         from vidsparse import enable_parallelism
 
         enable_parallelism(pipe)
-    return sample_video(pipe, request, pattern, correction, arguments)
+    return sample_video(pipe, request, pattern, correction, arguments), arguments
 
 
 def _print(done: Sample, request: Request, score: dict[str, float] | None) -> None:

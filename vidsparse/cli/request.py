@@ -318,6 +318,11 @@ class Request:
         frames, height, width = (arguments.get(x) or self.known.default(x) for x in ("num_frames", "height", "width"))
         return frames, height, width
 
+    def resolved(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of `pipe(...)`, and for those that decide a video and were left out, what the pipeline takes."""
+        names = "negative_prompt", "height", "width", "num_frames", "num_inference_steps", "guidance_scale"
+        return {name: self.known.default(name) for name in names} | arguments
+
     def forecast(self, pattern: Pattern, arguments: dict[str, Any]) -> Forecast | None:
         """What the video will cost; None where the pipeline decides its size. Raises: see `forecast`."""
         from vidsparse.generation.forecast import forecast

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vidsparse.cli.files import write_json
 from vidsparse.cli.messages import sampling_bar
 from vidsparse.cli.request import Request
+from vidsparse.cli.versions import machine, versions
 
 if TYPE_CHECKING:
     from vidsparse import Correction, Pattern
@@ -40,17 +42,22 @@ def sample_video(
         )
 
 
-def write_with_report(done: Sample, request: Request, output: Path, report: Path | None) -> dict[str, float] | None:
+def write_with_report(
+    done: Sample, request: Request, arguments: dict[str, Any], output: Path, report: Path | None
+) -> dict[str, float] | None:
     """Write a video, then what ran as JSON; returns what the model's judge says of the video."""
     from vidsparse.generation.video import to_pixels, write_video
 
-    write_video(output, to_pixels(done.frames, scale_of(done, request)), request.fps or request.known.fps)
+    pixels = to_pixels(done.frames, scale_of(done, request))
+    write_video(output, pixels, request.fps or request.known.fps, comment_of(done, request, arguments))
     score = request.known.judge(done.frames, request.prompt)
     if report is not None:
         write_json(
             report,
             {
                 "request": asdict(request),
+                "arguments": request.resolved(arguments),
+                **machine(*request.place),
                 "loras": {name: recipe.to_data() for name, recipe in request.loras.items()},
                 "seconds": {
                     "total": done.seconds,
@@ -62,6 +69,25 @@ def write_with_report(done: Sample, request: Request, output: Path, report: Path
             },
         )
     return score
+
+
+def comment_of(done: Sample, request: Request, arguments: dict[str, Any]) -> str:
+    """What a video was made with, as JSON, for the video itself; equal for equal requests, on whatever device."""
+    recipe = request.recipe
+    made = {
+        "vidsparse": versions()["vidsparse"],
+        "model": request.model,
+        **request.resolved(arguments),
+        "seed": request.seed,
+        "attention": done.report.pattern,
+        "loras": list(request.loras),
+        "sampler": request.sampler or recipe.sampler or "own",
+        "flow_shift": request.flow_shift or recipe.flow_shift,
+        "positions": request.positions or recipe.positions or "plain",
+        "dtype": request.place[1],
+    }
+    # In ASCII, whatever the encoding of this system: the video is made, and must not fail for its comment.
+    return json.dumps({name: value for name, value in made.items() if value not in (None, [])})
 
 
 def scale_of(done: Sample, request: Request) -> int:

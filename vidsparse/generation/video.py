@@ -58,13 +58,21 @@ def _band(names: tuple[str, str], second: int, width: int, height: int = 24) -> 
     return np.asarray(image)
 
 
-def write_video(path: Path, pixels: Pixels, fps: int) -> None:
-    """Write an mp4 (H.264) that every player shows; a side of odd length loses its last row or column."""
+def write_video(path: Path, pixels: Pixels, fps: int, comment: str = "") -> None:
+    """Write an mp4 (H.264) that every player shows; a side of odd length loses its last row or column.
+
+    Args:
+        path: of the file.
+        pixels: of the frames.
+        fps: frames a second.
+        comment: kept in the file as its comment, such as what it was made with.
+    """
     import imageio.v2 as imageio
 
     even = pixels[:, : pixels.shape[1] // 2 * 2, : pixels.shape[2] // 2 * 2]
     settings: dict[str, Any] = {"fps": fps, "quality": None, "macro_block_size": 1}
     settings["ffmpeg_params"] = ["-crf", "14", "-preset", "slow", "-movflags", "+faststart"]
+    settings["ffmpeg_params"] += ["-metadata", f"comment={comment}"] if comment else []
     with replacing(path) as temporary:
         imageio.mimwrite(temporary, list(even), format="FFMPEG", **settings)
 
