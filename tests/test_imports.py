@@ -34,7 +34,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *sorted(path.stem for path in (ROOT / "examples/shapes_training").glob("*.py") if path.stem != "__main__"),
     ),
     "vidsparse.cli": (
-        *("diffusers", "matplotlib", "rich", "torch", "typer"),
+        *("diffusers", "matplotlib", "rich", "torch", "typer", "yaml"),
         *("vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.bench", "vidsparse.doctor"),
         *("vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
         *("vidsparse.patterns.names", "vidsparse.patterns.schedule", "vidsparse.presets"),

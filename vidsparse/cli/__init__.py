@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from vidsparse.cli import bench, compare, doctor, finetune, generate, inspect, patterns, presets
 from vidsparse.cli.messages import is_first
-from vidsparse.cli.request import takes_request
+from vidsparse.cli.signature import takes_request
 from vidsparse.cli.versions import versions
 
 # Libraries read these when they are imported, which is later: their bars and notes would interrupt ours.

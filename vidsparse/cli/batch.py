@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import typer
 
+from vidsparse.cli.dry_run import say_header
 from vidsparse.cli.files import check_folder
 from vidsparse.cli.messages import counted, is_first, note
 from vidsparse.cli.request import Request, note_frames
@@ -150,7 +151,7 @@ class _Batch:
         self.folder, self.requests, self.lines = folder, requests, lines
         kinds = {(asked.size(asked.build_arguments()), asked.denoising_steps): asked for asked in requests.values()}
         for asked in kinds.values():
-            asked.say_header(asked.build_pattern(), asked.build_arguments())
+            say_header(asked, asked.build_pattern(), asked.build_arguments())
         self.pipe, self.correction = request.load(request.build_pattern(), request.build_correction())
         geometry = pipeline_geometry(self.pipe)
         lengths = (asked.build_arguments().get("num_frames") for asked in requests.values())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from vidsparse.cli.dry_run import DRY_RUN_HELP, print_plan
+from vidsparse.cli.dry_run import DRY_RUN_HELP, print_plan, say_header
 from vidsparse.cli.files import (
     OUTPUTS,
     OVERWRITE_HELP,
@@ -65,7 +65,7 @@ def compare(
     pattern, correction, arguments = request.checked()
     if isinstance(pattern, Dense):
         note("comparing dense with itself")
-    request.say_header(pattern, arguments)
+    say_header(request, pattern, arguments)
     pipe, correction = request.load(pattern, correction)
     arguments = fitted(pipe, arguments)
     with sampling_bar() as bar:

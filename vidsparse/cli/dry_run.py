@@ -1,4 +1,4 @@
-"""`--dry-run`: what a request would run, from the settings of the model alone."""
+"""What a request will run, from the settings of the model alone: a line before it runs, or all with `--dry-run`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,29 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from vidsparse.cli.inspect import flops_text, sides_text
-from vidsparse.cli.messages import counted
+from vidsparse.cli.messages import counted, say
 from vidsparse.cli.request import Request, note_frames
 
 if TYPE_CHECKING:
+    from vidsparse import Pattern
     from vidsparse.generation.forecast import Forecast
 
 DRY_RUN_HELP = "Show what would run; load no weights and write nothing."
+
+
+def say_header(request: Request, pattern: Pattern, arguments: dict[str, Any]) -> None:
+    """Print a line that says what will be sampled, where, and how much faster attention can be at most."""
+    from vidsparse.patterns.names import name_of
+
+    what = [name_of(pattern)]
+    if (found := request.forecast(pattern, arguments)) is not None:
+        what.insert(0, f"{found.grid.tokens:,} tokens")
+        if found.sparse_steps:
+            what[1] += f" of density {found.density:.2f}"
+            what.append(f"{found.sparse_steps} of {len(found.sparse)} steps sparse")
+            what.append(f"attention at most {found.bound:.2f}x faster")
+    device, dtype = request.place
+    say(f"{request.model} on {device}, {dtype}: {', '.join(what)}")
 
 
 def print_plan(request: Request) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from vidsparse.cli.dry_run import DRY_RUN_HELP, print_plan
+from vidsparse.cli.dry_run import DRY_RUN_HELP, print_plan, say_header
 from vidsparse.cli.files import OUTPUTS, OVERWRITE_HELP, check_distinct, check_folder, check_output, free_video
 from vidsparse.cli.messages import counted, is_first
 from vidsparse.cli.request import MACHINE, Request, fitted
@@ -102,7 +102,7 @@ def generate(
 def _sampled(request: Request, shared: bool) -> tuple[Sample, dict[str, Any]]:
     """Sample the video, on all GPUs together if it is shared; returns it and the arguments of the pipeline."""
     pattern, correction, arguments = request.checked()
-    request.say_header(pattern, arguments)
+    say_header(request, pattern, arguments)
     pipe, correction = request.load(pattern, correction)
     arguments = fitted(pipe, arguments)
     if shared:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from vidsparse.cli.messages import QUIET_HELP, note, quieted, say
+from vidsparse.cli.messages import note
 from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
 from vidsparse.generation.dtypes import dtype_name
 
@@ -27,7 +25,6 @@ PATTERN = "radial"
 # Our name of an option, and that of diffusers.
 FRAMES, STEPS = ("--frames", "--num-frames"), ("--steps", "--num-inference-steps")
 GUIDANCE = "--guidance", "--guidance-scale"
-QUIET = "quiet"
 ENDS = "dense_steps", "dense_last_steps"
 DENSE_STEPS_HELP = "one in eight"
 PRESET_HELP = "Pattern, schedule and correction by name, see `vidsparse presets`; what else is given changes them."
@@ -332,20 +329,6 @@ class Request:
             return forecast(self.model, pattern, frames, height, width, self.denoising_steps)
         return None
 
-    def say_header(self, pattern: Pattern, arguments: dict[str, Any]) -> None:
-        """Print a line that says what will be sampled, where, and how much faster attention can be at most."""
-        from vidsparse.patterns.names import name_of
-
-        what = [name_of(pattern)]
-        if (found := self.forecast(pattern, arguments)) is not None:
-            what.insert(0, f"{found.grid.tokens:,} tokens")
-            if found.sparse_steps:
-                what[1] += f" of density {found.density:.2f}"
-                what.append(f"{found.sparse_steps} of {len(found.sparse)} steps sparse")
-                what.append(f"attention at most {found.bound:.2f}x faster")
-        device, dtype = self.place
-        say(f"{self.model} on {device}, {dtype}: {', '.join(what)}")
-
     @property
     def place(self) -> tuple[str, str]:
         """The device and the dtype of the model: what is given, else what this machine is best at.
@@ -447,37 +430,3 @@ def integers(option: str, text: str) -> tuple[int, ...]:
         return tuple(int(number) for number in text.split(",") if number.strip())
     except ValueError:
         raise ValueError(f"{option} {text!r} must be whole numbers with commas, such as 0,1") from None
-
-
-def takes_request(command: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a command so that typer sees one option per field of its first argument, and --quiet."""
-    first, *others = inspect.signature(command, eval_str=True).parameters.values()
-    cls: Any = first.annotation
-    hints = get_type_hints(cls, include_extras=True)
-    empty = inspect.Parameter.empty
-    asked = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=empty if field.default is MISSING else field.default,
-            annotation=hints[field.name],
-        )
-        for field in fields(cls)
-    ]
-
-    quiet = inspect.Parameter(
-        QUIET,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=False,
-        annotation=Annotated[bool, Option("--quiet", "-q", help=QUIET_HELP)],
-    )
-
-    @functools.wraps(command)
-    def run(**options: Any) -> None:
-        with quieted(options.pop(QUIET)):
-            command(cls(**{field.name: options.pop(field.name) for field in fields(cls)}), **options)
-
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [*asked, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in others), quiet]
-    )
-    return run
