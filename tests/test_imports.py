@@ -286,6 +286,23 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert "Usage" in output
 
 
+def test_completion_loads_nothing_heavy() -> None:
+    output = fresh_interpreter(
+        "import os, sys\n"
+        "os.environ.update(_VIDSPARSE_COMPLETE='complete_bash', COMP_CWORD='4')\n"
+        "os.environ['COMP_WORDS'] = 'vidsparse generate --dtype bf16 --dr'\n"
+        "from vidsparse.cli import main\n"
+        "sys.argv = ['vidsparse']\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code, stop.code\n"
+        "heavy = {'diffusers', 'imageio', 'matplotlib', 'numpy', 'torch', 'transformers'} & sys.modules.keys()\n"
+        "assert not heavy, f'loaded for a completion: {sorted(heavy)}'\n"
+    )
+    assert output.split() == ["--dry-run"]
+
+
 def test_parts_that_are_reached_by_their_name() -> None:
     code = "import vidsparse; print(vidsparse.patterns.Radial, vidsparse.corrections.Rectified, vidsparse.__version__)"
     assert "Radial" in subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

@@ -111,10 +111,11 @@ def test_bad_input_is_refused_in_one_line_before_the_model_is_loaded(
         ("  ", [], "the prompt is empty"),
         ("  ", ["--model", "nobody/nothing"], "the prompt is empty"),
         ("a red dog moving left on a blue background", [], "does not know 'dog'"),
+        ("a red dog moving left on a blue background", [], "For any other prompt give --model, the folder or Hub id"),
         (PROMPT, ["--report", "missing/r.json"], "the folder missing does not exist"),
         (PROMPT, ["-o", "a.mp4", "--report", "./a.mp4"], "two outputs would both be"),
     ],
-    ids=["empty", "empty for another model", "unknown word", "report folder", "one name twice"],
+    ids=["empty", "empty for another model", "unknown word", "another model", "report folder", "one name twice"],
 )
 def test_bad_prompts_and_reports(
     vidsparse: Any, monkeypatch: pytest.MonkeyPatch, prompt: str, arguments: list[str], says: str

@@ -54,7 +54,6 @@ MARKUP: Literal["rich"] | None = "rich" if shutil.get_terminal_size().columns >=
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=MARKUP,
 )

@@ -94,7 +94,7 @@ def _checked(request: Request, lines: dict[str, Line]) -> dict[str, Request]:
     """
     for line in lines.values():
         with _naming(line):
-            request.known.read_prompt(line.prompt)
+            request.read_prompt(line.prompt)
     request.with_options(prompt=next(iter(lines.values())).prompt).checked()
     fixed = (request.positions or request.recipe.positions) not in (None, "plain")
     requests, checked = {}, {frozenset[Any]()}

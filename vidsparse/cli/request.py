@@ -207,9 +207,9 @@ class Request:
             ValueError: a prompt that the model cannot read, or what its pipeline does not take.
             OSError: the settings of the model cannot be read.
         """
-        prompt = self.known.read_prompt(self.prompt)
+        prompt = self.read_prompt(self.prompt)
         asked = {
-            "negative_prompt": None if self.negative_prompt is None else self.known.read_prompt(self.negative_prompt),
+            "negative_prompt": None if self.negative_prompt is None else self.read_prompt(self.negative_prompt),
             "height": self.height,
             "width": self.width,
             "num_frames": self.frames or self.recipe.frames,
@@ -314,6 +314,19 @@ class Request:
         """Frames, height and width of the video of these arguments; None where the pipeline decides by itself."""
         frames, height, width = (arguments.get(x) or self.known.default(x) for x in ("num_frames", "height", "width"))
         return frames, height, width
+
+    def read_prompt(self, prompt: str) -> str:
+        """The prompt as the model knows it.
+
+        Raises:
+            ValueError: an empty prompt, or one that the model cannot read; says where others are read.
+        """
+        try:
+            return self.known.read_prompt(prompt)
+        except ValueError as error:
+            if self.model != "shapes" or not prompt.strip():
+                raise
+            raise ValueError(f"{error}. For any other prompt give --model, the folder or Hub id of a model") from None
 
     def resolved(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Arguments of `pipe(...)`, and for those that decide a video and were left out, what the pipeline takes."""
