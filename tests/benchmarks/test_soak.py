@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from needs import needs_weights
 
@@ -28,6 +29,12 @@ def test_all_cases_come_before_one_comes_again() -> None:
     order = soak.shuffled(2 * number + 1)
     assert sorted(order[:number]) == sorted(order[number : 2 * number]) == list(range(number))
     assert order[:number] != order[number : 2 * number]
+
+
+def test_growth_is_that_of_medians() -> None:
+    flat = [300] * 20 + [100, 103, 100, 97] * 10
+    assert soak.growth(flat) == 0
+    assert soak.growth([*flat[:40], *(104 for _ in range(20))]) == pytest.approx(0.04)
 
 
 def test_a_tensor_that_stays_is_counted_once() -> None:
