@@ -33,11 +33,11 @@ SIZE = (5, 6, 8)  # tokens of a twin's video
 def hooks() -> Iterator[SimpleNamespace]:
     """The modules that generate what the site has besides its pages."""
     sys.path.insert(0, str(DOCS / "hooks"))
-    import commands
+    import command_options
     import families as of_families
     import gallery
 
-    yield SimpleNamespace(commands=commands, families=of_families, gallery=gallery)
+    yield SimpleNamespace(commands=command_options, families=of_families, gallery=gallery)
     sys.path.remove(str(DOCS / "hooks"))
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import commands
+import command_options
 import families
 import gallery
 from mkdocs.structure.files import File, Files
@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(\]\()([^)#\s]+)")
 GENERATED = re.compile(r"^<!-- generated: (.+) -->$", re.M)
-GENERATORS = {"commands": commands.reference, "family": families.facts, "picture": gallery.picture}
+GENERATORS = {"commands": command_options.reference, "family": families.facts, "picture": gallery.picture}
 PAGES = ("CHANGELOG.md", "CONTRIBUTING.md")  # of the root, for the menu
 
 

@@ -37,7 +37,7 @@ TINY = Tiny("shapes", {"num_frames": 33})
         ({"positions": "ntk"}, "positions 'ntk' is unknown; choose one of plain, riflex, yarn"),
         ({"device": "abacus"}, "device 'abacus' is not available"),
         ({"device": "cpu", "offload": True}, "but the device is the CPU"),
-        ({"dtype": "int4"}, "dtype 'int4' is unknown; choose one of float32, bfloat16, float16"),
+        ({"dtype": "int4"}, r"dtype 'int4' is unknown; choose one of float32 \(fp32"),
     ],
 )
 def test_what_is_refused_before_anything_is_loaded(asked: dict[str, Any], says: str) -> None:

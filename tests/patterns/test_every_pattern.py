@@ -256,7 +256,7 @@ def test_patterns_are_frozen_and_hashable(pattern: Pattern) -> None:
         (SlidingTile, {"stride": (1, 1)}, r"stride=\(1, 1\) must be"),
         (SlidingTile, {"tile": (1, 1, 0)}, r"tile=\(1, 1, 0\) must be"),
         (StepSchedule, {"pattern": Dense(), "dense_steps": -1}, "dense_steps=-1"),
-        (StepSchedule, {"pattern": Dense(), "dense_steps": 0.25}, "dense_steps=0.25"),
+        (StepSchedule, {"pattern": Dense(), "dense_steps": 1.5}, "dense_steps=1.5"),
         (StepSchedule, {"pattern": Dense(), "dense_layers": 0}, "dense_layers=0 must be a tuple of indices"),
         (StepSchedule, {"pattern": Dense(), "dense_layers": [0]}, r"dense_layers=\[0\] must be a tuple of indices"),
         (StepSchedule, {"pattern": Dense(), "dense_last_steps": -1}, "dense_last_steps=-1"),
