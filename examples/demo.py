@@ -32,9 +32,7 @@ def main() -> int:
         "--strip": "strip.png",
         "--json": "comparison.json",
     }
-    # On so few tokens only mild settings keep the first frame and the outlines of this small model.
-    settings = {"--pattern": "radial", "--density": "0.4", "--dense-steps": "8", "--dense-layers": "0"}
-    options = ["compare", PROMPT, *(part for setting in settings.items() for part in setting)]
+    options = ["compare", PROMPT, "--preset", "shapes"]
     options += [part for option, name in files.items() for part in (option, str(arguments.out / name))]
     options += ["--overwrite"]
     options += ["--steps", "6"] if arguments.fast else []

@@ -124,7 +124,7 @@ def test_without_a_lora_a_pattern_has_the_schedule_of_the_help(
     assert request.build_correction() is None and request.recipe == LoraRecipe()
 
 
-SHAPES = StepSchedule(Radial(density=0.4), 0.25)
+SHAPES = StepSchedule(Radial(density=0.4), 0.25, dense_layers=(0,))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from diffusers.hooks.smoothed_energy_guidance_utils import (
     SmoothedEnergyGuidanceConfig,
     _apply_smoothed_energy_guidance_hook,
 )
+from matrix import NO_GUIDERS
 from tiny_wan import SPARSE, call, state, tiny
 from twins import class_or_skip, ignores_warnings, twin
 
@@ -46,6 +47,10 @@ FAILS = {
 }
 CASES.append(("CogVideoXTransformer3DModel", "half the attention"))
 QUERIES = {"Kandinsky5Transformer3DModel": ["to_query"]}
+
+
+def test_the_table_of_what_composes_names_where_guiders_fail() -> None:
+    assert {name for name, kind in FAILS if kind in ("scores", "queries")} == set(NO_GUIDERS)
 
 
 def hang(model: Any, kind: str, layer: int = LAYER) -> None:

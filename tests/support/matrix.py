@@ -48,9 +48,9 @@ def _row(name: str) -> tuple[str, ...]:
         title(name),
         f"{served} of {len(CACHES)}" if served else "no",
         "no" if name in NO_ULYSSES else "yes",
-        "yes",
+        "yes",  # pipelines/test_graphs.py: every family
         "no" if name in NO_GUIDERS else "yes",
-        "yes",
+        "yes",  # runtime/test_quantised.py: every family, with torchao
         "no" if "offload" in checked else "yes",
         "no" if "LoRA" in checked else "yes",
     )
