@@ -59,12 +59,18 @@ class Flow:
     shift: float
     device: str
 
-    def loss(self, pool: Pool, rng: random.Random, part: int = 0) -> tuple[torch.Tensor, dict[str, float]]:
-        """The loss of one part of a step, on videos drawn from `pool`, and what it consists of for the log."""
+    def loss(
+        self, pool: Pool, rng: random.Random, part: int = 0, latent_frames: int | None = None
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss of one part of a step, on videos drawn from `pool`, and what it consists of for the log.
+
+        `latent_frames` cuts the clips to their first latent frames: what the autoencoder, which is causal, makes of the
+        shorter clip.
+        """
         strata = torch.arange(part, self.batch, self.parts)
         chosen = rng.choices(range(len(pool)), pool.weights, k=len(strata))
         examples = [pool.examples[i] for i in chosen]
-        latent = self.statistics.normalise(pool.latents[chosen].to(self.device))
+        latent = self.statistics.normalise(pool.latents[chosen, :, :latent_frames].to(self.device))
         texts = ["" if rng.random() < 0.1 else scene.caption for scene, _ in examples]
         # The pipeline pads to 512 words unless told otherwise: the model must not care.
         condition = self.prompts(texts, 512 if rng.random() < 0.05 else MAX_WORDS)
@@ -78,7 +84,9 @@ class Flow:
             seen = self.reader.loss(drawn)
         high = sigma > 0.75
         logged = {"flow": errors, "high_noise": errors[high], "low_noise": errors[~high], "outlines": seen}
-        details = {name: part.detach().mean().item() for name, part in logged.items() if part.numel()}
+        if latent_frames is not None:
+            logged = {f"short_{name}": value for name, value in logged.items()}
+        details = {name: value.detach().mean().item() for name, value in logged.items() if value.numel()}
         return errors.mean() + seen / 2, details
 
     def errors(

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from vidsparse.shapes.world import ENDLESS, World
 
+SHORT = 3  # latent frames, which are nine frames of video
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -18,7 +20,9 @@ class Phase:
         steps: of the phase.
         batch: videos of a step.
         rate: factor of the learning rate at the first and at the last step.
-        sparse: share of the steps, or of their parts, with sparse attention.
+        sparse: share of the steps of whole clips, or of their parts, with sparse attention.
+        short: share of the steps that see the first `SHORT` latent frames of their clips alone, with dense attention.
+            An outline is a matter of single frames, and such a step costs a fifth of a whole one.
         parts: in which the videos of a step go through the transformer, to save memory.
         asked: held-out videos that each checkpoint is asked about, for the log.
         seconds: after which the phase ends even if steps are left; the rate falls accordingly.
@@ -30,6 +34,7 @@ class Phase:
     batch: int
     rate: tuple[float, float]
     sparse: float = 0.0
+    short: float = 0.0
     parts: int = 1
     asked: int = 32
     seconds: float = math.inf
@@ -59,8 +64,8 @@ PLANS = {
     "cpu": Plan(
         (
             Phase("patch4", 4, 3000, 8, (1.0, 0.8)),
-            Phase("patch2", 2, 1500, 8, (0.8, 0.3), asked=16),
-            Phase("patch1", 1, 400, 8, (0.3, 0.0), sparse=0.7, parts=4, asked=4),
+            Phase("patch2", 2, 1500, 8, (0.8, 0.3), short=0.6, asked=16),
+            Phase("patch1", 1, 600, 8, (0.3, 0.0), sparse=0.8, short=0.7, parts=4, asked=4),
         )
     ),
     # Eight minutes of a GPU with the autoencoder, the latents and a strip; no GPU has run it yet.
@@ -68,12 +73,12 @@ PLANS = {
         (
             Phase("patch4", 4, 4000, 64, (1.0, 0.8), seconds=90),
             Phase("patch2", 2, 4000, 32, (0.8, 0.3), seconds=120),
-            Phase("patch1", 1, 2000, 16, (0.3, 0.0), sparse=0.5, seconds=150),
+            Phase("patch1", 1, 2000, 16, (0.3, 0.0), sparse=0.5, short=0.5, seconds=150),
         )
     ),
     # A dry run.
     "tiny": Plan(
-        (Phase("patch4", 4, 2, 2, (1.0, 0.5)), Phase("patch2", 2, 2, 2, (0.5, 0.0), sparse=1.0, parts=2)),
+        (Phase("patch4", 4, 2, 2, (1.0, 0.5)), Phase("patch2", 2, 2, 2, (0.5, 0.0), sparse=1.0, short=0.5, parts=2)),
         replace(ENDLESS, size=32, frames=5),
     ),
 }

@@ -7,19 +7,19 @@ import json
 import random
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from commands import STATISTICS, TRANSFORMER, WEIGHTS, load_autoencoder
 from flow import LEVELS, Flow, kind
-from latents import Pool, Statistics, crosses, read_pool
+from latents import Pool, Statistics, crosses, encode, read_pool
 from needs import needs_weights
-from plan import PLANS
+from plan import PLANS, SHORT
 from transformer import Weights, build
 
 from vidsparse.shapes.model import load_pipeline
-from vidsparse.shapes.render import Trajectory
+from vidsparse.shapes.render import Trajectory, training_example
 from vidsparse.shapes.scene import Scene, SceneObject
 
 ROOM = Path(__file__).parents[2] / "examples/shapes_training"
@@ -100,26 +100,61 @@ def test_no_latents_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     assert len(Pool(torch.zeros(0), ())) == 0
 
 
-def test_parts_of_a_step_share_its_strata_of_noise() -> None:
-    class Stub(torch.nn.Module):
-        config = SimpleNamespace(patch_size=(1, 4, 4))
-        levels: ClassVar[list[float]] = []
+class Stub(torch.nn.Module):
+    """In the place of a transformer: it returns what it gets, and keeps the levels of noise."""
 
-        def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor) -> Any:
-            self.levels += (timestep / 1000).tolist()
-            return SimpleNamespace(sample=noisy)
+    config = SimpleNamespace(patch_size=(1, 4, 4))
 
-    example = Scene((SceneObject("red", "cross", "up"),), "blue"), (Trajectory(9.0, 9.0, 8.0, 0.8),)
-    pool = Pool(torch.randn(3, 8, 2, 8, 8).half(), (example,) * 3)
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels: list[float] = []
+
+    def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor) -> Any:
+        self.levels += (timestep / 1000).tolist()
+        return SimpleNamespace(sample=noisy)
+
+
+def flow_of(stub: Stub) -> Flow:
     reader = SimpleNamespace(loss=lambda targets: targets.nanmean())
     prompts: Any = lambda texts, length: torch.zeros(len(texts), length, 64)  # noqa: E731
-    flow = Flow(Stub(), reader, prompts, Statistics((0.0,) * 8, (1.0,) * 8), 8, 4, 5.0, "cpu")  # type: ignore[arg-type]
+    return Flow(stub, reader, prompts, Statistics((0.0,) * 8, (1.0,) * 8), 8, 4, 5.0, "cpu")  # type: ignore[arg-type]
+
+
+def pool_of(latent_frames: int) -> Pool:
+    example = Scene((SceneObject("red", "cross", "up"),), "blue"), (Trajectory(9.0, 9.0, 8.0, 0.8),)
+    generator = torch.Generator().manual_seed(0)
+    return Pool(torch.randn(3, 8, 5, 8, 8, generator=generator)[:, :, :latent_frames].half(), (example,) * 3)
+
+
+def test_parts_of_a_step_share_its_strata_of_noise() -> None:
+    stub = Stub()
+    flow, pool = flow_of(stub), pool_of(2)
     for part in range(4):
         loss, details = flow.loss(pool, random.Random(part), part)
         assert loss.isfinite() and details["flow"] > 0
     # Undone, the shift of 5 leaves one draw in each eighth of the range.
-    drawn = sorted(level / (5 - 4 * level) for level in Stub.levels)
+    drawn = sorted(level / (5 - 4 * level) for level in stub.levels)
     assert [int(8 * u) for u in drawn] == list(range(8))
+
+
+def test_a_short_step_is_a_step_on_shorter_clips() -> None:
+    losses = []
+    for pool, latent_frames in ((pool_of(5), 3), (pool_of(3), None)):
+        torch.manual_seed(0)
+        loss, details = flow_of(Stub()).loss(pool, random.Random(0), 0, latent_frames)
+        assert ("flow" in details) == (latent_frames is None) == ("short_flow" not in details)
+        losses.append(loss)
+    torch.testing.assert_close(*losses, rtol=0, atol=0)
+
+
+@needs_weights
+def test_the_latents_of_a_short_clip_are_the_first_of_a_long_one() -> None:
+    vae = load_pipeline().vae
+    world = PLANS["tiny"].world
+    example = training_example(random.Random(3), world.frames, world=world)
+    long, short = (encode(vae, world, [example], frames).latents for frames in (13, 9))
+    assert short.shape[2] == SHORT == 3
+    torch.testing.assert_close(long[:, :, :3], short, rtol=0, atol=2e-2)
 
 
 def test_some_of_a_pool_are_evenly_spaced() -> None:
