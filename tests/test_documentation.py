@@ -213,6 +213,7 @@ def test_the_catalogue_is_complete() -> None:
     first_column = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs/patterns.md").read_text(), re.M)
     code = inline("\n".join(first_column))
     classes = [*pattern_classes().values(), *correction_classes().values(), vidsparse.GriddedHeads]
+    classes += [vidsparse.PerLayer, vidsparse.PerHead, vidsparse.PerPhase]
     assert [cls.__name__ for cls in classes if cls.__name__ not in code] == []
 
 

@@ -20,8 +20,9 @@ def test_every_pattern_and_correction_is_in_it() -> None:
     cases = soak.cases()
     used = {type(inner).__name__ for case in cases for inner in patterns_in(case.pattern)}
     used |= {type(case.correction).__name__ for case in cases if case.correction is not None}
-    # Tables of heads are read from files; gates need a model that was trained with them.
-    assert set(known_classes()) - used == {"GriddedHeads", "HeadModes", "GatedCoarse"}
+    # Tables of layers and heads are read from files; gates need a model that was trained with them.
+    tables = {"GriddedHeads", "HeadModes", "PerHead", "PerLayer", "PerPhase"}
+    assert set(known_classes()) - used == {*tables, "GatedCoarse"}
 
 
 def test_all_cases_come_before_one_comes_again() -> None:

@@ -18,6 +18,9 @@ from vidsparse import (
     HeadModes,
     MixtureOfBlocks,
     Pattern,
+    PerHead,
+    PerLayer,
+    PerPhase,
     Radial,
     RadialRaster,
     Reuse,
@@ -99,7 +102,14 @@ def concrete(kind: type) -> set[type]:
 
 
 def test_every_pattern_has_a_name_and_its_defaults_are_legal(tmp_path: Path) -> None:
-    assert set(pattern_classes().values()) == concrete(Pattern) - {StepSchedule, StepBudget, GriddedHeads}
+    assert set(pattern_classes().values()) == concrete(Pattern) - {
+        StepSchedule,
+        StepBudget,
+        GriddedHeads,
+        PerHead,
+        PerLayer,
+        PerPhase,
+    }
     assert {"dense", "radial-raster", "top-blocks"} <= set(pattern_classes()) and list(pattern_classes()) == sorted(
         pattern_classes()
     )

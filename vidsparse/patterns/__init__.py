@@ -2,11 +2,13 @@
 
 from vidsparse.patterns.base import ContentPattern as ContentPattern, Context as Context, Pattern as Pattern
 from vidsparse.patterns.budget import StepBudget as StepBudget
+from vidsparse.patterns.choice import PerLayer as PerLayer, PerPhase as PerPhase
 from vidsparse.patterns.dense import Dense as Dense
 from vidsparse.patterns.exact_blocks import ExactBlocks as ExactBlocks
 from vidsparse.patterns.gridded import Gridded as Gridded, GriddedHeads as GriddedHeads
 from vidsparse.patterns.head_modes import HeadModes as HeadModes
 from vidsparse.patterns.mixture_of_blocks import MixtureOfBlocks as MixtureOfBlocks
+from vidsparse.patterns.per_head import PerHead as PerHead
 from vidsparse.patterns.power_of_two import PowerOfTwo as PowerOfTwo
 from vidsparse.patterns.radial import Radial as Radial
 from vidsparse.patterns.radial_raster import RadialRaster as RadialRaster

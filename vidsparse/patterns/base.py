@@ -96,6 +96,11 @@ class Pattern(ABC):
         plan = self.plan(grid, context)
         return plan if context.local_heads is None else plan_of_heads(plan, context.local_heads)
 
+    @property
+    def reads_content(self) -> bool:
+        """Whether the map depends on queries and keys, not on shapes alone."""
+        return type(self).select is not Pattern.select
+
     def check_model(self, layers: int, heads: int | None) -> None:
         """Refuse a model before it runs.
 

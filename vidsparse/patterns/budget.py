@@ -79,6 +79,10 @@ class StepBudget(Pattern):
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
         return self.pattern.select(query, key, grid, context)
 
+    @property
+    def reads_content(self) -> bool:
+        return self.pattern.reads_content
+
     def check_model(self, layers: int, heads: int | None) -> None:
         self.pattern.check_model(layers, heads)
 

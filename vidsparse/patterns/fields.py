@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from vidsparse.grid import check_tile, is_whole
+from vidsparse.patterns.base import Pattern
 
 
 def is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
@@ -81,6 +82,24 @@ def check_wholes(
         if not (isinstance(value, tuple) and length in (None, len(value)) and all(is_whole(n, least) for n in value)):
             bound = "" if least is None else f", each a whole number of at least {least}"
             raise ValueError(f"{name}={value!r} must be a tuple of {meaning}{bound}{_or_none(optional)}")
+
+
+def check_patterns(owner: object, name: str) -> None:
+    """Accept tuples of patterns, at least one, of which none decides about whole steps."""
+    patterns = getattr(owner, name)
+    if not isinstance(patterns, tuple) or not patterns or not all(isinstance(p, Pattern) for p in patterns):
+        raise TypeError(f"{name}={patterns!r} must be a tuple of patterns, such as (Dense(), Radial(density=0.2))")
+    if steps := [type(p).__name__ for p in patterns if p.may_skip]:
+        raise ValueError(
+            f"{name} holds a {steps[0]}, which decides about whole steps; put {type(owner).__name__} into it"
+        )
+
+
+def check_indices(owner: object, name: str, into: str) -> None:
+    """Accept tuples of indices into another field, a tuple, at least one."""
+    value, most = getattr(owner, name), len(getattr(owner, into)) - 1
+    if not isinstance(value, tuple) or not value or not all(is_whole(n, 0) and n <= most for n in value):
+        raise ValueError(f"{name}={value!r} must be a tuple of indices into {into}, each from 0 to {most}")
 
 
 def check_range(owner: object, name: str, *, whole: bool) -> None:

@@ -87,6 +87,10 @@ class Reuse(Pattern):
         context.memory[self] = KeptMap(context.step, call, plan)
         return plan
 
+    @property
+    def reads_content(self) -> bool:
+        return self.pattern.reads_content
+
     def check_model(self, layers: int, heads: int | None) -> None:
         self.pattern.check_model(layers, heads)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 import torch
 
@@ -57,6 +58,10 @@ class StepSchedule(Pattern):
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
         return self.pattern.select(query, key, grid, context)
 
+    @property
+    def reads_content(self) -> bool:
+        return self.pattern.reads_content
+
     def check_model(self, layers: int, heads: int | None) -> None:
         absent = [layer for layer in self.dense_layers if not -layers <= layer < layers]
         if absent:
@@ -106,7 +111,8 @@ def bare(pattern: Pattern) -> Pattern:
 def patterns_in(pattern: Pattern) -> Iterator[Pattern]:
     """A pattern, and those that are inside it."""
     yield pattern
-    held: list[object] = [getattr(pattern, field.name) for field in fields(pattern)] if is_dataclass(pattern) else []
-    for inner in held:
-        if isinstance(inner, Pattern):
-            yield from patterns_in(inner)
+    held: list[Any] = [getattr(pattern, field.name) for field in fields(pattern)] if is_dataclass(pattern) else []
+    for value in held:
+        for inner in value if isinstance(value, tuple) else (value,):
+            if isinstance(inner, Pattern):
+                yield from patterns_in(inner)

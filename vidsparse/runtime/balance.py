@@ -9,7 +9,6 @@ import torch
 from vidsparse.block_map import head_groups
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context, Pattern
-from vidsparse.patterns.schedule import bare
 
 
 def balanced(costs: Sequence[float], ranks: int) -> tuple[tuple[int, ...], ...]:
@@ -39,7 +38,7 @@ def planned_costs(pattern: Pattern, grid: VideoGrid, context: Context) -> list[f
     Args:
         context: of the call, with all heads of the layer.
     """
-    if type(bare(pattern)).select is not Pattern.select:
+    if pattern.reads_content:
         return None
     costs = [0.0] * context.heads
     for group in head_groups(pattern.plan(grid, context), context.heads):
