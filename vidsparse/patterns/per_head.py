@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 
 from vidsparse.block_map import HeadGroup, Plan, head_groups, head_indices
-from vidsparse.grid import VideoGrid
+from vidsparse.grid import Tile, VideoGrid
 from vidsparse.patterns.base import Context, Pattern
 from vidsparse.patterns.dense import Dense
 from vidsparse.patterns.fields import check_indices, check_patterns
+from vidsparse.patterns.schedule import bare
 
 Groups = tuple[HeadGroup, ...]
 
@@ -48,7 +49,7 @@ class PerHead(Pattern):
             (heads, None if pattern.is_dense(own) else pattern.plan(grid, own))
             for heads, pattern, own in self._parts(context)
         ]
-        return _merged(_grouped(parts, grid))
+        return _merged(_grouped(parts, grid, self._dense_tile(grid, context)))
 
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
         if not self.reads_content:
@@ -62,7 +63,7 @@ class PerHead(Pattern):
                 own = replace(own, value=value)
                 plan = pattern.select(query.index_select(2, index), key.index_select(2, index), grid, own)
             parts.append((heads, plan))
-        return _merge(_grouped(parts, grid))  # not cached: these maps are of this call
+        return _merge(_grouped(parts, grid, self._dense_tile(grid, context)))  # not cached: these maps are of this call
 
     @property
     def reads_content(self) -> bool:
@@ -83,6 +84,16 @@ class PerHead(Pattern):
 
     def is_dense(self, context: Context) -> bool:
         return all(self.patterns[index].is_dense(context) for index in set(self.heads))
+
+    def _dense_tile(self, grid: VideoGrid, context: Context) -> Tile | None:
+        """The tile of dense heads: that of other heads, to share their launch; the same on all GPUs."""
+        own = replace(context, heads=1, local_heads=None, memory={})
+        for pattern in (self.patterns[index] for index in sorted(set(self.heads))):
+            if (tile := getattr(bare(pattern), "tile", None)) is not None:
+                return cast("Tile", tile)
+            if not pattern.reads_content and not pattern.is_dense(own):
+                return head_groups(pattern.plan(grid, own), 1)[0].block_map.query_tile
+        return None
 
     def _parts(self, context: Context) -> Iterator[tuple[tuple[int, ...], Pattern, Context]]:
         """For each pattern with heads here: their places among the heads of the call, and the context it sees."""
@@ -122,7 +133,7 @@ def _refused(x: torch.Tensor) -> NoReturn:
     )
 
 
-def _grouped(parts: list[tuple[tuple[int, ...], Plan | None]], grid: VideoGrid) -> Groups:
+def _grouped(parts: list[tuple[tuple[int, ...], Plan | None]], grid: VideoGrid, dense_tile: Tile | None) -> Groups:
     """The groups of all parts, their heads numbered as in the call. None is a dense part."""
     groups = [
         group._replace(heads=tuple(heads[head] for head in group.heads))
@@ -130,9 +141,7 @@ def _grouped(parts: list[tuple[tuple[int, ...], Plan | None]], grid: VideoGrid) 
         if plan is not None
         for group in head_groups(plan, len(heads))
     ]
-    # Dense heads have the tiles of others, to share their launch.
-    tile = next((g.block_map.query_tile for g in groups if g.block_map.query_tile == g.block_map.key_tile), None)
-    groups += [HeadGroup(heads, Dense(tile).plan(grid)) for heads, plan in parts if plan is None]
+    groups += [HeadGroup(heads, Dense(dense_tile).plan(grid)) for heads, plan in parts if plan is None]
     return tuple(groups)
 
 
