@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from vidsparse.generation.frames import check_map, geometry
 from vidsparse.generation.transformers import attention_layers, configured_transformers, without_weights
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context, Pattern
+from vidsparse.patterns.schedule import asked
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def forecast(model: str, pattern: Pattern, frames: int, height: int, width: int,
     known, layers = geometry(model), attention_layers(model)
     grid, heads = known.grid(frames, height, width), known.heads
     sparse, skipped = [], []
+    asking: Counter[Pattern] = Counter()  # calls of each pattern inside the schedule
+    contexts: dict[Pattern, Context] = {}
     for step in range(steps):
         places = [
             Context(layer=layer, layers=layers, step=step, steps=steps, sigma=1 - step / steps, heads=heads)
@@ -99,13 +103,20 @@ def forecast(model: str, pattern: Pattern, frames: int, height: int, width: int,
             skipped.append(step)
             sparse.append(0)
         else:
-            sparse.append(sum(not pattern.is_dense(place) for place in places))
+            called = [place for place in places if not pattern.is_dense(place)]
+            sparse.append(len(called))
+            for place in called:
+                asking[inner := asked(pattern, place)] += 1
+                contexts.setdefault(inner, place)
     found = Forecast(grid, known.frames(frames)[0], heads * known.head_dim, layers, tuple(sparse), tuple(skipped))
     if not any(sparse):
         return found
     check_map(grid, pattern)
-    groups = head_groups(pattern.plan(grid, Context(layers=layers, steps=steps, heads=heads)), heads)
-    shares = [(group.block_map, len(group.heads) / heads) for group in groups]
+    shares = [
+        (group.block_map, len(group.heads) / heads * calls / asking.total())
+        for inner, calls in asking.items()
+        for group in head_groups(inner.plan(grid, contexts[inner]), heads)
+    ]
     return Forecast(
         *(found.grid, found.frames, found.width, found.layers, found.sparse, found.skipped),
         density=sum(share * block_map.density for block_map, share in shares),

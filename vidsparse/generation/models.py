@@ -61,6 +61,14 @@ class Model:
             raise ValueError("the prompt is empty; say what the video shows")
         return prompt
 
+    def prompts(self) -> list[str]:
+        """Prompts to try the model with.
+
+        Raises:
+            ValueError: nobody knows what the model should show.
+        """
+        raise ValueError(f"give --prompts FILE, a text file with a prompt for {self.name} on each line")
+
     def judge(self, frames: Frames, prompt: str) -> dict[str, float] | None:
         """Scores in [0, 1] of how well a video shows its prompt, by attribute and their mean; None without a judge."""
         del frames, prompt
@@ -142,6 +150,14 @@ class Shapes(Model):
         from vidsparse.shapes.scene import parse_prompt
 
         return parse_prompt(prompt).caption
+
+    def prompts(self) -> list[str]:
+        import random
+
+        from vidsparse.shapes.scene import held_out_scenes
+
+        scenes = held_out_scenes()
+        return [scene.caption for scene in random.Random(0).sample(scenes, 8)]
 
     def judge(self, frames: Frames, prompt: str) -> dict[str, float] | None:
         if len(frames) < 2:

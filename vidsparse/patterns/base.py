@@ -71,12 +71,16 @@ class Pattern(ABC):
 
     Class attribute for `sparsify`:
         may_skip: whether `skips` may be True of it, whatever pattern it holds.
+
+    Class attribute for `vidsparse.patterns.scale`:
+        scaled_fields: those that are (frames, height, width) in tokens, and change with the size of the video.
     """
 
     named_defaults: ClassVar[Mapping[str, Any]] = {}
     named_alternatives: ClassVar[tuple[str, ...]] = ()
     density_field: ClassVar[str] = "density"
     may_skip: ClassVar[bool] = False
+    scaled_fields: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def named(cls, **settings: Any) -> Pattern:

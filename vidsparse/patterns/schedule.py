@@ -13,6 +13,7 @@ from vidsparse.block_map import Plan
 from vidsparse.grid import VideoGrid, is_whole
 from vidsparse.patterns.base import Context, Pattern
 from vidsparse.patterns.budget import StepBudget
+from vidsparse.patterns.choice import Choice
 from vidsparse.patterns.fields import check_range, check_wholes, is_share
 
 
@@ -105,6 +106,13 @@ def bare(pattern: Pattern) -> Pattern:
     """The pattern without its schedule, or its schedules where one is inside another."""
     while isinstance(pattern, (StepSchedule, StepBudget)):
         pattern = pattern.pattern
+    return pattern
+
+
+def asked(pattern: Pattern, context: Context) -> Pattern:
+    """The pattern that a call comes to, through schedules and choices."""
+    while isinstance(pattern, (StepSchedule, StepBudget, Choice)):
+        pattern = pattern.chosen(context) if isinstance(pattern, Choice) else pattern.pattern
     return pattern
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 
@@ -35,6 +36,8 @@ class SlidingTile(Pattern):
     window: tuple[int, int, int] = (9, 24, 24)
     stride: tuple[int, int, int] | None = None
     tile: Tile | None = None
+
+    scaled_fields: ClassVar[tuple[str, ...]] = ("window", "stride")
 
     def __post_init__(self) -> None:
         check_sides(self, "window")

@@ -1,0 +1,100 @@
+"""What each candidate pattern would do to each head of each layer, and what it costs, measured while a call runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from vidsparse.attention import sparse_attention
+from vidsparse.block_map import Plan, head_groups
+from vidsparse.grid import VideoGrid
+from vidsparse.patterns import Context, Dense, Pattern
+from vidsparse.runtime.heads import dense_attention
+from vidsparse.runtime.registry import adapter_for
+from vidsparse.runtime.sparsify import sparsify
+from vidsparse.runtime.stopwatch import Stopwatch
+
+
+@dataclass
+class Tally:
+    """What a probe has found in the layers of one call.
+
+    Attributes:
+        errors: layer -> float64 [heads, candidates]: the mean square, over tokens and channels of the layer's output,
+            of what the candidate changes in it through that head.
+        densities: layer -> float64 [heads, candidates], of token pairs.
+        seconds: candidate -> seconds of choosing and attention of a head, one number for each layer.
+    """
+
+    errors: dict[int, torch.Tensor] = field(default_factory=dict)
+    densities: dict[int, torch.Tensor] = field(default_factory=dict)
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+
+
+def probe(
+    transformer: torch.nn.Module, call: Callable[[], Any], candidates: tuple[Pattern, ...], context: Context
+) -> Tally:
+    """Run a call of a transformer with its own attention, and try every candidate on the operands of each layer.
+
+    Args:
+        transformer: of a supported family. call: runs it once.
+        candidates: patterns without a schedule.
+        context: step and number of steps of the call, for candidates that ask.
+    """
+    attentions = list(adapter_for(transformer).self_attentions(transformer).values())
+    prober = _Probe(candidates, tuple(map(_projection, attentions)), context)
+    with torch.no_grad(), sparsify(transformer, prober):
+        call()
+    return prober.tally
+
+
+@dataclass(frozen=True, eq=False)
+class _Probe(Pattern):
+    candidates: tuple[Pattern, ...]
+    projections: tuple[torch.Tensor | None, ...]
+    place: Context
+    tally: Tally = field(default_factory=Tally)
+
+    def plan(self, grid: VideoGrid, context: Context | None = None) -> Plan:
+        return Dense().plan(grid, context)
+
+    def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
+        assert context.value is not None
+        value, heads, layer = context.value, query.shape[2], context.layer
+        context = replace(context, step=self.place.step, steps=self.place.steps)
+        exact = dense_attention(query, key, value, grid, context.extra_valid)
+        gram = self._gram(layer, heads, query.shape[3]).to(query.device)
+        errors, densities = (torch.zeros(heads, len(self.candidates), dtype=torch.float64) for _ in range(2))
+        for index, candidate in enumerate(self.candidates):
+            stopwatch = Stopwatch(query.device)
+            plan = candidate.select(query, key, grid, replace(context, memory={}))
+            for group in head_groups(plan, heads):
+                own = list(group.heads)
+                q, k, v = (x[:, :, own] for x in (query, key, value))
+                found = sparse_attention(q, k, v, group.block_map, extra_valid=context.extra_valid)
+                lost = (found - exact[:, :, own]).float()
+                spread = torch.einsum("bthd,hde,bthe->h", lost, gram[own], lost)
+                errors[own, index] = spread.double().cpu() / (lost.shape[0] * lost.shape[1])
+                densities[own, index] = group.block_map.head_densities[1].cpu().expand(len(own))
+            self.tally.seconds.setdefault(index, []).append(stopwatch.stop().seconds() / heads)
+        self.tally.errors[layer], self.tally.densities[layer] = errors, densities
+        return Dense().plan(grid, context)
+
+    def _gram(self, layer: int, heads: int, head_dim: int) -> torch.Tensor:
+        """For each head, what the output projection makes of a square of its channels: float32 [heads, D, D]."""
+        weight = self.projections[layer]
+        if weight is None or weight.shape[1] != heads * head_dim:
+            return torch.eye(head_dim).expand(heads, -1, -1) / (heads * head_dim)
+        of_heads = weight.float().unflatten(1, (heads, head_dim))
+        return torch.einsum("ohd,ohe->hde", of_heads, of_heads) / len(weight)
+
+
+def _projection(attention: torch.nn.Module) -> torch.Tensor | None:
+    """The weight of the output projection, [width, heads * head_dim]; None where there is none to read."""
+    linear: Any = getattr(attention, "to_out", None)
+    linear = linear[0] if isinstance(linear, (torch.nn.ModuleList, torch.nn.Sequential)) and len(linear) else linear
+    weight = getattr(linear, "weight", None)
+    return weight.detach() if isinstance(weight, torch.Tensor) and weight.is_floating_point() else None

@@ -1,0 +1,232 @@
+"""Searches the pattern that meets a target, and tries it on videos that it was not found on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import mean, median, stdev
+from typing import Any
+
+import numpy as np
+import torch
+
+from vidsparse.generation.compare import similarity
+from vidsparse.generation.sample import Sample, sample
+from vidsparse.patterns import Dense, Pattern
+from vidsparse.tuning.allocate import allocate
+from vidsparse.tuning.measure import Measurement, build
+from vidsparse.tuning.store import Store, digest
+
+OnStage = Callable[[str, int, int], None]
+ROUNDS = 7  # of a search for a quality
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a profile has to reach; one of the four is given.
+
+    Attributes:
+        psnr: mean over the videos, in dB to their dense twins, at least. ssim: the same.
+        speedup: of denoising, at least.
+        density: of token pairs, mean over all attention calls, at most.
+
+    Raises:
+        ValueError: none or several are given, or a value that nothing can reach.
+    """
+
+    psnr: float | None = None
+    ssim: float | None = None
+    speedup: float | None = None
+    density: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) != 1:
+            raise ValueError(f"give one target of psnr, ssim, speedup and density, not {' and '.join(given) or 'none'}")
+        limits = {"psnr": (0.0, 100.0), "ssim": (0.0, 1.0), "speedup": (1.0, 100.0), "density": (0.0, 1.0)}
+        low, high = limits[self.name]
+        if not (math.isfinite(self.value) and low < self.value < high):
+            raise ValueError(f"target {self.name}={self.value} must be between {low:g} and {high:g}")
+
+    @property
+    def name(self) -> str:
+        return next(name for name, value in vars(self).items() if value is not None)
+
+    @property
+    def value(self) -> float:
+        return float(getattr(self, self.name))
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:g}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a pattern did to the held-out videos.
+
+    Attributes:
+        budget: share of the cost of dense attention that it was allocated for.
+        psnr, ssim: of each video. seconds: of its denoising. density: of token pairs, dense calls included.
+    """
+
+    budget: float
+    psnr: tuple[float, ...]
+    ssim: tuple[float, ...]
+    seconds: tuple[float, ...]
+    density: float
+
+    def value(self, name: str, dense_seconds: float) -> float:
+        """What it reaches of a target. Of qualities, a standard error below the mean: other videos have another one."""
+        if name == "speedup":
+            return dense_seconds / median(self.seconds)
+        if name == "density":
+            return self.density
+        found: tuple[float, ...] = getattr(self, name)
+        error = stdev(found) / math.sqrt(len(found)) if len(found) > 1 else 0.0
+        return mean(found) - error
+
+
+@dataclass(frozen=True)
+class Held:
+    """Videos that are kept for trials: arguments of `pipe(...)` and seeds."""
+
+    arguments: tuple[Mapping[str, Any], ...]
+    seeds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+
+@dataclass
+class Search:
+    """Finds a pattern for a target.
+
+    Attributes:
+        pipe: the pipeline. measurement: what was measured of it.
+        candidates: patterns that heads choose from, `Dense` first.
+        held: videos for trials.
+        store: keeps dense videos and trials.
+        on_stage: called with what is done, how much of it, and all.
+    """
+
+    pipe: Any
+    measurement: Measurement
+    candidates: tuple[Pattern, ...]
+    held: Held
+    store: Store
+    on_stage: OnStage
+
+    def __post_init__(self) -> None:
+        self.trials: list[Trial] = []
+
+    def run(self, target: Target) -> tuple[Pattern, Trial, bool]:
+        """The pattern, its trial, and whether it reaches the target; if none does, the one that comes closest."""
+        return self._quality(target) if target.name in ("psnr", "ssim") else self._cost(target)
+
+    def at(self, budget: float, by_density: bool = False) -> Pattern:
+        """The best pattern for a share of the cost of dense attention, in seconds or in pairs of tokens."""
+        errors, costs, dense = self._units(by_density)
+        choice = allocate(errors, costs, max(budget * dense, float(costs.min(dim=1).values.sum())))
+        return build(choice.view(self.measurement.errors.shape[:3]), self.candidates, self.measurement.phases)
+
+    def cheapest(self, by_density: bool = False) -> float:
+        """The least budget that can be met."""
+        _, costs, dense = self._units(by_density)
+        return float(costs.min(dim=1).values.sum()) / dense
+
+    def try_out(self, budget: float, pattern: Pattern) -> Trial:
+        """Generate the held-out videos with a pattern; the same pattern is tried once."""
+        name = f"trial-{digest(repr(pattern))}"
+
+        def make() -> dict[str, Any]:
+            rows = []
+            for number in range(len(self.held)):
+                self.on_stage(f"trying a budget of {budget:.0%}", number, len(self.held))
+                done = self._sample(number, pattern)
+                psnr, ssim = similarity(self._dense(number)[0], done.frames)
+                flops = sum(call.flops for call in done.report.calls), sum(c.dense_flops for c in done.report.calls)
+                seconds = done.denoising_seconds or done.seconds
+                rows.append([100.0 if psnr is None else psnr, ssim, seconds, flops[0] / flops[1]])
+            return {"rows": rows}
+
+        rows = self.store.kept(name, make, dict, dict)["rows"]
+        psnr, ssim, seconds, density = (tuple(column) for column in zip(*rows, strict=True))
+        trial = Trial(budget, psnr, ssim, seconds, mean(density))
+        self.trials.append(trial)
+        return trial
+
+    @cached_property
+    def dense_seconds(self) -> float:
+        """Of denoising a held-out video, median."""
+        return median(self._dense(number)[1] for number in range(len(self.held)))
+
+    def _quality(self, target: Target) -> tuple[Pattern, Trial, bool]:
+        """Bisection over the budget: the cheapest pattern whose trial reaches the quality."""
+        low, high = self.cheapest(), 1.0
+        best: tuple[Pattern, Trial] | None = None
+        closest: tuple[Pattern, Trial] | None = None
+        for _ in range(ROUNDS):
+            middle = math.sqrt(low * high)
+            pattern = self.at(middle)
+            trial = self.try_out(middle, pattern)
+            value = trial.value(target.name, self.dense_seconds)
+            if closest is None or value > closest[1].value(target.name, self.dense_seconds):
+                closest = pattern, trial
+            if value >= target.value:
+                best, high = (pattern, trial), middle
+            else:
+                low = middle
+            if high / low < 1.03:
+                break
+        assert closest is not None
+        return (*best, True) if best else (*closest, False)
+
+    def _cost(self, target: Target) -> tuple[Pattern, Trial, bool]:
+        """The best pattern within a cost; for a speed-up, with a smaller cost as long as the trial falls short."""
+        by_density = target.name == "density"
+        budget = target.value if by_density else self._budget_of_speedup(target.value)
+        least = self.cheapest(by_density)
+        for _ in range(1 if by_density else 4):
+            budget = max(budget, least)
+            pattern = self.at(budget, by_density)
+            trial = self.try_out(budget, pattern)
+            value = trial.value(target.name, self.dense_seconds)
+            reached = value <= target.value * 1.02 if by_density else value >= target.value
+            if reached or budget <= least:
+                break
+            # What was saved is to what should be saved as this budget is to the next.
+            saved = 1 - median(trial.seconds) / self.dense_seconds
+            wanted = 1 - 1 / target.value
+            budget = 1 - (1 - budget) * min(2.0, wanted / max(saved, 0.1 * wanted)) - 0.01
+        return pattern, trial, reached
+
+    def _budget_of_speedup(self, speedup: float) -> float:
+        """The share of attention's seconds that is left for a speed-up of denoising."""
+        _, _, dense = self._units(False)
+        return 1 - self.dense_seconds * (1 - 1 / speedup) / (dense * self.measurement.branches)
+
+    def _units(self, by_density: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """Errors and costs [units, candidates], and what all cost dense."""
+        found = self.measurement
+        steps = found.steps_of_units[..., None]
+        each = (
+            found.densities if by_density else torch.tensor(found.seconds, dtype=torch.float64).expand_as(found.errors)
+        )
+        costs = (each * steps).flatten(0, 2)
+        return found.errors.flatten(0, 2), costs, float(costs[:, 0].sum())
+
+    def _dense(self, number: int) -> tuple[np.ndarray[Any, Any], float]:
+        """Frames and seconds of a dense held-out video."""
+
+        def make() -> dict[str, Any]:
+            self.on_stage("dense videos", number, len(self.held))
+            done = self._sample(number, Dense())
+            return {"frames": torch.from_numpy(done.frames), "seconds": done.denoising_seconds or done.seconds}
+
+        kept = self.store.kept(f"dense-{number}", make, dict, dict)
+        return kept["frames"].numpy(), float(kept["seconds"])
+
+    def _sample(self, number: int, pattern: Pattern) -> Sample:
+        return sample(self.pipe, pattern, self.held.arguments[number], seed=self.held.seeds[number])

@@ -1,0 +1,184 @@
+"""From a pipeline, prompts and a target to a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+
+import vidsparse
+from vidsparse.generation.frames import pipeline_geometry
+from vidsparse.generation.sample import OnStep
+from vidsparse.grid import VideoGrid
+from vidsparse.patterns import Pattern
+from vidsparse.profiles import Expected, Profile, settings_of
+from vidsparse.runtime.pipeline import transformers_of
+from vidsparse.serialize import to_data
+from vidsparse.tuning.candidates import default_candidates
+from vidsparse.tuning.capture import Reference, capture
+from vidsparse.tuning.measure import Measurement, Phases, measure
+from vidsparse.tuning.search import Held, OnStage, Search, Target, Trial
+from vidsparse.tuning.store import Store
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search has found.
+
+    Attributes:
+        profile: the best there is. reached: whether it meets the target.
+        trials: all patterns that were tried on held-out videos.
+        dense_seconds: of denoising one of those, median.
+    """
+
+    profile: Profile
+    reached: bool
+    trials: tuple[Trial, ...]
+    dense_seconds: float
+
+
+def tune(
+    pipe: Any,
+    model: str,
+    target: Target,
+    arguments: Mapping[str, Any],
+    prompts: Sequence[str],
+    held_out: Sequence[str],
+    folder: Path,
+    *,
+    candidates: tuple[Pattern, ...] | None = None,
+    seed: int = 0,
+    on_stage: OnStage = lambda name, done, steps: None,
+) -> Tuned:
+    """Search a pattern for each head of each layer in each phase of noise that together meet a target.
+
+    Every candidate is tried on the queries, keys and values of dense videos, and its error measured behind the layer's
+    output projection. What an error in a layer does to the transformer's output, and one in a phase to the video, is
+    measured with one candidate. A Lagrangian gives each head the candidate with the least error for what it costs on
+    this machine, under one budget for the whole video; trials on held-out prompts decide the budget.
+
+    The idea of measuring heads by themselves is that of Sparse-vDiT (arXiv 2506.03065), that of one budget for all is
+    MoA's (arXiv 2406.14909). Theirs choose among modes of one pattern, and windows; here any patterns compete, layers
+    and phases are weighted by what they change in the video, and costs are seconds.
+
+    Args:
+        pipe: a diffusers pipeline of a supported family, without a sparsified transformer.
+        model: its name, for the profile.
+        target: what to reach.
+        arguments: of `pipe(...)`, without the prompt; frames, height, width and steps decide what is tuned.
+        prompts: two or more that the search may see. held_out: others, which decide.
+        folder: keeps what was found, so that the same call goes on after a stop.
+        candidates: patterns without a schedule, `Dense` first; by default `default_candidates` of the grid.
+        seed: of the noise of the first video; each has its own.
+        on_stage: called with what is done, how much of it, and all.
+
+    Raises:
+        ValueError: no prompts; prompts that are in both lists; a folder that holds a search with other settings.
+    """
+    if not prompts or not held_out:
+        raise ValueError(f"got {len(prompts)} prompts and {len(held_out)} held-out ones; give at least one of each")
+    if shared := sorted({*prompts} & {*held_out}):
+        raise ValueError(f"prompt {shared[0]!r} is also held out; the search must not see what decides")
+    grid, size = _grid(pipe, arguments)
+    candidates = candidates or default_candidates(grid)
+    settings = {
+        "model": model,
+        "arguments": {name: value for name, value in arguments.items() if isinstance(value, (int, float, str))},
+        "prompts": list(prompts),
+        "held_out": list(held_out),
+        "candidates": [to_data(candidate) for candidate in candidates],
+        "seed": seed,
+    }
+    store = Store(folder, settings)
+    given = [{**arguments, "prompt": prompt} for prompt in prompts]
+    measurement = store.kept(
+        "measurement",
+        lambda: _measured(pipe, given, seed, candidates, store, on_stage),
+        Measurement.read,
+        Measurement.plain,
+    )
+    held = Held(
+        tuple({**arguments, "prompt": prompt} for prompt in held_out),
+        tuple(seed + len(prompts) + number for number in range(len(held_out))),
+    )
+    search = Search(pipe, measurement, candidates, held, store, on_stage)
+    pattern, trial, reached = search.run(target)
+    transformer = next(iter(transformers_of(pipe).values()))
+    profile = Profile(
+        model=model,
+        transformer=type(transformer).__name__,
+        config=settings_of(transformer),
+        frames=size[0],
+        height=size[1],
+        width=size[2],
+        steps=measurement.phases.steps,
+        grid=grid.view,
+        pattern=to_data(pattern),
+        expected=Expected(
+            psnr=mean(trial.psnr),
+            ssim=mean(trial.ssim),
+            speedup=search.dense_seconds / median(trial.seconds),
+            density=trial.density,
+            videos=len(held),
+            device=str(pipe._execution_device),
+        ),
+        found={
+            "target": str(target),
+            "reached": reached,
+            **{key: value for key, value in settings.items() if key != "model"},
+            "versions": {"vidsparse": vidsparse.__version__, "torch": str(torch.__version__)},
+        },
+    )
+    return Tuned(profile, reached, tuple(search.trials), search.dense_seconds)
+
+
+def _measured(
+    pipe: Any,
+    given: list[dict[str, Any]],
+    seed: int,
+    candidates: tuple[Pattern, ...],
+    store: Store,
+    on_stage: OnStage,
+) -> Measurement:
+    """Capture dense videos of all prompts, and measure the candidates on them."""
+    levels = store.kept(
+        "noise",
+        lambda: capture(pipe, given[0], lambda step, steps: False, seed=seed, on_step=_told(on_stage, "noise levels")),
+        Reference.read,
+        Reference.plain,
+    )
+    phases = Phases.of(levels.sigmas)
+    references = []
+    for number, arguments in enumerate(given):
+        reference = store.kept(
+            f"reference-{number}",
+            lambda a=arguments, n=number: capture(  # type: ignore[misc]
+                pipe, a, phases.is_middle, seed=seed + n, on_step=_told(on_stage, f"dense video {n + 1}")
+            ),
+            Reference.read,
+            Reference.plain,
+        )
+        references.append((arguments, seed + number, reference))
+    return measure(pipe, references, phases, candidates, on_stage)
+
+
+def _grid(pipe: Any, arguments: Mapping[str, Any]) -> tuple[VideoGrid, tuple[int, int, int]]:
+    """The grid of the videos, and their frames, height and width.
+
+    Raises:
+        ValueError: a size is missing.
+    """
+    missing = [name for name in ("num_frames", "height", "width") if not arguments.get(name)]
+    if missing:
+        raise ValueError(f"a profile is for videos of one size: arguments lack {', '.join(missing)}")
+    size = arguments["num_frames"], arguments["height"], arguments["width"]
+    grid = pipeline_geometry(pipe).grid(*size)
+    return grid, size
+
+
+def _told(on_stage: OnStage, name: str) -> OnStep:
+    return lambda done, steps: on_stage(name, done, steps)
