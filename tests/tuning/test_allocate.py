@@ -61,6 +61,14 @@ def test_units_that_matter_get_more() -> None:
     assert allocate(errors, costs, 2.1).tolist() == [1, 0, 0]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_it_is_never_worse_than_one_candidate_for_all(seed: int) -> None:
+    errors, costs = problem(seed, units=3)
+    for index in range(4):
+        budget = float(costs[:, index].sum())
+        assert total(errors, allocate(errors, costs, budget)) <= float(errors[:, index].sum()) * (1 + 1e-12)
+
+
 def test_the_ends() -> None:
     errors, costs = problem(1)
     assert allocate(errors, costs, 1e9).tolist() == [0] * 5

@@ -41,7 +41,12 @@ def allocate(errors: torch.Tensor, costs: torch.Tensor, budget: float) -> torch.
         middle = (low + high) / 2
         within = _total(costs, _at_price(errors, costs, middle)) <= budget
         low, high = (low, middle) if within else (middle, high)
-    return _filled(errors, costs, budget, _at_price(errors, costs, high), _at_price(errors, costs, low))
+    found = _filled(errors, costs, budget, _at_price(errors, costs, high))
+    # With few units the gap between two prices is wide, and one candidate for all may lie within it.
+    single = torch.where(costs.sum(dim=0) <= budget * (1 + 1e-9), errors.sum(dim=0), torch.inf)
+    if float(single.min()) < _total(errors, found):
+        return single.argmin().expand(len(found)).clone()
+    return found
 
 
 def _at_price(errors: torch.Tensor, costs: torch.Tensor, price: float) -> torch.Tensor:
@@ -51,19 +56,18 @@ def _at_price(errors: torch.Tensor, costs: torch.Tensor, price: float) -> torch.
     return costs.masked_fill(~tied, torch.inf).argmin(dim=1)
 
 
-def _filled(
-    errors: torch.Tensor, costs: torch.Tensor, budget: float, choice: torch.Tensor, better: torch.Tensor
-) -> torch.Tensor:
-    """Move units from `choice` to `better` while the budget lasts."""
-    units = torch.arange(len(choice))
-    gain = errors[units, choice] - errors[units, better]
-    price = costs[units, better] - costs[units, choice]
-    left, filled = budget - _total(costs, choice), choice.clone()
-    for unit in (gain / price.clamp(min=1e-30)).argsort(descending=True, stable=True).tolist():
-        if gain[unit] > 0 and price[unit] <= left:
-            filled[unit] = better[unit]
-            left -= float(price[unit])
-    return filled
+def _filled(errors: torch.Tensor, costs: torch.Tensor, budget: float, choice: torch.Tensor) -> torch.Tensor:
+    """Spend what is left of the budget: one unit after the other takes what gains most for its cost."""
+    choice = choice.clone()
+    while True:
+        now = choice[:, None]
+        gain, price = errors.gather(1, now) - errors, costs - costs.gather(1, now)
+        fits = (gain > 0) & (price <= budget - _total(costs, choice))
+        if not fits.any():
+            return choice
+        worth = torch.where(fits, gain / price.clamp(min=1e-30), -1.0)
+        unit, better = divmod(int(worth.argmax()), costs.shape[1])
+        choice[unit] = better
 
 
 def _total(costs: torch.Tensor, choice: torch.Tensor) -> float:
