@@ -39,6 +39,7 @@ from .patterns import (
     VideoSparse as VideoSparse,
 )
 from .presets import PRESETS as PRESETS, Preset as Preset, preset as preset
+from .profiles import Profile as Profile, load_profile as load_profile
 from .runtime.gates import load_gates as load_gates
 from .runtime.parallelism import enable_parallelism as enable_parallelism
 from .runtime.recommended import preset_for as preset_for

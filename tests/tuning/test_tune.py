@@ -158,11 +158,16 @@ def test_a_quality_is_reached_at_the_least_budget(tuned: tuple[Path, Tuned]) -> 
     folder, _ = tuned
     easy = run(folder, Target(psnr=1.0))
     assert easy.reached and easy.profile.expected is not None
-    hard = run(folder, Target(psnr=99.0))
-    assert not hard.reached and hard.profile.expected is not None
-    assert hard.profile.expected.psnr >= easy.profile.expected.psnr
+    hard = run(folder, Target(psnr=99.0))  # nothing but dense attention is that close
+    assert hard.reached and hard.profile.expected is not None
     assert hard.profile.expected.density > easy.profile.expected.density
-    assert hard.profile.found["reached"] is False
+    assert len(hard.trials) > 1
+
+
+def test_the_closest_is_kept_where_nothing_reaches_the_target(tuned: tuple[Path, Tuned]) -> None:
+    found = run(tuned[0], Target(speedup=50.0))
+    assert not found.reached and found.profile.found["reached"] is False
+    assert found.profile.expected is not None and found.profile.expected.density < 0.4
 
 
 def test_bad_requests(tmp_path: Path, tuned: tuple[Path, Tuned]) -> None:
