@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TARGET = "Target: give one"
 PROMPTS_HELP = "A .txt file with a prompt on each line."
 SEARCH_HELP = "So many of the prompts are measured; the others decide whether the target is reached."
+COST_HELP = "What a quality is reached with the least of: seconds of this machine, or density, the same everywhere."
 OUTPUT_HELP = "The profile. Beside it, NAME.tuning keeps what was found: the same command again goes on from there."
 
 
@@ -41,6 +42,7 @@ def tune(
     guidance: Annotated[
         float | None, Option(*GUIDANCE, help="Classifier-free guidance scale.", show_default=OWN)
     ] = None,
+    cost: Annotated[str, Option(help=COST_HELP)] = "seconds",
     seed: Annotated[int, Option(min=0, max=2**62, help="Of the noise of the first video.")] = 0,
     dtype: Annotated[
         str | None, Option(help=DTYPE_HELP, callback=read_dtype, show_default="float32 on a CPU, else bfloat16")
@@ -55,6 +57,8 @@ def tune(
     from vidsparse.tuning.search import Target
     from vidsparse.tuning.tune import tune as run
 
+    if cost not in ("seconds", "density"):
+        raise ValueError(f"--cost {cost} is unknown; choose seconds or density")
     target = Target(target_psnr, target_ssim, target_speedup, density)
     check_output(output, ".json", overwrite=overwrite)
     known = Request("", model=model).known
@@ -84,7 +88,18 @@ def tune(
         arguments.setdefault(name, value)
     folder = output.with_name(f"{output.stem}.tuning")
     with sampling_bar() as bar:
-        found = run(pipe, model, target, arguments, asked[:search], asked[search:], folder, seed=seed, on_stage=bar)
+        found = run(
+            pipe,
+            model,
+            target,
+            arguments,
+            asked[:search],
+            asked[search:],
+            folder,
+            cost="density" if cost == "density" else "seconds",
+            seed=seed,
+            on_stage=bar,
+        )
     found.profile.save(output)
     _print(found)
     print(f"wrote {output}; {folder} keeps what was measured, and may be removed")

@@ -109,6 +109,8 @@ class Search:
         held: videos for trials.
         store: keeps dense videos and trials.
         on_stage: called with what is done, how much of it, and all.
+        cost: what the budget is a share of: "seconds" as measured here, or "density", the same on every machine. A
+            target of speed-up or density decides by itself.
     """
 
     pipe: Any
@@ -117,23 +119,26 @@ class Search:
     held: Held
     store: Store
     on_stage: OnStage
+    cost: str = "seconds"
 
     def __post_init__(self) -> None:
         self.trials: list[Trial] = []
 
     def run(self, target: Target) -> tuple[Pattern, Trial, bool]:
         """The pattern, its trial, and whether it reaches the target; if none does, the one that comes closest."""
+        self.cost = {"speedup": "seconds", "density": "density"}.get(target.name, self.cost)
         return self._quality(target) if target.name in ("psnr", "ssim") else self._cost(target)
 
-    def at(self, budget: float, by_density: bool = False) -> Pattern:
-        """The best pattern for a share of the cost of dense attention, in seconds or in pairs of tokens."""
-        errors, costs, dense = self._units(by_density)
+    def at(self, budget: float) -> Pattern:
+        """The best pattern for a share of the cost of dense attention."""
+        errors, costs, dense = self._units
         choice = allocate(errors, costs, max(budget * dense, float(costs.min(dim=1).values.sum())))
         return build(choice.view(self.measurement.errors.shape[:3]), self.candidates, self.measurement.phases)
 
-    def cheapest(self, by_density: bool = False) -> float:
+    @property
+    def cheapest(self) -> float:
         """The least budget that can be met."""
-        _, costs, dense = self._units(by_density)
+        _, costs, dense = self._units
         return float(costs.min(dim=1).values.sum()) / dense
 
     def try_out(self, budget: float, pattern: Pattern) -> Trial:
@@ -164,7 +169,7 @@ class Search:
 
     def _quality(self, target: Target) -> tuple[Pattern, Trial, bool]:
         """Bisection over the budget: the cheapest pattern whose trial reaches the quality."""
-        low, high = self.cheapest(), 1.0
+        low, high = self.cheapest, 1.0
         best: tuple[Pattern, Trial] | None = None
         closest: tuple[Pattern, Trial] | None = None
         for _ in range(ROUNDS):
@@ -187,10 +192,10 @@ class Search:
         """The best pattern within a cost; for a speed-up, with a smaller cost as long as the trial falls short."""
         by_density = target.name == "density"
         budget = target.value if by_density else self._budget_of_speedup(target.value)
-        least = self.cheapest(by_density)
+        least = self.cheapest
         for _ in range(1 if by_density else 4):
             budget = max(budget, least)
-            pattern = self.at(budget, by_density)
+            pattern = self.at(budget)
             trial = self.try_out(budget, pattern)
             value = trial.value(target.name, self.dense_seconds)
             reached = value <= target.value * 1.02 if by_density else value >= target.value
@@ -204,16 +209,16 @@ class Search:
 
     def _budget_of_speedup(self, speedup: float) -> float:
         """The share of attention's seconds that is left for a speed-up of denoising."""
-        _, _, dense = self._units(False)
+        _, _, dense = self._units
         return 1 - self.dense_seconds * (1 - 1 / speedup) / (dense * self.measurement.branches)
 
-    def _units(self, by_density: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
+    @cached_property
+    def _units(self) -> tuple[torch.Tensor, torch.Tensor, float]:
         """Errors and costs [units, candidates], and what all cost dense."""
         found = self.measurement
         steps = found.steps_of_units[..., None]
-        each = (
-            found.densities if by_density else torch.tensor(found.seconds, dtype=torch.float64).expand_as(found.errors)
-        )
+        seconds = torch.tensor(found.seconds, dtype=torch.float64).expand_as(found.errors)
+        each = found.densities if self.cost == "density" else seconds
         costs = (each * steps).flatten(0, 2)
         return found.errors.flatten(0, 2), costs, float(costs[:, 0].sum())
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -51,6 +51,7 @@ def tune(
     folder: Path,
     *,
     candidates: tuple[Pattern, ...] | None = None,
+    cost: Literal["seconds", "density"] = "seconds",
     seed: int = 0,
     on_stage: OnStage = lambda name, done, steps: None,
 ) -> Tuned:
@@ -73,6 +74,8 @@ def tune(
         prompts: two or more that the search may see. held_out: others, which decide.
         folder: keeps what was found, so that the same call goes on after a stop.
         candidates: patterns without a schedule, `Dense` first; by default `default_candidates` of the grid.
+        cost: what a quality is reached with the least of: "seconds" of this machine, or "density", which makes the
+            search the same everywhere.
         seed: of the noise of the first video; each has its own.
         on_stage: called with what is done, how much of it, and all.
 
@@ -105,7 +108,7 @@ def tune(
         tuple({**arguments, "prompt": prompt} for prompt in held_out),
         tuple(seed + len(prompts) + number for number in range(len(held_out))),
     )
-    search = Search(pipe, measurement, candidates, held, store, on_stage)
+    search = Search(pipe, measurement, candidates, held, store, on_stage, cost)
     pattern, trial, reached = search.run(target)
     transformer = next(iter(transformers_of(pipe).values()))
     profile = Profile(
@@ -129,6 +132,7 @@ def tune(
         found={
             "target": str(target),
             "reached": reached,
+            "cost": search.cost,
             **{key: value for key, value in settings.items() if key != "model"},
             "versions": {"vidsparse": vidsparse.__version__, "torch": str(torch.__version__)},
         },
