@@ -36,7 +36,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.cli": (
         *("diffusers", "matplotlib", "rich", "torch", "typer", "yaml"),
         *("vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.bench", "vidsparse.doctor"),
-        *("vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
+        *("vidsparse.estimation", "vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
         *("vidsparse.patterns.names", "vidsparse.patterns.schedule", "vidsparse.presets"),
     ),
     "vidsparse.__main__": ("vidsparse.cli",),
@@ -63,6 +63,10 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.doctor": (
         *("accelerate", "diffusers", "peft", "torch", "vidsparse.atomic", "vidsparse.block_map"),
         *("vidsparse.generation.transformers", "vidsparse.grid", "vidsparse.patterns", "vidsparse.runtime"),
+    ),
+    "vidsparse.estimation": (
+        *("torch", "vidsparse.attention", "vidsparse.doctor.twin", "vidsparse.generation", "vidsparse.patterns"),
+        *("vidsparse.presets", "vidsparse.runtime.registry"),
     ),
     "vidsparse.generation": (
         *("PIL", "diffusers", "filelock", "huggingface_hub", "imageio", "numpy", "torch", "torchmetrics"),

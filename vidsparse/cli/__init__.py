@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from vidsparse.cli import bench, compare, doctor, finetune, generate, inspect, patterns, presets
+from vidsparse.cli import bench, compare, doctor, estimate, finetune, generate, inspect, patterns, presets
 from vidsparse.cli.messages import is_first
 from vidsparse.cli.signature import takes_request
 from vidsparse.cli.versions import versions
@@ -83,6 +83,7 @@ app.command("finetune")(takes_request(finetune.finetune))
 app.command("inspect")(inspect.inspect)
 app.command("patterns")(patterns.patterns)
 app.command("presets")(presets.presets)
+app.command("estimate")(estimate.estimate)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 
