@@ -24,7 +24,8 @@ PACKAGES = {
 # and no arrow without an import. A name stands for the module and all below it; the bare "vidsparse" stands for its
 # public names alone, both as a row and as an entry. A module that no row covers fails: draw its arrows here first.
 ARROWS: dict[str, tuple[str, ...]] = {
-    "examples": ("torch", "vidsparse", "vidsparse.finetune", "vidsparse.shapes.model"),
+    "examples": ("diffusers", "torch", "vidsparse", "vidsparse.finetune", "vidsparse.shapes.model"),
+    "examples.families": ("diffusers", "huggingface_hub", "torch", "transformers", "vidsparse"),
     "examples.modular": ("diffusers", "vidsparse", "vidsparse.patterns.names"),
     # A folder that is run as a whole: its modules find each other by their bare names.
     "examples.shapes_training": (
