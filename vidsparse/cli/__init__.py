@@ -88,12 +88,17 @@ app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 
 
-def main() -> None:
-    """The entry point of the console script."""
+def quiet_libraries() -> None:
+    """Keep to themselves what libraries say when they are imported; called before they are."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     for logger in ("torchao", "torch.utils._pytree"):  # what a quantiser that is merely installed says when imported
         logging.getLogger(logger).setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    quiet_libraries()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # float32 norms under autocast
     for stream in (sys.stdout, sys.stderr):
