@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any
 
@@ -9,6 +10,9 @@ import pytest
 from command_line import refused, vidsparse_in_a_folder
 from twins import ignores_warnings
 
+from vidsparse.cli.estimate import GPU_HELP, estimate
+from vidsparse.estimation.estimate import UTILIZATION
+from vidsparse.estimation.gpus import GPUS
 from vidsparse.estimation.published import MODELS
 
 pytestmark = ignores_warnings
@@ -41,6 +45,12 @@ def test_a_pattern_of_choice_is_compared_with_dense(vidsparse: Any) -> None:
     assert "density=0.3" in sparse["pattern"] and sparse["denoising_bound"] > 1
     named = vidsparse("estimate", "wan2.1-14b", *SMALL, "--preset", "default", "--json")
     assert [one["name"] for one in json.loads(named.out)["settings"]] == ["dense", "default"]
+
+
+def test_the_help_is_true() -> None:
+    assert [gpu.name for gpu in GPUS if gpu.name not in GPU_HELP] == []
+    defaults = {name: parameter.default for name, parameter in inspect.signature(estimate).parameters.items()}
+    assert defaults["utilization"] == UTILIZATION
 
 
 def test_without_a_model_the_models_are_listed(vidsparse: Any) -> None:
