@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from twins import ignores_warnings
 
-from vidsparse import Dense, Radial, StepBudget, estimate, preset
+from vidsparse import Dense, Radial, StepBudget, StepSchedule, estimate, preset
 from vidsparse.estimation.gpus import find_gpu
 
 pytestmark = ignores_warnings
@@ -95,6 +95,12 @@ def test_it_is_plain_data() -> None:
 def test_what_is_not_possible_is_refused(asked: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         estimate("wan2.1-14b", **{**SMALL, **asked})
+
+
+def test_a_pattern_of_another_model_is_refused() -> None:
+    pattern = StepSchedule(Radial(density=0.2), dense_layers=(40,))
+    with pytest.raises(ValueError, match=r"dense_layers \[40\] do not exist: the model has layers 0 to 39"):
+        estimate("wan2.1-14b", {"sparse": pattern}, **SMALL)
 
 
 def test_a_transformer_without_a_pipeline_needs_a_size(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from vidsparse.generation.dtypes import dtype_name
 from vidsparse.generation.forecast import Forecast, forecast_of
 from vidsparse.generation.frames import Geometry, geometry_of
 from vidsparse.generation.transformers import class_named, defaults, without_weights
-from vidsparse.patterns import Dense, Pattern, Radial, StepSchedule
+from vidsparse.patterns import Dense, Pattern, Radial
 from vidsparse.presets import Preset, choose, preset
 from vidsparse.runtime.registry import adapter_of
 
@@ -134,7 +134,8 @@ def estimate(
         gpu: a name such as "H100", for seconds. utilization: the share of its peak that is reached.
 
     Raises:
-        ValueError: an unknown model, dtype or GPU; a size, steps or utilization that is not possible or not known.
+        ValueError: an unknown model, dtype or GPU; a size, steps or utilization that is not possible or not known; a
+            pattern for a model with other layers or heads.
         NotImplementedError: no adapter serves the model.
         OSError: the settings in a folder cannot be read.
     """
@@ -158,9 +159,11 @@ def estimate(
     layers = len(adapter_of(cls).self_attentions(transformer))
     parameters = sum(weight.numel() for weight in transformer.parameters())
     bytes_each = getattr(torch, dtype).itemsize
-    of_call = work(cls, config, geometry, tokens, known.text)
     if patterns is None:
         patterns = usual(model_preset(known))
+    for pattern in patterns.values():
+        pattern.check_model(layers, geometry.heads)
+    of_call = work(cls, config, geometry, tokens, known.text)
     settings = []
     for name, pattern in {"dense": Dense(), **patterns}.items():
         forecast = forecast_of(geometry, layers, pattern, size, sizes["steps"])
@@ -186,14 +189,9 @@ def model_preset(known: KnownModel) -> Preset:
 
 def usual(chosen: Preset) -> dict[str, Pattern]:
     """A preset, and `Radial` at two densities in the schedule of the preset for all models."""
-    schedule = preset("default").pattern
-    found = {chosen.name: chosen.pattern}
-    if isinstance(schedule, StepSchedule):
-        for density in DENSITIES:
-            found[f"Radial {density:g}"] = StepSchedule(
-                Radial(density=density), dense_steps=schedule.dense_steps, dense_layers=schedule.dense_layers
-            )
-    return found
+    schedule: Any = preset("default").pattern
+    radial = {f"Radial {density:g}": replace(schedule, pattern=Radial(density=density)) for density in DENSITIES}
+    return {chosen.name: chosen.pattern, **radial}
 
 
 def remaining(forecast: Forecast, of_call: Work, calls: int) -> tuple[float, int]:
