@@ -22,7 +22,7 @@ lint: .venv/.installed
 
 # With --quiet, --strict would miss warnings.
 docs: .venv/.installed
-	DIFFUSERS_VERBOSITY=error NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # torch goes first, at its pin: everything after it then finds it there, whichever build the index has.
 .venv/.installed: pyproject.toml constraints.txt

@@ -2,7 +2,7 @@
 
     python examples/demo.py --out demo
 
-It runs `vidsparse bench` and `vidsparse compare`, and prints both commands, so that you can go on from there.
+It runs `vidsparse bench` and `vidsparse compare`, prints both commands, and ends with what to type next.
 """
 
 from __future__ import annotations
@@ -14,6 +14,11 @@ import sys
 from pathlib import Path
 
 PROMPT = "a red circle moving left on a blue background"
+NEXT = (
+    (["generate", "a green square bouncing on a white background"], "a video of your own; --help has all options"),
+    (["estimate", "wan2.1-14b", "--gpu", "H100"], "what a real model would gain; without a name: which are known"),
+    (["doctor", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"], "whether your model works, without its weights"),
+)
 
 
 def main() -> int:
@@ -40,7 +45,22 @@ def main() -> int:
     print("One attention layer of Wan 2.1 (two of its heads) on this machine:", flush=True)
     failed = run(["bench", *size, "--density", "0.2"])
     print("\nA dense and a sparse video of the small model that comes with vidsparse:", flush=True)
-    return failed or run(options)
+    failed = failed or run(options)
+    if not failed:
+        print_next(arguments.out)
+    return failed
+
+
+def print_next(out: Path) -> None:
+    """Print what to type next; `vidsparse` stands beside this Python."""
+    program = Path(sys.executable).with_name("vidsparse")
+    try:
+        name = str(program.relative_to(Path.cwd()))
+    except ValueError:  # installed elsewhere
+        name = "vidsparse"
+    print(f"\nLook at {out / 'side_by_side.mp4'}: dense on the left, sparse on the right. Next:")
+    for words, why in NEXT:
+        print(f"  {shlex.join([name, *words])}\n      {why}")
 
 
 def run(options: list[str]) -> int:

@@ -83,7 +83,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.filterwarnings("ignore:.*torch_dtype.*:FutureWarning")  # newer versions of diffusers call it dtype
-@every([page for page in GUIDES if to_run(page) and page.parent.name != "families"])  # those: tests/test_site.py
+@every([page for page in GUIDES if to_run(page)])
 def test_python_runs(page: Path) -> None:
     names: dict[str, Any] = {}
     for code in to_run(page):
@@ -210,7 +210,8 @@ def test_the_readme_names_every_family() -> None:
 
 
 def test_the_catalogue_is_complete() -> None:
-    first_column = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs/patterns.md").read_text(), re.M)
+    text = "".join((ROOT / f"docs/{page}.md").read_text() for page in ("patterns", "schedules", "corrections"))
+    first_column = re.findall(r"^\| ([^|]+) \|", text, re.M)
     code = inline("\n".join(first_column))
     classes = [*pattern_classes().values(), *correction_classes().values(), vidsparse.GriddedHeads]
     classes += [vidsparse.PerLayer, vidsparse.PerHead, vidsparse.PerPhase]
@@ -224,6 +225,21 @@ def test_the_short_names_are_complete() -> None:
     for short, cls in [*families().items(), *((variant, cls) for variant, (cls, *_) in VARIANTS.items())]:
         expected.setdefault(title(cls), []).append(short)
     assert {family.strip(): inline(names) for _, family, names, _ in rows} == expected
+
+
+def test_the_examples_are_complete() -> None:
+    """A row for each family names its program and the checkpoint that it loads; the other programs have rows too."""
+    text = (ROOT / "docs/examples.md").read_text()
+    _, _, table = text.partition("<!-- families -->")
+    rows = [row.split("|") for row in table.partition("<!-- /families -->")[0].splitlines() if "`" in row]
+    found = {
+        family.strip(): (program.partition("]")[0].strip(" ["), *inline(model)) for _, family, program, model, _ in rows
+    }
+    assert found.keys() == {title(cls) for cls in ADAPTERS}
+    for program, model in found.values():
+        assert f'"{model}"' in (ROOT / program).read_text()
+    assert {program for program, _ in found.values()} == {name(path) for path in ROOT.glob("examples/families/*.py")}
+    assert [path.name for path in ROOT.glob("examples/*.py") if f"](../{name(path)})" not in text] == []
 
 
 def test_the_presets_are_complete() -> None:

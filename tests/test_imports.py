@@ -24,7 +24,8 @@ PACKAGES = {
 # and no arrow without an import. A name stands for the module and all below it; the bare "vidsparse" stands for its
 # public names alone, both as a row and as an entry. A module that no row covers fails: draw its arrows here first.
 ARROWS: dict[str, tuple[str, ...]] = {
-    "examples": ("torch", "vidsparse", "vidsparse.finetune", "vidsparse.shapes.model"),
+    "examples": ("diffusers", "torch", "vidsparse", "vidsparse.finetune", "vidsparse.shapes.model"),
+    "examples.families": ("diffusers", "huggingface_hub", "torch", "transformers", "vidsparse"),
     "examples.modular": ("diffusers", "vidsparse", "vidsparse.patterns.names"),
     # A folder that is run as a whole: its modules find each other by their bare names.
     "examples.shapes_training": (
@@ -36,7 +37,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.cli": (
         *("diffusers", "matplotlib", "rich", "torch", "typer", "yaml"),
         *("vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.bench", "vidsparse.doctor"),
-        *("vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
+        *("vidsparse.estimation", "vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
         *("vidsparse.patterns.names", "vidsparse.patterns.schedule", "vidsparse.presets"),
     ),
     "vidsparse.__main__": ("vidsparse.cli",),
@@ -63,6 +64,10 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.doctor": (
         *("accelerate", "diffusers", "peft", "torch", "vidsparse.atomic", "vidsparse.block_map"),
         *("vidsparse.generation.transformers", "vidsparse.grid", "vidsparse.patterns", "vidsparse.runtime"),
+    ),
+    "vidsparse.estimation": (
+        *("torch", "vidsparse.attention", "vidsparse.doctor.twin", "vidsparse.generation", "vidsparse.patterns"),
+        *("vidsparse.presets", "vidsparse.runtime.registry"),
     ),
     "vidsparse.generation": (
         *("PIL", "diffusers", "filelock", "huggingface_hub", "imageio", "numpy", "torch", "torchmetrics"),

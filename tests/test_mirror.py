@@ -53,6 +53,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/doctor/support.py": ("doctor/test_doctor.py", "cli/test_doctor.py"),
     "vidsparse/doctor/twin.py": DOCTOR,
     "vidsparse/doctor/under_mask.py": DOCTOR,
+    "vidsparse/estimation/published.py": ("estimation/test_known.py",),
     "vidsparse/finetune/checks.py": ("cli/test_finetune.py", "cli/test_refusals.py"),
     "vidsparse/finetune/data/captions.py": ("finetune/data/test_clips.py",),
     "vidsparse/finetune/data/decoding.py": ("finetune/data/test_clips.py",),

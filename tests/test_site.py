@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
-from unittest.mock import MagicMock
 
-import diffusers
 import pytest
-import torch
-from pages import ROOT, blocks, to_run
-from twins import ignores_warnings, twin
+from pages import ROOT
+from twins import ignores_warnings
 
 import vidsparse
 from vidsparse.generation.chosen_map import chooses_by_content
@@ -71,89 +66,18 @@ def test_every_public_name_is_documented_once() -> None:
 def test_every_family_has_a_page() -> None:
     assert [page.stem for page in FAMILIES] == sorted(families())
     for page in FAMILIES:
-        ((kind, short, *_),) = generated(page)
+        example, (kind, short, *_) = generated(page)
         assert (kind, short) == ("family", page.stem)
+        assert example == ["example", f"families/{page.stem}.py"]
         assert page.read_text().startswith(f"# {geometry(short).adapter.family}\n")
 
 
 @pytest.mark.parametrize("page", FAMILIES, ids=lambda page: page.stem)
 def test_the_facts_of_a_family(page: Path, hooks: SimpleNamespace) -> None:
-    _, short, *size = generated(page)[0]
+    _, short, *size = generated(page)[1]
     known, text = geometry(short), hooks.families.facts(short, *size)
     assert f"= {known.grid(*map(int, size)).video_tokens:,} tokens" in text and known.adapter.layout in text
     assert "caches" in text and "* `" in text
-
-
-class Loaded:
-    """Stands for a pipeline that was loaded: a small random transformer, called as often as there are steps.
-
-    A call must fit the signature of the pipeline's own.
-    """
-
-    vae = vocoder = MagicMock()
-
-    def __init__(self, cls: Any, transformer: str):
-        self.call = cls.__call__
-        self.twin = twin(transformer)
-        self.transformer = self.twin.build()
-        self.scheduler = SimpleNamespace(timesteps=torch.linspace(900, 100, 8), config={}, step_index=None)
-
-    def to(self, device: str) -> Loaded:
-        return self
-
-    def load_components(self, **settings: Any) -> None:
-        assert settings == {"torch_dtype": torch.bfloat16}
-
-    def __call__(self, *args: Any, **given: Any) -> Any:
-        inspect.signature(self.call).bind(self, *args, **given)
-        for _ in self.scheduler.timesteps:
-            with torch.no_grad():
-                self.transformer(**self.twin.arguments(self.transformer, SIZE))
-        both = MagicMock(), MagicMock()
-        return both if given.get("return_dict") is False or "output" in given else MagicMock()
-
-
-def transformer_of(cls: Any) -> str:
-    """The class of transformers that a pipeline says it takes."""
-    return str(inspect.signature(cls.__init__).parameters["transformer"].annotation).rpartition(".")[2].strip("'>\" ")
-
-
-@pytest.mark.parametrize("page", [page for page in FAMILIES if to_run(page)], ids=lambda page: page.stem)
-def test_the_code_of_a_family_runs(
-    page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    expected = families()[page.stem]
-
-    def load(cls: Any, source: str, **settings: Any) -> Loaded:
-        if cls is not diffusers.ModularPipeline:  # which finds its class in the checkpoint
-            assert expected in transformer_of(cls)
-        return Loaded(cls, expected)
-
-    for base in (diffusers.DiffusionPipeline, diffusers.ModularPipeline):
-        monkeypatch.setattr(base, "from_pretrained", classmethod(load))
-    monkeypatch.setattr(diffusers.ModelMixin, "from_pretrained", MagicMock())
-    import transformers
-
-    monkeypatch.setattr(transformers.SiglipImageProcessor, "from_pretrained", MagicMock())
-    monkeypatch.setattr(transformers.SiglipVisionModel, "from_pretrained", MagicMock())
-    for name in ("export_to_video", "encode_video", "load_image"):
-        monkeypatch.setattr(diffusers.utils, name, MagicMock(), raising=False)
-    (code,) = to_run(page)
-    exec(compile(code, page.name, "exec"), {})
-    assert "attention calls sparse" in capsys.readouterr().out
-
-
-def test_the_code_of_consisid_uses_what_there_is() -> None:
-    """Read, because diffusers has stand-ins for its classes where OpenCV is missing."""
-    code = next(
-        block.code for block in blocks((DOCS / "families/consisid.md").read_text()) if block.language == "python"
-    )
-    folder = Path(diffusers.__file__).parent / "pipelines/consisid"
-    for name in ("prepare_face_models", "process_face_embeddings_infer"):
-        assert name in code and f"def {name}(" in (folder / "consisid_utils.py").read_text()
-    call = (folder / "pipeline_consisid.py").read_text().partition("def __call__(")[2].partition(") ->")[0]
-    asked = re.findall(r"(\w+)=", code.partition("= pipe(")[2].partition(")")[0])
-    assert len(asked) == 3 and [name for name in asked if f" {name}:" not in call] == []
 
 
 # Patterns

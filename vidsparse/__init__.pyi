@@ -10,6 +10,7 @@ from .corrections import (
     Reshaped as Reshaped,
     SparseCall as SparseCall,
 )
+from .estimation.estimate import Estimate as Estimate, estimate as estimate
 from .generation.positions import extend_positions as extend_positions
 from .generation.scheduler import build_scheduler as build_scheduler, seed_steps as seed_steps
 from .grid import VideoGrid as VideoGrid

@@ -18,18 +18,33 @@ from vidsparse.block_map import BlockMap
 from vidsparse.runtime.stopwatch import Stopwatch
 
 STEPS, WARPS, STAGES, REGISTERS = (16, 32, 64, 128), (4, 8), (1, 2, 3, 4), (None, 128)
+TIMINGS = 3  # of a call, at least
 
 
-def seconds(function: Callable[[], object], device: torch.device, at_least: float = 0.2) -> float:
+OnCall = Callable[[int, int], None]
+
+
+def seconds(
+    function: Callable[[], object],
+    device: torch.device,
+    at_least: float = 0.2,
+    on_call: OnCall = lambda done, calls: None,
+) -> float:
     """Median seconds of a call, after one that is not counted, over calls that together take `at_least` seconds.
 
     On a GPU short calls are timed in rows of 20 ms: one is launched while another computes, as in a model.
+
+    Args:
+        on_call: called at the start and after each timing, with those that are done and how many there are at least.
     """
+    on_call(0, TIMINGS + 1)
     function()
+    on_call(1, TIMINGS + 1)
     calls = math.ceil(0.02 / _elapsed(function, device, 1)) if device.type == "cuda" else 1
     times: list[float] = []
-    while len(times) < 3 or calls * sum(times) < at_least:
+    while len(times) < TIMINGS or calls * sum(times) < at_least:
         times.append(_elapsed(function, device, calls) / calls)
+        on_call(min(len(times), TIMINGS) + 1, TIMINGS + 1)
     return statistics.median(times)
 
 
@@ -88,8 +103,17 @@ def inputs(tokens: int, heads: int, head_dim: int, dtype: torch.dtype, device: t
     return [torch.randn(1, tokens, heads, head_dim, dtype=dtype, device=device) for _ in range(3)]
 
 
-def time_attention(tensors: list[torch.Tensor], block_map: BlockMap, impl: str = "auto") -> Timing:
-    """Time the forward pass under a map, and dense by every backend, in one run."""
+def time_attention(
+    tensors: list[torch.Tensor],
+    block_map: BlockMap,
+    impl: str = "auto",
+    on_step: Callable[[str, int, int], None] = lambda task, done, steps: None,
+) -> Timing:
+    """Time the forward pass under a map, and dense by every backend, in one run.
+
+    Args:
+        on_step: called with "dense, ..." or "sparse", the timings that are done, and how many there are at least.
+    """
     device, heads_first = tensors[0].device, [x.transpose(1, 2) for x in tensors]
     block_map = block_map.to(device)
     chosen = choose_impl(impl, tensors[0], block_map).impl
@@ -97,11 +121,13 @@ def time_attention(tensors: list[torch.Tensor], block_map: BlockMap, impl: str =
         dense: dict[str, float] = {}
         for name, attention in dense_attention(device).items():
             try:
-                dense[name] = seconds(partial(attention, *heads_first), device)
+                told = partial(on_step, f"dense, {name}")
+                dense[name] = seconds(partial(attention, *heads_first), device, on_call=told)
             except RuntimeError:  # a backend that does not take this dtype, head_dim or chip
                 continue
         query, key, value = tensors
-        sparse = seconds(lambda: sparse_attention(query, key, value, block_map, impl=chosen), device)
+        attend = partial(sparse_attention, query, key, value, block_map, impl=chosen)
+        sparse = seconds(attend, device, on_call=partial(on_step, "sparse"))
     best = min(dense, key=lambda name: dense[name])
     return Timing(best, chosen, dense[best], sparse, block_map.token_density)
 

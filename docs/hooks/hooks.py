@@ -12,10 +12,25 @@ import families
 import gallery
 from mkdocs.structure.files import File, Files
 
+from vidsparse.cli import quiet_libraries
+
+quiet_libraries()  # before a generator imports them
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(\]\()([^)#\s]+)")
 GENERATED = re.compile(r"^<!-- generated: (.+) -->$", re.M)
-GENERATORS = {"commands": command_options.reference, "family": families.facts, "picture": gallery.picture}
+
+
+def example(name: str) -> str:
+    """A program of `examples/` as a block of Python."""
+    return f"```python\n{(ROOT / 'examples' / name).read_text(encoding='utf-8')}```"
+
+
+GENERATORS = {
+    "commands": command_options.reference,
+    "example": example,
+    "family": families.facts,
+    "picture": gallery.picture,
+}
 PAGES = ("CHANGELOG.md", "CONTRIBUTING.md")  # of the root, for the menu
 
 

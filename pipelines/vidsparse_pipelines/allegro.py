@@ -19,6 +19,7 @@ class AllegroAdapter(Adapter):
     tasks = "text to video"
     layout = "video only; text by cross-attention"
     processors = ("AllegroAttnProcessor2_0",)
+    frame_rate = 15
     block_states: Mapping[str, tuple[str, ...]] = {"AllegroTransformerBlock": ("hidden_states",)}
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:

@@ -28,6 +28,7 @@ class CogVideoXAdapter(Adapter):
     layout = "text before the video"
     processors = ("CogVideoXAttnProcessor2_0", "FusedCogVideoXAttnProcessor2_0")
     exchanges = False
+    frame_rate = 8
     attention_states = ("hidden_states", "encoder_hidden_states")
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -53,6 +54,9 @@ class CogVideoXAdapter(Adapter):
 
     def processor(self, original: Any, layer: SparseLayer) -> CogVideoXSparseProcessor:
         return CogVideoXSparseProcessor(original, layer)
+
+    def fps(self, config: Mapping[str, Any]) -> int:
+        return 16 if config.get("patch_size_t") else self.frame_rate  # 1.5 joins two latent frames in a token
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
         small = {"num_attention_heads": 2, "num_layers": 2, "time_embed_dim": 32, "text_embed_dim": 16}

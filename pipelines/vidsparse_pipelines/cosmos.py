@@ -23,6 +23,7 @@ class CosmosAdapter(Adapter):
     processors = ("CosmosAttnProcessor2_0",)
     exchanges = False
     vae_stride = (8, 8)
+    frame_rate = 30
     block_states: Mapping[str, tuple[str, ...]] = {"CosmosTransformerBlock": ("hidden_states",)}
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -36,8 +37,7 @@ class CosmosAdapter(Adapter):
         """
         # The last frame's: condition frames come first, and have more noise than the others in the last steps.
         noise = float(torch.as_tensor(call["timestep"]).flatten()[-1])
-        config: Any = transformer.config
-        first = config.extra_pos_embed_type is not None  # only Cosmos 1 has learned positions
+        first = _is_first(transformer.config)
         return TRAIN_TIMESTEPS / (1 + math.exp(-4 * noise)) if first else TRAIN_TIMESTEPS * noise
 
     def parallel_plan(self, transformer: torch.nn.Module) -> dict[str, Any]:
@@ -55,6 +55,9 @@ class CosmosAdapter(Adapter):
 
     def processor(self, original: Any, layer: SparseLayer) -> CosmosSparseProcessor:
         return CosmosSparseProcessor(original, layer)
+
+    def fps(self, config: Mapping[str, Any]) -> int:
+        return self.frame_rate if _is_first(config) else 16
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
         small = {"num_attention_heads": 2, "num_layers": 2, "mlp_ratio": 1.0, "adaln_lora_dim": 16}
@@ -79,6 +82,11 @@ class CosmosAdapter(Adapter):
             "fps": 24,
             "return_dict": False,
         }
+
+
+def _is_first(config: Any) -> bool:
+    """Whether these are the settings of Cosmos 1: it alone has learned positions."""
+    return config["extra_pos_embed_type"] is not None
 
 
 class CosmosSparseProcessor(WrappedProcessor):

@@ -24,6 +24,7 @@ class Cosmos3Adapter(Adapter):
     tasks = "text, image and video to video with sound and action, control"
     layout = "text and control before the video, sound and action after it"
     processors = ("Cosmos3AttnProcessor",)
+    frame_rate = 24
     vae_stride = (4, 16)
     block_states: Mapping[str, tuple[str, ...]] = {"Cosmos3VLTextMoTDecoderLayer": ("gen_seq", "und_seq")}
     attention_states = ("und_seq", "gen_seq")

@@ -25,6 +25,7 @@ class FramepackAdapter(HunyuanVideoAdapter):
 
     family = "FramePack"
     tasks = "image to video"
+    frame_rate = 30
     layout = "history before the video, image and text after it, padding masked in a batch"
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:

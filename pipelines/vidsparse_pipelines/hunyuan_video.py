@@ -29,6 +29,7 @@ class HunyuanVideoAdapter(Adapter):
     family = "HunyuanVideo"
     tasks = "text and image to video"
     layout = "text after the video, padding masked in each sample"
+    frame_rate = 24
     processors = ("HunyuanVideoAttnProcessor2_0",)
     exchanges = False  # with the text on each GPU
     attention_states = ("hidden_states", "encoder_hidden_states")

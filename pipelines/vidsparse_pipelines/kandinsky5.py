@@ -19,6 +19,7 @@ class Kandinsky5Adapter(Adapter):
     family = "Kandinsky 5"
     tasks = "text and image to video"
     layout = "video only; text by cross-attention"
+    frame_rate = 24
     processors = ("Kandinsky5AttnProcessor",)
     block_states: Mapping[str, tuple[str, ...]] = {"Kandinsky5TransformerDecoderBlock": ("visual_embed",)}
 

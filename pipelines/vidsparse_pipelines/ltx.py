@@ -34,6 +34,7 @@ class LTXAdapter(Adapter):
     tasks = "text, image and video to video"
     layout = "condition frames before or after the video; text by cross-attention"
     processors: tuple[str, ...] = ("LTXVideoAttnProcessor",)
+    frame_rate = 25
     vae_stride = (8, 32)
     refused_caches: Mapping[str, str] = {"FasterCacheConfig": PACKED_LATENTS}
 

@@ -26,6 +26,7 @@ class LTX2Adapter(LTXAdapter):
     family = "LTX-2"
     tasks = "text, image and video to video with sound"
     layout = "key frames and references after the video; text and sound by cross-attention"
+    frame_rate = 24
     processors = ("LTX2AudioVideoAttnProcessor", "LTX2PerturbedAttnProcessor")
     block_states: Mapping[str, tuple[str, ...]] = {
         "LTX2VideoTransformerBlock": ("hidden_states", "audio_hidden_states")

@@ -30,6 +30,7 @@ class MiniMaxH3Adapter(Adapter):
     tasks = "text, key frames and references to video with sound"
     layout = "text, conditions and sound before the video"
     processors = ("MiniMaxH3AttnProcessor",)
+    frame_rate = 24
     vae_stride = (4, 16)
     block_states: Mapping[str, tuple[str, ...]] = {"MiniMaxH3TransformerBlock": ("hidden_states",)}
     refused_caches: Mapping[str, str] = {

@@ -31,6 +31,7 @@ class MochiAdapter(Adapter):
     processors = ("MochiAttnProcessor2_0",)
     exchanges = False
     attention_states = ("hidden_states", "encoder_hidden_states")
+    frame_rate = 30
     vae_stride = (6, 8)
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:

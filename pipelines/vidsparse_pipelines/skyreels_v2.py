@@ -26,6 +26,7 @@ class SkyReelsV2Adapter(WanAdapter):
     family = "SkyReels-V2"
     tasks = "text and image to video, synchronous diffusion forcing"
     processors = ("SkyReelsV2AttnProcessor",)
+    frame_rate = 24
     block_states: Mapping[str, tuple[str, ...]] = {"SkyReelsV2TransformerBlock": ("hidden_states",)}
 
     def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:

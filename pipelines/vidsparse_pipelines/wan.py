@@ -13,6 +13,7 @@ from vidsparse_pipelines.attention import FusableAttention, QueryKeyValue
 from vidsparse_pipelines.rotary import rotate_pairs
 
 IMAGE_TOKENS, LAST_TOKENS_ARE_TEXT = 5, 512
+CHANNELS_5B = 48  # of the latents of Wan 2.2 5B
 
 
 class WanAdapter(Adapter):
@@ -30,6 +31,9 @@ class WanAdapter(Adapter):
 
     def processor(self, original: Any, layer: SparseLayer) -> WanSparseProcessor:
         return WanSparseProcessor(original, layer)
+
+    def fps(self, config: Mapping[str, Any]) -> int:
+        return 24 if config.get("in_channels") == CHANNELS_5B else self.frame_rate
 
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
         small = {"num_attention_heads": 2, "num_layers": 2, "text_dim": 16, "freq_dim": 32, "ffn_dim": 64}
@@ -50,7 +54,7 @@ class WanAdapter(Adapter):
             "encoder_hidden_states": noise(batch, TEXT_TOKENS, config.text_dim),
             "return_dict": False,
         }
-        if config.in_channels == 48:  # Wan 2.2 5B: a timestep for each token, since the first frame may be an image
+        if config.in_channels == CHANNELS_5B:  # a timestep for each token, since the first frame may be an image
             call["timestep"] = torch.full((batch, math.prod(view)), 500.0)
             call["timestep"][:, : view[1] * view[2]] = 0.0
         if config.image_dim is not None:

@@ -205,7 +205,9 @@ def test_demo_writes_everything(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     files = ["comparison.json", "dense.mp4", "side_by_side.mp4", "sparse.mp4", "strip.png"]
     assert sorted(os.listdir(tmp_path / "demo")) == files and (tmp_path / "demo/strip.png").stat().st_size
-    assert "PSNR to dense" in done.stdout
+    assert "PSNR to dense" in done.stdout and "vidsparse estimate wan2.1-14b" in done.stdout.splitlines()[-4]
+    lines = [line.partition(" of ")[0] for line in done.stderr.splitlines()]
+    assert lines.count("warming up: 2") == lines.count("dense, sdpa: 4") == 1 and "sparse: 4" in lines, done.stderr
 
 
 def test_options_have_the_names_of_diffusers_too(vidsparse: Any, small: list[str]) -> None:

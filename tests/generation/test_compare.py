@@ -38,7 +38,9 @@ class Machine:
         self.seconds, self.order, self.reached = iter(seconds), list[tuple[type, int]](), reached
         self.outputs: list[str | None] = []
 
-    def sample(self, pipe: Any, pattern: Pattern, arguments: Any, *, on_step: Any, **settings: Any) -> Sample:
+    def sample(
+        self, pipe: Any, pattern: Pattern, arguments: Any, *, on_step: Any = lambda done, steps: None, **settings: Any
+    ) -> Sample:
         steps = arguments["num_inference_steps"]
         self.order.append((type(pattern), steps))
         on_step(0, steps)
@@ -71,7 +73,7 @@ def test_both_sides_are_warm_and_take_turns(monkeypatch: pytest.MonkeyPatch) -> 
     found = compare(ONE, pattern, {"num_inference_steps": 10}, on_step=lambda task, done, steps: told.append(task))
     warm = [(Dense, 1), (Radial, 1)]
     assert machine.order == [*warm, (Dense, 10), (StepSchedule, 10), (StepSchedule, 10), (Dense, 10)]
-    assert told == ["warming up", "warming up", "dense", "sparse", "sparse", "dense"]
+    assert told == [*["warming up"] * 3, "dense", "sparse", "sparse", "dense"], "one task for both sides"
     assert (found.seconds("dense", "seconds"), found.seconds("sparse", "seconds")) == (2.5, 2.5)
     assert found.speedup("seconds") == found.speedup("denoising_seconds") == 1.0
     assert found.spread("dense", "seconds") == (1.0, 4.0) and found.spread("sparse", "denoising_seconds") == (1.0, 1.5)

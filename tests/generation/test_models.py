@@ -48,12 +48,7 @@ def test_the_judge_of_shapes_knows_its_prompt() -> None:
 
 def test_other_models_have_the_defaults_of_their_pipeline(tmp_path: Path) -> None:
     model = of_class(tmp_path, "LTXPipeline")
-    assert (model.pipeline_class, model.fps, model.sampling, source_of(model.name)) == (
-        LTXPipeline,
-        16,
-        {},
-        str(tmp_path),
-    )
+    assert (model.pipeline_class, model.sampling, source_of(model.name)) == (LTXPipeline, {}, str(tmp_path))
     assert (model.default("num_frames"), model.default("height"), model.default("nothing")) == (161, 512, None)
     assert model.read_prompt("a fox") == "a fox" and model.judge(np.zeros((3, 8, 8, 3), np.float32), "a fox") is None
     with pytest.raises(ValueError, match="the prompt is empty"):
@@ -111,3 +106,23 @@ def test_arguments_that_a_pipeline_refuses(tmp_path: Path, pipeline: str, argume
 )
 def test_text_to_video_passes(tmp_path: Path, pipeline: str) -> None:
     of_class(tmp_path, pipeline).check_arguments({"prompt": "a fox", "num_inference_steps": 4})
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "fps"),
+    [
+        ("LTXVideoTransformer3DModel", {}, 25),
+        ("WanTransformer3DModel", {}, 16),
+        ("WanTransformer3DModel", {"in_channels": 48}, 24),
+        ("CogVideoXTransformer3DModel", {}, 8),
+        ("CogVideoXTransformer3DModel", {"patch_size_t": 2}, 16),
+        ("CosmosTransformer3DModel", {}, 30),
+        ("CosmosTransformer3DModel", {"extra_pos_embed_type": None}, 16),
+        ("HunyuanVideo15Transformer3DModel", {}, 24),
+    ],
+)
+def test_frames_a_second_are_those_of_the_model(tmp_path: Path, cls: str, settings: dict[str, Any], fps: int) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"transformer": ["diffusers", cls]}))
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer/config.json").write_text(json.dumps({"_class_name": cls, **settings}))
+    assert find_model(str(tmp_path)).fps == fps

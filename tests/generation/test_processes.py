@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from command_line import PROMPT, vidsparse_in_a_folder
-from gloo import on_ranks
+from gloo import free_port, on_ranks
 from needs import needs_weights
 from torch import distributed
 
@@ -36,13 +36,6 @@ def generate(folder: str, port: int, *arguments: str) -> tuple[str, str]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.suppress(SystemExit):
         main()
     return out.getvalue(), err.getvalue()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 @needs_weights

@@ -18,7 +18,7 @@ from torch import distributed
 def on_ranks(ranks: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What `function(*arguments)` returns in each process, in the order of the ranks; it and they can be pickled."""
     with tempfile.TemporaryDirectory() as folder:
-        port = _free_port()
+        port = free_port()
         processes = [
             context.Process(target=_work, args=(rank, ranks, port, folder, function, arguments))
             for rank in range(ranks)
@@ -52,7 +52,8 @@ def _work(rank: int, ranks: int, port: int, folder: str, function: Callable[...,
         distributed.destroy_process_group()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

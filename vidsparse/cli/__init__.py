@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from vidsparse.cli import bench, compare, doctor, finetune, generate, inspect, patterns, presets, tune
+from vidsparse.cli import bench, compare, doctor, estimate, finetune, generate, inspect, patterns, presets, tune
 from vidsparse.cli.messages import is_first
 from vidsparse.cli.signature import takes_request
 from vidsparse.cli.versions import versions
@@ -84,16 +84,22 @@ app.command("inspect")(inspect.inspect)
 app.command("patterns")(patterns.patterns)
 app.command("presets")(presets.presets)
 app.command("tune")(tune.tune)
+app.command("estimate")(estimate.estimate)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 
 
-def main() -> None:
-    """The entry point of the console script."""
+def quiet_libraries() -> None:
+    """Keep to themselves what libraries say when they are imported; called before they are."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     for logger in ("torchao", "torch.utils._pytree"):  # what a quantiser that is merely installed says when imported
         logging.getLogger(logger).setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    quiet_libraries()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # float32 norms under autocast
     for stream in (sys.stdout, sys.stderr):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from vidsparse.cli.inspect import MODEL_HELP, token_grid
-from vidsparse.cli.messages import counted, live_console
+from vidsparse.cli.messages import counted, live_console, task_bar
 from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP
 from vidsparse.cli.request import DTYPE_HELP, FRAMES, read_dtype
 
@@ -58,8 +58,8 @@ def bench(
     tensors = bench.inputs(grid.tokens, heads, head_dim or known.head_dim, getattr(torch, dtype), on)
     if tune:
         return _tune(tensors, block_map)
-    with live_console().status("measuring"):
-        timing = bench.time_attention(tensors, block_map, impl)
+    with task_bar("calls") as bar:
+        timing = bench.time_attention(tensors, block_map, impl, bar)
     result = asdict(timing) | {"speedup": timing.speedup, "R": timing.ratio, "tokens": grid.tokens}
     if as_json:
         print(json.dumps(result))

@@ -18,7 +18,7 @@ from vidsparse.cli.files import (
     free_video,
     write_json,
 )
-from vidsparse.cli.messages import note, sampling_bar
+from vidsparse.cli.messages import live_console, note, sampling_bar
 from vidsparse.cli.request import Request, fitted
 from vidsparse.cli.versions import machine
 from vidsparse.cli.video import comment_of
@@ -80,18 +80,19 @@ def compare(
             on_step=bar,
         )
     dense, sparse = both.dense[0], both.sparse[0]
-    result = _result(both, request) | {"arguments": request.resolved(arguments), **machine(*request.place)}
     name = f"{name_of(pattern)}, density {sparse.report.density:.2f}"
-    fps, scale = request.fps or request.known.fps, request.scale or default_scale(dense.frames)
-    pixels = to_pixels(dense.frames, scale), to_pixels(sparse.frames, scale)
     output = output or free_video(request.prompt, request.seed, "-compare", overwrite=overwrite)
-    comments = [comment_of(side, request, arguments) for side in (dense, sparse)]
-    write_video(output, side_by_side(*pixels, ("dense", name)), fps, comments[1])
-    for path, own, comment in zip((dense_output, sparse_output), pixels, comments, strict=True):
-        if path is not None:
-            write_video(path, own, fps, comment)
-    if strip is not None:
-        write_strip(strip, {"dense": dense.frames, name: sparse.frames})
+    with live_console().status("judging and writing"):
+        result = _result(both, request) | {"arguments": request.resolved(arguments), **machine(*request.place)}
+        fps, scale = request.fps or request.known.fps, request.scale or default_scale(dense.frames)
+        pixels = to_pixels(dense.frames, scale), to_pixels(sparse.frames, scale)
+        comments = [comment_of(side, request, arguments) for side in (dense, sparse)]
+        write_video(output, side_by_side(*pixels, ("dense", name)), fps, comments[1])
+        for path, own, comment in zip((dense_output, sparse_output), pixels, comments, strict=True):
+            if path is not None:
+                write_video(path, own, fps, comment)
+        if strip is not None:
+            write_strip(strip, {"dense": dense.frames, name: sparse.frames})
     if to_stdout:
         print(json.dumps(result, indent=2, allow_nan=False))
         return

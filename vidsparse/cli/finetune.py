@@ -175,7 +175,7 @@ def finetune(request: Finetuning) -> None:
         }
     )
     own_size = model.default("height"), model.default("width")
-    sizes = [_height_and_width(text) for text in request.size or []] or [own_size]
+    sizes = [height_and_width(text) for text in request.size or []] or [own_size]
     frames = request.frames or [model.longer_frames or model.default("num_frames")]
     buckets = [Bucket(count, *size) for count in frames for size in sizes]
     if request.data != "shapes" and not Path(request.data).is_dir():
@@ -230,7 +230,12 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _height_and_width(text: str) -> tuple[int, int]:
+def height_and_width(text: str) -> tuple[int, int]:
+    """The height and the width of an option such as "832x480".
+
+    Raises:
+        ValueError: something else.
+    """
     found = re.fullmatch(r"(\d+)x(\d+)", text)
     if found is None:
         raise ValueError(f"--size {text!r} must be WIDTHxHEIGHT in pixels, such as 832x480")

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
@@ -80,23 +80,32 @@ def progress(text: str, *, transient: bool = False, disable: bool = False) -> Pr
 
 
 @contextmanager
-def sampling_bar() -> Iterator[Callable[[str, int, int], None]]:
+def task_bar(unit: str, last: str = "") -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar that starts anew with each task; call it with the task, the steps that are done, and all steps.
 
     Where stderr is not a terminal, lines are printed instead.
+
+    Args:
+        unit: of the steps, in the plural.
+        last: what goes on once the steps of a task are done, if anything.
     """
     if not sys.stderr.isatty():
         yield plain_progress()
         return
-    with progress("steps", transient=True) as bar:
+    with progress(unit, transient=True) as bar:
         task = bar.add_task("")
 
         def show(name: str, done: int, steps: int) -> None:
             if done == 0:
                 bar.reset(task, total=steps)
-            bar.update(task, completed=done, description=name if done < steps else f"{name}: decoding")
+            bar.update(task, completed=done, description=f"{name}: {last}" if last and done >= steps else name)
 
         yield show
+
+
+def sampling_bar() -> AbstractContextManager[Callable[[str, int, int], None]]:
+    """A `task_bar` of denoising, after which a video is decoded."""
+    return task_bar("steps", "decoding")
 
 
 class Show(Protocol):

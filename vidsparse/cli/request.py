@@ -111,9 +111,7 @@ class Request:
         Option(help="The higher, the more steps at high noise.", rich_help_panel=VIDEO, show_default=OWN),
     ] = None
     seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Of the noise.", rich_help_panel=VIDEO)] = 0
-    fps: Annotated[
-        int | None, Option(min=1, help="Frames a second.", rich_help_panel=VIDEO, show_default="12 for shapes, else 16")
-    ] = None
+    fps: Annotated[int | None, Option(min=1, help="Frames a second.", rich_help_panel=VIDEO, show_default=OWN)] = None
     scale: Annotated[
         int | None,
         Option(

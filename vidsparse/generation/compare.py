@@ -83,7 +83,8 @@ def compare(
 
     Args:
         repeat: samples of each side. The side that comes first alternates.
-        on_step: called with "warming up", "dense" or "sparse", the steps that are done, and all steps.
+        on_step: called with "warming up", "dense" or "sparse", the steps that are done, and all steps; warming up has a
+            step for each side.
         Others: see `sample`.
 
     Raises:
@@ -95,16 +96,17 @@ def compare(
     of_side: dict[str, tuple[Pattern, Correction | None]] = {"dense": (Dense(), None), "sparse": (pattern, correction)}
     experts = set(transformers_of(pipe))
     output: dict[str, Any] = {}
-    for side in SIDES:
+    for number, side in enumerate(SIDES):
+        on_step("warming up", number, len(SIDES))
         attention, added = of_side[side]
         # Which steps an expert takes depends on the scheduler and its shift, so they are tried.
         for steps in (2, 4, 8) if len(experts) > 1 else (1,):
             few = {**arguments, "num_inference_steps": steps, **output}
-            told = _told(on_step, "warming up")
-            warm = sample(pipe, bare(attention), few, correction=added, **shared, on_step=told)
+            warm = sample(pipe, bare(attention), few, correction=added, **shared)
             output = {"output_type": "latent"}  # one decoding is enough
             if {call.transformer for call in warm.report.calls} == experts:
                 break
+    on_step("warming up", len(SIDES), len(SIDES))
     found: dict[str, list[Sample]] = {side: [] for side in SIDES}
     for turn in range(repeat):
         for side in SIDES if turn % 2 == 0 else reversed(SIDES):

@@ -9,7 +9,7 @@ import torch
 
 from vidsparse.attention import dense_flops
 from vidsparse.block_map import BlockMap, head_groups
-from vidsparse.generation.frames import check_map, geometry
+from vidsparse.generation.frames import Geometry, check_map, geometry
 from vidsparse.generation.transformers import attention_layers, configured_transformers, without_weights
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context, Pattern
@@ -59,16 +59,16 @@ class Forecast:
     @property
     def saved(self) -> float:
         """The share of attention's FLOPs that a run does not compute, of those of a dense run."""
-        return 1 - self._share(self.token_density)
+        return 1 - self.share(self.token_density)
 
     @property
     def bound(self) -> float:
         """How many times faster attention can become in all steps together, with kept tiles computed as a whole."""
-        share = self._share(self.computed)
+        share = self.share(self.computed)
         return 1 / share if share else float("inf")
 
-    def _share(self, cost: float) -> float:
-        """What all steps cost if a sparse layer costs so much, as a share of a dense run."""
+    def share(self, cost: float) -> float:
+        """What attention costs in all steps, as a share of a dense run, if a sparse layer costs `cost` of a dense."""
         sparse, steps = sum(self.sparse), len(self.sparse)
         dense = self.layers * (steps - len(self.skipped)) - sparse
         return (dense + sparse * cost) / (self.layers * steps)
@@ -89,7 +89,19 @@ def forecast(model: str, pattern: Pattern, frames: int, height: int, width: int,
         NotImplementedError: no adapter serves the transformer.
         OSError: the settings cannot be read.
     """
-    known, layers = geometry(model), attention_layers(model)
+    return forecast_of(geometry(model), attention_layers(model), pattern, (frames, height, width), steps)
+
+
+def forecast_of(known: Geometry, layers: int, pattern: Pattern, size: tuple[int, int, int], steps: int) -> Forecast:
+    """What a video will cost a model with this geometry and so many layers of self-attention.
+
+    Args:
+        size: frames, height and width of the video. Others: see `forecast`.
+
+    Raises:
+        ValueError: see `forecast`.
+    """
+    frames, height, width = size
     grid, heads = known.grid(frames, height, width), known.heads
     sparse, skipped = [], []
     asking: Counter[Pattern] = Counter()  # calls of each pattern inside the schedule

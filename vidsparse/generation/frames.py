@@ -62,7 +62,8 @@ class Geometry:
         """The grid of a video's tokens, without text.
 
         Args:
-            frames: of the video; one that the VAE does not produce counts as the nearest that it does.
+            frames: of the video; one that the VAE does not produce counts as the nearest that it does. Latent frames
+                that do not fill a token are padded, as the pipelines of CogVideoX 1.5 do.
             height, width: in pixels; what is left of a token at the border is cut off.
 
         Raises:
@@ -72,9 +73,7 @@ class Geometry:
         rows, columns = height // self.side, width // self.side
         if not rows or not columns:
             raise ValueError(f"{width}x{height} is smaller than one token, which covers {self.side}x{self.side} pixels")
-        if latents < self.patch[0]:
-            raise ValueError(f"{frames} frames are fewer than one token, which covers {self.patch[0]} latent frames")
-        return VideoGrid(latents // self.patch[0], rows, columns)
+        return VideoGrid(math.ceil(latents / self.patch[0]), rows, columns)
 
     def check(self, frames: int, height: int, width: int, any_frames: bool = False) -> None:
         """Refuse a video that is longer or larger than the model's table of positions.

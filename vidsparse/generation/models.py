@@ -24,7 +24,6 @@ class Model:
         name: as it was asked for.
         sampling: arguments of `pipe(...)` that are used unless others are given; what is missing here has the default
             of the pipeline.
-        fps: frames a second of its videos.
         longer_frames: frames of the videos that a LoRA for longer ones learns; None: as many as the model makes.
         small: whether it is so small that its weights stay in float32 for a training.
         example_prompt: a prompt for what needs any video; None: the user must give one.
@@ -32,7 +31,6 @@ class Model:
 
     name: str
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    fps: int = 16
     longer_frames: int | None = None
     small: bool = False
     example_prompt: str | None = None
@@ -73,6 +71,18 @@ class Model:
         """Scores in [0, 1] of how well a video shows its prompt, by attribute and their mean; None without a judge."""
         del frames, prompt
         return None
+
+    @cached_property
+    def fps(self) -> int:
+        """Frames a second of its videos, as published for its family; read from the settings of its transformer.
+
+        Raises: see `vidsparse.generation.transformers.configured_transformers`.
+        """
+        from vidsparse.generation.transformers import configured_transformers, defaults
+        from vidsparse.runtime.registry import adapter_of
+
+        cls, settings = next(iter(configured_transformers(self.name).values()))
+        return adapter_of(cls).fps({**defaults(cls), **settings})
 
     @cached_property
     def pipeline_class(self) -> Any:
@@ -141,6 +151,11 @@ class Model:
 class Shapes(Model):
     """The model that ships with the package: simple shapes that move, and a judge that measures them."""
 
+    @cached_property
+    def fps(self) -> int:
+        """Frames a second of its videos."""
+        return 12
+
     def load(self, dtype: torch.dtype) -> Any:
         from vidsparse.shapes.model import load_pipeline
 
@@ -186,7 +201,7 @@ def find_model(name: str) -> Model:
         from vidsparse.shapes.model import SAMPLING
 
         example = "a red circle moving left on a blue background"
-        return Shapes(name, SAMPLING, fps=12, longer_frames=129, small=True, example_prompt=example)
+        return Shapes(name, SAMPLING, longer_frames=129, small=True, example_prompt=example)
     if Path(name).is_dir():
         if not (Path(name) / "model_index.json").is_file():
             raise ValueError(f"model {name!r} is not a diffusers pipeline: the folder has no model_index.json")

@@ -74,6 +74,7 @@ class Adapter(ABC):
         attention_states: for guiders, the arguments that one of the `self_attentions` returns changed, in its order.
         refused_caches: for `enable_cache`, name of a config -> why this cache cannot work with the family.
         vae_stride: frames, and pixels in height and width, that a latent of the family's first VAE covers.
+        frame_rate: frames a second of its videos, as published; where models differ in it, `fps` says which.
     """
 
     family = tasks = layout = ""
@@ -84,6 +85,7 @@ class Adapter(ABC):
     attention_states: tuple[str, ...] = ("hidden_states",)
     refused_caches: Mapping[str, str] = {}
     vae_stride: tuple[int, int] = (4, 8)
+    frame_rate: int = 16
 
     @abstractmethod
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -172,6 +174,11 @@ class Adapter(ABC):
         """Latents (frames, height, width) that a token covers, from all settings of a transformer."""
         size = config.get("patch_size", 1)
         return tuple(size) if isinstance(size, (tuple, list)) else (config.get("patch_size_t") or 1, size, size)
+
+    def fps(self, config: Mapping[str, Any]) -> int:
+        """Frames a second of the videos of a transformer with these settings, as published."""
+        del config
+        return self.frame_rate
 
     def latents(self, frames: int) -> tuple[int, int] | None:
         """For a VAE whose latent frames are not 1 + n, of 1 + n * stride frames: the frames nearest to `frames` that it
