@@ -38,7 +38,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("diffusers", "matplotlib", "rich", "torch", "typer", "yaml"),
         *("vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.bench", "vidsparse.doctor"),
         *("vidsparse.estimation", "vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
-        *("vidsparse.patterns.names", "vidsparse.patterns.schedule", "vidsparse.presets"),
+        *("vidsparse.patterns.names", "vidsparse.patterns.schedule", "vidsparse.presets", "vidsparse.tuning"),
     ),
     "vidsparse.__main__": ("vidsparse.cli",),
     "vidsparse.caches": (
@@ -94,6 +94,16 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.patterns", "vidsparse.presets", "vidsparse_kernels.layout", "vidsparse_pipelines"),
     ),
     "vidsparse.presets": ("vidsparse.corrections", "vidsparse.patterns"),
+    "vidsparse.profiles": (
+        *("huggingface_hub", "pydantic", "torch", "vidsparse.atomic", "vidsparse.generation.config_files"),
+        *("vidsparse.grid", "vidsparse.patterns", "vidsparse.runtime.pipeline", "vidsparse.runtime.registry"),
+        "vidsparse.serialize",
+    ),
+    "vidsparse.tuning": (
+        *("numpy", "torch", "vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.block_map"),
+        *("vidsparse.generation", "vidsparse.grid", "vidsparse.patterns", "vidsparse.profiles", "vidsparse.runtime"),
+        "vidsparse.serialize",
+    ),
     "vidsparse.corrections": (
         *("torch", "vidsparse.attention", "vidsparse.block_map", "vidsparse.grid", "vidsparse.patterns.base"),
         *("vidsparse.patterns.fields", "vidsparse_kernels.layout", "vidsparse_kernels.selection"),

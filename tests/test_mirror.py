@@ -54,6 +54,10 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/doctor/twin.py": DOCTOR,
     "vidsparse/doctor/under_mask.py": DOCTOR,
     "vidsparse/estimation/published.py": ("estimation/test_known.py",),
+    **{
+        f"vidsparse/tuning/{name}.py": ("tuning/test_tune.py",)
+        for name in ("candidates", "capture", "measure", "probe", "search", "store")
+    },
     "vidsparse/finetune/checks.py": ("cli/test_finetune.py", "cli/test_refusals.py"),
     "vidsparse/finetune/data/captions.py": ("finetune/data/test_clips.py",),
     "vidsparse/finetune/data/decoding.py": ("finetune/data/test_clips.py",),
