@@ -12,6 +12,7 @@ from vidsparse import (
     Context,
     Dense,
     HeadModes,
+    PerHead,
     PerLayer,
     PerPhase,
     Radial,
@@ -89,6 +90,12 @@ def test_a_model_runs_each_noise_level_with_its_pattern() -> None:
     assert [c.reason is None for c in sorted(run.report().calls, key=lambda c: (c.step, c.layer))] == (
         [False] * len(transformer.blocks) + [True] * len(transformer.blocks)
     )
+
+
+def test_they_are_printed_in_short() -> None:
+    assert repr(LAYERS) == "PerLayer(1 Dense, 2 Radial, 1 TopBlocks)"
+    pattern = PerPhase((Dense(), PerHead((WIDE, Dense()), (0, 1, 0))), (0.5,))
+    assert repr(pattern) == "PerPhase(Dense(tile=None) above noise 0.50, PerHead(2 Radial, 1 Dense))"
 
 
 @pytest.mark.parametrize(

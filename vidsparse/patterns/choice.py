@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +50,13 @@ class Choice(Pattern):
         return self.chosen(context).is_dense(context)
 
 
-@dataclass(frozen=True)
+def counted(patterns: tuple[Pattern, ...], indices: tuple[int, ...]) -> str:
+    """How often each class is chosen, such as "2 Dense, 10 Radial"."""
+    names = Counter(type(patterns[index]).__name__ for index in indices)
+    return ", ".join(f"{count} {name}" for name, count in names.items())
+
+
+@dataclass(frozen=True, repr=False)
 class PerLayer(Choice):
     """Gives each layer a pattern of its own.
 
@@ -77,12 +84,15 @@ class PerLayer(Choice):
             )
         super().check_model(layers, heads)
 
+    def __repr__(self) -> str:
+        return f"PerLayer({counted(self.patterns, self.layers)})"  # a tuned one has a hundred fields
+
     def chosen(self, context: Context) -> Pattern:
         # The context of an unknown model has one layer.
         return self.patterns[self.layers[context.layer if context.layer < len(self.layers) else 0]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PerPhase(Choice):
     """Gives each range of noise a pattern of its own: one for the layout, one for the detail.
 
@@ -112,3 +122,9 @@ class PerPhase(Choice):
 
     def chosen(self, context: Context) -> Pattern:
         return self.patterns[sum(context.sigma <= level for level in self.sigmas)]
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{pattern!r} above noise {level:.2f}" for pattern, level in zip(self.patterns, self.sigmas, strict=False)
+        ]
+        return f"PerPhase({', '.join([*parts, repr(self.patterns[-1])])})"

@@ -12,6 +12,7 @@ import torch
 from vidsparse.block_map import HeadGroup, Plan, head_groups, head_indices
 from vidsparse.grid import Tile, VideoGrid
 from vidsparse.patterns.base import Context, Pattern
+from vidsparse.patterns.choice import counted
 from vidsparse.patterns.dense import Dense
 from vidsparse.patterns.fields import check_indices, check_patterns
 from vidsparse.patterns.schedule import bare
@@ -19,7 +20,7 @@ from vidsparse.patterns.schedule import bare
 Groups = tuple[HeadGroup, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PerHead(Pattern):
     """Gives each head of a layer a pattern of its own.
 
@@ -42,6 +43,9 @@ class PerHead(Pattern):
     def __post_init__(self) -> None:
         check_patterns(self, "patterns")
         check_indices(self, "heads", "patterns")
+
+    def __repr__(self) -> str:
+        return f"PerHead({counted(self.patterns, self.heads)})"
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> Groups:
         context = replace(Context() if context is None else context, heads=len(self.heads), local_heads=None)

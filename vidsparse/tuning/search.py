@@ -15,6 +15,7 @@ import torch
 from vidsparse.generation.compare import similarity
 from vidsparse.generation.sample import Sample, sample
 from vidsparse.patterns import Dense, Pattern
+from vidsparse.serialize import to_data
 from vidsparse.tuning.allocate import allocate
 from vidsparse.tuning.measure import Measurement, build
 from vidsparse.tuning.store import Store, digest
@@ -143,7 +144,7 @@ class Search:
 
     def try_out(self, budget: float, pattern: Pattern) -> Trial:
         """Generate the held-out videos with a pattern; the same pattern is tried once."""
-        name = f"trial-{digest(repr(pattern))}"
+        name = f"trial-{digest(to_data(pattern))}"
 
         def make() -> dict[str, Any]:
             rows = []
