@@ -15,8 +15,9 @@ import typer
 
 from vidsparse.cli.dry_run import say_header
 from vidsparse.cli.files import check_folder
+from vidsparse.cli.frames import note_frames
 from vidsparse.cli.messages import counted, is_first, note
-from vidsparse.cli.request import Request, note_frames
+from vidsparse.cli.request import Request
 from vidsparse.cli.video import sample_video, write_with_report
 
 if TYPE_CHECKING:

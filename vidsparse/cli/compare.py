@@ -18,8 +18,9 @@ from vidsparse.cli.files import (
     free_video,
     write_json,
 )
+from vidsparse.cli.frames import fitted
 from vidsparse.cli.messages import note, sampling_bar
-from vidsparse.cli.request import Request, fitted
+from vidsparse.cli.request import Request
 from vidsparse.cli.versions import machine
 from vidsparse.cli.video import comment_of
 

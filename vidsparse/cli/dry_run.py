@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from vidsparse.cli.frames import note_frames
 from vidsparse.cli.inspect import flops_text, sides_text
 from vidsparse.cli.messages import counted, say
-from vidsparse.cli.request import Request, note_frames
+from vidsparse.cli.request import Request
 
 if TYPE_CHECKING:
     from vidsparse import Pattern

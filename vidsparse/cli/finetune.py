@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
+from vidsparse.cli.attention import PATTERN, integers
 from vidsparse.cli.files import check_folder
 from vidsparse.cli.messages import live_console, note, plain_progress, progress
+from vidsparse.cli.options import DENSE_STEPS_HELP, FRAMES, SAMPLER_HELP
 from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
-from vidsparse.cli.request import DENSE_STEPS_HELP, FRAMES, PATTERN, SAMPLER_HELP, integers
 from vidsparse.generation.dtypes import dtype_name
 
 if TYPE_CHECKING:

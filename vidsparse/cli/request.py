@@ -8,43 +8,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from vidsparse.cli.attention import scheduled_pattern
 from vidsparse.cli.messages import note
+from vidsparse.cli.options import (
+    ATTENTION,
+    BUDGET_HELP,
+    DENSE_STEPS_HELP,
+    DTYPE_HELP,
+    FRAMES,
+    GUIDANCE,
+    LORA_HELP,
+    MACHINE,
+    OWN,
+    POSITIONS_HELP,
+    PRESET_HELP,
+    SAMPLER_HELP,
+    SPARSE_COST_HELP,
+    STEPS,
+    VIDEO,
+    read_dtype,
+)
 from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
-from vidsparse.generation.dtypes import dtype_name
 
 if TYPE_CHECKING:
     from vidsparse import Correction, LoraRecipe, Pattern
     from vidsparse.generation.forecast import Forecast
-    from vidsparse.generation.frames import Geometry
     from vidsparse.generation.models import Model
     from vidsparse.presets import Preset
-
-ATTENTION, VIDEO, MACHINE = "Attention", "Video", "Machine"
-OWN = "that of the model"
-PATTERN = "radial"
-# Our name of an option, and that of diffusers.
-FRAMES, STEPS = ("--frames", "--num-frames"), ("--steps", "--num-inference-steps")
-GUIDANCE = "--guidance", "--guidance-scale"
-ENDS = "dense_steps", "dense_last_steps"
-DENSE_STEPS_HELP = "one in eight"
-PRESET_HELP = "Pattern, schedule and correction by name, see `vidsparse presets`; what else is given changes them."
-BUDGET_HELP = (
-    "The most that all steps cost, as a share of dense ones: steps are skipped to keep it. Unless given, the first two "
-    "steps and the last are dense."
-)
-SPARSE_COST_HELP = "With --budget: what a sparse step costs, as a share of a dense one."
-LORA_HELP = (
-    "'shapes-long', a folder or a Hub id; again for more. Pattern, schedule and frames of the first that says them "
-    "are used where none are given."
-)
-POSITIONS_HELP = "In videos longer than the model knows: plain, riflex or yarn."
-DTYPE_HELP = "float32, bfloat16 or float16; also fp32, bf16, fp16."
-SAMPLER_HELP = "sde draws fresh noise in every step, which helps long videos; own is the model's."
-
-
-def read_dtype(name: str | None) -> str | None:
-    """PyTorch's name of the dtype that an option names. Raises: see `dtype_name`."""
-    return None if name is None else dtype_name(name)
 
 
 @dataclass(frozen=True)
@@ -222,55 +212,8 @@ class Request:
         return arguments
 
     def build_pattern(self) -> Pattern:
-        """The pattern, in its schedule: those of `start`, changed by what is given.
-
-        Raises:
-            ValueError: an unknown pattern, or an option that it does not take or whose value is wrong.
-        """
-        from vidsparse import Dense, StepSchedule
-        from vidsparse.generation.dense_steps import default_dense_steps
-        from vidsparse.patterns.names import build_pattern, change_pattern
-        from vidsparse.patterns.schedule import bare
-
-        known, _ = self.start
-        if known is None or self.pattern is not None:
-            pattern = build_pattern(self.pattern or PATTERN, self.density, self.settings)
-        else:
-            pattern = change_pattern(bare(known), self.density, self.settings)
-        layers = None if self.dense_layers is None else integers("--dense-layers", self.dense_layers)
-        asked = {"dense_steps": self.dense_steps, "dense_last_steps": self.dense_last_steps, "dense_layers": layers}
-        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        if self.budget is not None:
-            return self._within_budget(self.budget, pattern, given)
-        if self.sparse_cost is not None:
-            raise ValueError("--sparse-cost says what a step costs of a --budget; give that too, or leave it out")
-        if isinstance(pattern, Dense):
-            return pattern
-        if isinstance(known, StepSchedule):
-            schedule = known
-        elif known is not None or self.dense_steps is not None:
-            schedule = StepSchedule(pattern)
-        else:
-            schedule = StepSchedule(pattern, default_dense_steps(self.denoising_steps))
-        schedule = replace(schedule, pattern=pattern, **given)
-        return pattern if schedule == StepSchedule(pattern) else schedule
-
-    def _within_budget(self, budget: float, pattern: Pattern, given: dict[str, Any]) -> Pattern:
-        """The pattern in a `StepBudget`: its dense steps and layers are those given, else of `start`, else its own."""
-        from vidsparse import Dense, StepBudget, StepSchedule
-
-        known, _ = self.start
-        schedule = known if isinstance(known, StepSchedule) else StepSchedule(pattern)
-        ends: dict[str, int] = {}
-        if schedule is known:  # a schedule may count in shares of the steps
-            steps = self.denoising_steps
-            first, after = schedule.sparse_range(steps)
-            ends = {"dense_steps": first, "dense_last_steps": steps - after}
-        ends |= {name: given[name] for name in ENDS if name in given}
-        schedule = replace(schedule, **given | dict.fromkeys(ENDS, 0), pattern=pattern)
-        usual = 1.0 if isinstance(pattern, Dense) else StepBudget.sparse_cost
-        inner = pattern if schedule == StepSchedule(pattern) else schedule
-        return StepBudget(inner, budget, usual if self.sparse_cost is None else self.sparse_cost, **ends)
+        """The pattern, in its schedule. Raises: see `scheduled_pattern`."""
+        return scheduled_pattern(self)
 
     def build_correction(self) -> Correction | None:
         """The correction: what is given, else that of `start`.
@@ -411,35 +354,3 @@ class Request:
             )
             correction = GatedCoarse()
         return pipe, correction
-
-
-def fitted(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with a number of frames that the pipeline's VAE produces, with a note where it is another one."""
-    from vidsparse.generation.frames import pipeline_geometry
-    from vidsparse.generation.pipeline import fit_arguments
-
-    if frames := arguments.get("num_frames"):
-        note_frames(frames, pipeline_geometry(pipe))
-    return fit_arguments(pipe, arguments)
-
-
-def note_frames(frames: int, known: Geometry) -> None:
-    """Note where a model makes another number of frames, and which numbers it makes where its stride says so."""
-    used, _ = known.frames(frames)
-    if used == frames:
-        return
-    stride = known.frame_stride
-    legal = f"'s stride of {stride} in time: legal are {', '.join(str(n * stride + 1) for n in range(3))}, ..."
-    note(f"{frames} frames do not fit the VAE{legal if known.adapter.latents(frames) is None else ''}; using {used}")
-
-
-def integers(option: str, text: str) -> tuple[int, ...]:
-    """The whole numbers of an option, such as "0,1".
-
-    Raises:
-        ValueError: something else; names the option.
-    """
-    try:
-        return tuple(int(number) for number in text.split(",") if number.strip())
-    except ValueError:
-        raise ValueError(f"{option} {text!r} must be whole numbers with commas, such as 0,1") from None
