@@ -65,8 +65,7 @@ def test_steps_of_a_scheduler_are_its_indices() -> None:
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_steps_of_video_to_video_count_from_the_first_that_runs(scheduler: Any, dtype: torch.dtype) -> None:
-    parts = {name: part for name, part in wan_pipeline(scheduler=scheduler).components.items() if part is not None}
-    pipe = WanVideoToVideoPipeline(**{n: p for n, p in parts.items() if n not in ("boundary_ratio", "expand_timesteps")})
+    pipe = WanVideoToVideoPipeline.from_pipe(wan_pipeline(scheduler=scheduler))
     pipe.to(dtype)
     pipe.set_progress_bar_config(disable=True)
     video = [Image.new("RGB", (32, 32), (20 * i, 0, 0)) for i in range(5)]

@@ -73,7 +73,7 @@ def compare(
         both = run(
             pipe,
             pattern,
-            arguments,
+            arguments | request.pixels(arguments),
             correction=correction,
             impl=request.impl,
             seed=request.seed,
@@ -83,7 +83,7 @@ def compare(
     dense, sparse = both.dense[0], both.sparse[0]
     result = _result(both, request) | {"arguments": request.resolved(arguments), **machine(*request.place)}
     name = f"{name_of(pattern)}, density {sparse.report.density:.2f}"
-    fps, scale = request.fps or request.known.fps, request.scale or default_scale(dense.frames)
+    fps, scale = request.frame_rate, request.scale or default_scale(dense.frames)
     pixels = to_pixels(dense.frames, scale), to_pixels(sparse.frames, scale)
     output = output or free_video(request.prompt, request.seed, "-compare", overwrite=overwrite)
     comments = [comment_of(side, request, arguments) for side in (dense, sparse)]

@@ -23,8 +23,5 @@ def fitted(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 def note_frames(frames: int, known: Geometry) -> None:
     """Note where a model makes another number of frames, and which numbers it makes where its stride says so."""
     used, _ = known.frames(frames)
-    if used == frames:
-        return
-    stride = known.frame_stride
-    legal = f"'s stride of {stride} in time: legal are {', '.join(str(n * stride + 1) for n in range(3))}, ..."
-    note(f"{frames} frames do not fit the VAE{legal if known.adapter.latents(frames) is None else ''}; using {used}")
+    if used != frames:
+        note(known.misfit(frames, used))

@@ -22,6 +22,10 @@ LORA_HELP = (
 )
 POSITIONS_HELP = "In videos longer than the model knows: plain, riflex or yarn."
 DTYPE_HELP = "float32, bfloat16 or float16; also fp32, bf16, fp16."
+IMAGE_HELP = "A file: the first frame of the video."
+LAST_IMAGE_HELP = "A file: the last frame of the video."
+VIDEO_HELP = "A file: the video that is changed, or continued, whichever the pipeline does."
+STRENGTH_HELP = "How much of --video changes: of the steps, this share runs, the last ones."
 SAMPLER_HELP = "sde draws fresh noise in every step, which helps long videos; own is the model's."
 
 

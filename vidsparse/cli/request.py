@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
@@ -17,6 +18,8 @@ from vidsparse.cli.options import (
     DTYPE_HELP,
     FRAMES,
     GUIDANCE,
+    IMAGE_HELP,
+    LAST_IMAGE_HELP,
     LORA_HELP,
     MACHINE,
     OWN,
@@ -25,7 +28,9 @@ from vidsparse.cli.options import (
     SAMPLER_HELP,
     SPARSE_COST_HELP,
     STEPS,
+    STRENGTH_HELP,
     VIDEO,
+    VIDEO_HELP,
     read_dtype,
 )
 from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
@@ -33,6 +38,7 @@ from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
 if TYPE_CHECKING:
     from vidsparse import Correction, LoraRecipe, Pattern
     from vidsparse.generation.forecast import Forecast
+    from vidsparse.generation.inputs import Inputs, Plan
     from vidsparse.generation.models import Model
     from vidsparse.presets import Preset
 
@@ -80,6 +86,12 @@ class Request:
 
     negative_prompt: Annotated[
         str | None, Option(help="What the video should not show.", rich_help_panel=VIDEO, show_default=OWN)
+    ] = None
+    image: Annotated[str | None, Option(help=IMAGE_HELP, rich_help_panel=VIDEO, show_default="none")] = None
+    last_image: Annotated[str | None, Option(help=LAST_IMAGE_HELP, rich_help_panel=VIDEO, show_default="none")] = None
+    video: Annotated[str | None, Option(help=VIDEO_HELP, rich_help_panel=VIDEO, show_default="none")] = None
+    strength: Annotated[
+        float | None, Option(min=0, max=1, help=STRENGTH_HELP, rich_help_panel=VIDEO, show_default=OWN)
     ] = None
     frames: Annotated[int | None, Option(*FRAMES, min=1, rich_help_panel=VIDEO, show_default=OWN)] = None
     height: Annotated[int | None, Option(min=1, rich_help_panel=VIDEO, show_default=OWN)] = None
@@ -129,10 +141,22 @@ class Request:
 
     @functools.cached_property
     def known(self) -> Model:
-        """The model, before its weights are loaded. Raises: see `find_model`."""
+        """The model, before its weights are loaded. Raises: see `find_model` and `Model.serving`."""
         from vidsparse.generation.models import find_model
 
-        return find_model(self.model)
+        return find_model(self.model).serving(self.inputs.given)
+
+    @property
+    def inputs(self) -> Inputs:
+        """The files that the video starts from."""
+        from vidsparse.generation.inputs import Inputs
+
+        return Inputs(*(None if file is None else Path(file) for file in (self.image, self.last_image, self.video)))
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """The size of the video, and what is known of the files that it starts from. Raises: see `Inputs.plan`."""
+        return self.inputs.plan(self.known, self.frames or self.recipe.frames, self.height, self.width)
 
     @functools.cached_property
     def loras(self) -> dict[str, LoraRecipe]:
@@ -179,37 +203,59 @@ class Request:
 
     @property
     def denoising_steps(self) -> int:
-        """The steps of the generation: what is given, else the LoRA's, else the model's."""
-        return self.steps or self.recipe.inference_steps or self.known.default("num_inference_steps")
+        """The steps that run: those of `asked_steps`, or with a strength below 1 the last ones of them."""
+        from vidsparse.generation.strength import steps_run
+
+        return steps_run(self.known.pipeline_class, self.asked_steps, self.strength)
+
+    @property
+    def asked_steps(self) -> int:
+        """The steps that the pipeline is asked for: what is given, else the LoRA's, else the model's."""
+        steps: int = self.steps or self.recipe.inference_steps or self.known.default("num_inference_steps")
+        return steps
+
+    @property
+    def frame_rate(self) -> int:
+        """Frames a second of the result: what is given, else those of the video that is changed, else the model's."""
+        return self.fps or round(self.plan.fps or 0) or self.known.fps
 
     def with_options(self, **options: Any) -> Request:
         """The request with other options of a video; model, LoRAs and preset are not looked up again."""
         other = replace(self, **options)
-        other.__dict__.update(
-            {name: self.__dict__[name] for name in ("known", "loras", "chosen") if name in self.__dict__}
-        )
+        kept = ("loras", "chosen") + (("known",) if other.inputs.given == self.inputs.given else ())
+        other.__dict__.update({name: self.__dict__[name] for name in kept if name in self.__dict__})
         return other
 
     def build_arguments(self) -> dict[str, Any]:
         """The keyword arguments for `pipe(...)`: what is given, else what LoRA and model were made for.
 
         Raises:
-            ValueError: a prompt that the model cannot read, or what its pipeline does not take.
-            OSError: the settings of the model cannot be read.
+            ValueError: a prompt that the model cannot read, what its pipeline does not take, or a file that is no image
+                or no video.
+            OSError: the settings of the model, or a file, cannot be read.
         """
-        prompt = self.read_prompt(self.prompt)
+        from vidsparse.generation.strength import check_strength
+
+        prompt, cls = self.read_prompt(self.prompt), self.known.pipeline_class
         asked = {
             "negative_prompt": None if self.negative_prompt is None else self.read_prompt(self.negative_prompt),
-            "height": self.height,
-            "width": self.width,
-            "num_frames": self.frames or self.recipe.frames,
+            "strength": self.strength,
             "num_inference_steps": self.steps or self.recipe.inference_steps,
             "guidance_scale": self.guidance,
         }
         given = {name: value for name, value in asked.items() if value is not None}
-        arguments = {**self.known.sampling, "prompt": prompt, **given}
-        self.known.check_arguments(arguments)
+        check_strength(cls, self.strength, self.asked_steps)
+        arguments = {**self.known.sampling, "prompt": prompt, **given, **self.plan.settings(cls)}
+        self.known.check_arguments(arguments | self.plan.stand_ins(cls))
         return arguments
+
+    def pixels(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments for `pipe(...)` that hold the images and the video that the video starts from.
+
+        Raises:
+            ValueError: a file that can no longer be read.
+        """
+        return self.plan.read(self.known.pipeline_class, self.size(arguments)[0])
 
     def build_pattern(self) -> Pattern:
         """The pattern, in its schedule. Raises: see `scheduled_pattern`."""
@@ -256,7 +302,7 @@ class Request:
     def size(self, arguments: dict[str, Any]) -> tuple[int | None, int | None, int | None]:
         """Frames, height and width of the video of these arguments; None where the pipeline decides by itself."""
         frames, height, width = (arguments.get(x) or self.known.default(x) for x in ("num_frames", "height", "width"))
-        return frames, height, width
+        return frames or self.plan.frames, height, width
 
     def read_prompt(self, prompt: str) -> str:
         """The prompt as the model knows it.
@@ -272,9 +318,15 @@ class Request:
             raise ValueError(f"{error}. For any other prompt give --model, the folder or Hub id of a model") from None
 
     def resolved(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of `pipe(...)`, and for those that decide a video and were left out, what the pipeline takes."""
+        """Arguments of `pipe(...)`, and for those that decide a video and were left out, what the pipeline takes.
+
+        Images and videos are the paths of their files.
+        """
         names = "negative_prompt", "height", "width", "num_frames", "num_inference_steps", "guidance_scale"
-        return {name: self.known.default(name) for name in names} | arguments
+        files = {name: str(file.path) for name, file in self.plan.files.items()}
+        strength = {"strength": self.known.default("strength")} if self.video is not None else {}
+        defaults = {name: self.known.default(name) for name in names} | strength
+        return defaults | {"num_frames": self.size(arguments)[0]} | arguments | files
 
     def forecast(self, pattern: Pattern, arguments: dict[str, Any]) -> Forecast | None:
         """What the video will cost; None where the pipeline decides its size. Raises: see `forecast`."""
@@ -319,6 +371,8 @@ class Request:
         """
         arguments = self.build_arguments()
         pattern, correction = self.build_pattern(), self.build_correction()
+        for text in self.plan.notes:
+            note(text)
         self.check(pattern, arguments)
         return pattern, correction, arguments
 
@@ -330,10 +384,14 @@ class Request:
         from vidsparse import Dense, GatedCoarse
         from vidsparse.cli.messages import live_console
         from vidsparse.generation.pipeline import is_gated, load_pipeline
+        from vidsparse.generation.pipeline_inputs import option_of
         from vidsparse.patterns.schedule import bare
 
         if self.chosen is not None and self.preset is None:
             note(f"preset {self.chosen.name}, which is the model's: {self.chosen.summary}")
+        if self.known.pipeline is not None:
+            own, given = self.known.parts["_class_name"], " or ".join(map(option_of, self.inputs.given))
+            note(f"{own} takes no {given}: its parts run as {self.known.pipeline}")
         with live_console().status(f"loading {self.model}"):
             pipe = load_pipeline(
                 self.known,

@@ -34,7 +34,7 @@ def sample_video(
         return sample(
             pipe,
             pattern,
-            arguments,
+            arguments | request.pixels(arguments),
             correction=correction,
             impl=request.impl,
             seed=request.seed,
@@ -49,7 +49,7 @@ def write_with_report(
     from vidsparse.generation.video import to_pixels, write_video
 
     pixels = to_pixels(done.frames, scale_of(done, request))
-    write_video(output, pixels, request.fps or request.known.fps, comment_of(done, request, arguments))
+    write_video(output, pixels, request.frame_rate, comment_of(done, request, arguments))
     score = request.known.judge(done.frames, request.prompt)
     if report is not None:
         write_json(
@@ -77,6 +77,7 @@ def comment_of(done: Sample, request: Request, arguments: dict[str, Any]) -> str
     made = {
         "vidsparse": versions()["vidsparse"],
         "model": request.model,
+        "pipeline": request.known.pipeline,
         **request.resolved(arguments),
         "seed": request.seed,
         "attention": done.report.pattern,

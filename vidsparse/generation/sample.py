@@ -13,6 +13,7 @@ import torch
 
 from vidsparse.corrections import Correction
 from vidsparse.generation.scheduler import seed_steps
+from vidsparse.generation.strength import steps_run
 from vidsparse.patterns import Pattern
 from vidsparse.runtime.report import Report
 from vidsparse.runtime.sparsify import sparsify
@@ -69,7 +70,8 @@ def sample(
         ValueError: the video holds values that are not finite.
     """
     accepted = inspect.signature(pipe.__call__).parameters
-    steps = arguments.get("num_inference_steps") or accepted["num_inference_steps"].default
+    asked = arguments.get("num_inference_steps") or accepted["num_inference_steps"].default
+    steps = steps_run(type(pipe), asked, arguments.get("strength"))
     with sparsify(pipe, pattern, correction=correction, impl=impl) as run:
         on_step(0, steps)
         started = time.perf_counter()
@@ -86,7 +88,8 @@ def sample(
         callback = {"callback_on_step_end": stepped} if "callback_on_step_end" in accepted else {}
         generator = torch.Generator().manual_seed(seed)
         seed_steps(seed)
-        frames = pipe(**{"output_type": "np", **arguments}, **callback, generator=generator).frames[0]
+        made = pipe(**{"output_type": "np", **arguments}, **callback, generator=generator)
+        frames = made.frames[0] if hasattr(made, "frames") else made.video  # of Cosmos 3, which makes sound too
         if not math.isfinite(frames.sum()):
             raise ValueError("the video holds values that are not finite; try another dtype: bfloat16 or float32")
         seconds = time.perf_counter() - started
