@@ -310,8 +310,9 @@ class Request:
         Raises:
             ValueError: an empty prompt, or one that the model cannot read; says where others are read.
         """
+        known = self.known
         try:
-            return self.known.read_prompt(prompt)
+            return known.read_prompt(prompt)
         except ValueError as error:
             if self.model != "shapes" or not prompt.strip():
                 raise

@@ -66,7 +66,10 @@ class Inputs:
             check_last_image(cls, model.parts, next(iter(configured_transformers(model.name).values()))[1])
         # A video that is continued may be longer than what is made of it, which then starts from a part of it.
         whole = self.video is not None and makes_whole(cls)
-        most = frames if whole or cls.__name__ in FROM_END else frames or model.default("num_frames")
+        if whole:
+            most = None if frames is None else frames + known.frame_stride
+        else:
+            most = None if cls.__name__ in FROM_END else frames or model.default("num_frames")
         files = {name: _look(name, getattr(self, name), most) for name in self.given}
         notes = [
             f"{option_of(name)} {file.path} has {file.frames} pictures; the first is used"

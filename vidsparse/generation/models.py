@@ -183,8 +183,8 @@ class Shapes(Model):
 
             options = " and ".join(map(option_of, given))
             raise ValueError(
-                f"shapes makes videos from words alone and takes no {options}; leave it out, or give --model, a folder or "
-                "a Hub id"
+                f"shapes makes videos from words alone and takes no {options}; leave it out, or give --model, the "
+                "folder or Hub id of a model"
             )
         return self
 

@@ -42,6 +42,7 @@ SIBLINGS: dict[str, dict[str, str | None]] = {
 }
 
 
+@lru_cache
 def parameters(cls: Any) -> Mapping[str, inspect.Parameter]:
     """The arguments of `pipe(...)`, by name."""
     return inspect.signature(cls.__call__).parameters
@@ -89,17 +90,15 @@ def pipeline_for(cls: Any, parts: Mapping[str, Any], given: Collection[str]) -> 
     """
     import diffusers
 
-    if "video" in given and ("image" in given or ("last_image" in given and "conditions" not in parameters(cls))):
-        others = " and ".join(option_of(name) for name in given if name != "video")
-        raise ValueError(f"--video and {others} both say what the video starts from; give one of them")
+    if "video" in given and "image" in given:
+        raise ValueError("--image and --video both say how the video starts; give one of them")
     siblings = SIBLINGS.get(cls.__name__, {})
     usable = [name for name, setting in siblings.items() if setting is None or parts.get(setting)]
     for candidate in (cls, *(getattr(diffusers, name) for name in usable if hasattr(diffusers, name))):
-        if set(given) <= set(taken(candidate)) and (candidate is cls or _has_parts(candidate, parts)):
+        if _takes(candidate, given) and (candidate is cls or _has_parts(candidate, parts)):
             return candidate
-    lacking = [name for name in given if name not in taken(cls)]
-    options = " and ".join(map(option_of, lacking))
-    others = [found.__name__ for found in pipelines_of(*transformers(cls)) if set(given) <= set(taken(found))]
+    options = " and ".join(option_of(name) for name in given if len(given) > 1 or name not in taken(cls))
+    others = [found.__name__ for found in pipelines_of(*transformers(cls)) if _takes(found, given)]
     advice = f"give --model a checkpoint of {' or '.join(others)}, or leave it out" if others else "leave it out"
     raise ValueError(f"{cls.__name__} takes no {options}; {advice}")
 
@@ -162,6 +161,12 @@ def _pipelines() -> tuple[Any, ...]:
                     yield cls
 
     return tuple(found())
+
+
+def _takes(cls: Any, given: Collection[str]) -> bool:
+    """Whether a pipeline takes all of it together; one that is masked has no place for more beside a video."""
+    alone = cls.__name__ == MASKED and "video" in given
+    return set(given) <= set(taken(cls)) and not (alone and len(given) > 1)
 
 
 def _has_parts(cls: Any, parts: Mapping[str, Any]) -> bool:

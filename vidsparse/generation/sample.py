@@ -56,6 +56,7 @@ def sample(
     impl: str = "auto",
     seed: int = 0,
     on_step: OnStep = lambda done, steps: None,
+    on_report: Callable[[int, Report], None] | None = None,
 ) -> Sample:
     """Sample one video; the pipeline is restored afterwards, also after an error.
 
@@ -65,6 +66,7 @@ def sample(
         arguments: of `pipe(...)`, prompt included.
         seed: of the noise, at the start and in the steps.
         on_step: called at the start and after each denoising step.
+        on_report: called after each denoising step with its index and the report so far, which waits for a GPU.
 
     Raises:
         ValueError: the video holds values that are not finite.
@@ -83,6 +85,8 @@ def sample(
             nonlocal denoised
             denoised = denoising.stop()
             on_step(step + 1, steps)
+            if on_report is not None:
+                on_report(step, run.report())
             return tensors
 
         callback = {"callback_on_step_end": stepped} if "callback_on_step_end" in accepted else {}
