@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import imageio.v2 as imageio
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
@@ -165,5 +166,12 @@ def write_image(path: Path, width: int = 64, height: int = 48, colour: tuple[int
 
 
 def write_video(path: Path, frames: int = 9, width: int = 48, height: int = 32, fps: int = 24) -> Path:
+    """A video that becomes brighter, six levels with each frame."""
     write_small_video(path, frames, height, width, fps)
+    return path
+
+
+def write_still(path: Path, frames: int = 9, width: int = 48, height: int = 32) -> Path:
+    """A white video."""
+    imageio.mimwrite(path, [np.full((height, width, 3), 255, np.uint8)] * frames, format="FFMPEG", macro_block_size=1)
     return path

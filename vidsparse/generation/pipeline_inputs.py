@@ -42,10 +42,14 @@ SIBLINGS: dict[str, dict[str, str | None]] = {
 }
 
 
-@lru_cache
 def parameters(cls: Any) -> Mapping[str, inspect.Parameter]:
     """The arguments of `pipe(...)`, by name."""
-    return inspect.signature(cls.__call__).parameters
+    return _parameters(cls.__call__)
+
+
+@lru_cache
+def _parameters(call: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(call).parameters
 
 
 def taken(cls: Any) -> dict[str, str]:
