@@ -65,10 +65,14 @@ def vidsparse(
     """Sparse attention for video diffusion transformers."""
 
 
-for command in (generate.generate, compare.compare, finetune.finetune):
-    app.command(command.__name__)(takes_volume(takes_request(command)))
-for command in (inspect.inspect, patterns.patterns, presets.presets, bench.bench, doctor.doctor):
-    app.command(command.__name__)(takes_volume(command))
+app.command("generate")(takes_volume(takes_request(generate.generate)))
+app.command("compare")(takes_volume(takes_request(compare.compare)))
+app.command("finetune")(takes_volume(takes_request(finetune.finetune)))
+app.command("inspect")(takes_volume(inspect.inspect))
+app.command("patterns")(takes_volume(patterns.patterns))
+app.command("presets")(takes_volume(presets.presets))
+app.command("bench")(takes_volume(bench.bench))
+app.command("doctor")(takes_volume(doctor.doctor))
 
 
 def main() -> None:

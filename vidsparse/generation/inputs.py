@@ -180,7 +180,8 @@ def _fitting(known: Geometry, wanted: int, most: int) -> int:
 def _size(model: Model, known: Geometry, first: Media, height: int | None, width: int | None) -> tuple[Any, Any]:
     """Height and width of the video: what is given, the other one after the first file, else the model's.
 
-    None where the pipeline decides by itself.
+    Returns:
+        Both; None and None where the pipeline decides by itself.
     """
     ratio, side = first.height / first.width, known.side
     if height and width:
@@ -201,5 +202,5 @@ def _default_size(model: Model, known: Geometry) -> tuple[int, int] | None:
     if (height := model.default("height")) and (width := model.default("width")):
         return height, width
     settings = next(iter(configured_transformers(model.name).values()))[1]
-    latents = settings.get("sample_height"), settings.get("sample_width")
-    return (latents[0] * known.vae_stride, latents[1] * known.vae_stride) if all(latents) else None
+    rows, columns = settings.get("sample_height"), settings.get("sample_width")
+    return (rows * known.vae_stride, columns * known.vae_stride) if rows and columns else None

@@ -71,7 +71,7 @@ def read_image(path: Path) -> Image:
         ValueError: not an image, or a damaged one.
     """
     import numpy as np
-    from diffusers.utils import load_image
+    from diffusers.utils.loading_utils import load_image
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -183,5 +183,6 @@ def _look_at_video(path: Path, frames: int | None, *state: int) -> Media:
         raise ValueError(f"{path} cannot be used: {error}") from error
     if not count:
         raise ValueError(f"{path} is a video without frames")
+    reader: Any  # imageio's types know no metadata
     with imageio.get_reader(path, "FFMPEG") as reader:
         return Media(path, *shape[:2], count, reader.get_meta_data()["fps"])

@@ -153,9 +153,9 @@ class Model:
         check = getattr(cls, "check_inputs", None)
         if check is None:
             return
-        taken = list(inspect.signature(check).parameters.values())[1:]
+        checked = list(inspect.signature(check).parameters.values())[1:]
         given = {}
-        for p in (p for p in taken if p.kind is p.POSITIONAL_OR_KEYWORD):
+        for p in (p for p in checked if p.kind is p.POSITIONAL_OR_KEYWORD):
             value = arguments.get(p.name, self.default(p.name))
             given[p.name] = p.default if value is None and p.default is not p.empty else value
         try:
