@@ -156,7 +156,8 @@ class Request:
     @functools.cached_property
     def plan(self) -> Plan:
         """The size of the video, and what is known of the files that it starts from. Raises: see `Inputs.plan`."""
-        return self.inputs.plan(self.known, self.frames or self.recipe.frames, self.height, self.width)
+        frames = self.frames or (self.recipe.frames if self.video is None else None)  # a video has its own
+        return self.inputs.plan(self.known, frames, self.height, self.width)
 
     @functools.cached_property
     def loras(self) -> dict[str, LoraRecipe]:

@@ -65,7 +65,7 @@ def sample(
         pattern, correction, impl: see `vidsparse.sparsify`.
         arguments: of `pipe(...)`, prompt included.
         seed: of the noise, at the start and in the steps.
-        on_step: called at the start and after each denoising step.
+        on_step: called at the start, of each section where a video is made in several, and after each denoising step.
         on_report: called after each denoising step with its index and the report so far, which waits for a GPU.
 
     Raises:
@@ -83,6 +83,8 @@ def sample(
 
         def stepped(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             nonlocal denoised
+            if step == 0 and denoised is not None:  # FramePack denoises a video section by section
+                on_step(0, steps)
             denoised = denoising.stop()
             on_step(step + 1, steps)
             if on_report is not None:
