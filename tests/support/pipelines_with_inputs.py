@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import hunyuan_models
 import imageio.v2 as imageio
 import numpy as np
 import torch
@@ -14,7 +15,18 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from models_without_text import LTX
 from PIL import Image
 from small_videos import write_video as write_small_video
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaModel,
+    SiglipImageProcessorPil,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from vidsparse.shapes import model as shapes
 
@@ -143,9 +155,55 @@ def skyreels() -> Any:
     return diffusers.SkyReelsV2DiffusionForcingPipeline(**parts)
 
 
+def _hunyuan(**changes: Any) -> dict[str, Any]:
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    vae = diffusers.AutoencoderKLHunyuanVideo(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
+    )
+    return {
+        "tokenizer": shapes.build_tokenizer(),
+        "text_encoder": LlamaModel(LlamaConfig(vocab_size=200, num_hidden_layers=3, **size)).eval(),
+        "tokenizer_2": shapes.build_tokenizer(),
+        "text_encoder_2": CLIPTextModel(CLIPTextConfig(vocab_size=200, num_hidden_layers=1, projection_dim=8, **size)),
+        "vae": vae,
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=7.0),
+        "transformer": hunyuan_models.FAMILIES["framepack" if "has_image_proj" in changes else "hunyuan"].tiny(
+            pooled_projection_dim=16, guidance_embeds=True, **changes
+        ),
+    }
+
+
+def hunyuan_skyreels() -> Any:
+    """HunyuanVideo with the latents of the image beside those of the video."""
+    return diffusers.HunyuanSkyreelsImageToVideoPipeline(**_hunyuan(in_channels=8))
+
+
+def framepack() -> Any:
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
+    )
+    return diffusers.HunyuanVideoFramepackPipeline(
+        **_hunyuan(has_image_proj=True, image_proj_dim=16),
+        image_encoder=SiglipVisionModel(vision).eval(),
+        feature_extractor=SiglipImageProcessorPil(size={"height": 32, "width": 32}),
+    )
+
+
 PIPELINES: dict[str, Callable[[], Any]] = {
     build.__name__: build
-    for build in (wan_image, wan_first_last, wan_expand, vace, ltx, cogvideox, cogvideox_image, skyreels)
+    for build in (
+        wan_image,
+        wan_first_last,
+        wan_expand,
+        vace,
+        ltx,
+        cogvideox,
+        cogvideox_image,
+        skyreels,
+        hunyuan_skyreels,
+        framepack,
+    )
 }
 
 
