@@ -53,12 +53,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.runtime.sparsify", "vidsparse.serialize"),
     ),
     "vidsparse.finetune.data": (
-        "imageio",
-        "numpy",
-        "safetensors",
-        "torch",
-        "vidsparse.atomic",
-        "vidsparse.grid",
+        *("safetensors", "torch", "vidsparse.atomic", "vidsparse.generation.media", "vidsparse.grid"),
         "vidsparse.shapes.render",
     ),
     "vidsparse.doctor": (

@@ -28,6 +28,7 @@ def facts(short: str, frames: str, height: str, width: str) -> str:
     rows = {
         "Transformer": f"`{cls}`, {layers} layers of video self-attention, {known.heads} heads of {known.head_dim}",
         "Tasks": adapter.tasks,
+        "Starts from": _inputs(cls),
         "Tokens": adapter.layout,
         "Default size": f"{frames} frames of {width}x{height}, {'x'.join(map(str, grid.view))} = "
         f"{grid.video_tokens:,} tokens",
@@ -50,6 +51,16 @@ def _layers(name: str) -> int:
 
     cls, settings = next(iter(configured_transformers(name).values()))
     return len(adapter_of(cls).self_attentions(without_weights(cls, settings)))
+
+
+def _inputs(name: str) -> str:
+    """What the pipelines of diffusers with a class of transformers start from, as options of the command line."""
+    from vidsparse.generation.pipeline_inputs import option_of, pipelines_of, taken
+
+    found = {cls.__name__: taken(cls) for cls in pipelines_of(name) if taken(cls)}
+    listed = (f"`{cls}`: {', '.join(f'`{option_of(option)}`' for option in options)}" for cls, options in found.items())
+    link = " ([from an image or a video](../command_line.md#from-an-image-or-a-video))"
+    return f"{'; '.join(listed)}{link}" if found else ""
 
 
 def _composes(family: str) -> str:

@@ -12,9 +12,9 @@ import families
 import gallery
 from mkdocs.structure.files import File, Files
 
-from vidsparse.cli import quiet_libraries
+from vidsparse.cli.libraries import silence
 
-quiet_libraries()  # before a generator imports them
+silence()  # before a generator imports them
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(\]\()([^)#\s]+)")
 GENERATED = re.compile(r"^<!-- generated: (.+) -->$", re.M)

@@ -198,10 +198,13 @@ def test_traceback_shows_where_an_error_comes_from(vidsparse: Any) -> None:
 @pytest.mark.parametrize(
     ("pipeline", "says"),
     [
-        ("WanImageToVideoPipeline", "WanImageToVideoPipeline needs image, and only text to video runs from a prompt"),
-        ("WanVideoToVideoPipeline", "WanVideoToVideoPipeline needs video"),
-        ("LTXImageToVideoPipeline", "LTXImageToVideoPipeline needs image"),
-        ("Kandinsky5T2IPipeline", "Kandinsky5T2IPipeline takes no num_frames"),
+        ("WanImageToVideoPipeline", "WanImageToVideoPipeline needs --image FILE: what its video starts from"),
+        ("WanVideoToVideoPipeline", "WanVideoToVideoPipeline needs --video FILE"),
+        ("LTXImageToVideoPipeline", "LTXImageToVideoPipeline needs --image FILE"),
+        ("CosmosVideoToWorldPipeline", "CosmosVideoToWorldPipeline needs --image FILE or --video FILE"),
+        ("Cosmos2_5_TransferPipeline", "Cosmos2_5_TransferPipeline needs controls, which no option gives"),
+        ("Kandinsky5T2IPipeline", "Kandinsky5T2IPipeline makes images"),
+        ("Kandinsky5I2IPipeline", "Kandinsky5I2IPipeline makes images"),
     ],
 )
 def test_pipelines_that_need_more_than_a_prompt_are_refused_before_they_are_loaded(

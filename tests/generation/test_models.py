@@ -87,8 +87,8 @@ def test_names_that_are_not_models(tmp_path: Path) -> None:
         ("LTXPipeline", {"height": 40}, "divisible by 32"),
         ("HunyuanVideoPipeline", {"width": 24}, "divisible by 16"),
         ("MochiPipeline", {"height": 12}, "divisible by 8"),
-        ("CogVideoXImageToVideoPipeline", {}, "needs image, and only text to video"),
-        ("CogVideoXVideoToVideoPipeline", {}, "needs video"),
+        ("CogVideoXImageToVideoPipeline", {}, "needs --image FILE"),
+        ("CogVideoXVideoToVideoPipeline", {}, "needs --video FILE"),
     ],
 )
 def test_arguments_that_a_pipeline_refuses(tmp_path: Path, pipeline: str, arguments: dict[str, Any], says: str) -> None:

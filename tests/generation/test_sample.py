@@ -59,6 +59,29 @@ class Silent(WanPipeline):
         return super().__call__(num_inference_steps=num_inference_steps, **arguments)
 
 
+class Sections(WanPipeline):
+    """A pipeline that denoises one section after the other, as FramePack's."""
+
+    def __call__(self, *, num_inference_steps: int = 3, callback_on_step_end: Any = None, **arguments: Any) -> Any:
+        told = {"num_inference_steps": num_inference_steps, "callback_on_step_end": callback_on_step_end}
+        super().__call__(**told, **arguments)
+        return super().__call__(**told, **arguments)
+
+
+def test_steps_are_told_for_each_section(pipe: Any) -> None:
+    sections, told = Sections(**pipe.components), list[int]()
+    sections.set_progress_bar_config(disable=True)
+    sample(sections, Dense(), ARGUMENTS, on_step=lambda done, steps: told.append(done))
+    assert told == [0, 1, 2, 3] * 2
+
+
+def test_what_ran_is_told_after_each_step(pipe: Any) -> None:
+    told = list[tuple[int, int]]()
+    sample(pipe, Radial(0.5), ARGUMENTS, on_report=lambda step, report: told.append((step, report.sparse_calls)))
+    layers = len(pipe.transformer.blocks) * 2  # with the prompt and without it
+    assert told == [(0, layers), (1, 2 * layers), (2, 3 * layers)]
+
+
 def test_a_pipeline_without_callbacks_has_no_time_of_denoising(pipe: Any) -> None:
     silent = Silent(**pipe.components)
     silent.set_progress_bar_config(disable=True)

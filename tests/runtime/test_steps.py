@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanVideoToVideoPipeline,
+)
+from PIL import Image
 from tiny_wan import SIZES, SPARSE, Pipeline, call, generate, tiny, wan_pipeline
 
 import vidsparse
@@ -46,6 +52,30 @@ def test_steps_of_a_scheduler_are_its_indices() -> None:
         call(transformer, sizes, timestep=0.0)  # no timestep of the schedule: the number of steps is unknown again
     assert steps_of(run) == {2: 1, 3: 2, 4: 1, 5: 1}
     assert [c.step for c in run.report().calls if c.reason] == [4, 4]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    ],
+    ids=["euler", "unipc"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_steps_of_video_to_video_count_from_the_first_that_runs(scheduler: Any, dtype: torch.dtype) -> None:
+    pipe = WanVideoToVideoPipeline.from_pipe(wan_pipeline(scheduler=scheduler))
+    pipe.to(dtype)
+    pipe.set_progress_bar_config(disable=True)
+    video = [Image.new("RGB", (32, 32), (20 * i, 0, 0)) for i in range(5)]
+    for steps, strength, run_steps in ((8, 0.5, 4), (4, 1.0, 4), (50, 0.58, 28)):
+        with sparsify(pipe, StepSchedule(SPARSE, dense_steps=1, dense_last_steps=1)) as run:
+            settings = dict(num_inference_steps=steps, strength=strength, height=32, width=32, max_sequence_length=32)
+            pipe(video, "a red circle", output_type="latent", **settings)
+        calls = [c for c in run.report().calls if c.layer == 0]
+        assert steps_of(run) == dict.fromkeys(range(run_steps), 2) and {c.steps for c in calls} == {run_steps}
+        assert [c.step for c in calls if c.reason] == [0, run_steps - 1]
 
 
 @torch.no_grad()

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import io
-import logging
-import os
 import shutil
 import sys
-import warnings
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from vidsparse.cli import bench, compare, doctor, estimate, finetune, generate, inspect, patterns, presets, tune
+from vidsparse.cli.libraries import silence
 from vidsparse.cli.messages import is_first
-from vidsparse.cli.signature import takes_request
+from vidsparse.cli.signature import EXPECTED, takes_request, takes_volume
 from vidsparse.cli.versions import versions
 
-# Libraries read these when they are imported, which is later: their bars and notes would interrupt ours.
-QUIET = {
-    "DIFFUSERS_VERBOSITY": "error",
-    "HF_HUB_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
 WIDE = 80  # columns
-# What a user can cause, and what the machine can refuse. Anything else is a bug and shows its traceback.
-EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
 
 class Commands(TyperGroup):
@@ -77,31 +65,21 @@ def vidsparse(
     """Sparse attention for video diffusion transformers."""
 
 
-app.command("generate")(takes_request(generate.generate))
-app.command("compare")(takes_request(compare.compare))
-app.command("finetune")(takes_request(finetune.finetune))
-app.command("inspect")(inspect.inspect)
-app.command("patterns")(patterns.patterns)
-app.command("presets")(presets.presets)
-app.command("tune")(tune.tune)
-app.command("estimate")(estimate.estimate)
-app.command("bench")(bench.bench)
-app.command("doctor")(doctor.doctor)
-
-
-def quiet_libraries() -> None:
-    """Keep to themselves what libraries say when they are imported; called before they are."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    for logger in ("torchao", "torch.utils._pytree"):  # what a quantiser that is merely installed says when imported
-        logging.getLogger(logger).setLevel(logging.ERROR)
+app.command("generate")(takes_volume(takes_request(generate.generate)))
+app.command("compare")(takes_volume(takes_request(compare.compare)))
+app.command("finetune")(takes_volume(takes_request(finetune.finetune)))
+app.command("inspect")(takes_volume(inspect.inspect))
+app.command("patterns")(takes_volume(patterns.patterns))
+app.command("presets")(takes_volume(presets.presets))
+app.command("estimate")(takes_volume(estimate.estimate))
+app.command("tune")(takes_volume(tune.tune))
+app.command("bench")(takes_volume(bench.bench))
+app.command("doctor")(takes_volume(doctor.doctor))
 
 
 def main() -> None:
     """The entry point of the console script."""
-    quiet_libraries()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # float32 norms under autocast
+    silence()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that an encoding cannot show is not a failure

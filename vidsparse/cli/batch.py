@@ -15,8 +15,9 @@ import typer
 
 from vidsparse.cli.dry_run import say_header
 from vidsparse.cli.files import check_folder
+from vidsparse.cli.frames import note_frames
 from vidsparse.cli.messages import counted, is_first, note
-from vidsparse.cli.request import Request, note_frames
+from vidsparse.cli.request import Request
 from vidsparse.cli.video import sample_video, write_with_report
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from vidsparse.generation.prompts import Allowed, Line
 
 # What a line of a file may say of its video; the rest of a request is said once, for the model that is loaded.
-OPTIONS = ("seed", "negative_prompt", "frames", "height", "width", "steps", "guidance", "fps", "scale")
+FILES = ("image", "last_image", "video")  # in the folder of the prompts, unless a line gives a whole path
+OPTIONS = (
+    *("seed", "negative_prompt", *FILES, "strength", "frames", "height", "width", "steps", "guidance", "fps", "scale"),
+)
 UNCHECKED = {"seed", "fps", "scale"}  # of them, what fits every model
 ANY_MACHINE = {"device", "offload"}  # of a request, what does not change the video
 
@@ -48,7 +52,7 @@ def generate_all(request: Request, prompts: Path, out: Path, ulysses: int | None
     from vidsparse.generation.prompts import read_prompts
 
     started = time.perf_counter()
-    lines = {line.name: line for line in read_prompts(prompts, allowed_options())}
+    lines = {line.name: _found_beside(prompts, line) for line in read_prompts(prompts, allowed_options())}
     check_folder(out)
     if ulysses is None:
         request = replace(request, device=own_device(request.device))
@@ -86,6 +90,12 @@ def allowed_options() -> dict[str, Allowed]:
     return found
 
 
+def _found_beside(prompts: Path, line: Line) -> Line:
+    """The line with the whole paths of its files."""
+    files = {name: str(prompts.parent / line.options[name]) for name in FILES if name in line.options}
+    return replace(line, options={**line.options, **files})
+
+
 def _checked(request: Request, lines: dict[str, Line]) -> dict[str, Request]:
     """The request of each video by its name, after all checks that need no weights.
 
@@ -95,9 +105,13 @@ def _checked(request: Request, lines: dict[str, Line]) -> dict[str, Request]:
     for line in lines.values():
         with _naming(line):
             request.read_prompt(line.prompt)
-    request.with_options(prompt=next(iter(lines.values())).prompt).checked()
+    first, *_ = lines.values()
+    checked = set[frozenset[Any]]()
+    if not any(name in line.options for line in lines.values() for name in FILES):
+        request.with_options(prompt=first.prompt).checked()
+        checked.add(frozenset())
     fixed = (request.positions or request.recipe.positions) not in (None, "plain")
-    requests, checked = {}, {frozenset[Any]()}
+    requests: dict[str, Request] = {}
     for name, line in lines.items():
         requests[name] = request.with_options(prompt=line.prompt, **line.options)
         changes = frozenset(option for option in line.options.items() if option[0] not in UNCHECKED)
@@ -106,6 +120,12 @@ def _checked(request: Request, lines: dict[str, Line]) -> dict[str, Request]:
                 raise ValueError("positions are extended for one number of frames; give --frames for all videos")
             if changes not in checked:
                 requests[name].checked()
+            runs, others = requests[name].known.pipeline_class, requests[first.name].known.pipeline_class
+            if runs is not others:
+                raise ValueError(
+                    f"this video is for {runs.__name__}, and the one of {first.where} for {others.__name__}; put them "
+                    "into files of their own"
+                )
         checked.add(changes)
     return requests
 
@@ -117,6 +137,8 @@ def _naming(line: Line) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{line.where}: {error}") from error
+    except OSError as error:  # of a file that the video starts from
+        raise OSError(f"{line.where}: {error}") from error
 
 
 def _is_made(folder: Folder, name: str, asked: Request) -> bool:
@@ -152,7 +174,8 @@ class _Batch:
         kinds = {(asked.size(asked.build_arguments()), asked.denoising_steps): asked for asked in requests.values()}
         for asked in kinds.values():
             say_header(asked, asked.build_pattern(), asked.build_arguments())
-        self.pipe, self.correction = request.load(request.build_pattern(), request.build_correction())
+        first, *_ = requests.values()
+        self.pipe, self.correction = first.load(first.build_pattern(), first.build_correction())
         geometry = pipeline_geometry(self.pipe)
         lengths = (asked.build_arguments().get("num_frames") for asked in requests.values())
         for frames in dict.fromkeys(number for number in lengths if number):

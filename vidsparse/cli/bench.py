@@ -10,8 +10,8 @@ from typer import Option
 
 from vidsparse.cli.inspect import MODEL_HELP, token_grid
 from vidsparse.cli.messages import counted, live_console, task_bar
+from vidsparse.cli.options import DTYPE_HELP, FRAMES, read_dtype
 from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP
-from vidsparse.cli.request import DTYPE_HELP, FRAMES, read_dtype
 
 if TYPE_CHECKING:
     import torch

@@ -18,8 +18,9 @@ from vidsparse.cli.files import (
     free_video,
     write_json,
 )
+from vidsparse.cli.frames import fitted
 from vidsparse.cli.messages import live_console, note, sampling_bar
-from vidsparse.cli.request import Request, fitted
+from vidsparse.cli.request import Request
 from vidsparse.cli.versions import machine
 from vidsparse.cli.video import comment_of
 
@@ -72,7 +73,7 @@ def compare(
         both = run(
             pipe,
             pattern,
-            arguments,
+            arguments | request.pixels(arguments),
             correction=correction,
             impl=request.impl,
             seed=request.seed,
@@ -84,7 +85,7 @@ def compare(
     output = output or free_video(request.prompt, request.seed, "-compare", overwrite=overwrite)
     with live_console().status("judging and writing"):
         result = _result(both, request) | {"arguments": request.resolved(arguments), **machine(*request.place)}
-        fps, scale = request.fps or request.known.fps, request.scale or default_scale(dense.frames)
+        fps, scale = request.frame_rate, request.scale or default_scale(dense.frames)
         pixels = to_pixels(dense.frames, scale), to_pixels(sparse.frames, scale)
         comments = [comment_of(side, request, arguments) for side in (dense, sparse)]
         write_video(output, side_by_side(*pixels, ("dense", name)), fps, comments[1])

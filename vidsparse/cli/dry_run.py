@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from vidsparse.cli.frames import note_frames
 from vidsparse.cli.inspect import flops_text, sides_text
 from vidsparse.cli.messages import counted, say
-from vidsparse.cli.request import Request, note_frames
+from vidsparse.cli.request import Request
 
 if TYPE_CHECKING:
     from vidsparse import Pattern
@@ -57,12 +58,17 @@ def print_plan(request: Request) -> None:
         ("weights", f"{held}; text encoder and VAE are not counted"),
         ("prompt", arguments["prompt"]),
         *([("negative prompt", arguments["negative_prompt"])] if arguments.get("negative_prompt") else []),
-        ("video", f"{frames or '?'} frames of {width or '?'}x{height or '?'}, {request.fps or known.fps} a second"),
-        ("sampling", f"{counted(request.denoising_steps, 'step')}, guidance {guidance}, seed {request.seed}"),
+        ("video", f"{frames or '?'} frames of {width or '?'}x{height or '?'}, {request.frame_rate} a second"),
+        *(
+            (name.replace("_", " "), f"{file.path}, {file.width}x{file.height}")
+            for name, file in request.plan.files.items()
+        ),
+        ("sampling", f"{_steps(request)}, guidance {guidance}, seed {request.seed}"),
         *([("sampler", sampler)] if sampler else []),
         *([("positions", positions)] if positions else []),
         *(("LoRA", f"{name}: {recipe.summary}") for name, recipe in request.loras.items()),
         *([("preset", request.chosen.name)] if request.chosen else []),
+        *([("profile", request.profile)] if request.profile else []),
         ("pattern", repr(pattern)),
         ("correction", "none" if correction is None else repr(correction)),
     ]
@@ -76,6 +82,12 @@ def print_plan(request: Request) -> None:
         table.add_row(f"[bold]{name}", str(text).replace("[", r"\["))
     Console(highlight=False).print(table)
     print("nothing was loaded: leave out --dry-run to run it")
+
+
+def _steps(request: Request) -> str:
+    """The steps that run, and of how many where a strength leaves out the first."""
+    run, asked = request.denoising_steps, request.asked_steps
+    return counted(run, "step") if run == asked else f"the last {run} of {asked} steps"
 
 
 def _cost(found: Forecast) -> list[tuple[str, str]]:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from vidsparse.cli.attention import PATTERN
 from vidsparse.cli.finetune import height_and_width
 from vidsparse.cli.inspect import flops_text, sides_text, token_grid
 from vidsparse.cli.messages import counted, note
+from vidsparse.cli.options import DENSE_STEPS_HELP, DTYPE_HELP, FRAMES, STEPS, read_dtype
 from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP
-from vidsparse.cli.request import DENSE_STEPS_HELP, DTYPE_HELP, FRAMES, PATTERN, STEPS, read_dtype
 
 if TYPE_CHECKING:
     from vidsparse import Estimate, Pattern

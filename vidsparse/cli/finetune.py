@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
+from vidsparse.cli.attention import PATTERN, integers
 from vidsparse.cli.files import check_folder
-from vidsparse.cli.messages import live_console, note, plain_progress, progress
+from vidsparse.cli.messages import draws, live_console, note, plain_progress, progress
+from vidsparse.cli.options import DENSE_STEPS_HELP, FRAMES, SAMPLER_HELP
 from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
-from vidsparse.cli.request import DENSE_STEPS_HELP, FRAMES, PATTERN, SAMPLER_HELP, integers
 from vidsparse.generation.dtypes import dtype_name
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def _dtype(request: Finetuning, model: Model) -> str:
 @contextmanager
 def _bars(main: bool) -> Iterator[Callable[[str, int, int, float | None], None]]:
     """A progress bar for each task, or lines where stderr is not a terminal; only one process draws."""
-    if not sys.stderr.isatty():
+    if not draws():
         lines = plain_progress()
         yield lambda task, done, total, loss: lines(task, done, total, _loss(loss))
         return

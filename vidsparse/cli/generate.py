@@ -10,8 +10,10 @@ from typer import Argument, Option
 
 from vidsparse.cli.dry_run import DRY_RUN_HELP, print_plan, say_header
 from vidsparse.cli.files import OUTPUTS, OVERWRITE_HELP, check_distinct, check_folder, check_output, free_video
+from vidsparse.cli.frames import fitted
 from vidsparse.cli.messages import counted, is_first
-from vidsparse.cli.request import MACHINE, Request, fitted
+from vidsparse.cli.options import MACHINE
+from vidsparse.cli.request import Request
 from vidsparse.cli.video import sample_video, scale_of, write_with_report
 
 if TYPE_CHECKING:

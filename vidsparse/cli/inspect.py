@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from vidsparse.cli.files import OVERWRITE_HELP, check_output
+from vidsparse.cli.frames import fitted, note_frames
 from vidsparse.cli.messages import live_console, note, sampling_bar
+from vidsparse.cli.options import FRAMES
 from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP
-from vidsparse.cli.request import FRAMES, note_frames
 
 if TYPE_CHECKING:
     from vidsparse import BlockMap, HeadGroup, Pattern, VideoGrid
@@ -116,7 +117,6 @@ def _sampled(
     model: str, chosen: Pattern, prompt: str | None, size: tuple[int, int, int]
 ) -> tuple[tuple[HeadGroup, ...], str]:
     """The maps that a pattern chose in the middle layer and step of a generation, and which these are."""
-    from vidsparse.cli.request import fitted
     from vidsparse.generation.chosen_map import chosen_groups
     from vidsparse.generation.models import find_model
     from vidsparse.generation.pipeline import load_pipeline

@@ -16,18 +16,32 @@ if TYPE_CHECKING:
 
 
 QUIET_HELP = "Print results and errors alone: no notes and no progress."
+VERBOSE_HELP = "Print what ran in each step, what other libraries say, and where an error comes from."
 LINES = 10  # of the progress of a task, where a bar cannot be drawn
 _quiet = ContextVar("_quiet", default=False)
+_verbose = ContextVar("_verbose", default=False)
 
 
 @contextmanager
-def quieted(quiet: bool) -> Iterator[None]:
-    """Within the context, where quiet: results and errors alone."""
-    before = _quiet.set(quiet)
+def volume(*, quiet: bool, verbose: bool) -> Iterator[None]:
+    """Within the context, where quiet: results and errors alone; where verbose: all that there is to say.
+
+    Raises:
+        ValueError: both.
+    """
+    if quiet and verbose:
+        raise ValueError("--quiet and --verbose contradict each other; give one of them")
+    before = _quiet.set(quiet), _verbose.set(verbose)
     try:
         yield
     finally:
-        _quiet.reset(before)
+        _quiet.reset(before[0])
+        _verbose.reset(before[1])
+
+
+def tells_all() -> bool:
+    """Whether what is left out otherwise is printed too."""
+    return speaks() and _verbose.get()
 
 
 def speaks() -> bool:
@@ -57,10 +71,15 @@ def counted(number: int, noun: str) -> str:
 
 
 def live_console() -> Console:
-    """For progress bars and spinners: silent where stderr is not a terminal, such as in a log."""
+    """For progress bars and spinners: silent in a log, and where lines and bars of libraries would tear them."""
     from rich.console import Console
 
-    return Console(stderr=True, quiet=not (speaks() and sys.stderr.isatty()))
+    return Console(stderr=True, quiet=not (speaks() and draws()))
+
+
+def draws() -> bool:
+    """Whether bars can be drawn: on a terminal where nothing else is printed."""
+    return sys.stderr.isatty() and not tells_all()
 
 
 def progress(text: str, *, transient: bool = False, disable: bool = False) -> Progress:
@@ -83,13 +102,13 @@ def progress(text: str, *, transient: bool = False, disable: bool = False) -> Pr
 def task_bar(unit: str, last: str = "") -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar that starts anew with each task; call it with the task, the steps that are done, and all steps.
 
-    Where stderr is not a terminal, lines are printed instead.
+    Where stderr is not a terminal, or the command is verbose, lines are printed instead.
 
     Args:
         unit: of the steps, in the plural.
         last: what goes on once the steps of a task are done, if anything.
     """
-    if not sys.stderr.isatty():
+    if not draws():
         yield plain_progress()
         return
     with progress(unit, transient=True) as bar:

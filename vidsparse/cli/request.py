@@ -4,47 +4,44 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from vidsparse.cli.attention import scheduled_pattern, tuned_pattern
 from vidsparse.cli.messages import note
+from vidsparse.cli.options import (
+    ATTENTION,
+    BUDGET_HELP,
+    DENSE_STEPS_HELP,
+    DTYPE_HELP,
+    FRAMES,
+    GUIDANCE,
+    IMAGE_HELP,
+    LAST_IMAGE_HELP,
+    LORA_HELP,
+    MACHINE,
+    OWN,
+    POSITIONS_HELP,
+    PRESET_HELP,
+    PROFILE_HELP,
+    SAMPLER_HELP,
+    SPARSE_COST_HELP,
+    STEPS,
+    STRENGTH_HELP,
+    VIDEO,
+    VIDEO_HELP,
+    read_dtype,
+)
 from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
-from vidsparse.generation.dtypes import dtype_name
 
 if TYPE_CHECKING:
     from vidsparse import Correction, LoraRecipe, Pattern
     from vidsparse.generation.forecast import Forecast
-    from vidsparse.generation.frames import Geometry
+    from vidsparse.generation.inputs import Inputs, Plan
     from vidsparse.generation.models import Model
     from vidsparse.presets import Preset
-
-ATTENTION, VIDEO, MACHINE = "Attention", "Video", "Machine"
-OWN = "that of the model"
-PATTERN = "radial"
-# Our name of an option, and that of diffusers.
-FRAMES, STEPS = ("--frames", "--num-frames"), ("--steps", "--num-inference-steps")
-GUIDANCE = "--guidance", "--guidance-scale"
-ENDS = "dense_steps", "dense_last_steps"
-DENSE_STEPS_HELP = "one in eight"
-PRESET_HELP = "Pattern, schedule and correction by name, see `vidsparse presets`; what else is given changes them."
-BUDGET_HELP = (
-    "The most that all steps cost, as a share of dense ones: steps are skipped to keep it. Unless given, the first two "
-    "steps and the last are dense."
-)
-SPARSE_COST_HELP = "With --budget: what a sparse step costs, as a share of a dense one."
-LORA_HELP = (
-    "'shapes-long', a folder or a Hub id; again for more. Pattern, schedule and frames of the first that says them "
-    "are used where none are given."
-)
-POSITIONS_HELP = "In videos longer than the model knows: plain, riflex or yarn."
-DTYPE_HELP = "float32, bfloat16 or float16; also fp32, bf16, fp16."
-SAMPLER_HELP = "sde draws fresh noise in every step, which helps long videos; own is the model's."
-
-
-def read_dtype(name: str | None) -> str | None:
-    """PyTorch's name of the dtype that an option names. Raises: see `dtype_name`."""
-    return None if name is None else dtype_name(name)
 
 
 @dataclass(frozen=True)
@@ -56,6 +53,7 @@ class Request:
 
     lora: Annotated[list[str] | None, Option(help=LORA_HELP, rich_help_panel=ATTENTION, show_default="none")] = None
     preset: Annotated[str | None, Option(help=PRESET_HELP, rich_help_panel=ATTENTION, show_default=OWN)] = None
+    profile: Annotated[str | None, Option(help=PROFILE_HELP, rich_help_panel=ATTENTION, show_default="none")] = None
     pattern: Annotated[
         str | None,
         Option(help="See `vidsparse patterns`.", rich_help_panel=ATTENTION, show_default="of the preset"),
@@ -90,6 +88,12 @@ class Request:
 
     negative_prompt: Annotated[
         str | None, Option(help="What the video should not show.", rich_help_panel=VIDEO, show_default=OWN)
+    ] = None
+    image: Annotated[str | None, Option(help=IMAGE_HELP, rich_help_panel=VIDEO, show_default="none")] = None
+    last_image: Annotated[str | None, Option(help=LAST_IMAGE_HELP, rich_help_panel=VIDEO, show_default="none")] = None
+    video: Annotated[str | None, Option(help=VIDEO_HELP, rich_help_panel=VIDEO, show_default="none")] = None
+    strength: Annotated[
+        float | None, Option(min=0, max=1, help=STRENGTH_HELP, rich_help_panel=VIDEO, show_default=OWN)
     ] = None
     frames: Annotated[int | None, Option(*FRAMES, min=1, rich_help_panel=VIDEO, show_default=OWN)] = None
     height: Annotated[int | None, Option(min=1, rich_help_panel=VIDEO, show_default=OWN)] = None
@@ -137,10 +141,23 @@ class Request:
 
     @functools.cached_property
     def known(self) -> Model:
-        """The model, before its weights are loaded. Raises: see `find_model`."""
+        """The model, before its weights are loaded. Raises: see `find_model` and `Model.serving`."""
         from vidsparse.generation.models import find_model
 
-        return find_model(self.model)
+        return find_model(self.model).serving(self.inputs.given)
+
+    @property
+    def inputs(self) -> Inputs:
+        """The files that the video starts from."""
+        from vidsparse.generation.inputs import Inputs
+
+        return Inputs(*(None if file is None else Path(file) for file in (self.image, self.last_image, self.video)))
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """The size of the video, and what is known of the files that it starts from. Raises: see `Inputs.plan`."""
+        frames = self.frames or (self.recipe.frames if self.video is None else None)  # a video has its own
+        return self.inputs.plan(self.known, frames, self.height, self.width)
 
     @functools.cached_property
     def loras(self) -> dict[str, LoraRecipe]:
@@ -172,6 +189,8 @@ class Request:
         from vidsparse.generation.transformers import preset_of
         from vidsparse.presets import preset
 
+        if self.profile is not None:
+            return None
         if self.preset is not None:
             if self.pattern is not None:
                 raise ValueError(f"--preset {self.preset} has a pattern of its own; leave out --pattern {self.pattern}")
@@ -179,96 +198,81 @@ class Request:
         asked = (self.pattern, self.density, self.settings, self.budget, self.recipe.pattern, self.recipe.correction)
         return None if any(x is not None for x in asked) else preset_of(self.model)
 
+    @functools.cached_property
+    def tuned(self) -> Pattern | None:
+        """The pattern of --profile, for the size of the video. Raises: see `vidsparse.cli.attention.tuned_pattern`."""
+        return None if self.profile is None else tuned_pattern(self, self.profile)
+
     @property
     def start(self) -> tuple[Pattern | None, Correction | None]:
-        """Pattern and correction that the other options change: the preset's, else the LoRA's. Raises: see `chosen`."""
+        """Pattern and correction that the other options change: the profile's, the preset's, else the LoRA's.
+
+        Raises: see `chosen` and `vidsparse.cli.attention.tuned_pattern`.
+        """
+        if self.tuned is not None:
+            return self.tuned, None
         known = self.chosen or self.recipe
         return known.pattern, known.correction
 
     @property
     def denoising_steps(self) -> int:
-        """The steps of the generation: what is given, else the LoRA's, else the model's."""
-        return self.steps or self.recipe.inference_steps or self.known.default("num_inference_steps")
+        """The steps that run: those of `asked_steps`, or with a strength below 1 the last ones of them."""
+        from vidsparse.generation.strength import steps_run
+
+        return steps_run(self.known.pipeline_class, self.asked_steps, self.strength)
+
+    @property
+    def asked_steps(self) -> int:
+        """The steps that the pipeline is asked for: what is given, else the LoRA's, else the model's."""
+        steps: int = self.steps or self.recipe.inference_steps or self.known.default("num_inference_steps")
+        return steps
+
+    @property
+    def frame_rate(self) -> int:
+        """Frames a second of the result: what is given, else those of the video that is changed, else the model's."""
+        return self.fps or round(self.plan.fps or 0) or self.known.fps
 
     def with_options(self, **options: Any) -> Request:
         """The request with other options of a video; model, LoRAs and preset are not looked up again."""
         other = replace(self, **options)
-        other.__dict__.update(
-            {name: self.__dict__[name] for name in ("known", "loras", "chosen") if name in self.__dict__}
-        )
+        kept = ("loras", "chosen") + (("known",) if other.inputs.given == self.inputs.given else ())
+        other.__dict__.update({name: self.__dict__[name] for name in kept if name in self.__dict__})
         return other
 
     def build_arguments(self) -> dict[str, Any]:
         """The keyword arguments for `pipe(...)`: what is given, else what LoRA and model were made for.
 
         Raises:
-            ValueError: a prompt that the model cannot read, or what its pipeline does not take.
-            OSError: the settings of the model cannot be read.
+            ValueError: a prompt that the model cannot read, what its pipeline does not take, or a file that is no image
+                or no video.
+            OSError: the settings of the model, or a file, cannot be read.
         """
-        prompt = self.read_prompt(self.prompt)
+        from vidsparse.generation.strength import check_strength
+
+        prompt, cls = self.read_prompt(self.prompt), self.known.pipeline_class
         asked = {
             "negative_prompt": None if self.negative_prompt is None else self.read_prompt(self.negative_prompt),
-            "height": self.height,
-            "width": self.width,
-            "num_frames": self.frames or self.recipe.frames,
+            "strength": self.strength,
             "num_inference_steps": self.steps or self.recipe.inference_steps,
             "guidance_scale": self.guidance,
         }
         given = {name: value for name, value in asked.items() if value is not None}
-        arguments = {**self.known.sampling, "prompt": prompt, **given}
-        self.known.check_arguments(arguments)
+        check_strength(cls, self.strength, self.asked_steps)
+        arguments = {**self.known.sampling, "prompt": prompt, **given, **self.plan.settings(cls)}
+        self.known.check_arguments(arguments | self.plan.stand_ins(cls))
         return arguments
 
-    def build_pattern(self) -> Pattern:
-        """The pattern, in its schedule: those of `start`, changed by what is given.
+    def pixels(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments for `pipe(...)` that hold the images and the video that the video starts from.
 
         Raises:
-            ValueError: an unknown pattern, or an option that it does not take or whose value is wrong.
+            ValueError: a file that can no longer be read.
         """
-        from vidsparse import Dense, StepSchedule
-        from vidsparse.generation.dense_steps import default_dense_steps
-        from vidsparse.patterns.names import build_pattern, change_pattern
-        from vidsparse.patterns.schedule import bare
+        return self.plan.read(self.known.pipeline_class, self.size(arguments)[0])
 
-        known, _ = self.start
-        if known is None or self.pattern is not None:
-            pattern = build_pattern(self.pattern or PATTERN, self.density, self.settings)
-        else:
-            pattern = change_pattern(bare(known), self.density, self.settings)
-        layers = None if self.dense_layers is None else integers("--dense-layers", self.dense_layers)
-        asked = {"dense_steps": self.dense_steps, "dense_last_steps": self.dense_last_steps, "dense_layers": layers}
-        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        if self.budget is not None:
-            return self._within_budget(self.budget, pattern, given)
-        if self.sparse_cost is not None:
-            raise ValueError("--sparse-cost says what a step costs of a --budget; give that too, or leave it out")
-        if isinstance(pattern, Dense):
-            return pattern
-        if isinstance(known, StepSchedule):
-            schedule = known
-        elif known is not None or self.dense_steps is not None:
-            schedule = StepSchedule(pattern)
-        else:
-            schedule = StepSchedule(pattern, default_dense_steps(self.denoising_steps))
-        schedule = replace(schedule, pattern=pattern, **given)
-        return pattern if schedule == StepSchedule(pattern) else schedule
-
-    def _within_budget(self, budget: float, pattern: Pattern, given: dict[str, Any]) -> Pattern:
-        """The pattern in a `StepBudget`: its dense steps and layers are those given, else of `start`, else its own."""
-        from vidsparse import Dense, StepBudget, StepSchedule
-
-        known, _ = self.start
-        schedule = known if isinstance(known, StepSchedule) else StepSchedule(pattern)
-        ends: dict[str, int] = {}
-        if schedule is known:  # a schedule may count in shares of the steps
-            steps = self.denoising_steps
-            first, after = schedule.sparse_range(steps)
-            ends = {"dense_steps": first, "dense_last_steps": steps - after}
-        ends |= {name: given[name] for name in ENDS if name in given}
-        schedule = replace(schedule, **given | dict.fromkeys(ENDS, 0), pattern=pattern)
-        usual = 1.0 if isinstance(pattern, Dense) else StepBudget.sparse_cost
-        inner = pattern if schedule == StepSchedule(pattern) else schedule
-        return StepBudget(inner, budget, usual if self.sparse_cost is None else self.sparse_cost, **ends)
+    def build_pattern(self) -> Pattern:
+        """The pattern, in its schedule. Raises: see `scheduled_pattern`."""
+        return scheduled_pattern(self)
 
     def build_correction(self) -> Correction | None:
         """The correction: what is given, else that of `start`.
@@ -311,7 +315,7 @@ class Request:
     def size(self, arguments: dict[str, Any]) -> tuple[int | None, int | None, int | None]:
         """Frames, height and width of the video of these arguments; None where the pipeline decides by itself."""
         frames, height, width = (arguments.get(x) or self.known.default(x) for x in ("num_frames", "height", "width"))
-        return frames, height, width
+        return frames or self.plan.frames, height, width
 
     def read_prompt(self, prompt: str) -> str:
         """The prompt as the model knows it.
@@ -319,17 +323,24 @@ class Request:
         Raises:
             ValueError: an empty prompt, or one that the model cannot read; says where others are read.
         """
+        known = self.known
         try:
-            return self.known.read_prompt(prompt)
+            return known.read_prompt(prompt)
         except ValueError as error:
             if self.model != "shapes" or not prompt.strip():
                 raise
             raise ValueError(f"{error}. For any other prompt give --model, the folder or Hub id of a model") from None
 
     def resolved(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of `pipe(...)`, and for those that decide a video and were left out, what the pipeline takes."""
+        """Arguments of `pipe(...)`, and for those that decide a video and were left out, what the pipeline takes.
+
+        Images and videos are the paths of their files.
+        """
         names = "negative_prompt", "height", "width", "num_frames", "num_inference_steps", "guidance_scale"
-        return {name: self.known.default(name) for name in names} | arguments
+        files = {name: str(file.path) for name, file in self.plan.files.items()}
+        strength = {"strength": self.known.default("strength")} if self.video is not None else {}
+        defaults = {name: self.known.default(name) for name in names} | strength
+        return defaults | {"num_frames": self.size(arguments)[0]} | arguments | files
 
     def forecast(self, pattern: Pattern, arguments: dict[str, Any]) -> Forecast | None:
         """What the video will cost; None where the pipeline decides its size. Raises: see `forecast`."""
@@ -374,6 +385,8 @@ class Request:
         """
         arguments = self.build_arguments()
         pattern, correction = self.build_pattern(), self.build_correction()
+        for text in self.plan.notes:
+            note(text)
         self.check(pattern, arguments)
         return pattern, correction, arguments
 
@@ -385,10 +398,14 @@ class Request:
         from vidsparse import Dense, GatedCoarse
         from vidsparse.cli.messages import live_console
         from vidsparse.generation.pipeline import is_gated, load_pipeline
+        from vidsparse.generation.pipeline_inputs import option_of
         from vidsparse.patterns.schedule import bare
 
         if self.chosen is not None and self.preset is None:
             note(f"preset {self.chosen.name}, which is the model's: {self.chosen.summary}")
+        if self.known.pipeline is not None:
+            own, given = self.known.parts["_class_name"], " or ".join(map(option_of, self.inputs.given))
+            note(f"{own} takes no {given}: its parts run as {self.known.pipeline}")
         with live_console().status(f"loading {self.model}"):
             pipe = load_pipeline(
                 self.known,
@@ -409,35 +426,3 @@ class Request:
             )
             correction = GatedCoarse()
         return pipe, correction
-
-
-def fitted(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with a number of frames that the pipeline's VAE produces, with a note where it is another one."""
-    from vidsparse.generation.frames import pipeline_geometry
-    from vidsparse.generation.pipeline import fit_arguments
-
-    if frames := arguments.get("num_frames"):
-        note_frames(frames, pipeline_geometry(pipe))
-    return fit_arguments(pipe, arguments)
-
-
-def note_frames(frames: int, known: Geometry) -> None:
-    """Note where a model makes another number of frames, and which numbers it makes where its stride says so."""
-    used, _ = known.frames(frames)
-    if used == frames:
-        return
-    stride = known.frame_stride
-    legal = f"'s stride of {stride} in time: legal are {', '.join(str(n * stride + 1) for n in range(3))}, ..."
-    note(f"{frames} frames do not fit the VAE{legal if known.adapter.latents(frames) is None else ''}; using {used}")
-
-
-def integers(option: str, text: str) -> tuple[int, ...]:
-    """The whole numbers of an option, such as "0,1".
-
-    Raises:
-        ValueError: something else; names the option.
-    """
-    try:
-        return tuple(int(number) for number in text.split(",") if number.strip())
-    except ValueError:
-        raise ValueError(f"{option} {text!r} must be whole numbers with commas, such as 0,1") from None

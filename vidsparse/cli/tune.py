@@ -9,8 +9,10 @@ import typer
 from typer import Option
 
 from vidsparse.cli.files import OVERWRITE_HELP, check_output
+from vidsparse.cli.frames import fitted
 from vidsparse.cli.messages import note, sampling_bar
-from vidsparse.cli.request import DTYPE_HELP, FRAMES, GUIDANCE, OWN, STEPS, Request, fitted, read_dtype
+from vidsparse.cli.options import DTYPE_HELP, FRAMES, GUIDANCE, OWN, STEPS, read_dtype
+from vidsparse.cli.request import Request
 
 if TYPE_CHECKING:
     from vidsparse.tuning.tune import Tuned

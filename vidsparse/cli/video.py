@@ -7,13 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidsparse.cli.dry_run import ranges
 from vidsparse.cli.files import write_json
-from vidsparse.cli.messages import sampling_bar
+from vidsparse.cli.messages import sampling_bar, say, tells_all
 from vidsparse.cli.request import Request
 from vidsparse.cli.versions import machine, versions
 
 if TYPE_CHECKING:
-    from vidsparse import Correction, Pattern
+    from vidsparse import Correction, Pattern, Report
     from vidsparse.generation.sample import Sample
 
 
@@ -30,16 +31,34 @@ def sample_video(
     from vidsparse.patterns.names import name_of
 
     title = title or name_of(pattern)
+
+    def tell(step: int, report: Report) -> None:
+        say(f"{title}: step {step + 1} of {request.denoising_steps}: {what_ran(report, step)}")
+
     with sampling_bar() as bar:
         return sample(
             pipe,
             pattern,
-            arguments,
+            arguments | request.pixels(arguments),
             correction=correction,
             impl=request.impl,
             seed=request.seed,
-            on_step=lambda step, steps: bar(title, step, steps),
+            on_step=(lambda step, steps: None) if tells_all() else lambda step, steps: bar(title, step, steps),
+            on_report=tell if tells_all() else None,
         )
+
+
+def what_ran(report: Report, step: int) -> str:
+    """What attention did in one step, such as "layers 1-5 sparse, density 0.300; layers 0 dense: the pattern asks"."""
+    calls = [call for call in report.calls if call.step == step]
+    parts = []
+    for reason in dict.fromkeys(call.reason for call in calls):
+        alike = [call for call in calls if call.reason == reason]
+        layers = ranges(sorted({call.layer for call in alike}))
+        density = sum(call.density * call.calls for call in alike) / sum(call.calls for call in alike)
+        parts.append(f"layers {layers} " + (f"sparse, density {density:.3f}" if reason is None else f"dense: {reason}"))
+    parts += [f"{skipped.calls} calls skipped by {skipped.by}" for skipped in report.skipped if skipped.step == step]
+    return "; ".join(parts)
 
 
 def write_with_report(
@@ -49,7 +68,7 @@ def write_with_report(
     from vidsparse.generation.video import to_pixels, write_video
 
     pixels = to_pixels(done.frames, scale_of(done, request))
-    write_video(output, pixels, request.fps or request.known.fps, comment_of(done, request, arguments))
+    write_video(output, pixels, request.frame_rate, comment_of(done, request, arguments))
     score = request.known.judge(done.frames, request.prompt)
     if report is not None:
         write_json(
@@ -77,6 +96,7 @@ def comment_of(done: Sample, request: Request, arguments: dict[str, Any]) -> str
     made = {
         "vidsparse": versions()["vidsparse"],
         "model": request.model,
+        "pipeline": request.known.pipeline,
         **request.resolved(arguments),
         "seed": request.seed,
         "attention": done.report.pattern,

@@ -12,6 +12,7 @@ import torch
 
 from vidsparse.corrections import Correction
 from vidsparse.generation.sample import Sample, sample
+from vidsparse.generation.strength import steps_asked
 from vidsparse.patterns import Dense, Pattern
 from vidsparse.patterns.schedule import bare
 from vidsparse.runtime.pipeline import transformers_of
@@ -101,7 +102,8 @@ def compare(
         attention, added = of_side[side]
         # Which steps an expert takes depends on the scheduler and its shift, so they are tried.
         for steps in (2, 4, 8) if len(experts) > 1 else (1,):
-            few = {**arguments, "num_inference_steps": steps, **output}
+            asked = steps_asked(type(pipe), steps, arguments.get("strength"))
+            few = {**arguments, "num_inference_steps": asked, **output}
             warm = sample(pipe, bare(attention), few, correction=added, **shared)
             output = {"output_type": "latent"}  # one decoding is enough
             if {call.transformer for call in warm.report.calls} == experts:

@@ -58,6 +58,16 @@ class Geometry:
         nearest = fit_frames(frames, self.frame_stride)
         return nearest, latent_frames(nearest, self.frame_stride)
 
+    def misfit(self, frames: int, used: int) -> str:
+        """Why another number of frames is used, and which are possible where the stride says so."""
+        legal = ", ".join(str(n * self.frame_stride + 1) for n in range(3))
+        if self.adapter.latents(frames) is None and self.patch[0] == 1:
+            return (
+                f"{frames} frames do not fit the VAE's stride of {self.frame_stride} in time: legal are {legal}, ...; "
+                f"using {used}"
+            )
+        return f"{frames} frames do not fit the VAE; using {used}"
+
     def grid(self, frames: int, height: int, width: int) -> VideoGrid:
         """The grid of a video's tokens, without text.
 

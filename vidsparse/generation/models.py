@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ class Model:
         longer_frames: frames of the videos that a LoRA for longer ones learns; None: as many as the model makes.
         small: whether it is so small that its weights stay in float32 for a training.
         example_prompt: a prompt for what needs any video; None: the user must give one.
+        pipeline: the class of diffusers that loads it; None: the one that its settings name.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Model:
     longer_frames: int | None = None
     small: bool = False
     example_prompt: str | None = None
+    pipeline: str | None = None
 
     def load(self, dtype: torch.dtype) -> Any:
         """The pipeline, on the CPU.
@@ -41,10 +43,11 @@ class Model:
         Raises:
             OSError: the model's files are missing or cannot be read.
         """
-        from diffusers import DiffusionPipeline
+        import diffusers
 
+        cls = getattr(diffusers, self.pipeline or "DiffusionPipeline")
         try:
-            return DiffusionPipeline.from_pretrained(self.name, torch_dtype=dtype)
+            return cls.from_pretrained(self.name, torch_dtype=dtype)
         except (OSError, ValueError, AttributeError, KeyError) as error:
             # The last two where model_index.json names a part that this diffusers lacks.
             raise OSError(f"cannot load model {self.name!r}: {error}") from error
@@ -85,6 +88,20 @@ class Model:
         return adapter_of(cls).fps({**defaults(cls), **settings})
 
     @cached_property
+    def parts(self) -> dict[str, Any]:
+        """What the pipeline is made of: its model_index.json.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        from vidsparse.generation.config_files import INDEX, read_config
+
+        index = read_config(source_of(self.name), INDEX)
+        if index is None:
+            raise OSError(f"cannot load model {self.name!r}: it has no {INDEX}, so it is not a pipeline")
+        return index
+
+    @cached_property
     def pipeline_class(self) -> Any:
         """The class of the pipeline, from its settings alone.
 
@@ -93,12 +110,7 @@ class Model:
         """
         import diffusers
 
-        from vidsparse.generation.config_files import INDEX, read_config
-
-        index = read_config(source_of(self.name), INDEX)
-        if index is None:
-            raise OSError(f"cannot load model {self.name!r}: it has no {INDEX}, so it is not a pipeline")
-        name = index.get("_class_name")
+        name = self.pipeline or self.parts.get("_class_name")
         cls = getattr(diffusers, name, None) if isinstance(name, str) else None
         if cls is None:
             raise OSError(
@@ -106,6 +118,23 @@ class Model:
                 f"{diffusers.__version__} lacks"
             )
         return cls
+
+    def serving(self, given: Collection[str]) -> Model:
+        """The model as a pipeline that takes images or a video: its own, or another one of diffusers on the same parts.
+
+        Args:
+            given: names of `vidsparse.generation.pipeline_inputs.INPUTS`.
+
+        Raises:
+            ValueError: no pipeline takes them.
+            OSError: the settings cannot be read.
+        """
+        from vidsparse.generation.pipeline_inputs import pipeline_for
+
+        if not given:
+            return self
+        found = pipeline_for(self.pipeline_class, self.parts, given)
+        return self if found is self.pipeline_class else replace(self, pipeline=found.__name__)
 
     def default(self, argument: str) -> Any:
         """What `pipe(...)` gets for an argument unless told otherwise; None where the pipeline decides by itself."""
@@ -121,25 +150,30 @@ class Model:
             ValueError: an argument that it does not take, a size that it cannot make, or a pipeline that needs more
                 than a prompt.
         """
+        from vidsparse.generation.pipeline_inputs import makes_videos, needed, option_of, taken
+
         cls = self.pipeline_class
         parameters = list(inspect.signature(cls.__call__).parameters.values())[1:]
         names = [p.name for p in parameters]
+        if not makes_videos(cls):
+            raise ValueError(f"{cls.__name__} makes images; give --model a pipeline that makes videos")
+        if (options := needed(cls)) and not any(taken(cls)[option] in arguments for option in options):
+            files = " or ".join(f"{option_of(option)} FILE" for option in options)
+            raise ValueError(f"{cls.__name__} needs {files}: what its video starts from")
         required = {p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
-        # Pipelines with the condition before the prompt need it, whatever default its type gives it.
-        required |= set(names[:1]) & {"image", "video"} if names[1:2] == ["prompt"] else set()
         if missing := sorted(required - set(arguments)):
             raise ValueError(
-                f"{cls.__name__} needs {', '.join(missing)}, and only text to video runs from a prompt alone; load it "
-                "in Python and call vidsparse.sparsify(pipe, ...)"
+                f"{cls.__name__} needs {', '.join(missing)}, which no option gives; load it in Python and call "
+                "vidsparse.sparsify(pipe, ...)"
             )
         if unknown := [name for name in arguments if name not in names]:
             raise ValueError(f"{cls.__name__} takes no {', '.join(unknown)}")
         check = getattr(cls, "check_inputs", None)
         if check is None:
             return
-        taken = list(inspect.signature(check).parameters.values())[1:]
+        checked = list(inspect.signature(check).parameters.values())[1:]
         given = {}
-        for p in (p for p in taken if p.kind is p.POSITIONAL_OR_KEYWORD):
+        for p in (p for p in checked if p.kind is p.POSITIONAL_OR_KEYWORD):
             value = arguments.get(p.name, self.default(p.name))
             given[p.name] = p.default if value is None and p.default is not p.empty else value
         try:
@@ -173,6 +207,17 @@ class Shapes(Model):
 
         scenes = held_out_scenes()
         return [scene.caption for scene in random.Random(0).sample(scenes, 8)]
+
+    def serving(self, given: Collection[str]) -> Model:
+        if given:
+            from vidsparse.generation.pipeline_inputs import option_of
+
+            options = " and ".join(map(option_of, given))
+            raise ValueError(
+                f"shapes makes videos from words alone and takes no {options}; leave it out, or give --model, the "
+                "folder or Hub id of a model"
+            )
+        return self
 
     def judge(self, frames: Frames, prompt: str) -> dict[str, float] | None:
         if len(frames) < 2:

@@ -13,6 +13,7 @@ import torch
 
 from vidsparse.corrections import Correction
 from vidsparse.generation.scheduler import seed_steps
+from vidsparse.generation.strength import steps_run
 from vidsparse.patterns import Pattern
 from vidsparse.runtime.report import Report
 from vidsparse.runtime.sparsify import sparsify
@@ -55,6 +56,7 @@ def sample(
     impl: str = "auto",
     seed: int = 0,
     on_step: OnStep = lambda done, steps: None,
+    on_report: Callable[[int, Report], None] | None = None,
 ) -> Sample:
     """Sample one video; the pipeline is restored afterwards, also after an error.
 
@@ -63,13 +65,15 @@ def sample(
         pattern, correction, impl: see `vidsparse.sparsify`.
         arguments: of `pipe(...)`, prompt included.
         seed: of the noise, at the start and in the steps.
-        on_step: called at the start and after each denoising step.
+        on_step: called at the start, of each section where a video is made in several, and after each denoising step.
+        on_report: called after each denoising step with its index and the report so far, which waits for a GPU.
 
     Raises:
         ValueError: the video holds values that are not finite.
     """
     accepted = inspect.signature(pipe.__call__).parameters
-    steps = arguments.get("num_inference_steps") or accepted["num_inference_steps"].default
+    asked = arguments.get("num_inference_steps") or accepted["num_inference_steps"].default
+    steps = steps_run(type(pipe), asked, arguments.get("strength"))
     with sparsify(pipe, pattern, correction=correction, impl=impl) as run:
         on_step(0, steps)
         started = time.perf_counter()
@@ -79,14 +83,19 @@ def sample(
 
         def stepped(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             nonlocal denoised
+            if step == 0 and denoised is not None:  # FramePack denoises a video section by section
+                on_step(0, steps)
             denoised = denoising.stop()
             on_step(step + 1, steps)
+            if on_report is not None:
+                on_report(step, run.report())
             return tensors
 
         callback = {"callback_on_step_end": stepped} if "callback_on_step_end" in accepted else {}
         generator = torch.Generator().manual_seed(seed)
         seed_steps(seed)
-        frames = pipe(**{"output_type": "np", **arguments}, **callback, generator=generator).frames[0]
+        made = pipe(**{"output_type": "np", **arguments}, **callback, generator=generator)
+        frames = made.frames[0] if hasattr(made, "frames") else made.video  # of Cosmos 3, which makes sound too
         if not math.isfinite(frames.sum()):
             raise ValueError("the video holds values that are not finite; try another dtype: bfloat16 or float32")
         seconds = time.perf_counter() - started

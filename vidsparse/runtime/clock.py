@@ -126,7 +126,8 @@ class Clock:
             layer.prepare()
 
     def _schedule(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> Schedule:
-        scheduler = getattr(calling_pipeline(transformer) or self.pipeline(), "scheduler", None)
+        caller = calling_pipeline(transformer)
+        scheduler = getattr(caller or self.pipeline(), "scheduler", None)
         timesteps = getattr(scheduler, "timesteps", None)  # None also before some schedulers have been set
         if timesteps is None:
             return Schedule()
@@ -136,7 +137,10 @@ class Clock:
             rounded = torch.as_tensor(timesteps).to(dtype).tolist()
             noise = tuple(self.adapter.timestep(transformer, {"timestep": t}) for t in rounded)
             self._noise = timesteps, dtype, noise
-        return Schedule(timesteps, noise, getattr(scheduler, "step_index", None))
+        # With a strength below 1, video to video runs the last timesteps of the scheduler alone.
+        run, index = getattr(caller, "_num_timesteps", None), getattr(scheduler, "step_index", None)
+        left_out = len(noise) - run if isinstance(run, int) and 0 < run < len(noise) else 0
+        return Schedule(timesteps, noise[left_out:], None if index is None else max(0, index - left_out))
 
     @untraced
     def end_video(self) -> None:

@@ -21,8 +21,8 @@ class Schedule:
 
     Attributes:
         timesteps: the scheduler's own object, which is another one for each run; None where there is no scheduler.
-        noise: the same numbers as the adapter reads them, falling from 1000.
-        index: how many steps the scheduler has made; None before the first.
+        noise: those of the run as the adapter reads them, falling from at most 1000; a run may leave out the first.
+        index: how many steps the run has made; None before the first.
     """
 
     timesteps: Any = None

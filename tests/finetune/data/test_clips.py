@@ -18,9 +18,9 @@ from small_videos import SMALL, leaves_pipes, write_video
 
 from vidsparse.finetune.data.captions import read_captions
 from vidsparse.finetune.data.clips import Bucket, choose_bucket, fit
-from vidsparse.finetune.data.decoding import decode
 from vidsparse.finetune.data.folder import folder_clips
 from vidsparse.finetune.data.synthetic import drawn_clips
+from vidsparse.generation.media import decode
 from vidsparse.shapes.judge import score
 from vidsparse.shapes.scene import parse_prompt
 

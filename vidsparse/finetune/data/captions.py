@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vidsparse.finetune.data.clips import Skipped
-from vidsparse.finetune.data.decoding import SUFFIXES
+from vidsparse.generation.media import SUFFIXES
 
 METADATA = "metadata.jsonl"
 EXAMPLE = '{"file_name": "a.mp4", "caption": "a cat on a roof"}'

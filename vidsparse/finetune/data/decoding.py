@@ -1,56 +1,14 @@
-"""Video files as frames, decoded with imageio's ffmpeg."""
+"""Video files as clips: how long they are, and their frames at the size of a bucket."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vidsparse.finetune.data.clips import Bucket, fit
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-# File types that imageio decodes with ffmpeg.
-SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
-
-
-def decode(path: Path, fps: float | None = None) -> Iterator[NDArray[np.uint8]]:
-    """Decode the frames of a video, uint8 [height, width, 3] each, one after the other.
-
-    Args:
-        path: of the video.
-        fps: frames per second to resample to, by dropping or repeating frames; None takes all frames as they are.
-
-    Raises:
-        ValueError: not a video, or a damaged one, with the reason.
-    """
-    import imageio.v2 as imageio
-
-    # Without -xerror ffmpeg invents frames where a file is damaged.
-    options: dict[str, Any] = {"input_params": ["-xerror"]}
-    if fps is not None:
-        options["output_params"] = ["-vf", f"fps={fps}"]
-    count, promised = 0, 0.0
-    try:
-        reader: Any  # imageio's types know neither its metadata nor its frames
-        with imageio.get_reader(path, "FFMPEG", **options) as reader:
-            meta = reader.get_meta_data()
-            # A container's duration is that of its longest stream, which may be the sound.
-            promised = 0.0 if meta.get("audio_codec") else meta["duration"] * (fps or meta["fps"])
-            for frame in reader:
-                count += 1
-                yield frame
-    except (OSError, RuntimeError) as error:
-        # ffmpeg prints what it tries line by line; the last line is the reason why it gave up.
-        reason = str(error).strip().rpartition("\n")[2]
-        raise ValueError(f"it cannot be decoded: {reason}") from error
-    if count < 0.9 * promised:
-        raise ValueError(f"it is damaged: its frames end after {count} of about {promised:.0f}")
+from vidsparse.generation.media import decode
 
 
 def measure_clip(path: Path, frames: int, fps: float | None = None) -> tuple[int, int, int]:

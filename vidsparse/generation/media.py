@@ -1,0 +1,188 @@
+"""Images and videos in files: looked at before a model is loaded, and read when it is."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+
+# File types that imageio decodes with ffmpeg.
+SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+
+
+@dataclass(frozen=True)
+class Media:
+    """What is known of an image or a video before its pixels are needed.
+
+    Attributes:
+        path: of the file.
+        height, width: in pixels, upright.
+        frames: of a video, up to as many as were asked for; of an image, 1, or the pictures of an animation.
+        fps: frames a second of a video; None for an image.
+    """
+
+    path: Path
+    height: int
+    width: int
+    frames: int = 1
+    fps: float | None = None
+
+
+def look_at_image(path: Path) -> Media:
+    """The size of an image, which is decoded once to know that it can be.
+
+    Raises:
+        OSError: no such file, a folder, or a file without leave to read.
+        ValueError: not an image, or a damaged one.
+    """
+    return _look_at_image(path, *_state(path))
+
+
+def look_at_video(path: Path, frames: int | None = None) -> Media:
+    """The size and the length of a video, which is decoded once to know that it can be.
+
+    Args:
+        path: of the file.
+        frames: how many to decode and to count; None: all.
+
+    Raises:
+        OSError: no such file, a folder, or a file without leave to read.
+        ValueError: not a video, a damaged one, or one without frames.
+    """
+    return _look_at_video(path, frames, *_state(path))
+
+
+def read_image(path: Path) -> Image:
+    """An image as diffusers' `load_image` reads it: upright, RGB, without transparency; of an animation, the first.
+
+    Grey values of 16 bits are scaled to 8, where `load_image` would cut them off.
+
+    Raises:
+        ValueError: not an image, or a damaged one.
+    """
+    import numpy as np
+    from diffusers.utils.loading_utils import load_image
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I"):
+                return load_image(Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8)))
+            return load_image(image)
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not an image, or not of a kind that Pillow reads") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def read_video(path: Path, frames: int, last: bool = False) -> list[Image]:
+    """The first frames of a video, or the last ones, up to `frames`.
+
+    Raises:
+        ValueError: as `decode`.
+    """
+    from PIL import Image
+
+    decoded = decode(path)
+    return [Image.fromarray(frame) for frame in (deque(decoded, frames) if last else islice(decoded, frames))]
+
+
+def cover(image: Image, height: int, width: int) -> Image:
+    """An image resized until it covers a size, its centre cropped to it."""
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+
+
+def cropped(media: Media, height: int, width: int) -> float:
+    """The share of a picture that `cover` crops."""
+    wide, asked = media.width / media.height, width / height
+    return 1 - min(wide, asked) / max(wide, asked)
+
+
+def decode(path: Path, fps: float | None = None) -> Iterator[NDArray[np.uint8]]:
+    """Decode the frames of a video, uint8 [height, width, 3] each, one after the other.
+
+    Args:
+        path: of the video.
+        fps: frames per second to resample to, by dropping or repeating frames; None takes all frames as they are.
+
+    Raises:
+        ValueError: not a video, or a damaged one, with the reason.
+    """
+    import imageio.v2 as imageio
+
+    # Without -xerror ffmpeg invents frames where a file is damaged.
+    options: dict[str, Any] = {"input_params": ["-xerror"]}
+    if fps is not None:
+        options["output_params"] = ["-vf", f"fps={fps}"]
+    count, promised = 0, 0.0
+    try:
+        reader: Any  # imageio's types know neither its metadata nor its frames
+        with imageio.get_reader(path, "FFMPEG", **options) as reader:
+            meta = reader.get_meta_data()
+            # A container's duration is that of its longest stream, which may be the sound.
+            promised = 0.0 if meta.get("audio_codec") else meta["duration"] * (fps or meta["fps"])
+            for frame in reader:
+                count += 1
+                yield frame
+    except (OSError, RuntimeError) as error:
+        # ffmpeg prints what it tries line by line; the last line is the reason why it gave up.
+        reason = str(error).strip().rpartition("\n")[2]
+        raise ValueError(f"it cannot be decoded: {reason}") from error
+    if count < 0.9 * promised:
+        raise ValueError(f"it is damaged: its frames end after {count} of about {promised:.0f}")
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """When a file was changed, and how long it is: what was seen of it holds as long as both are the same.
+
+    Raises:
+        OSError: no such file, a folder, or a file without leave to read.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give one file")
+    try:
+        with path.open("rb"):
+            found = path.stat()
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error.strerror}") from None
+    return found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=1024)
+def _look_at_image(path: Path, *state: int) -> Media:
+    from PIL import Image
+
+    image = read_image(path)
+    with Image.open(path) as file:
+        return Media(path, image.height, image.width, getattr(file, "n_frames", 1))
+
+
+@lru_cache(maxsize=1024)
+def _look_at_video(path: Path, frames: int | None, *state: int) -> Media:
+    import imageio.v2 as imageio
+
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path} is not a video: its name must end in one of {', '.join(SUFFIXES)}")
+    count, shape = 0, (0, 0, 3)
+    try:
+        for frame in islice(decode(path), frames):
+            count, shape = count + 1, frame.shape
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
+    if not count:
+        raise ValueError(f"{path} is a video without frames")
+    reader: Any  # imageio's types know no metadata
+    with imageio.get_reader(path, "FFMPEG") as reader:
+        return Media(path, *shape[:2], count, reader.get_meta_data()["fps"])
