@@ -95,7 +95,7 @@ def test_generate_and_compare_take_a_profile(vidsparse: Any, tiny: Path, texts: 
     made = vidsparse("generate", *video, "-o", "a.mp4", "--report", "a.json")
     assert made.code == 0, made.err
     report = json.loads(Path("a.json").read_text())
-    assert report["request"]["profile"] == "p.json" and report["sparse_calls"] > 0
+    assert report["request"]["profile"] == "p.json" and report["attention"]["sparse_calls"] > 0
     longer = ["--frames", "17"]
     planned = vidsparse("generate", *video, *longer, "--dry-run")
     assert planned.code == 0 and "p.json was tuned for 9 frames of 48x32: its windows are scaled to 17" in planned.err
