@@ -103,10 +103,14 @@ def test_generate_and_compare_take_a_profile(vidsparse: Any, tiny: Path, texts: 
     both = vidsparse("compare", *video, "-o", "b.mp4", "--repeat", "1")
     assert both.code == 0, both.err
 
-    refused(vidsparse("generate", *video, "--pattern", "radial"), "--profile p.json chooses the pattern; leave out --p")
-    refused(vidsparse("generate", *video, "--set", "sink=1"), "leave out --set")
-    refused(vidsparse("generate", PROMPT, "--profile", "p.json"), "was tuned for")
-    refused(vidsparse("generate", *video[:-3], "none.json"), "profile none.json does not exist")
+    for arguments, says in (
+        ([*video, "--pattern", "radial"], "--profile p.json chooses the pattern; leave out --pattern"),
+        ([*video, "--set", "sink=1"], "leave out --set"),
+        ([PROMPT, "--profile", "p.json"], "this profile was tuned for"),
+        ([*video[:-3], "none.json"], "profile none.json does not exist"),
+    ):
+        done = vidsparse("generate", *arguments)
+        assert done.code == 1 and says in done.err, done.err
 
 
 def test_a_schedule_keeps_more_steps_of_a_profile_dense(tiny: Path, tmp_path: Path) -> None:
