@@ -22,6 +22,7 @@ from vidsparse.tuning.store import Store, digest
 
 OnStage = Callable[[str, int, int], None]
 ROUNDS = 7  # of a search for a quality
+IDENTICAL = 100.0  # dB, where no frame differs
 
 
 @dataclass(frozen=True)
@@ -143,25 +144,27 @@ class Search:
         return float(costs.min(dim=1).values.sum()) / dense
 
     def try_out(self, budget: float, pattern: Pattern) -> Trial:
-        """Generate the held-out videos with a pattern; the same pattern is tried once."""
+        """Generate the held-out videos with a pattern; those that the store has are not generated again."""
         name = f"trial-{digest(to_data(pattern))}"
+        rows = []
+        for number in range(len(self.held)):
 
-        def make() -> dict[str, Any]:
-            rows = []
-            for number in range(len(self.held)):
+            def make(number: int = number) -> list[float]:
                 self.on_stage(f"trying a budget of {budget:.0%}", number, len(self.held))
-                done = self._sample(number, pattern)
-                psnr, ssim = similarity(self._dense(number)[0], done.frames)
-                flops = sum(call.flops for call in done.report.calls), sum(c.dense_flops for c in done.report.calls)
-                seconds = done.denoising_seconds or done.seconds
-                rows.append([100.0 if psnr is None else psnr, ssim, seconds, flops[0] / flops[1]])
-            return {"rows": rows}
+                return self._tried(number, pattern)
 
-        rows = self.store.kept(name, make, dict, dict)["rows"]
+            rows.append(self.store.kept(f"{name}-{number}", make, list, list))
         psnr, ssim, seconds, density = (tuple(column) for column in zip(*rows, strict=True))
         trial = Trial(budget, psnr, ssim, seconds, mean(density))
         self.trials.append(trial)
         return trial
+
+    def _tried(self, number: int, pattern: Pattern) -> list[float]:
+        """PSNR, SSIM, seconds of denoising and density of one video."""
+        done = self._sample(number, pattern)
+        psnr, ssim = similarity(self._dense(number)[0], done.frames)
+        flops, dense = (sum(getattr(call, name) for call in done.report.calls) for name in ("flops", "dense_flops"))
+        return [IDENTICAL if psnr is None else psnr, ssim, done.denoising_seconds or done.seconds, flops / dense]
 
     @cached_property
     def dense_seconds(self) -> float:
