@@ -61,7 +61,7 @@ class Profile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     model: str
     transformer: str
     config: dict[str, Any]

@@ -20,7 +20,7 @@ from vidsparse.tuning import tune as tune_module
 from vidsparse.tuning.allocate import allocate
 from vidsparse.tuning.candidates import default_candidates
 from vidsparse.tuning.capture import Reference, capture
-from vidsparse.tuning.measure import Measurement, Phases, build
+from vidsparse.tuning.measure import Measurement, Phases, build, is_middle
 from vidsparse.tuning.probe import probe
 from vidsparse.tuning.search import Target, Trial
 from vidsparse.tuning.store import Store
@@ -115,9 +115,8 @@ def test_a_profile_keeps_to_the_density_and_runs(tuned: tuple[Path, Tuned]) -> N
 
 def test_it_beats_each_candidate_at_the_same_density(tuned: tuple[Path, Tuned]) -> None:
     folder, _ = tuned
-    measurement = Store(folder, json.loads((folder / "settings.json").read_text())).kept(
-        "measurement", lambda: pytest.fail("it is there"), Measurement.read, Measurement.plain
-    )
+    store = Store(folder, json.loads((folder / "settings.json").read_text()))
+    measurement = Measurement.read(store.kept("measurement", lambda: pytest.fail("it is there")))
     steps = measurement.steps_of_units[..., None]
     errors, costs = measurement.errors.sum(dim=(0, 1, 2)), (measurement.densities * steps).sum(dim=(0, 1, 2))
     for index in range(1, len(CANDIDATES)):
@@ -143,11 +142,11 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, Target(density=0.4), on_stage=stop_at)
-    assert {"noise levels", "dense video 1", "dense video 2", "trying candidates"} <= {*stages}
+    assert {"dense video 1 of 2", "dense video 2 of 2", "trying candidates"} <= {*stages}
     stages.clear()
     monkeypatch.setattr(tune_module, "capture", lambda *a, **k: pytest.fail("captured again"))
     first = run(tmp_path, Target(density=0.4), on_stage=lambda name, done, steps: stages.append(name))
-    assert "noise levels" not in stages and "trying layers" in stages
+    assert "trying layers" in stages
     stages.clear()
     second = run(tmp_path, Target(density=0.4), on_stage=lambda name, done, steps: stages.append(name))
     assert stages == [] and second.profile == first.profile
@@ -196,7 +195,7 @@ def test_phases_follow_the_noise() -> None:
     found = Phases.of(levels)
     assert found.starts == (0, 3, 8, 15) and found.lengths == (3, 5, 7, 15)
     assert [found.phase(step) for step in (0, 2, 3, 14, 15, 29)] == [0, 0, 1, 2, 3, 3]
-    middles = [step for step in range(30) if found.is_middle(step, 30)]
+    middles = [step for step in range(30) if is_middle(step, 30)]
     assert [found.phase(step) for step in middles] == [0, 1, 2, 3]
     pattern = PerPhase(tuple(Radial(density=d) for d in (0.8, 0.6, 0.4, 0.2)), found.sigmas)
     chosen = [pattern.chosen(Context(sigma=level)) for level in levels]
@@ -206,7 +205,7 @@ def test_phases_follow_the_noise() -> None:
 
 
 def test_a_choice_becomes_the_smallest_pattern() -> None:
-    phases = Phases.of((1.0, 0.8, 0.6, 0.4), (0.0, 0.5))
+    phases = Phases(4, (0, 2), (0.7,))
     a, b = CANDIDATES[1], CANDIDATES[2]
     same = torch.ones(2, 3, 2, dtype=torch.long)
     assert build(same, CANDIDATES, phases) == a

@@ -83,12 +83,17 @@ def capture(
     Args:
         pipe, arguments, seed, on_step: see `vidsparse.generation.sample.sample`.
         wanted: whether the calls of a step are kept, by its index and the number of steps.
+
+    Raises:
+        ValueError: no step was wanted, as where the number of steps is unknown.
     """
     watch, calls = _Watch(), dict[tuple[str, int], Captured]()
     with ExitStack() as hooks:
         for name, transformer in transformers_of(pipe).items():
             hooks.enter_context(_kept_calls(transformer, name, watch, wanted, calls))
         done = sample(pipe, watch, {**arguments, "output_type": "latent"}, seed=seed, on_step=on_step)
+    if not calls:
+        raise ValueError(f"{type(pipe).__name__} does not tell its number of steps, so its phases cannot be tuned")
     sigmas = tuple(watch.sigmas[step] for step in sorted(watch.sigmas))
     latents = torch.as_tensor(done.frames).float().cpu()
     seconds = done.denoising_seconds or done.seconds

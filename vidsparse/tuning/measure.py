@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,9 +16,11 @@ from vidsparse.runtime.pipeline import transformers_of
 from vidsparse.runtime.registry import adapter_for
 from vidsparse.runtime.sparsify import sparsify
 from vidsparse.tuning.capture import Captured, Reference
-from vidsparse.tuning.probe import probe
+from vidsparse.tuning.probe import Tally, probe
 
 MIDDLE = 0.3  # density of the candidate that tries out layers and phases
+SHARES = 0.0, 0.1, 0.25, 0.5  # of the steps: where phases start
+TINY = 1e-30  # in the place of an error of 0
 
 
 @dataclass(frozen=True)
@@ -35,29 +38,35 @@ class Phases:
     sigmas: tuple[float, ...]
 
     @staticmethod
-    def of(sigmas: tuple[float, ...], shares: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5)) -> Phases:
-        """Phases that start at shares of the steps; fewer where steps are few, or keep their noise level."""
-        steps, starts = len(sigmas), [0]
-        for start in sorted({round(share * len(sigmas)) for share in shares} - {0}):
-            if start < steps and sigmas[start] < sigmas[start - 1]:
-                starts.append(start)
-        return Phases(steps, tuple(starts), tuple((sigmas[s - 1] + sigmas[s]) / 2 for s in starts[1:]))
+    def of(sigmas: tuple[float, ...]) -> Phases:
+        """The phases of a run with these noise levels; a phase that begins at the level of the one before joins it."""
+        starts = [start for start in starts_of(len(sigmas)) if start == 0 or sigmas[start] < sigmas[start - 1]]
+        return Phases(len(sigmas), tuple(starts), tuple((sigmas[s - 1] + sigmas[s]) / 2 for s in starts[1:]))
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """The steps of each phase."""
-        ends = (*self.starts[1:], self.steps)
-        return tuple(end - start for start, end in zip(self.starts, ends, strict=True))
+        return lengths_of(self.starts, self.steps)
 
     def phase(self, step: int) -> int:
         """The phase of a step."""
         return sum(step >= start for start in self.starts) - 1
 
-    def is_middle(self, step: int, steps: int) -> bool:
-        """Whether a step is in the middle of its phase: the one whose calls stand for it."""
-        del steps
-        phase = self.phase(step)
-        return step == self.starts[phase] + self.lengths[phase] // 2
+
+def starts_of(steps: int) -> tuple[int, ...]:
+    """The first step of each phase: the early ones are short, because they decide the layout."""
+    return tuple(sorted({min(round(share * steps), steps - 1) for share in SHARES}))
+
+
+def lengths_of(starts: tuple[int, ...], steps: int) -> tuple[int, ...]:
+    """The steps of each phase."""
+    return tuple(end - start for start, end in zip(starts, (*starts[1:], steps), strict=True))
+
+
+def is_middle(step: int, steps: int) -> bool:
+    """Whether a step is in the middle of a phase: its calls stand for the others."""
+    starts = starts_of(steps)
+    return step in {start + length // 2 for start, length in zip(starts, lengths_of(starts, steps), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -81,13 +90,14 @@ class Measurement:
 
     def plain(self) -> dict[str, Any]:
         """For `Store.kept`."""
-        phases = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self.phases).items()}
+        phases = {"steps": self.phases.steps, "starts": list(self.phases.starts), "sigmas": list(self.phases.sigmas)}
         return {**vars(self), "seconds": list(self.seconds), "phases": phases}
 
     @staticmethod
     def read(plain: Mapping[str, Any]) -> Measurement:
         """What `plain` wrote."""
-        phases = Phases(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain["phases"].items()})
+        known = plain["phases"]
+        phases = Phases(known["steps"], tuple(known["starts"]), tuple(known["sigmas"]))
         return Measurement(**{**plain, "seconds": tuple(plain["seconds"]), "phases": phases})
 
     @property
@@ -97,9 +107,17 @@ class Measurement:
         return lengths[:, None, None].expand(self.errors.shape[:3])
 
 
+class Recorded(NamedTuple):
+    """A video that was captured: the arguments of `pipe(...)`, its seed, and what was captured."""
+
+    arguments: Mapping[str, Any]
+    seed: int
+    reference: Reference
+
+
 def measure(
     pipe: Any,
-    references: list[tuple[Mapping[str, Any], int, Reference]],
+    videos: Sequence[Recorded],
     phases: Phases,
     candidates: tuple[Pattern, ...],
     on_stage: Callable[[str, int, int], None],
@@ -107,42 +125,34 @@ def measure(
     """Try every candidate on the captured calls, then layers and phases by what they change in outputs and videos.
 
     Args:
-        pipe: that the references were captured from.
-        references: arguments, seed and capture of each video.
+        pipe: that the videos were captured from.
         candidates: `Dense` first.
         on_stage: called with a name, what is done and all.
     """
     transformers, device = transformers_of(pipe), pipe._execution_device
-    calls = [call for _, _, reference in references for call in reference.calls]
-    sums: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-    seconds: dict[int, list[float]] = {}
+    calls = [call for video in videos for call in video.reference.calls]
+    tallies: dict[int, list[Tally]] = {}
     for done, call in enumerate(calls):
         on_stage("trying candidates", done, len(calls))
         transformer = transformers[call.transformer]
+        repeat = functools.partial(call.repeat, transformer, device)
         context = Context(step=call.step, steps=phases.steps)
-        tally = probe(transformer, lambda c=call, t=transformer: c.repeat(t, device), candidates, context)
-        layers = sorted(tally.errors)
-        found = tuple(torch.stack([of[layer] for layer in layers]) for of in (tally.errors, tally.densities))
-        sums.setdefault(phases.phase(call.step), []).append((found[0], found[1]))
-        for index, measured in tally.seconds.items():
-            seconds.setdefault(index, []).extend(measured)
+        tallies.setdefault(phases.phase(call.step), []).append(probe(transformer, repeat, candidates, context))
     errors, densities = (
-        torch.stack([torch.stack([pair[i] for pair in sums[phase]]).mean(dim=0) for phase in sorted(sums)])
-        for i in (0, 1)
+        torch.stack(
+            [torch.stack([tally.stacked(name) for tally in tallies[phase]]).mean(dim=0) for phase in sorted(tallies)]
+        )
+        for name in ("errors", "densities")
     )
     errors[..., 0] = 0.0  # the dense candidate differs from dense by rounding
-    usual = min(range(1, len(candidates)), key=lambda c: abs(float(densities[..., c].mean()) - MIDDLE))
-    in_output = _of_layers(transformers, device, references[0][2].calls, phases, candidates[usual], on_stage)
-    errors *= (in_output / errors[..., usual].sum(dim=2).clamp(min=1e-30))[..., None, None]
-    in_video = _of_phases(pipe, references[0], phases, candidates[usual], on_stage)
-    errors *= (in_video / in_output.sum(dim=1).clamp(min=1e-30))[:, None, None, None]
-    return Measurement(
-        errors,
-        densities,
-        tuple(median(seconds[index]) for index in range(len(candidates))),
-        phases,
-        references[0][2].branches,
-    )
+    usual = min(range(1, len(candidates)), key=lambda index: abs(float(densities[..., index].mean()) - MIDDLE))
+    in_output = _of_layers(transformers, device, videos[0].reference.calls, phases, candidates[usual], on_stage)
+    errors *= (in_output / errors[..., usual].sum(dim=2).clamp(min=TINY))[..., None, None]
+    in_video = _of_phases(pipe, videos[0], phases, candidates[usual], on_stage)
+    errors *= (in_video / in_output.sum(dim=1).clamp(min=TINY))[:, None, None, None]
+    everywhere = [tally for of_phase in tallies.values() for tally in of_phase]
+    seconds = (median(s for tally in everywhere for s in tally.seconds[index]) for index in range(len(candidates)))
+    return Measurement(errors, densities, tuple(seconds), phases, videos[0].reference.branches)
 
 
 def _of_layers(
@@ -170,19 +180,20 @@ def _of_layers(
 
 def _of_phases(
     pipe: Any,
-    reference: tuple[Mapping[str, Any], int, Reference],
+    video: Recorded,
     phases: Phases,
     pattern: Pattern,
     on_stage: Callable[[str, int, int], None],
 ) -> torch.Tensor:
     """Mean square of what a pattern in one phase alone changes in the final latents: [phases]."""
-    arguments, seed, dense = reference
+    number = len(phases.starts)
+    arguments, dense = {**video.arguments, "output_type": "latent"}, video.reference.latents.double()
     found = []
-    for phase in range(len(phases.starts)):
-        on_stage("trying phases", phase, len(phases.starts))
-        patterns = tuple(pattern if i == phase else Dense() for i in range(len(phases.starts)))
-        done = sample(pipe, PerPhase(patterns, phases.sigmas), {**arguments, "output_type": "latent"}, seed=seed)
-        found.append((torch.as_tensor(done.frames).cpu().double() - dense.latents.double()).square().mean())
+    for phase in range(number):
+        on_stage("trying phases", phase, number)
+        patterns = tuple(pattern if i == phase else Dense() for i in range(number))
+        done = sample(pipe, PerPhase(patterns, phases.sigmas), arguments, seed=video.seed)
+        found.append((torch.as_tensor(done.frames).cpu().double() - dense).square().mean())
     return torch.stack(found)
 
 

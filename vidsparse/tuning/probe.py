@@ -33,6 +33,11 @@ class Tally:
     densities: dict[int, torch.Tensor] = field(default_factory=dict)
     seconds: dict[int, list[float]] = field(default_factory=dict)
 
+    def stacked(self, name: str) -> torch.Tensor:
+        """Errors or densities of all layers: float64 [layers, heads, candidates]."""
+        of_layers: dict[int, torch.Tensor] = getattr(self, name)
+        return torch.stack([of_layers[layer] for layer in sorted(of_layers)])
+
 
 def probe(
     transformer: torch.nn.Module, call: Callable[[], Any], candidates: tuple[Pattern, ...], context: Context

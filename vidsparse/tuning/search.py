@@ -153,7 +153,7 @@ class Search:
                 self.on_stage(f"trying a budget of {budget:.0%}", number, len(self.held))
                 return self._tried(number, pattern)
 
-            rows.append(self.store.kept(f"{name}-{number}", make, list, list))
+            rows.append(self.store.kept(f"{name}-{number}", make))
         psnr, ssim, seconds, density = (tuple(column) for column in zip(*rows, strict=True))
         trial = Trial(budget, psnr, ssim, seconds, mean(density))
         self.trials.append(trial)
@@ -234,7 +234,7 @@ class Search:
             done = self._sample(number, Dense())
             return {"frames": torch.from_numpy(done.frames), "seconds": done.denoising_seconds or done.seconds}
 
-        kept = self.store.kept(f"dense-{number}", make, dict, dict)
+        kept = self.store.kept(f"dense-{number}", make)
         return kept["frames"].numpy(), float(kept["seconds"])
 
     def _sample(self, number: int, pattern: Pattern) -> Sample:

@@ -6,13 +6,11 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from vidsparse.atomic import replacing
-
-Found = TypeVar("Found")
 
 
 class Store:
@@ -41,21 +39,19 @@ class Store:
                 "remove the folder"
             )
 
-    def kept(
-        self, name: str, make: Callable[[], Found], read: Callable[[Any], Found], plain: Callable[[Found], Any]
-    ) -> Found:
-        """A result: read if it is there, else made and written.
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` returns: read if it was written before, else made and written.
 
         Args:
-            name: of the file. make: the result.
-            read, plain: from and to what `torch.load(weights_only=True)` reads: tensors, numbers, words, lists, dicts.
+            name: of the file.
+            make: returns what `torch.load(weights_only=True)` reads: tensors, numbers, words, lists and dicts.
         """
         path = self.folder / f"{name}.pt"
         if path.is_file():
-            return read(torch.load(path, weights_only=True))
+            return torch.load(path, weights_only=True)
         result = make()
         with replacing(path) as temporary:
-            torch.save(plain(result), temporary)
+            torch.save(result, temporary)
         return result
 
 

@@ -20,7 +20,7 @@ from vidsparse.runtime.pipeline import transformers_of
 from vidsparse.serialize import to_data
 from vidsparse.tuning.candidates import default_candidates
 from vidsparse.tuning.capture import Reference, capture
-from vidsparse.tuning.measure import Measurement, Phases, measure
+from vidsparse.tuning.measure import Measurement, Phases, Recorded, is_middle, measure
 from vidsparse.tuning.search import Held, OnStage, Search, Target, Trial
 from vidsparse.tuning.store import Store
 
@@ -98,11 +98,8 @@ def tune(
     }
     store = Store(folder, settings)
     given = [{**arguments, "prompt": prompt} for prompt in prompts]
-    measurement = store.kept(
-        "measurement",
-        lambda: _measured(pipe, given, seed, candidates, store, on_stage),
-        Measurement.read,
-        Measurement.plain,
+    measurement = Measurement.read(
+        store.kept("measurement", lambda: _measured(pipe, given, seed, candidates, store, on_stage).plain())
     )
     held = Held(
         tuple({**arguments, "prompt": prompt} for prompt in held_out),
@@ -149,25 +146,16 @@ def _measured(
     on_stage: OnStage,
 ) -> Measurement:
     """Capture dense videos of all prompts, and measure the candidates on them."""
-    levels = store.kept(
-        "noise",
-        lambda: capture(pipe, given[0], lambda step, steps: False, seed=seed, on_step=_told(on_stage, "noise levels")),
-        Reference.read,
-        Reference.plain,
-    )
-    phases = Phases.of(levels.sigmas)
-    references = []
-    for number, arguments in enumerate(given):
-        reference = store.kept(
-            f"reference-{number}",
-            lambda a=arguments, n=number: capture(  # type: ignore[misc]
-                pipe, a, phases.is_middle, seed=seed + n, on_step=_told(on_stage, f"dense video {n + 1}")
-            ),
-            Reference.read,
-            Reference.plain,
-        )
-        references.append((arguments, seed + number, reference))
-    return measure(pipe, references, phases, candidates, on_stage)
+
+    def captured(number: int) -> Reference:
+        def make() -> dict[str, Any]:
+            told = _told(on_stage, f"dense video {number + 1} of {len(given)}")
+            return capture(pipe, given[number], is_middle, seed=seed + number, on_step=told).plain()
+
+        return Reference.read(store.kept(f"captured-{number}", make))
+
+    videos = [Recorded(arguments, seed + number, captured(number)) for number, arguments in enumerate(given)]
+    return measure(pipe, videos, Phases.of(videos[0].reference.sigmas), candidates, on_stage)
 
 
 def _grid(pipe: Any, arguments: Mapping[str, Any]) -> tuple[VideoGrid, tuple[int, int, int]]:
