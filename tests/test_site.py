@@ -18,8 +18,8 @@ from pages import ROOT, blocks, to_run
 from twins import ignores_warnings, twin
 
 import vidsparse
-from vidsparse.generation.chosen_map import chooses_by_content
 from vidsparse.generation.frames import families, geometry
+from vidsparse.patterns.base import chooses_by_content
 from vidsparse.patterns.names import pattern_classes
 
 pytestmark = ignores_warnings

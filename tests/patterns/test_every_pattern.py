@@ -32,7 +32,7 @@ from vidsparse import (
     VideoGrid,
     VideoSparse,
 )
-from vidsparse.generation.chosen_map import chooses_by_content
+from vidsparse.patterns.base import chooses_by_content
 from vidsparse.patterns.names import build_pattern, pattern_classes
 
 # What depends on shapes alone has one map for each grid; what depends on content plans for content that is all alike.

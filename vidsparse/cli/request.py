@@ -153,7 +153,10 @@ class Request:
             ValueError: its file is not a LoRA, or of a later vidsparse.
         """
         from vidsparse.lora.files import read_recipe
+        from vidsparse.patterns.foreign import foreign_class, is_foreign
 
+        if self.pattern is not None and is_foreign(self.pattern):
+            foreign_class(self.pattern)  # a LoRA may name a class that the user has named, and no other
         return {name: read_recipe(name) for name in self.lora or []}
 
     @property
@@ -229,11 +232,14 @@ class Request:
         """
         from vidsparse import Dense, StepSchedule
         from vidsparse.generation.dense_steps import default_dense_steps
+        from vidsparse.patterns.foreign import foreign_class, is_foreign
         from vidsparse.patterns.names import build_pattern, change_pattern
         from vidsparse.patterns.schedule import bare
 
         known, _ = self.start
-        if known is None or self.pattern is not None:
+        # A LoRA that was trained with the user's own class has its settings.
+        named = self.pattern is not None and is_foreign(self.pattern) and foreign_class(self.pattern)
+        if known is None or (self.pattern is not None and type(bare(known)) is not named):
             pattern = build_pattern(self.pattern or PATTERN, self.density, self.settings)
         else:
             pattern = change_pattern(bare(known), self.density, self.settings)

@@ -15,6 +15,7 @@ from vidsparse.corrections import Correction
 from vidsparse.generation.scheduler import seed_steps
 from vidsparse.patterns import Pattern
 from vidsparse.runtime.report import Report
+from vidsparse.runtime.run import Run
 from vidsparse.runtime.sparsify import sparsify
 from vidsparse.runtime.stopwatch import Stopwatch
 
@@ -54,6 +55,7 @@ def sample(
     correction: Correction | None = None,
     impl: str = "auto",
     seed: int = 0,
+    on_run: Callable[[Run], None] = lambda run: None,
     on_step: OnStep = lambda done, steps: None,
 ) -> Sample:
     """Sample one video; the pipeline is restored afterwards, also after an error.
@@ -63,6 +65,7 @@ def sample(
         pattern, correction, impl: see `vidsparse.sparsify`.
         arguments: of `pipe(...)`, prompt included.
         seed: of the noise, at the start and in the steps.
+        on_run: called with the run, before anything runs.
         on_step: called at the start and after each denoising step.
 
     Raises:
@@ -71,6 +74,7 @@ def sample(
     accepted = inspect.signature(pipe.__call__).parameters
     steps = arguments.get("num_inference_steps") or accepted["num_inference_steps"].default
     with sparsify(pipe, pattern, correction=correction, impl=impl) as run:
+        on_run(run)
         on_step(0, steps)
         started = time.perf_counter()
         # On the device that computes: `pipe.device` is the CPU while modules wait there for their turn.

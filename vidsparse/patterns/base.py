@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 
-from vidsparse.block_map import Plan, plan_of_heads
+from vidsparse.block_map import Plan, head_groups, plan_of_heads
 from vidsparse.grid import VideoGrid
 
 
@@ -78,6 +78,18 @@ class Pattern(ABC):
     density_field: ClassVar[str] = "density"
     may_skip: ClassVar[bool] = False
 
+    def _repr_html_(self) -> str:
+        from vidsparse.pictures.html import EXAMPLE, pattern_html
+
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.repr} if is_dataclass(self) else {}
+        if chooses_by_content(self):
+            return pattern_html(type(self).__name__, known, None)
+        try:
+            ((_, block_map, _), *_) = head_groups(self.plan(EXAMPLE, Context()), 1)
+        except Exception as error:  # whatever a pattern says of this size and of one head: its fields are shown
+            return pattern_html(type(self).__name__, known, None, f"no picture for one head on {EXAMPLE}: {error}")
+        return pattern_html(type(self).__name__, known, block_map)
+
     @classmethod
     def named(cls, **settings: Any) -> Pattern:
         """Build the pattern from the values of fields; overridden where words cannot give a field as it is."""
@@ -128,6 +140,14 @@ class Pattern(ABC):
         """Whether this step is skipped, in all layers: the transformer's output is that of an earlier step."""
         del context
         return False
+
+
+def chooses_by_content(pattern: Pattern) -> bool:
+    """Whether the map depends on queries and keys, so that shapes alone do not tell which tiles are kept."""
+    inner = getattr(pattern, "pattern", None)
+    if isinstance(inner, Pattern):
+        return chooses_by_content(inner)
+    return type(pattern).select is not Pattern.select
 
 
 class ContentPattern(Pattern):
