@@ -31,7 +31,6 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/cli/compare.py": COMMANDS,
     "vidsparse/cli/files.py": COMMANDS,
     "vidsparse/cli/inspect.py": ("cli/test_patterns.py", "cli/test_refusals.py"),
-    "vidsparse/cli/map_picture.py": ("cli/test_patterns.py",),
     "vidsparse/cli/messages.py": ("cli/test_refusals.py", "cli/test_patterns.py"),
     "vidsparse/cli/presets.py": ("cli/test_patterns.py",),
     "vidsparse/cli/request.py": ("cli/test_refusals.py", "cli/test_lora.py", "cli/test_budget.py"),

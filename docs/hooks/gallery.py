@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,10 @@ def patterns() -> dict[str, Any]:
 def picture(name: str) -> str:
     """The picture of a pattern in Markdown, with its density, its cost and its source."""
     import vidsparse
+    from vidsparse.patterns.describe import papers_of
 
     known = measured(name)
-    papers = dict.fromkeys(re.findall(r"arXiv\s+(\d{4}\.\d{5})", getattr(vidsparse, name).__doc__ or ""))
+    papers = papers_of(getattr(vidsparse, name))
     rows = {
         "Drawn": f"`{known['pattern']}` on {known['where']}",
         "Density": f"{known['density']:.3f} of tile pairs, {known['token_density']:.3f} of token pairs",

@@ -10,7 +10,7 @@ from typer import Option
 
 from vidsparse.cli.files import OVERWRITE_HELP, check_output
 from vidsparse.cli.messages import live_console, note, sampling_bar
-from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP
+from vidsparse.cli.patterns import DENSITY_HELP, PATTERN_HELP, SET_HELP
 from vidsparse.cli.request import FRAMES, note_frames
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def inspect(
     frames: Annotated[int, Option(*FRAMES, min=1, help="Of the video.")] = 81,
     height: Annotated[int, Option(min=1, help="Pixels.")] = 720,
     width: Annotated[int, Option(min=1, help="Pixels.")] = 1280,
-    pattern: Annotated[str, Option(help="See `vidsparse patterns`.")] = "radial",
+    pattern: Annotated[str, Option(help=PATTERN_HELP)] = "radial",
     density: Annotated[float | None, Option(help=DENSITY_HELP, show_default="of the pattern")] = None,
     settings: Annotated[list[str] | None, Option("--set", help=SET_HELP)] = None,
     heads: Annotated[int | None, Option(min=1, show_default="of the model; wan: 40, as in the 14B model")] = None,
@@ -78,7 +78,7 @@ def inspect(
     head = 0 if isinstance(plan, BlockMap) else max(plan, key=lambda group: len(group.heads)).heads[0]
     with live_console().status("drawing the map"), replacing(png) as temporary:
         title = f"{pattern} on {grid.sides} tokens of {model}{where}, head {head}"
-        plot(plan, grid=grid, head=head, title=title).savefig(temporary, format="png")
+        plot(plan, grid=grid, head=head, title=title).savefig(temporary, format="png", dpi=150)
     print(f"wrote {png}")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from vidsparse.cli.messages import note
-from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
+from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, PATTERN_HELP, SET_HELP
 from vidsparse.generation.dtypes import dtype_name
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Request:
     preset: Annotated[str | None, Option(help=PRESET_HELP, rich_help_panel=ATTENTION, show_default=OWN)] = None
     pattern: Annotated[
         str | None,
-        Option(help="See `vidsparse patterns`.", rich_help_panel=ATTENTION, show_default="of the preset"),
+        Option(help=PATTERN_HELP, rich_help_panel=ATTENTION, show_default="of the preset"),
     ] = None
     density: Annotated[
         float | None, Option(help=DENSITY_HELP, rich_help_panel=ATTENTION, show_default="of the pattern")
@@ -153,10 +153,9 @@ class Request:
             ValueError: its file is not a LoRA, or of a later vidsparse.
         """
         from vidsparse.lora.files import read_recipe
-        from vidsparse.patterns.foreign import foreign_class, is_foreign
+        from vidsparse.patterns.foreign import foreign_class
 
-        if self.pattern is not None and is_foreign(self.pattern):
-            foreign_class(self.pattern)  # a LoRA may name a class that the user has named, and no other
+        foreign_class(self.pattern)  # imported first: a LoRA may name a class that the user names, and no other
         return {name: read_recipe(name) for name in self.lora or []}
 
     @property
@@ -232,14 +231,13 @@ class Request:
         """
         from vidsparse import Dense, StepSchedule
         from vidsparse.generation.dense_steps import default_dense_steps
-        from vidsparse.patterns.foreign import foreign_class, is_foreign
+        from vidsparse.patterns.foreign import foreign_class
         from vidsparse.patterns.names import build_pattern, change_pattern
         from vidsparse.patterns.schedule import bare
 
         known, _ = self.start
         # A LoRA that was trained with the user's own class has its settings.
-        named = self.pattern is not None and is_foreign(self.pattern) and foreign_class(self.pattern)
-        if known is None or (self.pattern is not None and type(bare(known)) is not named):
+        if known is None or (self.pattern is not None and type(bare(known)) is not foreign_class(self.pattern)):
             pattern = build_pattern(self.pattern or PATTERN, self.density, self.settings)
         else:
             pattern = change_pattern(bare(known), self.density, self.settings)

@@ -16,13 +16,8 @@ from vidsparse.patterns.base import Pattern
 MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
-def is_foreign(name: str) -> bool:
-    """Whether the name of a pattern means a class outside of vidsparse: "module:Class" or "path/file.py:Class"."""
-    return ":" in name
-
-
-def foreign_class(name: str) -> type[Pattern]:
-    """Import the class of a pattern that a user names. This runs the code of its module.
+def foreign_class(name: str | None) -> type[Pattern] | None:
+    """Import the class of a pattern that a user names, which runs the code of its module.
 
     A file is imported under its own name without ".py", so that "examples/custom_pattern.py:Mine" and
     "custom_pattern:Mine" are the same class.
@@ -30,9 +25,14 @@ def foreign_class(name: str) -> type[Pattern]:
     Args:
         name: "module:Class" or "path/file.py:Class".
 
+    Returns:
+        The class; None for a name without a colon, which means no class of a module.
+
     Raises:
         ValueError: no such module, file or class; a module whose import fails; something else than a pattern.
     """
+    if name is None or ":" not in name:
+        return None
     place, _, cls = name.rpartition(":")
     try:
         module = _file(Path(place)) if place.endswith(".py") else _module(place)

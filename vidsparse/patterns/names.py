@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from vidsparse.corrections import Correction
 from vidsparse.patterns import Pattern, StepBudget, StepSchedule
-from vidsparse.patterns.foreign import foreign_class, is_foreign
+from vidsparse.patterns.foreign import foreign_class
 from vidsparse.patterns.schedule import bare
 from vidsparse.serialize import from_data, known_classes, required_fields
 
@@ -34,6 +34,11 @@ def correction_classes() -> dict[str, type[Correction]]:
     return _named(Correction)
 
 
+def words_of() -> dict[str, Any]:
+    """The name in words -> class of every pattern and correction, also of those that no name can build."""
+    return _named(Pattern) | _named(Correction)
+
+
 def build_pattern(name: str, density: float | None = None, settings: list[str] | None = None) -> Pattern:
     """Build a pattern from its name, or read it from a file.
 
@@ -52,7 +57,7 @@ def build_pattern(name: str, density: float | None = None, settings: list[str] |
     """
     if name.endswith(".json"):
         return change_pattern(_read_file(name), density, settings)
-    cls = foreign_class(name) if is_foreign(name) else _known(name)
+    cls = foreign_class(name) or _known(name)
     given = _given(name, cls, density, settings)
     chosen = given if set(given) & set(cls.named_alternatives) else {**cls.named_defaults, **given}
     for field in _pattern_fields(cls):
@@ -64,13 +69,13 @@ def build_pattern(name: str, density: float | None = None, settings: list[str] |
 
 def _known(name: str) -> type[Pattern]:
     if name not in (known := pattern_classes()):
-        raise ValueError(f"pattern {name!r} is unknown; {_choose(name, known)}, or a FILE.json, or FILE.py:CLASS")
+        raise ValueError(f"pattern {name!r} is unknown; {nearest(name, known)} (or FILE.json, or FILE.py:CLASS)")
     return known[name]
 
 
-def _choose(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """What to give instead of an unknown name: the names that are like it, else all."""
-    near = get_close_matches(name.lower(), known, n=3)
+    near = get_close_matches(name.lower(), known, n=3, cutoff=0.7)
     return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(known)}"
 
 

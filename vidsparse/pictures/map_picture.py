@@ -58,12 +58,13 @@ def map_figure(block_map: Map, grid: VideoGrid, title: str, query: Place | None 
     shape = min(1.6, max(0.4, grid.height / grid.width))
     few = 1.0 * shape * (MOST_FRAMES / min(MOST_FRAMES, grid.frames)) ** 0.5
     heights = (4.2, 2.3, 0.7 + few)[: 3 if grid.frames > 1 else 2]
+    share = frame_shares(block_map, grid)
     with new_figure(sum(heights) + 0.8, title) as figure:
         parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
         parts[0].suptitle(_densities(block_map), fontsize=9.5)
         pairs, frames = parts[0].subplots(1, 2)
         _draw_pairs(pairs, kept, block_map, tile)
-        _draw_frame_pairs(parts[0], frames, kept, (rows, columns), grid)
+        _draw_frame_pairs(parts[0], frames, share)
         _draw_slices(parts[1], seen, query)
         if grid.frames > 1:
             _draw_frames(parts[2], seen, query[0])
@@ -90,16 +91,26 @@ def _draw_pairs(axes: Any, kept: torch.Tensor, block_map: Map, tile: int) -> Non
     whole_numbers(axes.yaxis, kept.shape[0])
 
 
-def _draw_frame_pairs(
-    part: Any, axes: Any, kept: torch.Tensor, owners: tuple[torch.Tensor, torch.Tensor], grid: VideoGrid
-) -> None:
-    rows, columns = (_shares(owner, tiles, grid) for owner, tiles in zip(owners, kept.shape, strict=True))
-    share = rows @ kept.double() @ columns.T
+def _draw_frame_pairs(part: Any, axes: Any, share: torch.Tensor) -> None:
     shown = axes.imshow(share, cmap=colours(*SHADES), vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axes.set(title="Pairs of latent frames", xlabel="key frame", ylabel="query frame")
-    whole_numbers(axes.xaxis, grid.frames)
-    whole_numbers(axes.yaxis, grid.frames)
+    whole_numbers(axes.xaxis, len(share))
+    whole_numbers(axes.yaxis, len(share))
     part.colorbar(shown, ax=axes, label="kept share of pairs of tokens", pad=0.02)
+
+
+def frame_shares(block_map: Map, grid: VideoGrid) -> torch.Tensor:
+    """Which share of the pairs of tokens each pair of frames keeps, in sample 0 and head 0: float64 [frames, frames].
+
+    Args:
+        grid: of the video, as for `map_figure`.
+    """
+    kept = block_map.to_dense()[0, 0]
+    rows, columns = (
+        _shares(tile_of_token(block_map.grid.view, tile), tiles, grid)
+        for tile, tiles in zip((block_map.query_tile, block_map.key_tile), kept.shape, strict=True)
+    )
+    return rows @ kept.double() @ columns.T
 
 
 def _shares(owner: torch.Tensor, tiles: int, grid: VideoGrid) -> torch.Tensor:
