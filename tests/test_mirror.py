@@ -71,6 +71,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/patterns/dense.py": ("patterns/test_every_pattern.py",),
     "vidsparse/patterns/exact_blocks.py": ("patterns/test_reuse.py", "patterns/test_every_pattern.py"),
     "vidsparse/patterns/radial_raster.py": ("patterns/test_radial.py",),
+    "vidsparse/pictures/style.py": ("pictures/test_map_picture.py", "pictures/test_report_picture.py"),
     "vidsparse/runtime/call.py": ("runtime/test_layer.py", "runtime/test_memory.py", "runtime/test_parallelism.py"),
     "vidsparse/runtime/recommended.py": ("test_presets.py",),
     "vidsparse/runtime/blocks.py": ("caches/test_enable.py", "runtime/test_guiders.py"),

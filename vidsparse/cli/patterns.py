@@ -92,7 +92,7 @@ def _example(name: str, cls: type[Any]) -> str:
     fields = cls.__dataclass_fields__
     missing = cls.named_defaults.items() - {(cls.density_field, cls.named_defaults.get(cls.density_field))}
     given = ["--density 0.2"] if cls.density_field in fields else []
-    return " ".join([prompt, "--pattern", name, *given, *(f"--set {field}={value}" for field, value in missing)])
+    return " ".join([prompt, "--pattern", name, *given, *(f"--set {field}={_text(value)}" for field, value in missing)])
 
 
 def _picture(name: str) -> list[str]:

@@ -60,8 +60,8 @@ def build_pattern(name: str, density: float | None = None, settings: list[str] |
     cls = foreign_class(name) or _known(name)
     given = _given(name, cls, density, settings)
     chosen = given if set(given) & set(cls.named_alternatives) else {**cls.named_defaults, **given}
-    for field in _pattern_fields(cls):
-        chosen[field] = _inner(field, chosen.get(field), density)
+    for field in set(_pattern_fields(cls)) & set(chosen):
+        chosen[field] = _inner(field, chosen[field], density)
     if missing := sorted(required_fields(cls) - set(chosen)):
         raise ValueError(f"pattern {name!r} needs {', '.join(missing)}: give --set {missing[0]}=VALUE")
     return _checked(name, given, lambda: cls.named(**chosen))
