@@ -174,8 +174,8 @@ def test_the_pictures_are_those_of_the_patterns(hooks: SimpleNamespace) -> None:
         known = hooks.gallery.measured(name)
         assert known["pattern"] == repr(pattern)
         if not chooses_by_content(pattern):
-            group, _, where = hooks.gallery._planned(pattern)
-            assert (known["density"], known["where"]) == (pytest.approx(group.block_map.density), where)
+            block_map, _, where = hooks.gallery._planned(pattern)
+            assert (known["density"], known["where"]) == (pytest.approx(block_map.density), where)
         assert f"arXiv {re.findall(r'arXiv (.{10})', type(pattern).__doc__ or '')[0]}" in hooks.gallery.picture(name)
 
 

@@ -33,12 +33,13 @@ def name_of_class(cls: type[Any]) -> str:
     Raises:
         TypeError: a class that no other program can import.
     """
-    if known_classes().get(cls.__name__) is cls:
-        return cls.__name__
+    own: str = cls.__name__
+    if known_classes().get(own) is cls:
+        return own
     name = f"{cls.__module__}:{cls.__qualname__}"
     if cls.__module__ == "__main__" or _loaded(name) is not cls:
         raise TypeError(
-            f"{cls.__name__} is not a pattern or correction of vidsparse, nor a frozen dataclass at the top of a "
+            f"{own} is not a pattern or correction of vidsparse, nor a frozen dataclass at the top of a "
             "module, so no file can name it; write None instead, and pass yours to vidsparse.sparsify wherever it is "
             "needed"
         )

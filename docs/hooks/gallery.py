@@ -9,7 +9,7 @@ from typing import Any
 
 PICTURES = Path(__file__).parents[1] / "pictures"
 WAN = (81, 480, 832)  # frames, height and width of the video whose maps depend on its size alone
-COLOURS, WIDTH = 24, 1000  # of a picture: below 40 KB
+COLOURS, WIDTH = 24, 900  # of a picture: below 40 KB
 TILE = (1, 4, 4)  # for maps of `shapes`, whose frames are only 16x16 tokens
 
 

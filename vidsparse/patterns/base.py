@@ -81,7 +81,8 @@ class Pattern(ABC):
     def _repr_html_(self) -> str:
         from vidsparse.pictures.html import EXAMPLE, pattern_html
 
-        known = {f.name: getattr(self, f.name) for f in fields(self) if f.repr} if is_dataclass(self) else {}
+        shown: Any = fields(self) if is_dataclass(self) else ()
+        known = {f.name: getattr(self, f.name) for f in shown if f.repr}
         if chooses_by_content(self):
             return pattern_html(type(self).__name__, known, None)
         try:

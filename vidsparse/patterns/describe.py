@@ -73,7 +73,7 @@ def _meanings(cls: type) -> dict[str, str]:
     """Field -> what "Attributes:" says of it."""
     _, _, text = inspect.cleandoc(cls.__doc__ or "").partition("\nAttributes:\n")
     section = re.split(r"\n(?=\S)", text)[0]
-    found = {}
+    found: dict[str, str] = {}
     for entry in re.split(r"\n(?= {4}\S)", "\n" + section)[1:]:
         names, _, meaning = entry.partition(":")
         found |= dict.fromkeys((name.strip() for name in names.split(",")), " ".join(meaning.split()))

@@ -14,7 +14,7 @@ SHADES = (DROPPED, "#8fb8d4", KEPT, "#0b2c45")  # from no density to all
 REASONS = ("#f28e2b", "#b5179e", "#009e73", "#8c564b")  # why calls were dense; the last is for all others
 WIDTH = 8.0  # inches: 800 pixels at `DPI`
 DPI = 100
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.titlesize": 9.5,
     "axes.labelsize": 9.0,
