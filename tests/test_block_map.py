@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from vidsparse import BlockMap, Dense, VideoGrid
+from vidsparse import BlockMap, Dense, HeadGroup, VideoGrid, sparse_attention
+from vidsparse.block_map import plan_of_heads
 
 
 def test_map_with_another_key_tile_and_one_map_for_each_sample_and_head() -> None:
@@ -62,3 +66,98 @@ def test_token_mask_clears_the_padding_of_the_text() -> None:
 def test_from_dense_says_what_it_expects(kept: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"expected bool \[\.\.\., 5, 5\]"):
         BlockMap.from_dense(kept, VideoGrid(5, 4, 4), (1, 4, 4))
+
+
+# As values
+
+
+def odd(heads: int = 2, seed: int = 1) -> BlockMap:
+    kept = torch.rand(1, heads, 24, 24, generator=torch.Generator().manual_seed(seed)) < 0.4
+    return BlockMap.from_dense(kept | torch.eye(24, dtype=torch.bool), VideoGrid(5, 7, 11), (2, 2, 6))
+
+
+def test_maps_that_keep_the_same_pairs_are_equal() -> None:
+    one, same = odd(), odd()
+    # Undefined entries, a wider list and another integer type change nothing.
+    indices = torch.nn.functional.pad(same.indices, (0, 3), value=-7)
+    past = torch.arange(indices.shape[-1]) >= same.counts[..., None]
+    indices[past] = 99
+    wider = dataclasses.replace(same, indices=indices)
+    narrow = dataclasses.replace(same, counts=same.counts.short(), indices=same.indices.short())
+    for other in (same, wider, narrow):
+        assert one == other and hash(one) == hash(other) and len({one, other}) == 1
+    assert HeadGroup((0, 1), one) == HeadGroup((0, 1), wider) != HeadGroup((1, 0), one)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        odd(seed=2),
+        odd(heads=1),
+        dataclasses.replace(odd(), grid=VideoGrid(5, 7, 11, suffix=1)),
+        dataclasses.replace(odd(), key_tile=(2, 2, 6)[::-1]),
+        dataclasses.replace(odd(), counts=odd().counts - (torch.arange(24) == 3).int()),
+        "a map",
+        None,
+    ],
+    ids=["pairs", "heads", "grid", "tile", "one-less", "text", "none"],
+)
+def test_other_maps_are_not_equal(other: object) -> None:
+    assert odd() != other and not odd() == other  # noqa: SIM201
+
+
+def test_hashing_reads_no_list() -> None:
+    meta = dataclasses.replace(odd(), counts=odd().counts.to("meta"), indices=odd().indices.to("meta"))
+    assert hash(meta) == hash(odd())  # meta tensors have no values: reading one would raise
+    assert repr(meta) == "BlockMap(grid 5x7x11, tiles 2x2x6 -> 2x2x6, heads 2, density unknown)"
+
+
+def test_equal_maps_keep_their_caches_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention finds what it has derived from a map by the object: it never compares two maps."""
+    monkeypatch.setattr(BlockMap, "__eq__", None)
+    q, k, v = torch.randn(3, 1, 385, 2, 8)
+    for block_map in (odd(), odd(seed=2), odd()):
+        out = sparse_attention(q, k, v, block_map, impl="cpu")
+        torch.testing.assert_close(out, sparse_attention(q, k, v, block_map, impl="reference"))
+        parts = [plan_of_heads(block_map, (1,)) for _ in range(2)]
+        assert parts[0] is parts[1] is not block_map
+        groups = (HeadGroup((1,), block_map.of_heads((0,))), HeadGroup((0,), block_map.of_heads((1,))))
+        ((heads, of_one, _),) = plan_of_heads(groups, (1,))
+        assert heads == (0,) and of_one is groups[0].block_map
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_copies_are_equal_and_without_caches(copied: Callable[[BlockMap], BlockMap]) -> None:
+    block_map = odd()
+    q = torch.randn(1, 385, 2, 8)
+    sparse_attention(q, q, q, block_map, impl="cpu")
+    assert block_map.flex_mask is not None and block_map.density and block_map.runs and block_map._derived
+    found = copied(block_map)
+    assert found == block_map and found is not block_map
+    assert set(vars(found)) == {f.name for f in dataclasses.fields(BlockMap)}
+    assert not found._derived and not found._lists
+    torch.testing.assert_close(sparse_attention(q, q, q, found), sparse_attention(q, q, q, block_map))
+
+
+def test_a_pickle_is_small() -> None:
+    block_map = odd()
+    before = len(pickle.dumps(block_map))
+    assert block_map.flex_mask is not None and block_map.densities is not None
+    assert len(pickle.dumps(block_map)) == before
+
+
+def test_reprs_are_short() -> None:
+    kept = torch.ones(2, 3, 4, 8, dtype=torch.bool)
+    assert repr(Dense((1, 8, 8)).plan(VideoGrid(9, 32, 32))) == (
+        "BlockMap(grid 9x32x32, tiles 1x8x8 -> 1x8x8, heads 1, density 1.00)"
+    )
+    block_map = BlockMap.from_dense(kept, VideoGrid(4, 8, 8), (1, 8, 8), (2, 4, 4))
+    assert repr(block_map) == "BlockMap(grid 4x8x8, tiles 1x8x8 -> 2x4x4, samples 2, heads 3, density 1.00)"
+    assert (
+        repr(HeadGroup((0, 1, 2, 5, 7, 8), block_map, "mean"))
+        == f"HeadGroup(heads 0-2, 5, 7-8, {block_map!r}, empty mean)"
+    )

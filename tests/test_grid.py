@@ -145,3 +145,11 @@ def test_bad_volumes(volume: int) -> None:
 def test_a_preferred_tile_of_another_volume() -> None:
     with pytest.raises(ValueError, match="holds 64 tokens, not volume=128"):
         WAN_720P.best_tile(128, prefer=(4, 4, 4))
+
+
+def test_the_repr_says_what_is_there_and_builds_the_grid() -> None:
+    assert repr(VideoGrid(9, 32, 16)) == "VideoGrid(frames=9, height=32, width=16)"
+    assert repr(VideoGrid(9, 32, 16, suffix=226)) == "VideoGrid(frames=9, height=32, width=16, suffix=226)"
+    for grid in (VideoGrid(1, 2, 3), VideoGrid(1, 2, 3, 4, 5)):
+        assert eval(repr(grid)) == grid
+    assert VideoGrid(9, 32, 16).sides == "9x32x16"

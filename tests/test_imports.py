@@ -35,10 +35,12 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *sorted(path.stem for path in (ROOT / "examples/shapes_training").glob("*.py") if path.stem != "__main__"),
     ),
     "vidsparse.cli": (
-        *("diffusers", "matplotlib", "rich", "torch", "typer", "yaml"),
+        *("diffusers", "rich", "torch", "typer", "yaml"),
         *("vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.bench", "vidsparse.doctor"),
         *("vidsparse.estimation", "vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
-        *("vidsparse.patterns.names", "vidsparse.patterns.schedule", "vidsparse.presets", "vidsparse.tuning"),
+        *("vidsparse.patterns.base", "vidsparse.patterns.describe", "vidsparse.patterns.foreign"),
+        *("vidsparse.patterns.names", "vidsparse.patterns.schedule", "vidsparse.pictures.map_picture"),
+        *("vidsparse.presets", "vidsparse.tuning"),
     ),
     "vidsparse.__main__": ("vidsparse.cli",),
     "vidsparse.caches": (
@@ -82,11 +84,19 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.generation.frames", "vidsparse.generation.positions", "vidsparse.generation.scheduler"),
     ),
     "vidsparse.patterns.names": ("vidsparse.corrections", "vidsparse.patterns", "vidsparse.serialize"),
+    "vidsparse.patterns.describe": ("vidsparse.patterns", "vidsparse.patterns.foreign", "vidsparse.patterns.names"),
+    "vidsparse.pictures.plot": (
+        *("matplotlib", "vidsparse.block_map", "vidsparse.grid", "vidsparse.patterns", "vidsparse.pictures"),
+        *("vidsparse.runtime.chosen", "vidsparse.runtime.report", "vidsparse.runtime.run"),
+    ),
+    # It takes what has the attributes of a map or a report: maps, patterns and reports call it to show themselves.
+    "vidsparse.pictures": ("matplotlib", "torch", "vidsparse.grid", "vidsparse_kernels.layout"),
     "vidsparse.serialize": ("vidsparse.corrections", "vidsparse.patterns"),
     "vidsparse.runtime": (
         *("accelerate", "diffusers", "huggingface_hub", "safetensors", "torch"),
         *("vidsparse.attention", "vidsparse.block_map", "vidsparse.corrections", "vidsparse.grid"),
-        *("vidsparse.patterns", "vidsparse.presets", "vidsparse_kernels.layout", "vidsparse_pipelines"),
+        *("vidsparse.patterns", "vidsparse.pictures", "vidsparse.presets"),
+        *("vidsparse_kernels.layout", "vidsparse_pipelines"),
     ),
     "vidsparse.presets": ("vidsparse.corrections", "vidsparse.patterns"),
     "vidsparse.profiles": (
@@ -104,7 +114,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.patterns.fields", "vidsparse_kernels.layout", "vidsparse_kernels.selection"),
     ),
     "vidsparse.patterns": (
-        *("torch", "vidsparse.atomic", "vidsparse.block_map", "vidsparse.grid"),
+        *("torch", "vidsparse.atomic", "vidsparse.block_map", "vidsparse.grid", "vidsparse.pictures"),
         *("vidsparse_kernels.layout", "vidsparse_kernels.selection"),
     ),
     "vidsparse.bench": (
@@ -117,7 +127,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "vidsparse_kernels.trial",
     ),
     "vidsparse.block_map": (
-        *("torch", "vidsparse.grid"),
+        *("torch", "vidsparse.grid", "vidsparse.pictures"),
         *("vidsparse_kernels.gpu.lists", "vidsparse_kernels.layout", "vidsparse_kernels.providers.runs"),
         "vidsparse_kernels.reference",
     ),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -39,7 +42,7 @@ from vidsparse import (
     VideoSparse,
 )
 from vidsparse.patterns.names import build_pattern, correction_classes, pattern_classes
-from vidsparse.serialize import from_data, to_data
+from vidsparse.serialize import NotLoaded, from_data, to_data
 
 EXAMPLES: list[Pattern | Correction] = [
     Dense(),
@@ -137,7 +140,54 @@ def test_what_cannot_be_read(data: Any, says: str) -> None:
 
 @dataclass(frozen=True)
 class Mine(Dense):
-    """A pattern of one's own."""
+    """A pattern of one's own, in a script."""
+
+
+Mine.__module__ = "__main__"
+
+
+@dataclass(frozen=True)
+class Importable(Dense):
+    """A pattern of one's own, in a module."""
+
+    strength: float = 1.0
+
+
+def test_a_class_of_a_module_is_named_with_it() -> None:
+    data = to_data(StepSchedule(Importable(tile=(1, 8, 8), strength=2.0), dense_steps=1))
+    assert data["pattern"] == {"class": f"{__name__}:Importable", "tile": [1, 8, 8], "strength": 2.0}
+    assert from_data(json.loads(json.dumps(data))) == StepSchedule(Importable((1, 8, 8), 2.0), dense_steps=1)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_no_code_is_imported_because_data_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nested: bool
+) -> None:
+    (tmp_path / "innocent_patterns.py").write_text("raise SystemExit('this code has run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    data: dict[str, Any] = {"class": "innocent_patterns:Mine", "density": 0.2}
+    data = {"class": "Reuse", "pattern": data} if nested else data
+    with pytest.raises(NotLoaded, match=r"not part of vidsparse.* pass --pattern innocent_patterns:M"):
+        from_data(data)
+    assert "innocent_patterns" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "name", ["os:system", "__main__:Mine", "pathlib:Path", "vidsparse.patterns.base:Pattern", ":Radial", "os:", ":"]
+)
+def test_what_is_loaded_and_is_no_pattern(name: str) -> None:
+    with pytest.raises(NotLoaded, match="not part of vidsparse"):
+        from_data({"class": name})
+
+
+def test_reading_asks_no_module_for_what_it_imports_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    lazy = ModuleType("lazy_patterns")
+    asked: list[str] = []
+    monkeypatch.setattr(lazy, "__getattr__", asked.append, raising=False)
+    monkeypatch.setitem(sys.modules, "lazy_patterns", lazy)
+    with pytest.raises(NotLoaded):
+        from_data({"class": "lazy_patterns:Mine"})
+    assert not asked
 
 
 class Words:

@@ -13,7 +13,6 @@ from pages import ROOT
 from twins import ignores_warnings
 
 import vidsparse
-from vidsparse.generation.chosen_map import chooses_by_content
 from vidsparse.generation.frames import families, geometry
 from vidsparse.patterns.names import pattern_classes
 
@@ -98,9 +97,9 @@ def test_the_pictures_are_those_of_the_patterns(hooks: SimpleNamespace) -> None:
     for name, pattern in hooks.gallery.patterns().items():
         known = hooks.gallery.measured(name)
         assert known["pattern"] == repr(pattern)
-        if not chooses_by_content(pattern):
-            group, _, where = hooks.gallery._planned(pattern)
-            assert (known["density"], known["where"]) == (pytest.approx(group.block_map.density), where)
+        if not pattern.reads_content:
+            block_map, _, where = hooks.gallery._planned(pattern)
+            assert (known["density"], known["where"]) == (pytest.approx(block_map.density), where)
         assert f"arXiv {re.findall(r'arXiv (.{10})', type(pattern).__doc__ or '')[0]}" in hooks.gallery.picture(name)
 
 

@@ -39,8 +39,11 @@ from .patterns import (
     TopBlocks as TopBlocks,
     VideoSparse as VideoSparse,
 )
+from .pictures.plot import plot as plot
 from .presets import PRESETS as PRESETS, Preset as Preset, preset as preset
 from .profiles import Profile as Profile, load_profile as load_profile
+from .runtime.active import report as report, restore as restore
+from .runtime.chosen import ChosenMap as ChosenMap
 from .runtime.gates import load_gates as load_gates
 from .runtime.parallelism import enable_parallelism as enable_parallelism
 from .runtime.recommended import preset_for as preset_for

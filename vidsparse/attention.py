@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args, overload
-from weakref import WeakKeyDictionary
 
 import torch
 
@@ -17,7 +16,6 @@ from vidsparse_kernels.cpu.attention import attention as cpu_attention
 from vidsparse_kernels.providers import PROVIDERS, provider
 
 KEPT = 8  # cached products of one map on a CPU, for several samples and lengths of text
-_products = WeakKeyDictionary[BlockMap, dict[tuple[int, int | None], rows.Products]]()
 
 Impl = Literal["auto", "triton", "cudnn", "fa4", "cpu", "flex", "reference"]
 
@@ -181,7 +179,7 @@ def _provided(
 
 def _products_of(block_map: BlockMap, sample: int, valid: int | None) -> rows.Products:
     """The products of one sample's map on a CPU. The last few are cached, at most for the lifetime of the map."""
-    known = _products.setdefault(block_map, {})
+    known = block_map.derived("products", dict[tuple[int, int | None], rows.Products])
     found = known.get((sample, valid))
     if found is None:
         lists = block_map.counts[sample], block_map.indices[sample]
@@ -211,14 +209,13 @@ def _flex(
 
 
 def _on(block_map: BlockMap, device: torch.device) -> BlockMap:
-    return block_map if block_map.counts.device == device else _moved(block_map, device)
+    """The map on a device. Patterns return one map object for a grid, so its copy and its mask are made once."""
 
+    @torch.inference_mode(False)  # a training may use it later
+    def move() -> BlockMap:
+        return block_map.to(device)
 
-# Patterns return the same map object for the same grid, so its copy on a device and its mask are made once.
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)  # a training may use it later
-def _moved(block_map: BlockMap, device: torch.device) -> BlockMap:
-    return block_map.to(device)
+    return block_map if block_map.counts.device == device else block_map.derived(device, move)
 
 
 @lru_cache(maxsize=2)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 
@@ -19,13 +20,17 @@ if TYPE_CHECKING:
 
     from vidsparse_kernels.gpu.lists import MapLists
 
+Derived = TypeVar("Derived")
+
 
 @dataclass(frozen=True, eq=False)
 class BlockMap:
     """Which key tiles each query tile sees. A pair of tiles is kept or dropped as a whole.
 
     Tiles are numbered in raster order over the tile grid of the video. Prefix and suffix tokens are not listed: they
-    always see every token, and every token sees them. This rebuilds the dense form:
+    always see every token, and every token sees them. Maps are equal if they have the same grid, tiles and shape, and
+    keep the same pairs, on whatever device; comparing maps on a GPU synchronises with it, hashing does not. This
+    rebuilds the dense form:
 
         dense = torch.zeros(B, H, query_tiles, key_tiles, dtype=torch.bool)
         for b, h, q in every row:
@@ -45,6 +50,7 @@ class BlockMap:
     counts: torch.Tensor
     indices: torch.Tensor
     _lists: list[MapLists] = field(default_factory=list, init=False, repr=False)
+    _derived: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     @torch.inference_mode(False)  # patterns cache their maps, and a training may use them later
@@ -66,6 +72,55 @@ class BlockMap:
             )
         counts, indices = lists_of(kept)
         return cls(grid, query_tile, key_tile, counts, indices[..., : max(1, int(counts.max()))].contiguous())
+
+    def derived(self, key: object, make: Callable[[], Derived]) -> Derived:
+        """What was made from this very map object: made once for each key, and gone with the object.
+
+        This is for caches. A dictionary of maps would compare maps of equal hash, which synchronises with a GPU.
+        """
+        if key not in self._derived:
+            self._derived[key] = make()
+        found: Derived = self._derived[key]
+        return found
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, BlockMap):
+            return NotImplemented
+        if self._kind != other._kind:
+            return False
+        device = self.counts.device if self.counts.device == other.counts.device else torch.device("cpu")
+        (counts, indices), (counts2, indices2) = ((x.counts.to(device), x.indices.to(device)) for x in (self, other))
+        if bool((counts != counts2).any()):
+            return False
+        width = min(indices.shape[-1], indices2.shape[-1])  # neither list is longer, since counts are equal
+        listed = torch.arange(width, device=device) < counts[..., None]
+        return not bool(((indices[..., :width] != indices2[..., :width]) & listed).any())
+
+    def __hash__(self) -> int:
+        return hash(self._kind)
+
+    @property
+    def _kind(self) -> tuple[object, ...]:
+        """What equal maps share, without a look at their lists."""
+        return self.grid, self.query_tile, self.key_tile, self.counts.shape
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copies and pickles are without what was derived from the map."""
+        return type(self), (self.grid, self.query_tile, self.key_tile, self.counts, self.indices)
+
+    def __repr__(self) -> str:
+        tiles = " -> ".join("x".join(map(str, tile)) for tile in (self.query_tile, self.key_tile))
+        batch, heads = self.counts.shape[:2]
+        samples = "" if batch == 1 else f"samples {batch}, "
+        density = "unknown" if self.counts.is_meta else f"{self.density:.2f}"
+        return f"BlockMap(grid {self.grid.sides}, tiles {tiles}, {samples}heads {heads}, density {density})"
+
+    def _repr_html_(self) -> str:
+        from vidsparse.pictures.html import map_html
+
+        return map_html(self)
 
     @property
     def view(self) -> tuple[int, int, int]:
@@ -116,6 +171,16 @@ class BlockMap:
     def transpose(self) -> BlockMap:
         """The map that lists, for each key tile, the query tiles that see it."""
         return BlockMap.from_dense(self.to_dense().mT.contiguous(), self.grid, self.key_tile, self.query_tile)
+
+    def of_heads(self, heads: tuple[int, ...]) -> BlockMap:
+        """The map of some heads, in their order; a map that all heads share, and one object for equal arguments."""
+
+        def select() -> BlockMap:
+            index = head_indices(heads, self.counts.device)
+            counts, indices = (x.index_select(1, index) for x in (self.counts, self.indices))
+            return replace(self, counts=counts, indices=indices)
+
+        return self if self.counts.shape[1] == 1 else self.derived(("heads", heads), select)
 
     def to(self, device: torch.device | str) -> BlockMap:
         """The same map on another device."""
@@ -220,6 +285,9 @@ class HeadGroup(NamedTuple):
     block_map: BlockMap
     empty: Literal["zero", "mean"] = "zero"
 
+    def __repr__(self) -> str:
+        return f"HeadGroup(heads {_ranges(self.heads)}, {self.block_map!r}, empty {self.empty})"
+
 
 # The result of a pattern: one map for all heads, or one for each group of heads.
 Plan = BlockMap | tuple[HeadGroup, ...]
@@ -255,7 +323,6 @@ def head_indices(heads: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor(heads, device=device)
 
 
-@lru_cache(maxsize=128)
 def plan_of_heads(plan: Plan, heads: tuple[int, ...]) -> Plan:
     """The part of a plan that is about some heads of a layer, which it numbers anew from 0, in their order.
 
@@ -263,26 +330,29 @@ def plan_of_heads(plan: Plan, heads: tuple[int, ...]) -> Plan:
         plan: for all heads. heads: their numbers in it.
 
     Returns:
-        The same map objects where their heads share a map, and one map for equal arguments: layers share what is
-        computed from a map.
+        The same map objects where their heads share a map, and one map object for the same map and heads: layers
+        share what is computed from a map.
     """
     if isinstance(plan, BlockMap):
-        return _map_of_heads(plan, heads)
+        return plan.of_heads(heads)
     groups = []
     for group in plan:
         places = [place for place, head in enumerate(heads) if head in group.heads]
         if places:
             rows = tuple(group.heads.index(heads[place]) for place in places)
-            groups.append(HeadGroup(tuple(places), _map_of_heads(group.block_map, rows), group.empty))
+            groups.append(HeadGroup(tuple(places), group.block_map.of_heads(rows), group.empty))
     return tuple(groups)
 
 
-def _map_of_heads(block_map: BlockMap, rows: tuple[int, ...]) -> BlockMap:
-    if block_map.counts.shape[1] == 1:
-        return block_map
-    index = head_indices(rows, block_map.counts.device)
-    counts, indices = (x.index_select(1, index) for x in (block_map.counts, block_map.indices))
-    return replace(block_map, counts=counts, indices=indices)
+def _ranges(numbers: Sequence[int]) -> str:
+    """Whole numbers as text, such as "0-3, 7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def _touched(owner: torch.Tensor, blocks: int, block: int, tiles: int) -> torch.Tensor:

@@ -43,6 +43,16 @@ class VideoGrid:
                 f"{self} is not a valid grid: frames, height and width must be at least 1, prefix and suffix at least 0"
             )
 
+    def __repr__(self) -> str:
+        names = [name for name in ("prefix", "suffix") if getattr(self, name) != 0]
+        given = ", ".join(f"{name}={getattr(self, name)!r}" for name in ("frames", "height", "width", *names))
+        return f"VideoGrid({given})"
+
+    @property
+    def sides(self) -> str:
+        """The sides as text, such as "9x32x32"."""
+        return "x".join(map(str, self.view))
+
     @property
     def view(self) -> tuple[int, int, int]:
         """(frames, height, width)."""

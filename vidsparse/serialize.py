@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from vidsparse import corrections, patterns
@@ -17,25 +18,46 @@ def to_data(value: Pattern | Correction) -> dict[str, Any]:
 
         {"class": "StepSchedule", "pattern": {"class": "Radial", "density": 0.2, ...}, "dense_steps": 4, ...}
 
+    A class that is not vidsparse's own is named with its module: "my_patterns:Mine".
+
     Raises:
-        TypeError: a class that is not vidsparse's own, or a field that plain data cannot hold.
+        TypeError: a class that no other program can import, or a field that plain data cannot hold.
     """
-    name = type(value).__name__
-    known = known_classes()
-    if known.get(name) is not type(value):
+    name = name_of_class(type(value))
+    return {"class": name, **{f.name: _plain(getattr(value, f.name), f"{name}.{f.name}") for f in fields(value)}}  # type: ignore[arg-type]
+
+
+def name_of_class(cls: type[Any]) -> str:
+    """The name of a class of patterns or corrections in data.
+
+    Raises:
+        TypeError: a class that no other program can import.
+    """
+    own: str = cls.__name__
+    if known_classes().get(own) is cls:
+        return own
+    name = f"{cls.__module__}:{cls.__qualname__}"
+    if cls.__module__ == "__main__" or _loaded(name) is not cls:
         raise TypeError(
-            f"{name} is not a pattern or correction of vidsparse, so no file can name it; write None instead, and pass "
-            "yours to vidsparse.sparsify wherever it is needed"
+            f"{own} is not a pattern or correction of vidsparse, nor a frozen dataclass at the top of a "
+            "module, so no file can name it; write None instead, and pass yours to vidsparse.sparsify wherever it is "
+            "needed"
         )
-    return {"class": name, **{f.name: _plain(getattr(value, f.name), f"{name}.{f.name}") for f in fields(known[name])}}
+    return name
+
+
+class NotLoaded(ValueError):
+    """Data names a class that is not part of vidsparse, and whose module nobody has imported."""
 
 
 def from_data(data: object) -> Any:
     """The pattern or correction that `to_data` wrote. Fields with a default may be missing.
 
-    Nothing is imported for it: only the classes of `vidsparse.patterns` and `vidsparse.corrections` are known.
+    Nothing is imported for it, because the data may come from anybody: the classes of `vidsparse.patterns` and
+    `vidsparse.corrections` are known, and others if their module has been imported already.
 
     Raises:
+        NotLoaded: a class of a module that has not been imported; a `ValueError`.
         ValueError: an unknown class or field, a missing field, or a value that the class refuses.
     """
     known = known_classes()
@@ -43,6 +65,14 @@ def from_data(data: object) -> Any:
         raise ValueError(f"got {data!r}, expected an object with a class and its fields")
     # Tables of head modes were once written without their class.
     name = data.get("class", "HeadModes" if "table" in data else None)
+    if isinstance(name, str) and ":" in name:
+        if (foreign := _loaded(name)) is None:
+            raise NotLoaded(
+                f"{name!r}, which is not part of vidsparse, and its code is not imported because a file names it; if "
+                f"you trust it, pass --pattern {name} or --pattern FOLDER/FILE.py:{name.rpartition(':')[2]}, or import "
+                "its module before in Python"
+            )
+        known = {name: foreign}
     if not isinstance(name, str) or name not in known:
         raise ValueError(
             f"class {name!r} is neither a pattern nor a correction of vidsparse; known are {', '.join(sorted(known))}"
@@ -65,6 +95,15 @@ def known_classes() -> dict[str, Any]:
     found = [value for module in (patterns, corrections) for value in vars(module).values()]
     kinds = [cls for cls in found if isinstance(cls, type) and issubclass(cls, (Pattern, Correction))]
     return {cls.__name__: cls for cls in kinds if not inspect.isabstract(cls)}
+
+
+def _loaded(name: str) -> Any:
+    """The class "module:Class" of patterns or corrections, if its module has been imported already; else None."""
+    module, _, cls = name.rpartition(":")
+    holder = sys.modules.get(module)
+    found = None if holder is None else vars(holder).get(cls)  # not getattr: a module may import when it is asked
+    kinds = isinstance(found, type) and issubclass(found, (Pattern, Correction)) and not inspect.isabstract(found)
+    return found if kinds and is_dataclass(found) and module != "__main__" else None
 
 
 def required_fields(cls: Any) -> set[str]:

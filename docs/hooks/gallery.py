@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 PICTURES = Path(__file__).parents[1] / "pictures"
 WAN = (81, 480, 832)  # frames, height and width of the video whose maps depend on its size alone
-COLOURS, WIDTH = 24, 1000  # of a picture: below 40 KB
+COLOURS, WIDTH = 24, 900  # of a picture: below 40 KB
 TILE = (1, 4, 4)  # for maps of `shapes`, whose frames are only 16x16 tokens
 
 
@@ -30,9 +29,10 @@ def patterns() -> dict[str, Any]:
 def picture(name: str) -> str:
     """The picture of a pattern in Markdown, with its density, its cost and its source."""
     import vidsparse
+    from vidsparse.patterns.describe import papers_of
 
     known = measured(name)
-    papers = dict.fromkeys(re.findall(r"arXiv\s+(\d{4}\.\d{5})", getattr(vidsparse, name).__doc__ or ""))
+    papers = papers_of(getattr(vidsparse, name))
     rows = {
         "Drawn": f"`{known['pattern']}` on {known['where']}",
         "Density": f"{known['density']:.3f} of tile pairs, {known['token_density']:.3f} of token pairs",
@@ -55,12 +55,11 @@ def measured(name: str) -> dict[str, Any]:
 
 def draw(names: list[str]) -> None:
     """Draw the pictures of some patterns; without names, of all. It takes two minutes on a CPU."""
-    from vidsparse.generation.chosen_map import chooses_by_content
 
     for name in names or patterns():
         pattern = patterns()[name]
-        group, grid, where = _chosen(pattern) if chooses_by_content(pattern) else _planned(pattern)
-        _write(PICTURES / f"{name}.png", name, pattern, group, grid, where)
+        found, grid, where = _chosen(pattern) if pattern.reads_content else _planned(pattern)
+        _write(PICTURES / f"{name}.png", name, pattern, found, grid, where)
         print(name, (PICTURES / f"{name}.png").stat().st_size)
 
 
@@ -72,42 +71,43 @@ def _planned(pattern: Any) -> tuple[Any, Any, str]:
     grid = geometry("wan").grid(*WAN)
     groups = head_groups(pattern.plan(grid, Context(heads=3)), 3)
     sparsest = min(groups, key=lambda group: group.block_map.density)
-    return sparsest, grid, f"{WAN[0]} frames of {WAN[2]}x{WAN[1]} of Wan, {grid.video_tokens:,} tokens"
+    return sparsest.block_map, grid, f"{WAN[0]} frames of {WAN[2]}x{WAN[1]} of Wan, {grid.video_tokens:,} tokens"
 
 
 def _chosen(pattern: Any) -> tuple[Any, Any, str]:
-    """The map that a pattern chose by content in a video of `shapes`, in the middle layer and step."""
-    from vidsparse.generation.chosen_map import chosen_groups
-    from vidsparse.generation.frames import geometry
+    """The map that a pattern chose by content in a video of `shapes`, in the middle layer and step.
+
+    It is of one head: the first of the largest group.
+    """
+    from vidsparse.generation.chosen_map import chosen_map
     from vidsparse.shapes.model import SAMPLING, load_pipeline
 
     pipe, steps = load_pipeline(), 10
     layer, step = len(pipe.transformer.blocks) // 2, steps // 2
     prompt = "a red circle moving left on a blue background"
     arguments = {**SAMPLING, "num_inference_steps": steps, "prompt": prompt}
-    groups = chosen_groups(pipe, pattern, arguments, layer=layer, step=step)
-    grid = geometry("shapes").grid(*(SAMPLING[key] for key in ("num_frames", "height", "width")))
-    where = f"a video of `shapes`, {grid.video_tokens:,} tokens, layer {layer}, step {step} of {steps}"
-    return max(groups, key=lambda group: len(group.heads)), grid, where
+    found = chosen_map(pipe, pattern, arguments, layer=layer, step=step)
+    where = f"a video of `shapes`, {found.grid.video_tokens:,} tokens, layer {layer}, step {step} of {steps}"
+    if isinstance(found.plan, tuple):
+        return max(found.plan, key=lambda group: len(group.heads)).block_map, found.grid, where
+    return found.plan, found.grid, where
 
 
-def _write(path: Path, name: str, pattern: Any, group: Any, grid: Any, where: str) -> None:
+def _write(path: Path, name: str, pattern: Any, found: Any, grid: Any, where: str) -> None:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
+    import vidsparse
     from vidsparse.atomic import replacing
-    from vidsparse.cli.inspect import bound
-    from vidsparse.cli.map_picture import draw_map
+    from vidsparse.generation.forecast import bound
 
-    found = group.block_map
     numbers = {"density": found.density, "token_density": found.token_density, "bound": bound(found)}
     with replacing(path) as temporary:
-        draw_map(temporary, found, grid, name)
+        vidsparse.plot(found, grid=grid, title=name).savefig(temporary, format="png", dpi=WIDTH / 8)
         information = PngInfo()
         information.add_text("vidsparse", json.dumps({"pattern": repr(pattern), "where": where, **numbers}))
         with Image.open(temporary) as image:
-            small = image.convert("RGB").resize((WIDTH, WIDTH * image.height // image.width), Image.Resampling.LANCZOS)
-        small = small.quantize(COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+            small = image.convert("RGB").quantize(COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         small.save(temporary, format="png", optimize=True, pnginfo=information)
 
 

@@ -21,6 +21,7 @@ from twins import class_or_skip
 from vidsparse import BlockMap, Context, Reuse, TopBlocks, VideoGrid
 from vidsparse.cli import inspect
 from vidsparse.patterns.names import correction_classes, pattern_classes
+from vidsparse.pictures import plot
 from vidsparse.presets import PRESETS
 
 vidsparse = pytest.fixture(vidsparse_in_a_folder)
@@ -126,15 +127,16 @@ def test_what_a_pattern_chooses_by_content_is_drawn_from_a_real_step(
     vidsparse: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr("vidsparse.cli.map_picture.draw_map", lambda *given: drawn.append(given))
-    size = ["--model", tiny, "--frames", 9, "--height", 64, "--width", 64, "--png", "a.png"]
+    draw = plot.map_figure
+    monkeypatch.setattr(plot, "map_figure", lambda *given: drawn.append(given) or draw(*given))
+    size = ["--model", tiny, "--frames", 9, "--height", 64, "--width", 64, "--png", "a.png", "--overwrite"]
     pattern = ["--pattern", "reuse", "--set", "pattern=top-blocks", "--density", 0.3]
     done = vidsparse("inspect", *size, *pattern)
     assert done.code == 1 and "give a --prompt" in done.err and not drawn
     for _ in range(2):
         done = vidsparse("inspect", *size, *pattern, "--prompt", "a red circle")
         assert done.code == 0, done.err
-    (_, first, _, title), (_, second, _, _) = drawn
+    (first, _, title, _), (second, _, _, _) = drawn
     assert title.endswith(", layer 1, step 5 of 10, head 0")
     made_up = Reuse(TopBlocks(0.3)).plan(first.grid, Context(heads=3))
     assert torch.equal(first.to_dense(), second.to_dense())

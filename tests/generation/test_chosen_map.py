@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import tiny_lora
-import torch
 
 from vidsparse import Context, Dense, HeadModes, MixtureOfBlocks, Pattern, Radial, Reuse, StepSchedule, TopBlocks
-from vidsparse.generation.chosen_map import chooses_by_content, chosen_groups
+from vidsparse.generation.chosen_map import chosen_map
 from vidsparse.generation.sample import sample
 from vidsparse.patterns.names import build_pattern, pattern_classes
 
@@ -47,27 +46,28 @@ def test_the_chosen_map_is_that_of_a_whole_generation(pattern: Pattern) -> None:
     processors = dict(pipe.transformer.attn_processors)
     sample(pipe, recording, {**ARGUMENTS, "output_type": "latent"}, seed=3)
     for layer, step in ((0, 0), (1, 2)):
-        (group,) = chosen_groups(pipe, StepSchedule(pattern, 3), ARGUMENTS, layer=layer, step=step, seed=3)
-        assert torch.equal(group.block_map.to_dense(), recording.chosen[layer, step, 0].to_dense()[:1])
+        found = chosen_map(pipe, StepSchedule(pattern, 3), ARGUMENTS, layer=layer, step=step, seed=3)
+        assert (found.layer, found.step, found.branch) == (layer, step, 0)
+        assert found.plan == recording.chosen[layer, step, 0]
         assert all(pipe.transformer.attn_processors[name] is processor for name, processor in processors.items())
-    other = chosen_groups(pipe, pattern, ARGUMENTS, layer=1, step=0, seed=4)[0].block_map
-    assert not torch.equal(other.to_dense(), recording.chosen[1, 0, 0].to_dense()[:1])
+    other = chosen_map(pipe, pattern, ARGUMENTS, layer=1, step=0, seed=4)
+    assert other.plan != recording.chosen[1, 0, 0]
 
 
 def test_what_does_not_exist_is_refused() -> None:
     pipe = tiny_lora.pipeline()
     pipe.set_progress_bar_config(disable=True)
     with pytest.raises(ValueError, match="layer 9 does not exist: the model has layers 0 to"):
-        chosen_groups(pipe, TopBlocks(0.3), ARGUMENTS, layer=9, step=0)
+        chosen_map(pipe, TopBlocks(0.3), ARGUMENTS, layer=9, step=0)
     with pytest.raises(ValueError, match="chose no map in layer 0 of step 7: step 7 does not exist"):
-        chosen_groups(pipe, TopBlocks(0.3), ARGUMENTS, layer=0, step=7)
+        chosen_map(pipe, TopBlocks(0.3), ARGUMENTS, layer=0, step=7)
 
 
 def test_which_patterns_choose_by_content() -> None:
-    found = {name for name in pattern_classes() if name != "head-modes" and chooses_by_content(build_pattern(name))}
+    found = {name for name in pattern_classes() if name != "head-modes" and build_pattern(name).reads_content}
     assert found >= {"exact-blocks", "mixture-of-blocks", "reuse", "top-blocks", "video-sparse"}
     assert not found & {"dense", "gridded", "power-of-two", "radial", "radial-raster", "sliding-tile"}
-    assert chooses_by_content(StepSchedule(Reuse(TopBlocks(0.3)), 2)) and not chooses_by_content(Reuse(Radial(0.2)))
+    assert StepSchedule(Reuse(TopBlocks(0.3)), 2).reads_content and not Reuse(Radial(0.2)).reads_content
     for pattern in (Dense(), HeadModes(((("full",),),)), StepSchedule(Radial(0.2), 1)):
-        assert not chooses_by_content(pattern)
-    assert chooses_by_content(MixtureOfBlocks.training_free())
+        assert not pattern.reads_content
+    assert MixtureOfBlocks.training_free().reads_content

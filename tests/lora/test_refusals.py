@@ -49,7 +49,10 @@ def test_a_lora_of_a_unet(folder: Path, tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Mine(Radial):
-    """A pattern of one's own."""
+    """A pattern of one's own, in a script."""
+
+
+Mine.__module__ = "__main__"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,6 @@ from vidsparse import (
     VideoGrid,
     VideoSparse,
 )
-from vidsparse.generation.chosen_map import chooses_by_content
 from vidsparse.patterns.names import build_pattern, pattern_classes
 
 # What depends on shapes alone has one map for each grid; what depends on content plans for content that is all alike.
@@ -93,8 +92,8 @@ BY_HEAD: dict[str, Pattern] = {
 # Patterns of vidsparse that are not named above, with the defaults of their names.
 LISTED = {type(pattern) for pattern in (*BY_SHAPE.values(), *BY_CONTENT.values(), *BY_HEAD.values())}
 OTHERS = {name: build_pattern(name) for name, cls in pattern_classes().items() if cls not in LISTED}
-BY_SHAPE |= {name: pattern for name, pattern in OTHERS.items() if not chooses_by_content(pattern)}
-BY_CONTENT |= {name: pattern for name, pattern in OTHERS.items() if chooses_by_content(pattern)}
+BY_SHAPE |= {name: pattern for name, pattern in OTHERS.items() if not pattern.reads_content}
+BY_CONTENT |= {name: pattern for name, pattern in OTHERS.items() if pattern.reads_content}
 PATTERNS = BY_SHAPE | BY_CONTENT | BY_HEAD
 FULL = [
     "dense",

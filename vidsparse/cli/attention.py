@@ -23,11 +23,13 @@ def scheduled_pattern(request: Request) -> Pattern:
     """
     from vidsparse import Dense, StepSchedule
     from vidsparse.generation.dense_steps import default_dense_steps
+    from vidsparse.patterns.foreign import foreign_class
     from vidsparse.patterns.names import build_pattern, change_pattern
     from vidsparse.patterns.schedule import bare
 
     known, _ = request.start
-    if known is None or request.pattern is not None:
+    # A LoRA that was trained with the user's own class has its settings.
+    if known is None or (request.pattern is not None and type(bare(known)) is not foreign_class(request.pattern)):
         pattern = build_pattern(request.pattern or PATTERN, request.density, request.settings)
     else:
         pattern = change_pattern(bare(known), request.density, request.settings)

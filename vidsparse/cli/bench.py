@@ -11,7 +11,7 @@ from typer import Option
 from vidsparse.cli.inspect import MODEL_HELP, token_grid
 from vidsparse.cli.messages import counted, live_console, task_bar
 from vidsparse.cli.options import DTYPE_HELP, FRAMES, read_dtype
-from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP
+from vidsparse.cli.patterns import DENSITY_HELP, PATTERN_HELP, SET_HELP
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ def bench(
     frames: Annotated[int, Option(*FRAMES, min=1, help="Of the video.")] = 33,
     height: Annotated[int, Option(min=1, help="Pixels.")] = 480,
     width: Annotated[int, Option(min=1, help="Pixels.")] = 832,
-    pattern: Annotated[str, Option(help="See `vidsparse patterns`.")] = "radial",
+    pattern: Annotated[str, Option(help=PATTERN_HELP)] = "radial",
     density: Annotated[float | None, Option(help=DENSITY_HELP, show_default="of the pattern")] = None,
     settings: Annotated[list[str] | None, Option("--set", help=SET_HELP)] = None,
     heads: Annotated[int, Option(min=1, help="Of the attention; seconds grow with it.")] = 2,

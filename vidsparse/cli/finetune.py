@@ -16,7 +16,7 @@ from vidsparse.cli.attention import PATTERN, integers
 from vidsparse.cli.files import check_folder
 from vidsparse.cli.messages import draws, live_console, note, plain_progress, progress
 from vidsparse.cli.options import DENSE_STEPS_HELP, FRAMES, SAMPLER_HELP
-from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
+from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, PATTERN_HELP, SET_HELP
 from vidsparse.generation.dtypes import dtype_name
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Finetuning:
         Path | None, Option(help="Folder of encoded videos.", rich_help_panel=DATA, show_default="OUT/cache")
     ] = None
 
-    pattern: Annotated[str, Option(help="See `vidsparse patterns`.", rich_help_panel=ATTENTION)] = PATTERN
+    pattern: Annotated[str, Option(help=PATTERN_HELP, rich_help_panel=ATTENTION)] = PATTERN
     density: Annotated[
         float | None, Option(help=DENSITY_HELP, rich_help_panel=ATTENTION, show_default="of the pattern")
     ] = None

@@ -12,10 +12,10 @@ from vidsparse.cli.files import OVERWRITE_HELP, check_output
 from vidsparse.cli.frames import fitted, note_frames
 from vidsparse.cli.messages import live_console, note, sampling_bar
 from vidsparse.cli.options import FRAMES
-from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP
+from vidsparse.cli.patterns import DENSITY_HELP, PATTERN_HELP, SET_HELP
 
 if TYPE_CHECKING:
-    from vidsparse import BlockMap, HeadGroup, Pattern, VideoGrid
+    from vidsparse import BlockMap, ChosenMap, HeadGroup, Pattern, VideoGrid
     from vidsparse.generation.frames import Geometry
 
 MODEL_HELP = (
@@ -30,7 +30,7 @@ def inspect(
     frames: Annotated[int, Option(*FRAMES, min=1, help="Of the video.")] = 81,
     height: Annotated[int, Option(min=1, help="Pixels.")] = 720,
     width: Annotated[int, Option(min=1, help="Pixels.")] = 1280,
-    pattern: Annotated[str, Option(help="See `vidsparse patterns`.")] = "radial",
+    pattern: Annotated[str, Option(help=PATTERN_HELP)] = "radial",
     density: Annotated[float | None, Option(help=DENSITY_HELP, show_default="of the pattern")] = None,
     settings: Annotated[list[str] | None, Option("--set", help=SET_HELP)] = None,
     heads: Annotated[int | None, Option(min=1, show_default="of the model; wan: 40, as in the 14B model")] = None,
@@ -47,21 +47,22 @@ def inspect(
     A pattern that chooses tiles by content is drawn as it chose them in the middle layer and step of a short
     generation, which needs the weights of --model: 'shapes', a folder or a Hub id.
     """
-    from vidsparse import Context, head_groups
-    from vidsparse.generation.chosen_map import chooses_by_content
+    from vidsparse import BlockMap, Context, head_groups, plot
+    from vidsparse.atomic import replacing
     from vidsparse.generation.frames import check_map, geometry
     from vidsparse.patterns.names import build_pattern
 
     check_output(png, ".png", overwrite=overwrite)
     chosen = build_pattern(pattern, density, settings)
-    by_content = chooses_by_content(chosen)
+    by_content = chosen.reads_content
     if png is not None and by_content:
         _check_drawable(model, pattern)
     known = geometry(model)
     grid = token_grid(known, frames, height, width)
     check_map(grid, chosen)
     heads, head_dim = heads or known.heads, head_dim or known.head_dim
-    groups = head_groups(chosen.plan(grid, Context(heads=heads)), heads)
+    planned = chosen.plan(grid, Context(heads=heads))
+    groups = head_groups(planned, heads)
     for group in groups:
         name = f"{chosen!r}" if len(groups) == 1 else f"{chosen!r}, heads {', '.join(map(str, group.heads))}"
         _print(grid, group.block_map, name, len(group.heads) * head_dim)
@@ -70,15 +71,14 @@ def inspect(
         _note_density(density, groups, heads)
     if png is None:
         return
-    where = ""
+    plan, where = planned, ""
     if by_content:
-        groups, where = _sampled(model, chosen, prompt, (frames, height, width))
-    largest = max(groups, key=lambda group: len(group.heads))
-    from vidsparse.cli.map_picture import draw_map
-
-    with live_console().status("drawing the map"):
-        title = f"{pattern} on {sides_text(grid.view)} tokens of {model}{where}, head {largest.heads[0]}"
-        draw_map(png, largest.block_map, grid, title)
+        found, where = _sampled(model, chosen, prompt, (frames, height, width))
+        plan = found.plan
+    head = 0 if isinstance(plan, BlockMap) else max(plan, key=lambda group: len(group.heads)).heads[0]
+    with live_console().status("drawing the map"), replacing(png) as temporary:
+        title = f"{pattern} on {grid.sides} tokens of {model}{where}, head {head}"
+        plot(plan, grid=grid, head=head, title=title).savefig(temporary, format="png", dpi=150)
     print(f"wrote {png}")
 
 
@@ -113,11 +113,9 @@ def _check_drawable(model: str, pattern: str) -> None:
         ) from error
 
 
-def _sampled(
-    model: str, chosen: Pattern, prompt: str | None, size: tuple[int, int, int]
-) -> tuple[tuple[HeadGroup, ...], str]:
-    """The maps that a pattern chose in the middle layer and step of a generation, and which these are."""
-    from vidsparse.generation.chosen_map import chosen_groups
+def _sampled(model: str, chosen: Pattern, prompt: str | None, size: tuple[int, int, int]) -> tuple[ChosenMap, str]:
+    """The map that a pattern chose in the middle layer and step of a generation, and which one it is."""
+    from vidsparse.generation.chosen_map import chosen_map
     from vidsparse.generation.models import find_model
     from vidsparse.generation.pipeline import load_pipeline
     from vidsparse.generation.transformers import attention_layers
@@ -137,7 +135,7 @@ def _sampled(
     with live_console().status(f"loading {model}"):
         pipe = load_pipeline(known)
     with sampling_bar() as bar:
-        groups = chosen_groups(
+        found = chosen_map(
             pipe,
             chosen,
             fitted(pipe, arguments),
@@ -145,7 +143,7 @@ def _sampled(
             step=step,
             on_step=lambda done, steps: bar("choosing tiles", done, steps),
         )
-    return groups, f", layer {layer}, step {step} of {SAMPLED_STEPS}"
+    return found, f", layer {layer}, step {step} of {SAMPLED_STEPS}"
 
 
 def _note_density(asked: float, groups: tuple[HeadGroup, ...], heads: int) -> None:

@@ -34,7 +34,7 @@ from vidsparse.cli.options import (
     VIDEO_HELP,
     read_dtype,
 )
-from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, SET_HELP
+from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, PATTERN_HELP, SET_HELP
 
 if TYPE_CHECKING:
     from vidsparse import Correction, LoraRecipe, Pattern
@@ -56,7 +56,7 @@ class Request:
     profile: Annotated[str | None, Option(help=PROFILE_HELP, rich_help_panel=ATTENTION, show_default="none")] = None
     pattern: Annotated[
         str | None,
-        Option(help="See `vidsparse patterns`.", rich_help_panel=ATTENTION, show_default="of the preset"),
+        Option(help=PATTERN_HELP, rich_help_panel=ATTENTION, show_default="of the preset"),
     ] = None
     density: Annotated[
         float | None, Option(help=DENSITY_HELP, rich_help_panel=ATTENTION, show_default="of the pattern")
@@ -168,7 +168,9 @@ class Request:
             ValueError: its file is not a LoRA, or of a later vidsparse.
         """
         from vidsparse.lora.files import read_recipe
+        from vidsparse.patterns.foreign import foreign_class
 
+        foreign_class(self.pattern)  # imported first: a LoRA may name a class that the user names, and no other
         return {name: read_recipe(name) for name in self.lora or []}
 
     @property

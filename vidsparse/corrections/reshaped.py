@@ -87,7 +87,7 @@ class Reshaped(Correction):
         if not 0 <= age < self.refresh_every:
             return True
         here = call.lse.shape, call.lse.device
-        return here != (cache.rho.shape, cache.rho.device) or not _same(cache.block_map, call.block_map)
+        return here != (cache.rho.shape, cache.rho.device) or cache.block_map != call.block_map
 
     def _measure(self, call: SparseCall, exact: torch.Tensor, lse: torch.Tensor) -> _Cache:
         block_map = call.block_map
@@ -118,12 +118,3 @@ class _Cache(NamedTuple):
 def _per_query(x: torch.Tensor) -> torch.Tensor:
     """Reshape [B, H, tokens] to a factor of [B, tokens, H, head_dim]."""
     return x.transpose(1, 2)[..., None]
-
-
-def _same(a: BlockMap, b: BlockMap) -> bool:
-    if a is b:
-        return True
-    if (a.layout, a.counts.shape, a.counts.device) != (b.layout, b.counts.shape, b.counts.device):
-        return False
-    # Counts first: they are cheap to compare. Entries past a count are undefined, so lists are compared as dense maps.
-    return torch.equal(a.counts, b.counts) and torch.equal(a.to_dense(), b.to_dense())

@@ -16,6 +16,7 @@ from vidsparse.generation.scheduler import seed_steps
 from vidsparse.generation.strength import steps_run
 from vidsparse.patterns import Pattern
 from vidsparse.runtime.report import Report
+from vidsparse.runtime.run import Run
 from vidsparse.runtime.sparsify import sparsify
 from vidsparse.runtime.stopwatch import Stopwatch
 
@@ -55,6 +56,7 @@ def sample(
     correction: Correction | None = None,
     impl: str = "auto",
     seed: int = 0,
+    on_run: Callable[[Run], None] = lambda run: None,
     on_step: OnStep = lambda done, steps: None,
     on_report: Callable[[int, Report], None] | None = None,
 ) -> Sample:
@@ -65,6 +67,7 @@ def sample(
         pattern, correction, impl: see `vidsparse.sparsify`.
         arguments: of `pipe(...)`, prompt included.
         seed: of the noise, at the start and in the steps.
+        on_run: called with the run, before anything runs.
         on_step: called at the start, of each section where a video is made in several, and after each denoising step.
         on_report: called after each denoising step with its index and the report so far, which waits for a GPU.
 
@@ -75,6 +78,7 @@ def sample(
     asked = arguments.get("num_inference_steps") or accepted["num_inference_steps"].default
     steps = steps_run(type(pipe), asked, arguments.get("strength"))
     with sparsify(pipe, pattern, correction=correction, impl=impl) as run:
+        on_run(run)
         on_step(0, steps)
         started = time.perf_counter()
         # On the device that computes: `pipe.device` is the CPU while modules wait there for their turn.

@@ -22,6 +22,7 @@ from vidsparse.generation.positions import ExtendedPositions, extend_positions
 from vidsparse.generation.scheduler import build_scheduler
 from vidsparse.lora.recipe import LoraRecipe
 from vidsparse.lora.source import FILE, find_lora
+from vidsparse.serialize import NotLoaded
 
 __all__ = ["LoraRecipe", "load_lora", "read_recipe", "save_lora", "unload_lora"]
 
@@ -191,6 +192,10 @@ def _recipe_in(file: Path) -> LoraRecipe:
     try:
         data = json.loads(header.get(HEADER, "{}"))
         return LoraRecipe.from_data(data)
+    except NotLoaded as error:
+        raise ValueError(
+            f"{file} was trained with {error}; or load the weights alone with pipe.load_lora_weights"
+        ) from error
     except (ValueError, TypeError) as error:
         writer = data.get("version") if isinstance(data, dict) else None
         raise ValueError(

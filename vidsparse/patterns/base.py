@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 
-from vidsparse.block_map import Plan, plan_of_heads
+from vidsparse.block_map import Plan, head_groups, plan_of_heads
 from vidsparse.grid import VideoGrid
 
 
@@ -81,6 +81,19 @@ class Pattern(ABC):
     density_field: ClassVar[str] = "density"
     may_skip: ClassVar[bool] = False
     scaled_fields: ClassVar[tuple[str, ...]] = ()
+
+    def _repr_html_(self) -> str:
+        from vidsparse.pictures.html import EXAMPLE, pattern_html
+
+        shown: Any = fields(self) if is_dataclass(self) else ()
+        known = {f.name: getattr(self, f.name) for f in shown if f.repr}
+        if self.reads_content:
+            return pattern_html(type(self).__name__, known, None)
+        try:
+            ((_, block_map, _), *_) = head_groups(self.plan(EXAMPLE, Context()), 1)
+        except Exception as error:  # whatever a pattern says of this size and of one head: its fields are shown
+            return pattern_html(type(self).__name__, known, None, f"no picture for one head on {EXAMPLE}: {error}")
+        return pattern_html(type(self).__name__, known, block_map)
 
     @classmethod
     def named(cls, **settings: Any) -> Pattern:

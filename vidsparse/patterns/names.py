@@ -1,17 +1,19 @@
-"""Patterns and corrections by name: `radial` with `density=0.2`, or a file of JSON."""
+"""Patterns and corrections by name: `radial` with `density=0.2`, a file of JSON, or a class of the user's own."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 from vidsparse.corrections import Correction
 from vidsparse.patterns import Pattern, StepBudget, StepSchedule
+from vidsparse.patterns.foreign import foreign_class
 from vidsparse.patterns.schedule import bare
 from vidsparse.serialize import from_data, known_classes, required_fields
 
@@ -32,6 +34,11 @@ def correction_classes() -> dict[str, type[Correction]]:
     return _named(Correction)
 
 
+def words_of() -> dict[str, Any]:
+    """The name in words -> class of every pattern and correction, also of those that no name can build."""
+    return _named(Pattern) | _named(Correction)
+
+
 def build_pattern(name: str, density: float | None = None, settings: list[str] | None = None) -> Pattern:
     """Build a pattern from its name, or read it from a file.
 
@@ -39,25 +46,37 @@ def build_pattern(name: str, density: float | None = None, settings: list[str] |
 
     Args:
         name: a key of `pattern_classes()`; or the path of a JSON file, ending in ".json", that holds what
-            `vidsparse.serialize.to_data` returned for a pattern.
+            `vidsparse.serialize.to_data` returned for a pattern; or "module:Class" or "path/file.py:Class", see
+            `vidsparse.patterns.foreign.foreign_class`, whose module is imported.
         density: fraction of tile pairs to keep, for patterns with such a field; by default the pattern's own.
         settings: values of other fields, each "NAME=VALUE".
 
     Raises:
-        ValueError: an unknown name or field, a setting that cannot be read, a value that the pattern refuses, or a
-            file that is missing or holds no pattern.
+        ValueError: an unknown name or field, a setting that cannot be read, a value that the pattern refuses, a file
+            that is missing or holds no pattern, or a class that cannot be imported.
     """
     if name.endswith(".json"):
         return change_pattern(_read_file(name), density, settings)
-    known = pattern_classes()
-    if name not in known:
-        raise ValueError(f"pattern {name!r} is unknown; choose one of {', '.join(known)}, or a FILE.json")
-    cls = known[name]
+    cls = foreign_class(name) or _known(name)
     given = _given(name, cls, density, settings)
     chosen = given if set(given) & set(cls.named_alternatives) else {**cls.named_defaults, **given}
-    for field in _pattern_fields(cls):
+    for field in set(_pattern_fields(cls)) & set(chosen):
         chosen[field] = _inner(field, chosen[field], density)
+    if missing := sorted(required_fields(cls) - set(chosen)):
+        raise ValueError(f"pattern {name!r} needs {', '.join(missing)}: give --set {missing[0]}=VALUE")
     return _checked(name, given, lambda: cls.named(**chosen))
+
+
+def _known(name: str) -> type[Pattern]:
+    if name not in (known := pattern_classes()):
+        raise ValueError(f"pattern {name!r} is unknown; {nearest(name, known)} (or FILE.json, or FILE.py:CLASS)")
+    return known[name]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to give instead of an unknown name: the names that are like it, else all."""
+    near = get_close_matches(name.lower(), known, n=3, cutoff=0.7)
+    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(known)}"
 
 
 def change_pattern(pattern: Pattern, density: float | None = None, settings: list[str] | None = None) -> Pattern:
@@ -111,7 +130,12 @@ def _named(kind: type[Any]) -> dict[str, Any]:
 
 def _pattern_fields(cls: Any) -> list[str]:
     """Fields that hold a pattern, which words give by its name."""
-    return [f.name for f in fields(cls) if f.type == "Pattern"]
+    return [f.name for f in fields(cls) if _is_of(f, Pattern)]
+
+
+def _is_of(field: Any, kind: type) -> bool:
+    """Whether a field is annotated with a class, as such or by its name."""
+    return field.type is kind or str(field.type).rpartition(".")[2] == kind.__name__
 
 
 def _excluded(cls: type[Pattern], given: dict[str, Any]) -> dict[str, None]:
@@ -143,12 +167,12 @@ def _read_file(path: str) -> Pattern:
 def _given(name: str, cls: Any, density: float | None, settings: list[str] | None) -> dict[str, Any]:
     """The fields that a density and settings give values for."""
     given = dict(_parse(setting) for setting in settings or [])
-    types = {f.name: f.type for f in fields(cls)}
-    takes = f"its fields are {', '.join(types)}" if types else "it has no fields"
-    if unknown := sorted(set(given) - set(types)):
+    known = {f.name: f for f in fields(cls)}
+    takes = f"its fields are {', '.join(known)}" if known else "it has no fields"
+    if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"pattern {name!r} has no {', '.join(unknown)}; {takes}")
-    given = {field: _truth(field, value) if types[field] == "bool" else value for field, value in given.items()}
-    if density is not None and cls.density_field in types:
+    given = {field: _truth(field, value) if _is_of(known[field], bool) else value for field, value in given.items()}
+    if density is not None and cls.density_field in known:
         given[cls.density_field] = density
     elif density is not None and not _pattern_fields(cls):
         raise ValueError(f"pattern {name!r} has no density; {takes}")

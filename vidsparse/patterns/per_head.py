@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, NoReturn, cast
 
 import torch
@@ -157,7 +156,13 @@ def _merge(groups: Groups) -> Groups:
     return tuple(found[0] if len(found) == 1 else _joined(found) for found in kinds.values())
 
 
-_merged = lru_cache(maxsize=128)(torch.inference_mode(False)(_merge))  # layers share the maps of shapes alone
+@torch.inference_mode(False)  # a training may use it later
+def _merged(groups: Groups) -> Groups:
+    """The same, once for the same map objects: layers share the maps of shapes alone."""
+    key = "merged", *((id(group.block_map), group.heads, group.empty) for group in groups)
+    # Kept with the groups, so that no other map gets one of the identities while they are a key.
+    _, merged = groups[0].block_map.derived(key, lambda: (groups, _merge(groups)))
+    return merged
 
 
 def _joined(groups: list[HeadGroup]) -> HeadGroup:

@@ -115,7 +115,6 @@ class KeptMap:
 
     def __init__(self, step: int, call: Call, plan: Plan):
         self.step, self.call = step, call
-        self._unpacked = weakref.WeakKeyDictionary[BlockMap, weakref.ref[BlockMap]]()
         self.packed = _each_map(plan, self._pack)
 
     def plan(self) -> Plan:
@@ -136,15 +135,15 @@ class KeptMap:
         dtype = torch.int16 if block_map.key_tiles <= torch.iinfo(torch.int16).max else torch.int32
         indices = block_map.indices[..., :longest].to(dtype).contiguous()
         packed = replace(block_map, counts=counts.to(dtype), indices=indices)
-        self._unpacked[packed] = weakref.ref(block_map)
+        packed.derived("unpacked", lambda: [weakref.ref(block_map)])
         return packed
 
     def _unpack(self, packed: BlockMap) -> BlockMap:
-        reference = self._unpacked.get(packed)  # None in a copy of this object, which has other maps
-        block_map = None if reference is None else reference()
+        known = packed.derived("unpacked", list[weakref.ref[BlockMap]])  # empty in a copy
+        block_map = known[0]() if known else None
         if block_map is None:
             block_map = replace(packed, counts=packed.counts.int(), indices=packed.indices.int())
-            self._unpacked[packed] = weakref.ref(block_map)
+            known[:] = [weakref.ref(block_map)]
         return block_map
 
 

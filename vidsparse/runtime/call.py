@@ -12,6 +12,7 @@ from vidsparse.corrections import Correction
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context, Pattern
 from vidsparse.runtime.balance import MeasuredCosts, balanced, planned_costs
+from vidsparse.runtime.chosen import ChosenMaps
 from vidsparse.runtime.heads import Operands, Part, attend_group, dense_attention, densities_of_heads, interleave
 from vidsparse.runtime.ranks import Ranks
 from vidsparse.runtime.stopwatch import Stopwatch
@@ -79,6 +80,7 @@ class Call:
             each of them has, see `Adapter.ends`.
         dense: why `attend` sees all keys, in a family whose own attention cannot run on several GPUs, or None.
         densities: of all heads on all ranks, as `mean_densities` gives them.
+        maps: gets what the pattern chooses.
     """
 
     options: SparsityOptions
@@ -93,6 +95,7 @@ class Call:
     ends: tuple[int, int] = (0, 0)
     dense: str | None = None
     densities: torch.Tensor | None = None
+    maps: ChosenMaps = field(default_factory=ChosenMaps)
 
     @property
     def grid(self) -> VideoGrid:
@@ -179,6 +182,7 @@ class Call:
         query, key, value, extra_valid, _ = given
         context = replace(context, value=value, extra_valid=extra_valid, memory=memory.pattern)
         groups = head_groups(options.pattern.select(query, key, self.grid, context), query.shape[2])
+        self.maps.add(context, self.grid, groups)
         # Drop the correction's state for head groups that no longer exist.
         for gone in memory.correction.keys() - {group.heads for group in groups}:
             del memory.correction[gone]

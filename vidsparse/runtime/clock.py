@@ -6,7 +6,7 @@ import copy
 import inspect
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -21,6 +21,9 @@ from vidsparse.runtime.ranks import Ranks
 from vidsparse.runtime.steps import Schedule, StepCounter
 from vidsparse.runtime.substitute import Substitute
 from vidsparse.runtime.untraced import untraced
+
+if TYPE_CHECKING:
+    from vidsparse.runtime.run import Run
 
 
 @runtime_checkable
@@ -62,6 +65,7 @@ class Clock:
         perturbation: what a guider has changed for the call.
         saver: what may leave out attention in the call, such as "FirstBlockCache" or "the schedule"; None: nothing
             that is known.
+        run: the run that it belongs to, as long as someone has it, or None.
         earlier: the clock of the expert that has done its part when this transformer runs, or None.
         read_outside: whether the present call was read before it entered a graph that holds the whole transformer.
     """
@@ -76,6 +80,7 @@ class Clock:
         of_class = inspect.signature(type(transformer).forward)  # the instance's own may be wrapped by a hook
         self.signature = of_class.replace(parameters=[*of_class.parameters.values()][1:])
         self.layers = weakref.WeakSet[Listener]()
+        self.run: weakref.ref[Run] | None = None
         self.earlier: weakref.ref[Clock] | None = None
         self.read_outside = False
         self.is_last = False  # as `steps.is_last`, for graphs of `torch.compile`
@@ -91,6 +96,12 @@ class Clock:
             transformer.register_forward_hook(_After(self)),
         ]
         weakref.finalize(self, _remove, self._handles, self.substitutes)
+
+    @staticmethod
+    def of(transformer: torch.nn.Module) -> Clock | None:
+        """The clock that reads the calls of a transformer, or None."""
+        hooks = (hook for hook in transformer._forward_pre_hooks.values() if isinstance(hook, _Before))
+        return next((clock for hook in hooks if (clock := hook.clock()) is not None), None)
 
     def watch(self, compiled: torch.nn.Module) -> None:
         """Read calls of what `torch.compile(transformer)` returned in hooks of its own, outside of its graph."""
@@ -163,8 +174,8 @@ class Clock:
             layer.forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copied layers add themselves, and a copied expert has no earlier one.
-        return {**vars(self), "layers": None, "earlier": None, "read_outside": False}
+        # Copied layers add themselves; a copy belongs to no run, and a copied expert has no earlier one.
+        return {**vars(self), "layers": None, "run": None, "earlier": None, "read_outside": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

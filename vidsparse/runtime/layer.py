@@ -36,6 +36,7 @@ class Layer:
             it does not know.
         handle: what graphs of `torch.compile` hold of the layer.
         memories: branch -> batch size -> what pattern and correction keep from step to step.
+        original: the processor that ran the layer before.
         device: where the last call computed; with offloading, inputs of the transformer may come from another one.
     """
 
@@ -51,6 +52,7 @@ class Layer:
     ):
         self.options, self.log, self.clock = options, log, clock
         self.transformer, self.index, self.layers, self.attention_width = name, index, layers, attention_width
+        self.original: Any = None
         self.call: Call | None = None
         self.sparse, self.handle = False, handle_of(self)
         self.device: torch.device | None = None
@@ -77,7 +79,7 @@ class Layer:
         saver = GUIDER if self.index in clock.perturbation.left_out else clock.saver
         self.log.expect(self.transformer, self.index, steps.step, saver)
         memories = self.memories.setdefault(steps.branch, {})
-        self.call = Call(options, context, clock.grid, memories, clock.irregular)
+        self.call = Call(options, context, clock.grid, memories, clock.irregular, maps=self.log.maps)
         if clock.grid is None:
             self._refuse_if_strict(clock.irregular)
         elif clock.grid.tokens < options.min_tokens:

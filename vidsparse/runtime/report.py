@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vidsparse.grid import Tile
+from vidsparse.runtime.chosen import ChosenMaps
 from vidsparse.runtime.stopwatch import Stopwatch
 
 PENDING_CALLS = 4096  # calls whose seconds are not read yet; reading them synchronises with a GPU
@@ -104,9 +105,13 @@ class Log:
     """Gathers the calls of a run.
 
     Densities and seconds stay on the device until they are asked for, or until `PENDING_CALLS` have gathered.
+
+    Attributes:
+        maps: what the pattern chose, where `Run.record` asked for it.
     """
 
     def __init__(self) -> None:
+        self.maps = ChosenMaps()
         self._calls: dict[tuple[object, ...], LayerCall] = {}
         self._pending: list[tuple[LayerCall, torch.Tensor | None, Stopwatch | None]] = []
         self._expected: Counter[tuple[str, int, int]] = Counter()  # transformer, layer, step
@@ -148,6 +153,7 @@ class Log:
         return tuple(Skipped(name, step, calls, by) for (name, step, by), calls in left_out.items() if calls)
 
     def clear(self) -> None:
+        self.maps.clear()
         self._pending.clear()
         self._calls.clear()
         self._expected.clear()
@@ -292,6 +298,16 @@ class Report:
             "advice": self.advice,
             "calls": [asdict(c) for c in self.calls],
         }
+
+    def __repr__(self) -> str:
+        calls = self.sparse_calls + self.dense_calls
+        found = f"{self.sparse_calls} of {calls} calls sparse, density {self.density:.2f}" if calls else "no calls"
+        return f"Report({self.pattern}, {found})"
+
+    def _repr_html_(self) -> str:
+        from vidsparse.pictures.html import report_html
+
+        return report_html(self)
 
     def __str__(self) -> str:
         if not self.calls:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 
+from vidsparse.grid import is_whole
 from vidsparse.patterns import StepBudget, StepSchedule
 from vidsparse.patterns.schedule import patterns_in
 from vidsparse.runtime.call import SparsityOptions
+from vidsparse.runtime.chosen import ChosenMap
 from vidsparse.runtime.clock import Clock
 from vidsparse.runtime.pipeline import uncompiled
 from vidsparse.runtime.report import Log, Report
@@ -30,8 +32,8 @@ class Run:
     No state is shared between runs, and none lives on a class.
     """
 
-    def __init__(self, options: SparsityOptions, pipeline: Callable[[], object | None]):
-        self.options, self.pipeline, self.log = options, pipeline, Log()
+    def __init__(self, options: SparsityOptions, pipeline: Callable[[], object | None], log: Log | None = None):
+        self.options, self.pipeline, self.log = options, pipeline, log or Log()
         self.transformers: dict[str, Callable[[], torch.nn.Module | None]] = {}
         self.replaced: list[Replaced] = []
         self.clocks: dict[str, Clock] = {}
@@ -43,6 +45,37 @@ class Run:
         for clock in self.clocks.values():
             clock.record_compiled()
         return Report(self.log.calls(), name, tuple(self._lost()), self.log.skipped())
+
+    def record(self, *, layers: Iterable[int], steps: Iterable[int], branches: Iterable[int] = (0,)) -> None:
+        """Keep the maps that the pattern chooses from now on, for `maps`; those that are there are forgotten.
+
+        A map of a long video takes megabytes, so say which: memory is bounded by layers x steps x branches. A map that
+        stays the same takes memory once, and a later video replaces the maps of an earlier one. On a GPU, each map that
+        is kept synchronises with it.
+
+        Args:
+            layers: indices; negative ones count from the last.
+            steps: indices of denoising steps.
+            branches: which of the different calls of a step. With classifier-free guidance in two calls, 0 is the call
+                with the prompt and 1 the call without it.
+
+        Raises:
+            ValueError: a layer that does not exist, or something else than whole numbers.
+            RuntimeError: the run was restored.
+        """
+        if not self.replaced:
+            raise RuntimeError("this run was restored; call sparsify again")
+        count = max(attention.ours.layer.layers for attention in self.replaced)
+        layers = tuple(layers)
+        if absent := [layer for layer in layers if is_whole(layer) and not -count <= layer < count]:
+            raise ValueError(f"layer {absent[0]} does not exist: the model has layers 0 to {count - 1}")
+        layers = tuple(layer + count if is_whole(layer) and layer < 0 else layer for layer in layers)
+        self.log.maps.ask(layers, steps, branches)
+
+    @property
+    def maps(self) -> tuple[ChosenMap, ...]:
+        """The maps that `record` asked for, by transformer, step, layer and branch. Dense calls have none."""
+        return self.log.maps.found()
 
     def reset(self) -> None:
         """Forget what has run; the next report starts here."""
@@ -79,6 +112,13 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.restore()
+
+    def __repr__(self) -> str:
+        place = f"{len(self.replaced)} layers of {' and '.join(self.transformers)}" if self.replaced else "restored"
+        return f"Run({self.options.pattern!r}, {place})"
+
+    def _repr_html_(self) -> str:
+        return self.report()._repr_html_()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a run of sparsify cannot be pickled or copied; restore it first, and sparsify what was loaded")

@@ -62,7 +62,8 @@ def sparsify(
         min_tokens: run dense below this many tokens.
 
     Returns:
-        The run: `report()`, `reset()`, `restore()`; as a context manager it restores on exit, also after Ctrl-C.
+        The run: `report()`, `reset()`, `restore()`; as a context manager it restores on exit, also after Ctrl-C. Who
+        does not keep it can use `vidsparse.report` and `vidsparse.restore`.
 
     Raises:
         TypeError: not a pattern, something that has no transformer, or a value of the wrong type.
@@ -101,8 +102,8 @@ def attn_processors(
     """Sparse processors for `transformer.set_attn_processor(...)`, the diffusers way.
 
     The dict holds a processor for every attention of the transformer: sparse ones for video self-attention, the present
-    ones elsewhere. Setting the earlier `transformer.attn_processors` puts everything back. There is no report; use
-    `sparsify` for one.
+    ones elsewhere. Setting the earlier `transformer.attn_processors` puts everything back, and so does
+    `vidsparse.restore`; `vidsparse.report` reports what ran.
 
     Args:
         transformer: of a supported class.
@@ -135,6 +136,7 @@ def _replacements(run: Run, transformer: torch.nn.Module, name: str) -> dict[str
     _check_processors(attentions, name, adapter, options.strict)
     disable_tracing()
     clock = run.clocks[name] = Clock(transformer, adapter, run.pipeline)
+    clock.run = weakref.ref(run)
     if name == TRANSFORMERS[1] and TRANSFORMERS[0] in run.clocks:
         clock.earlier = weakref.ref(run.clocks[TRANSFORMERS[0]])
     if any(inner.may_skip for inner in patterns_in(options.pattern)):
@@ -145,6 +147,7 @@ def _replacements(run: Run, transformer: torch.nn.Module, name: str) -> dict[str
     for index, (key, module) in enumerate(attentions.items()):
         original: Any = module.processor
         layer = Layer(options, run.log, clock, name, index, len(attentions), adapter.attention_width(module))
+        layer.original = original
         replaced[key] = Replaced(module, original, adapter.wrap(original, layer))
     clock.substitutes.append(introduce(transformer, adapter, [attention.ours for attention in replaced.values()]))
     return replaced
