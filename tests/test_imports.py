@@ -38,7 +38,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("diffusers", "rich", "torch", "typer", "yaml"),
         *("vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.bench", "vidsparse.doctor"),
         *("vidsparse.estimation", "vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
-        *("vidsparse.patterns.base", "vidsparse.patterns.describe", "vidsparse.patterns.foreign"),
+        *("vidsparse.patterns.describe", "vidsparse.patterns.foreign"),
         *("vidsparse.patterns.names", "vidsparse.patterns.schedule", "vidsparse.pictures.map_picture"),
         *("vidsparse.presets", "vidsparse.tuning"),
     ),
