@@ -1,7 +1,7 @@
 """A pattern of your own, run on the model that ships: even layers look at their own frame, odd layers along time.
 
     python examples/custom_pattern.py --frames 9 --steps 4
-    vidsparse generate "a red circle moving left on a blue background" --pattern examples/custom_pattern.py:SpaceThenTime
+    vidsparse generate "a red circle moving up on a blue background" --pattern examples/custom_pattern.py:SpaceThenTime
 
 `compare`, `inspect`, `bench` and `finetune` take the pattern in the same way. It is the factorised attention of
 TimeSformer (Bertasius et al., arXiv 2102.05095), here without training for it.
