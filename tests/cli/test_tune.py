@@ -36,7 +36,7 @@ def options(tiny: Path, texts: Path) -> list[str]:
 
 
 def test_a_profile_is_found_and_kept(vidsparse: Any, tiny: Path, texts: Path) -> None:
-    done = vidsparse("tune", *options(tiny, texts), "--density", "0.6", "-o", "p.json")
+    done = vidsparse("tune", *options(tiny, texts), "--target-density", "0.6", "-o", "p.json")
     assert done.code == 0, done.err
     assert "wrote p.json; p.tuning keeps what was measured" in done.out and "PSNR to dense" in done.out
     profile = load_profile("p.json")
@@ -45,12 +45,14 @@ def test_a_profile_is_found_and_kept(vidsparse: Any, tiny: Path, texts: Path) ->
     assert profile.found["prompts"] == PROMPTS.splitlines()[:2]
     assert profile.found["held_out"] == PROMPTS.splitlines()[2:]
 
-    again = vidsparse("tune", *options(tiny, texts), "--density", "0.6", "-o", "p.json")
+    again = vidsparse("tune", *options(tiny, texts), "--target-density", "0.6", "-o", "p.json")
     assert again.code == 1 and "--overwrite" in again.err
     other = vidsparse("tune", *options(tiny, texts), "--target-speedup", "90", "-o", "p.json", "--overwrite")
     assert other.code == 2 and "no pattern that was tried reaches speedup 90" in other.err
     assert load_profile("p.json").found["reached"] is False
-    seeded = vidsparse("tune", *options(tiny, texts), "--density", "0.6", "-o", "p.json", "--overwrite", "--seed", "1")
+    seeded = vidsparse(
+        "tune", *options(tiny, texts), "--target-density", "0.6", "-o", "p.json", "--overwrite", "--seed", "1"
+    )
     assert seeded.code == 1 and "holds a search with other settings (seed differ)" in seeded.err
 
 
@@ -58,14 +60,14 @@ def test_a_profile_is_found_and_kept(vidsparse: Any, tiny: Path, texts: Path) ->
     ("arguments", "says"),
     [
         ([], "give one target of psnr, ssim, speedup and density, not none"),
-        (["--density", "0.5", "--target-psnr", "30"], "not psnr and density"),
+        (["--target-density", "0.5", "--target-psnr", "30"], "not psnr and density"),
         (["--target-ssim", "1"], "target ssim=1.0 must be between 0 and 1"),
-        (["--density", "0.5", "--cost", "money"], "--cost money is unknown; choose seconds or density"),
-        (["--density", "0.5", "--search", "3"], "3 prompts with --search 3 leave none to decide"),
-        (["--density", "0.5", "-o", "p.txt"], "must end in .json"),
-        (["--density", "0.5", "--prompts", "none.txt"], "No such file"),
-        (["--density", "0.5", "--prompts", "empty.txt"], "empty.txt is empty; every line must be a prompt"),
-        (["--density", "0.5", "--prompts", "twice.txt"], "twice.txt repeats the prompt 'a red circle'"),
+        (["--target-density", "0.5", "--cost", "money"], "--cost money is unknown; choose seconds or density"),
+        (["--target-density", "0.5", "--search", "3"], "3 prompts with --search 3 leave none to decide"),
+        (["--target-density", "0.5", "-o", "p.txt"], "must end in .json"),
+        (["--target-density", "0.5", "--prompts", "none.txt"], "No such file"),
+        (["--target-density", "0.5", "--prompts", "empty.txt"], "empty.txt is empty; every line must be a prompt"),
+        (["--target-density", "0.5", "--prompts", "twice.txt"], "twice.txt repeats the prompt 'a red circle'"),
     ],
     ids=str,
 )
@@ -80,17 +82,17 @@ def test_refused_before_anything_is_loaded(
 
 
 def test_another_model_needs_prompts(vidsparse: Any, tiny: Path) -> None:
-    refused(vidsparse("tune", "--model", str(tiny), "--density", "0.5", "-o", "p.json"), "give --prompts FILE")
+    refused(vidsparse("tune", "--model", str(tiny), "--target-density", "0.5", "-o", "p.json"), "give --prompts FILE")
 
 
 def test_the_file_is_plain_json(vidsparse: Any, tiny: Path, texts: Path) -> None:
-    vidsparse("tune", *options(tiny, texts), "--density", "0.9", "-o", "p.json")
+    vidsparse("tune", *options(tiny, texts), "--target-density", "0.9", "-o", "p.json")
     data = json.loads(Path("p.json").read_text())
     assert data["version"] == 1 and data["found"]["target"] == "density 0.9"
 
 
 def test_generate_and_compare_take_a_profile(vidsparse: Any, tiny: Path, texts: Path) -> None:
-    vidsparse("tune", *options(tiny, texts), "--density", "0.6", "-o", "p.json")
+    vidsparse("tune", *options(tiny, texts), "--target-density", "0.6", "-o", "p.json")
     video = ["a red circle", "--model", str(tiny), *SIZE, "--profile", "p.json", "--dtype", "float32"]
     made = vidsparse("generate", *video, "-o", "a.mp4", "--report", "a.json")
     assert made.code == 0, made.err

@@ -48,6 +48,8 @@ def print_plan(request: Request) -> None:
     pattern, correction, arguments = request.checked()
     known, (device, dtype) = request.known, request.place
     frames, height, width = request.size(arguments)
+    found = request.forecast(pattern, arguments)
+    made = frames if found is None else found.frames
     guidance = arguments.get("guidance_scale", known.default("guidance_scale"))
     weights = weight_bytes(request.model, getattr(torch, dtype))
     held = ", ".join(f"{size / 1e9:.3g} GB of {name}" for name, size in weights.items())
@@ -58,7 +60,7 @@ def print_plan(request: Request) -> None:
         ("weights", f"{held}; text encoder and VAE are not counted"),
         ("prompt", arguments["prompt"]),
         *([("negative prompt", arguments["negative_prompt"])] if arguments.get("negative_prompt") else []),
-        ("video", f"{frames or '?'} frames of {width or '?'}x{height or '?'}, {request.frame_rate} a second"),
+        ("video", f"{made or '?'} frames of {width or '?'}x{height or '?'}, {request.frame_rate} a second"),
         *(
             (name.replace("_", " "), f"{file.path}, {file.width}x{file.height}")
             for name, file in request.plan.files.items()
@@ -72,7 +74,7 @@ def print_plan(request: Request) -> None:
         ("pattern", repr(pattern)),
         ("correction", "none" if correction is None else repr(correction)),
     ]
-    if (found := request.forecast(pattern, arguments)) is None:
+    if found is None:
         rows.append(("cost", "unknown: the pipeline decides the size; give --frames, --height and --width"))
     else:
         note_frames(frames or found.frames, geometry(request.model))

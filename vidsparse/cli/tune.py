@@ -28,11 +28,12 @@ def tune(
     output: Annotated[Path, Option("--output", "-o", help=OUTPUT_HELP)],
     model: Annotated[str, Option(help="'shapes', the folder of a diffusers pipeline, or a Hub id.")] = "shapes",
     target_psnr: Annotated[
-        float | None, Option(help="dB to dense, mean of the videos, at least.", rich_help_panel=TARGET)
+        float | None,
+        Option(help="dB to dense: mean of the videos minus one standard error, at least.", rich_help_panel=TARGET),
     ] = None,
     target_ssim: Annotated[float | None, Option(help="The same as SSIM, below 1.", rich_help_panel=TARGET)] = None,
     target_speedup: Annotated[float | None, Option(help="Of denoising, at least.", rich_help_panel=TARGET)] = None,
-    density: Annotated[
+    target_density: Annotated[
         float | None, Option(help="Of token pairs over all calls, at most.", rich_help_panel=TARGET)
     ] = None,
     prompts: Annotated[Path | None, Option(help=PROMPTS_HELP, show_default="scenes, for shapes")] = None,
@@ -61,7 +62,7 @@ def tune(
 
     if cost not in ("seconds", "density"):
         raise ValueError(f"--cost {cost} is unknown; choose seconds or density")
-    target = Target(target_psnr, target_ssim, target_speedup, density)
+    target = Target(target_psnr, target_ssim, target_speedup, target_density)
     check_output(output, ".json", overwrite=overwrite)
     known = Request("", model=model).known
     asked = known.prompts() if prompts is None else _read(prompts)

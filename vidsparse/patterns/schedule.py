@@ -21,8 +21,8 @@ from vidsparse.patterns.fields import check_range, check_wholes, is_share
 class StepSchedule(Pattern):
     """Runs `pattern` in some steps and layers, and the model's own dense attention in the others.
 
-    The first denoising steps decide the layout and the last one the detail, so published methods keep the first 20-25 %
-    of the steps and the first layer dense.
+    The first denoising steps decide the layout and the last one the detail, so published methods keep 10 to 28 % of the
+    steps dense, and up to two layers.
 
     Attributes:
         pattern: the pattern that runs in sparse steps.
