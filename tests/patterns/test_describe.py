@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vidsparse import HeadModes, PooledComplement, Radial, Reuse, StepSchedule, TopBlocks
+from vidsparse import HeadModes, Pattern, PooledComplement, Radial, Reuse, StepSchedule, TopBlocks
 from vidsparse.patterns.describe import class_of, fields_of, idea_of, papers_of
 from vidsparse.patterns.names import pattern_classes, words_of
 
@@ -67,6 +67,12 @@ def test_papers_and_a_class_of_ones_own() -> None:
     cls = class_of(f"{EXAMPLE}:SpaceThenTime")
     assert idea_of(cls).startswith("Two layers") and papers_of(cls) == []
     assert fields_of(cls)[0].meaning.startswith("sides of the tiles in tokens; one frame long")
+
+
+def test_a_class_without_a_docstring_has_no_idea() -> None:
+    plain = make_dataclass("Plain", ["window"], bases=(Pattern,), frozen=True)
+    plain.__module__ = __name__
+    assert idea_of(plain) == "" and fields_of(plain)[0].meaning == ""
 
 
 @pytest.mark.parametrize(

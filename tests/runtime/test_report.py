@@ -66,3 +66,14 @@ def test_reset_forgets_what_has_run() -> None:
         assert run.report().calls == ()
         call(transformer)
     assert len(earlier.calls) == len(run.report().calls) == 2
+
+
+def test_reprs_are_short() -> None:
+    transformer = tiny()
+    with sparsify(transformer, SPARSE) as run:
+        assert repr(run) == f"Run({SPARSE!r}, 2 layers of transformer)"
+        assert repr(run.report()) == f"Report({SPARSE!r}, no calls)"
+        call(transformer)
+        report = run.report()
+        assert repr(report) == f"Report({SPARSE!r}, 2 of 2 calls sparse, density {report.density:.2f})"
+    assert repr(run) == f"Run({SPARSE!r}, restored)"

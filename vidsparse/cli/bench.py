@@ -38,7 +38,7 @@ def bench(
     """Time one attention layer, dense and sparse."""
     import torch
 
-    from vidsparse import BlockMap, Context, bench
+    from vidsparse import Context, bench, head_groups
     from vidsparse.attention import check_impl
     from vidsparse.generation.frames import check_map, geometry
     from vidsparse.generation.pipeline import check_device
@@ -52,9 +52,10 @@ def bench(
     known = geometry(model)
     grid = token_grid(known, frames, height, width)
     check_map(grid, chosen)
-    block_map = chosen.plan(grid, Context(heads=heads))
-    if not isinstance(block_map, BlockMap):
+    groups = head_groups(chosen.plan(grid, Context(heads=heads)), heads)
+    if len(groups) > 1:
         raise ValueError(f"{chosen!r} has tiles of several shapes; bench times one map")
+    block_map = groups[0].block_map
     tensors = bench.inputs(grid.tokens, heads, head_dim or known.head_dim, getattr(torch, dtype), on)
     if tune:
         return _tune(tensors, block_map)

@@ -62,7 +62,8 @@ def _describe(name: str) -> None:
 
     cls, console = class_of(name), Console(highlight=False)
     console.print(Text(f"{name}: {cls.__name__}", "bold"))
-    console.print(idea_of(cls), markup=False)
+    if idea := idea_of(cls):
+        console.print(idea, markup=False)
     if papers := _papers(cls):
         console.print(f"Source: {papers}".replace("\n", ", "), markup=False)
     kind = "--set" if issubclass(cls, Pattern) else "field in Python"

@@ -48,8 +48,9 @@ def class_of(name: str) -> type[Any]:
 def idea_of(cls: type) -> str:
     """The first line of the module of a class of vidsparse; of another class, its own."""
     own = cls.__module__.startswith("vidsparse.")
-    text = sys.modules[cls.__module__].__doc__ if own else cls.__doc__
-    return (text or "").strip().split("\n")[0]
+    text = (sys.modules[cls.__module__].__doc__ if own else cls.__doc__) or ""
+    idea = text.strip().split("\n")[0]
+    return "" if idea.startswith(f"{cls.__name__}(") else idea  # what a dataclass without a docstring has
 
 
 def papers_of(cls: type) -> list[str]:

@@ -59,7 +59,7 @@ def _module(name: str) -> ModuleType:
         known = find_spec(name) is not None
     except ModuleNotFoundError:  # of a package that it would be in
         known = False
-    except Exception as error:  # importing that package runs any code
+    except (Exception, SystemExit) as error:  # importing that package runs any code
         raise _failed(name, error) from error
     if not known:
         raise ValueError(f"there is no module {name}; name a file by its path, such as folder/{name}.py:Class")
