@@ -77,9 +77,10 @@ def compare(
 ) -> None:
     """Compare sparse attention with dense: one video from one seed, or with --prompts many under several settings."""
     if dense_backend is not None:
-        from vidsparse.generation.backends import check_backend
+        from vidsparse.generation.backends import dense_backend as on_backend
 
-        check_backend(dense_backend)
+        with on_backend(dense_backend):  # refuses what is unknown or not installed
+            pass
     if lpips:
         from vidsparse.generation.metrics import Lpips
 

@@ -1,4 +1,4 @@
-"""The table of a study: a row for each setting."""
+"""The tables of a study: what each setting costs, and how far it is from the dense videos."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vidsparse.generation.study import Row
 
 # Measure -> its title, and the digits that are shown.
-TITLES = {
+MEASURES = {
     "psnr": ("PSNR, dB", 1),
     "ssim": ("SSIM", 3),
     "ms_ssim": ("MS-SSIM", 3),
@@ -22,52 +22,80 @@ TITLES = {
 }
 
 
-def print_table(rows: Mapping[str, Row], out: Path, backend: str, failures: Mapping[tuple[str, str], str]) -> None:
-    """Print what became of each setting, where its worst frame is, and what failed."""
+def print_tables(rows: Mapping[str, Row], out: Path, backend: str, failures: Mapping[tuple[str, str], str]) -> None:
+    """Print what each setting costs, how far it is from dense, where its worst frame is, and what failed."""
     from rich.console import Console
-    from rich.table import Table
 
-    from vidsparse.generation.study import DENSE
-
-    measures = [name for name in TITLES if any(name in row.measures for row in rows.values())]
-    judged = "mean" in rows[DENSE].judge if DENSE in rows else False
-    titles = ["setting", "videos", "seconds", "speedup", "density", *(TITLES[name][0] for name in measures)]
-    caption = (
-        f"dense attention: {backend}; seconds are medians of denoising; distances are from the dense video; "
-        "± is half of a 95 % confidence interval of the mean"
-    )
-    table = Table(*titles, *(["judge"] if judged else []), caption=caption)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for setting, row in rows.items():
-        table.add_row(
-            setting,
-            str(row.videos),
-            "" if row.seconds is None else f"{row.seconds.median:.2f}",
-            "" if row.speedup is None or setting == DENSE else f"{row.speedup.median:.2f}x",
-            "" if row.density is None else f"{row.density:.3f}",
-            *(_with_interval(row.measures.get(name), TITLES[name][1], _identical(row, name)) for name in measures),
-            *([_with_interval(row.judge.get("mean"), 2)] if judged else []),
-        )
     console = Console(highlight=False)
-    console.print(table)
+    console.print(_costs(rows, backend))
+    if any(row.measures for row in rows.values()):
+        console.print(_distances(rows))
     for setting, row in rows.items():
-        if row.worst is not None and setting != "another seed":
+        if row.worst is not None and row.seconds is not None:
             video, frame = row.worst
-            strip = out / setting / f"{video}.png"
-            print(f"worst frame of {setting}: {frame} of {video}; see {strip}")
+            print(f"worst frame of {setting}: {frame}, marked in {out / setting / video}.png")
     if failures:
         print(f"failed: {counted(len(failures), 'video')}")
         for (setting, video), reason in failures.items():
             print(f"  {setting}/{video}: {reason}")
 
 
-def _identical(row: Row, measure: str) -> str:
-    return "identical" if measure == "psnr" and row.identical else ""
+def _costs(rows: Mapping[str, Row], backend: str) -> object:
+    from vidsparse.generation.study import DENSE
+
+    judged = any(row.judge for row in rows.values())
+    titles = "setting", "videos", "seconds", "speedup", "density", *(["judge"] if judged else [])
+    caption = f"dense attention: {backend}; seconds of denoising and speedups are medians; the judge's score is a mean"
+    return _table(
+        titles,
+        {
+            setting: [
+                str(row.videos),
+                f"{row.seconds.median:.2f} ({row.seconds.low:.2f}-{row.seconds.high:.2f})",
+                "" if row.speedup is None or setting == DENSE else f"{row.speedup.median:.2f}x",
+                f"{row.density:.3f}",
+                *([_with_interval(row.judge.get("mean"), 2)] if judged else []),
+            ]
+            for setting, row in rows.items()
+            if row.seconds is not None
+        },
+        caption if judged else caption.rpartition(";")[0],
+    )
 
 
-def _with_interval(mean: Mean | None, digits: int, otherwise: str = "") -> str:
-    """A mean and half of its confidence interval, such as "31.2 ± 0.8"."""
+def _distances(rows: Mapping[str, Row]) -> object:
+    measured = [name for name in MEASURES if any(name in row.measures for row in rows.values())]
+    several = any(mean.half is not None for row in rows.values() for mean in row.measures.values())
+    identical = {setting: row.identical for setting, row in rows.items() if row.identical}
+    parts = [
+        "distance from the dense video" + (", a mean and half of its 95 % confidence interval" if several else ""),
+        *(f"{number} of {setting} identical to dense, not in its PSNR" for setting, number in identical.items()),
+    ]
+    return _table(
+        ["setting", *(MEASURES[name][0] for name in measured)],
+        {
+            setting: [_with_interval(row.measures.get(name), MEASURES[name][1]) for name in measured]
+            for setting, row in rows.items()
+            if row.measures
+        },
+        "; ".join(parts),
+    )
+
+
+def _table(titles: list[str] | tuple[str, ...], rows: Mapping[str, list[str]], caption: str) -> object:
+    from rich.table import Table
+
+    table = Table(*titles, caption=caption)
+    table.columns[0].overflow = "fold"  # a name is never cut short
+    for column in table.columns[1:]:
+        column.justify, column.no_wrap = "right", True
+    for setting, values in rows.items():
+        table.add_row(setting.replace("[", r"\["), *values)
+    return table
+
+
+def _with_interval(mean: Mean | None, digits: int) -> str:
+    """A mean and half of its confidence interval, such as "31.2 ± 0.8"; "" without one."""
     if mean is None:
-        return otherwise
+        return ""
     return f"{mean.mean:.{digits}f}" + ("" if mean.half is None else f" ± {mean.half:.{digits}f}")

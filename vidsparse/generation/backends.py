@@ -23,23 +23,12 @@ def dense_backend(name: str) -> Iterator[None]:
         ValueError: an unknown name.
         RuntimeError: its package is missing.
     """
-    from diffusers.models.attention_dispatch import attention_backend
-
-    check_backend(name)
-    with attention_backend(name):
-        yield
-
-
-def check_backend(name: str) -> None:
-    """Refuse a name that diffusers does not know.
-
-    Raises:
-        ValueError: says which it knows.
-    """
-    from diffusers.models.attention_dispatch import AttentionBackendName
+    from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
     if name not in (known := sorted(backend.value for backend in AttentionBackendName)):
         raise ValueError(f"dense backend {name!r} is unknown to diffusers; known are {', '.join(known)}")
+    with attention_backend(name):
+        yield
 
 
 def fastest_backend(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,14 +62,15 @@ class Lpips:
         """Refuse, before slow work, what cannot be measured here.
 
         Raises:
-            ImportError: torchvision is missing.
+            ImportError: torchvision is missing, or does not fit this torch.
             FileNotFoundError: the weights are.
         """
-        from importlib.util import find_spec
-        from pathlib import Path
-
-        if find_spec("torchvision") is None:
-            raise ImportError("LPIPS needs torchvision; install it with: pip install 'vidsparse[metrics]'")
+        try:
+            import_module("torchvision")
+        except ModuleNotFoundError:
+            raise ImportError("LPIPS needs torchvision; install it with: pip install 'vidsparse[metrics]'") from None
+        except (ImportError, RuntimeError) as error:  # the latter from a build for another torch
+            raise ImportError(f"LPIPS needs torchvision, which does not fit this torch: {error}") from error
         path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
         if not path.is_file():
             raise FileNotFoundError(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from vidsparse.atomic import leftovers, replacing
+from vidsparse.atomic import replacing
 from vidsparse.generation.intervals import Mean, Median
 
 if TYPE_CHECKING:
@@ -122,8 +122,6 @@ def keep_frames(path: Path, frames: Frames) -> None:
     """Write a video as it is, as uint16 [frames, height, width, 3] that a file of NumPy (.npy) holds."""
     import numpy as np
 
-    for leftover in leftovers(path):
-        leftover.unlink(missing_ok=True)
     with replacing(path) as temporary:
         np.save(temporary, _narrowed(frames))
 
