@@ -86,7 +86,8 @@ def compare(
 
         Lpips.check()
     if prompts is not None:
-        from vidsparse.cli.study import Asked, study
+        from vidsparse.cli.study import study
+        from vidsparse.cli.study_run import Asked
 
         if request.prompt:
             raise ValueError("give a prompt or --prompts, not both")

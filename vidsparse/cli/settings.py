@@ -46,8 +46,13 @@ def read_settings(request: Request, file: Path | None, sweeps: list[str]) -> dic
 def dense_request(request: Request, steps: int | None = None) -> Request:
     """The request without anything that makes it sparse, and with another number of steps if it is given."""
     changed = set(_options().values()) - BESIDES
-    usual = {f.name: f.default for f in fields(Request) if f.name in changed}
-    dense = {**usual, "pattern": "dense", "correction": "none", **({} if steps is None else {"steps": steps})}
+    usual: dict[str, Any] = {f.name: f.default for f in fields(Request) if f.name in changed}
+    dense: dict[str, Any] = {
+        **usual,
+        "pattern": "dense",
+        "correction": "none",
+        **({} if steps is None else {"steps": steps}),
+    }
     return replace(request, **dense)
 
 
@@ -119,8 +124,10 @@ def _options() -> dict[str, str]:
     for name, hint in get_type_hints(Request, include_extras=True).items():
         option = get_args(hint)[1] if get_args(hint) else None
         if (getattr(option, "rich_help_panel", None) == ATTENTION and name not in LOADED) or name in BESIDES:
-            for word in option.param_decls or (f"--{name}",):  # type: ignore[union-attr]
-                found[word.removeprefix("--").replace("-", "_")] = name
+            # Where an option is annotated, typer takes its first name for a default.
+            given = (getattr(option, "default", None), *(getattr(option, "param_decls", None) or ()))
+            words = [word for word in given if isinstance(word, str) and word.startswith("--")] or [f"--{name}"]
+            found |= {word.removeprefix("--").replace("-", "_"): name for word in words}
     return found
 
 

@@ -13,7 +13,7 @@ import torch
 if TYPE_CHECKING:
     from vidsparse.generation.video import Frames
 
-SCALES_SIDE = 160  # pixels: MS-SSIM halves a frame four times, and the shorter side must be longer than this
+SCALES_SIDE = 176  # pixels: a window of 11 fits a frame of this side also once MS-SSIM has halved it four times
 WEIGHTS = "alexnet-owt-7be5be79.pth"  # torchvision's AlexNet, in the folder where torch keeps what it downloads
 
 
@@ -24,7 +24,7 @@ class Difference:
     Attributes:
         psnr: in dB over all frames; None for identical videos, where it is infinite.
         ssim: mean of the frames.
-        ms_ssim: mean of the frames; None where a side of a frame has 160 pixels or fewer, too few for its five scales.
+        ms_ssim: mean of the frames; None where a side of a frame has fewer than 176 pixels, too few for five scales.
         flicker: mean absolute difference between the frame-to-frame changes of the two videos, where the range of a
             pixel is 1; None for a single frame.
         lpips: mean of the frames; None unless it was asked for.
@@ -99,15 +99,15 @@ def difference(first: Frames, second: Frames, lpips: Lpips | None = None) -> Dif
         raise ValueError(f"cannot compare videos of two sizes: {first.shape[:3]} and {second.shape[:3]}")
     # The metrics take [frames, channels, height, width]; SSIM needs 300 bytes a pixel, so they run frame by frame.
     a, b = (torch.from_numpy(frames).movedim(-1, 1) for frames in (first, second))
-    pairs: list[Any] = list(zip(a.split(1), b.split(1), strict=True))
-    frame_psnr = [float(psnr(*pair, data_range=1.0)) for pair in pairs]
-    frame_ssim = [float(ssim(*pair, data_range=1.0)) for pair in pairs]  # type: ignore[arg-type]
-    has_scales = min(a.shape[2:]) > SCALES_SIDE
+    pairs = list(zip(a.split(1), b.split(1), strict=True))
+    frame_psnr = [float(psnr(x, y, data_range=1.0)) for x, y in pairs]
+    frame_ssim = [float(ssim(x, y, data_range=1.0)) for x, y in pairs]  # type: ignore[arg-type]
+    has_scales = min(a.shape[2:]) >= SCALES_SIDE
     worst = min(range(len(pairs)), key=frame_psnr.__getitem__)
     return Difference(
         psnr=_finite(float(psnr(a, b, data_range=1.0))),
         ssim=_mean(frame_ssim),
-        ms_ssim=_mean([float(ms_ssim(*pair, data_range=1.0)) for pair in pairs]) if has_scales else None,
+        ms_ssim=_mean([float(ms_ssim(x, y, data_range=1.0)) for x, y in pairs]) if has_scales else None,
         flicker=float((a.diff(dim=0) - b.diff(dim=0)).abs().mean()) if len(pairs) > 1 else None,
         lpips=None if lpips is None else _mean([lpips(*pair) for pair in pairs]),
         worst_frame=None if frame_psnr[worst] == math.inf else worst,
