@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import random
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -303,6 +304,17 @@ def test_sweeps_multiply() -> None:
         f"density={d},pattern={p}": (d, p) for d in (0.1, 0.2) for p in ("radial", "top-blocks")
     }
     assert read_settings(Request(PROMPT), None, []) == {"sparse": Request(PROMPT)}
+
+
+def test_the_settings_of_the_documentation_are_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/compare.md").read_text()
+    file = tmp_path / "s.yaml"
+    file.write_text(textwrap.dedent(page.split("```yaml\n")[1].split("```")[0]))
+    found = read_settings(Request(PROMPT), file, [])
+    assert list(found) == ["careful", "fast"] and found["careful"].dense_steps == 10
+    patterns = [one.build_pattern() for one in found.values()]
+    assert ["TopBlocks" in repr(pattern) for pattern in patterns] == [False, True]
+    assert type(found["fast"].build_correction()).__name__ == "Reshaped"
 
 
 def test_dense_and_its_rivals_have_nothing_sparse() -> None:
