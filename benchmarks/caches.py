@@ -22,7 +22,7 @@ import torch
 
 import vidsparse
 from vidsparse.atomic import replacing
-from vidsparse.generation.compare import similarity
+from vidsparse.generation.metrics import difference
 from vidsparse.generation.models import find_model
 from vidsparse.generation.sample import Sample, sample
 from vidsparse.shapes.scene import held_out_scenes
@@ -89,7 +89,7 @@ def main() -> None:
             samples = {name: way(scene.caption, seed) for name, way in ways.items()}
             base, dense_seconds = samples["dense"]
             for name, (one, seconds) in samples.items():
-                psnr, ssim = similarity(base.frames, one.frames)
+                apart = difference(base.frames, one.frames)
                 judged = model.judge(one.frames, scene.caption)
                 report = one.report
                 calls = report.dense_calls + report.sparse_calls
@@ -99,8 +99,8 @@ def main() -> None:
                         seed=seed,
                         seconds=seconds,
                         relative_seconds=seconds / dense_seconds,
-                        psnr=psnr,
-                        ssim=ssim,
+                        psnr=apart.psnr,
+                        ssim=apart.ssim,
                         judge=None if judged is None else judged["mean"],
                         density=report.density,
                         attention_skipped=report.skipped_calls / (calls + report.skipped_calls),

@@ -334,6 +334,6 @@ def test_two_launched_processes_share_the_prompts(vidsparse: Any, prompts: Path)
 
 
 def test_lines_know_the_names_of_diffusers() -> None:
-    allowed = batch.allowed_options()
+    allowed = batch.allowed(batch.OPTIONS)
     aliases = {name: option.alias for name, option in allowed.items() if option.alias}
     assert aliases == {"frames": "num_frames", "steps": "num_inference_steps", "guidance": "guidance_scale"}

@@ -95,7 +95,10 @@ def test_compare_writes_all_that_is_asked_for(vidsparse: Any, small: list[str]) 
     assert result["psnr"] > 10 and 0 < result["ssim"] <= 1
     for clock, ratio in result["speedup"].items():
         assert ratio == pytest.approx(result["dense"][clock] / result["sparse"][clock])
-    assert "PSNR to dense" in done.out
+    assert result["dense_backend"] == "native" and result["flicker"] > 0 and result["lpips"] is None
+    assert result["frame_psnr"][result["worst_frame"]] == min(result["frame_psnr"]) and len(result["frame_ssim"]) == 9
+    assert "PSNR to dense" in done.out and f"PSNR of the worst frame, {result['worst_frame']}" in done.out
+    assert "dense attention: native" in " ".join(done.out.split())
 
 
 def test_steps_that_are_all_dense_are_noted_before_the_model_is_loaded(

@@ -11,21 +11,9 @@ import torch
 
 from vidsparse import Dense, Pattern, Radial, StepSchedule
 from vidsparse.generation import compare as module
-from vidsparse.generation.compare import compare, similarity
+from vidsparse.generation.compare import compare
 from vidsparse.generation.sample import Sample
 from vidsparse.runtime.report import LayerCall, Report
-
-
-def test_similarity() -> None:
-    rng = np.random.default_rng(0)
-    first = rng.random((3, 16, 20, 3), dtype=np.float32)
-    assert similarity(first, first) == (None, 1.0)
-    second = first.copy()
-    second[1] = second[1] * 0.5
-    psnr, ssim = similarity(first, second)
-    assert psnr == pytest.approx(-10 * np.log10(((first - second) ** 2).mean()), rel=1e-4)
-    alone = [similarity(first[i : i + 1], second[i : i + 1])[1] for i in range(3)]
-    assert ssim == pytest.approx(sum(alone) / 3) and alone[0] == 1.0 > alone[1]
 
 
 class Machine:
@@ -77,7 +65,7 @@ def test_both_sides_are_warm_and_take_turns(monkeypatch: pytest.MonkeyPatch) -> 
     assert (found.seconds("dense", "seconds"), found.seconds("sparse", "seconds")) == (2.5, 2.5)
     assert found.speedup("seconds") == found.speedup("denoising_seconds") == 1.0
     assert found.spread("dense", "seconds") == (1.0, 4.0) and found.spread("sparse", "denoising_seconds") == (1.0, 1.5)
-    assert (found.psnr, found.ssim) == (None, 1.0)
+    assert (found.difference.psnr, found.difference.ssim, found.backend) == (None, 1.0, "native")
 
 
 def test_one_sample_of_each(monkeypatch: pytest.MonkeyPatch) -> None:

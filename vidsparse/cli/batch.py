@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -49,20 +49,19 @@ def generate_all(request: Request, prompts: Path, out: Path, ulysses: int | None
     """
     from vidsparse.generation.batch import Folder
     from vidsparse.generation.processes import check_processes, joined, own_device
-    from vidsparse.generation.prompts import read_prompts
 
     started = time.perf_counter()
-    lines = {line.name: _found_beside(prompts, line) for line in read_prompts(prompts, allowed_options())}
+    lines = read_lines(prompts)
     check_folder(out)
     if ulysses is None:
         request = replace(request, device=own_device(request.device))
     else:
         request = replace(request, device=check_processes(ulysses, request.device))
         request.check_shared(ulysses)
-    requests = _checked(request, lines)
+    requests = checked_requests(request, lines)
     folder = Folder(out)
-    made_before = {name for name, asked in requests.items() if _is_made(folder, name, asked)}
-    with _terminated_as_by_ctrl_c():
+    made_before = {name for name, asked in requests.items() if is_made(folder, name, asked)}
+    with terminated_as_by_ctrl_c():
         if ulysses is not None:
             with joined(str(request.device)):
                 _make_together(folder, request, requests, lines)
@@ -77,12 +76,19 @@ def generate_all(request: Request, prompts: Path, out: Path, ulysses: int | None
             raise typer.Exit(1)
 
 
-def allowed_options() -> dict[str, Allowed]:
-    """What a line of a file may say of its video: the options of the command, within their bounds."""
+def read_lines(prompts: Path) -> dict[str, Line]:
+    """The lines of a file of prompts by the names of their videos. Raises: see `read_prompts`."""
+    from vidsparse.generation.prompts import read_prompts
+
+    return {line.name: _found_beside(prompts, line) for line in read_prompts(prompts, allowed(OPTIONS))}
+
+
+def allowed(names: Iterable[str]) -> dict[str, Allowed]:
+    """What options of a request, by the names of their fields, may be: as on the command line, within their bounds."""
     from vidsparse.generation.prompts import Allowed
 
     hints, found = get_type_hints(Request, include_extras=True), {}
-    for name in OPTIONS:
+    for name in names:
         types, option = get_args(hints[name])
         kinds = get_args(types) or (types,)
         alias = option.param_decls[-1].removeprefix("--").replace("-", "_") if option.param_decls else None
@@ -96,14 +102,14 @@ def _found_beside(prompts: Path, line: Line) -> Line:
     return replace(line, options={**line.options, **files})
 
 
-def _checked(request: Request, lines: dict[str, Line]) -> dict[str, Request]:
+def checked_requests(request: Request, lines: dict[str, Line]) -> dict[str, Request]:
     """The request of each video by its name, after all checks that need no weights.
 
     Raises:
         ValueError: an option that is wrong, or a line that is; names the line.
     """
     for line in lines.values():
-        with _naming(line):
+        with naming(line):
             request.read_prompt(line.prompt)
     first, *_ = lines.values()
     checked = set[frozenset[Any]]()
@@ -115,7 +121,7 @@ def _checked(request: Request, lines: dict[str, Line]) -> dict[str, Request]:
     for name, line in lines.items():
         requests[name] = request.with_options(prompt=line.prompt, **line.options)
         changes = frozenset(option for option in line.options.items() if option[0] not in UNCHECKED)
-        with _naming(line):
+        with naming(line):
             if fixed and "frames" in line.options:
                 raise ValueError("positions are extended for one number of frames; give --frames for all videos")
             if changes not in checked:
@@ -131,7 +137,7 @@ def _checked(request: Request, lines: dict[str, Line]) -> dict[str, Request]:
 
 
 @contextmanager
-def _naming(line: Line) -> Iterator[None]:
+def naming(line: Line) -> Iterator[None]:
     """Within the context, an error names the line."""
     try:
         yield
@@ -141,7 +147,7 @@ def _naming(line: Line) -> Iterator[None]:
         raise OSError(f"{line.where}: {error}") from error
 
 
-def _is_made(folder: Folder, name: str, asked: Request) -> bool:
+def is_made(folder: Folder, name: str, asked: Request) -> bool:
     """Whether a video is there.
 
     Raises:
@@ -237,7 +243,7 @@ def _make_together(folder: Folder, request: Request, requests: dict[str, Request
 
 
 @contextmanager
-def _terminated_as_by_ctrl_c() -> Iterator[None]:
+def terminated_as_by_ctrl_c() -> Iterator[None]:
     """Within the context, SIGTERM ends what runs as Ctrl-C does: no file is half written, and none is left behind."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -28,10 +28,11 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     if path is None or ctx.resilient_parsing:
         return path
     names = _names(ctx)
-    known = {alias: name for name, aliases in names.items() for alias in (name, *aliases)}
-    data = _load(path)
+    known = {name: name for name in names} | {alias: name for name, aliases in names.items() for alias in aliases}
+    data = load_yaml("--config", path, "options, such as density: 0.3, one on each line")
     report = data.get("request")
     if isinstance(report, dict):  # of this vidsparse or another, which may have other options
+        known = {name: name for name in names}
         data = {name: value for name, value in report.items() if name in known and name not in OF_MACHINE}
     repeated = {param.name for param in ctx.command.params if getattr(param, "multiple", False)}
     found: dict[str, Any] = {}
@@ -69,17 +70,28 @@ def _names(ctx: typer.Context) -> dict[str, list[str]]:
     }
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_yaml(option: str, path: Path, expected: str) -> dict[str, Any]:
+    """What a YAML file holds.
+
+    Args:
+        option: that named the file.
+        path: of the file.
+        expected: what it should hold, with an example.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: another suffix, no YAML, or no names with values.
+    """
     import yaml
 
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"--config {path}: the name must end in one of {', '.join(SUFFIXES)}")
+        raise ValueError(f"{option} {path}: the name must end in one of {', '.join(SUFFIXES)}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise OSError(f"--config {path} cannot be read: {error.strerror}") from None
+        raise OSError(f"{option} {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} is not YAML: {error}") from None
+        raise ValueError(f"{option} {path} is not YAML: {error}") from None
     if not isinstance(data, dict):
-        raise ValueError(f"--config {path} holds no options, such as density: 0.3, one on each line")
+        raise ValueError(f"{option} {path} holds no {expected}")
     return data

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option
+from typer import Option
 
 from vidsparse.cli.dry_run import DRY_RUN_HELP, print_plan, say_header
 from vidsparse.cli.files import OUTPUTS, OVERWRITE_HELP, check_distinct, check_folder, check_output, free_video
 from vidsparse.cli.frames import fitted
 from vidsparse.cli.messages import counted, is_first
-from vidsparse.cli.options import MACHINE
-from vidsparse.cli.request import Request
+from vidsparse.cli.options import MACHINE, MANY
+from vidsparse.cli.request import OneOrMany, Request
 from vidsparse.cli.video import sample_video, scale_of, write_with_report
 
 if TYPE_CHECKING:
     from vidsparse.generation.sample import Sample
 
-MANY = "Many prompts"
 PROMPTS_HELP = (
     "Many videos: a .txt file with a prompt on each line, or a .jsonl file with objects such as "
     '{"prompt": "a fox", "name": "fox", "seed": 1, "frames": 81}. Processes that accelerate launch or torchrun start '
@@ -29,13 +28,6 @@ OUT_HELP = (
     "With --prompts: the folder of the videos and their reports. The same command again makes what is missing or has "
     "failed. Videos that other options made are refused, not replaced."
 )
-
-
-@dataclass(frozen=True)
-class OneOrMany(Request):
-    """A request whose prompt is missing where a file has many."""
-
-    prompt: Annotated[str, Argument(help="What the video shows.", show_default=False)] = ""
 
 
 def generate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vidsparse.generation.dtypes import dtype_name
 
-ATTENTION, VIDEO, MACHINE = "Attention", "Video", "Machine"
+ATTENTION, VIDEO, MACHINE, MANY = "Attention", "Video", "Machine", "Many prompts"
 OWN = "that of the model"
 # Our name of an option, and that of diffusers.
 FRAMES, STEPS = ("--frames", "--num-frames"), ("--steps", "--num-inference-steps")

@@ -397,11 +397,14 @@ class Request:
 
         Raises: see `vidsparse.generation.pipeline.load_pipeline`.
         """
-        from vidsparse import Dense, GatedCoarse
+        pipe = self.load_pipe()
+        return pipe, self.fitting_correction(pipe, pattern, correction)
+
+    def load_pipe(self) -> Any:
+        """The pipeline. Raises: see `vidsparse.generation.pipeline.load_pipeline`."""
         from vidsparse.cli.messages import live_console
-        from vidsparse.generation.pipeline import is_gated, load_pipeline
+        from vidsparse.generation.pipeline import load_pipeline
         from vidsparse.generation.pipeline_inputs import option_of
-        from vidsparse.patterns.schedule import bare
 
         if self.chosen is not None and self.preset is None:
             note(f"preset {self.chosen.name}, which is the model's: {self.chosen.summary}")
@@ -421,10 +424,25 @@ class Request:
                 frames=self.frames,
                 trained_frames=self.trained_frames,
             )
+        return pipe
+
+    def fitting_correction(self, pipe: Any, pattern: Pattern, correction: Correction | None) -> Correction | None:
+        """The correction, which is `GatedCoarse` by default for a model that was trained with it."""
+        from vidsparse import Dense, GatedCoarse
+        from vidsparse.generation.pipeline import is_gated
+        from vidsparse.patterns.schedule import bare
+
         may_be_gated = self.correction is None and correction is None and not isinstance(bare(pattern), Dense)
         if may_be_gated and is_gated(pipe):
             note(
                 f"{self.model} was trained with a gated coarse branch: --correction is gated-coarse, none leaves it out"
             )
             correction = GatedCoarse()
-        return pipe, correction
+        return correction
+
+
+@dataclass(frozen=True)
+class OneOrMany(Request):
+    """A request whose prompt is missing where a file has many."""
+
+    prompt: Annotated[str, Argument(help="What the video shows.", show_default=False)] = ""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vidsparse.cli.dry_run import ranges
@@ -62,9 +64,14 @@ def what_ran(report: Report, step: int) -> str:
 
 
 def write_with_report(
-    done: Sample, request: Request, arguments: dict[str, Any], output: Path, report: Path | None
+    done: Sample,
+    request: Request,
+    arguments: dict[str, Any],
+    output: Path,
+    report: Path | None,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, float] | None:
-    """Write a video, then what ran as JSON; returns what the model's judge says of the video."""
+    """Write a video, then what ran, and what else there is to say, as JSON; returns what the model's judge says."""
     from vidsparse.generation.video import to_pixels, write_video
 
     pixels = to_pixels(done.frames, scale_of(done, request))
@@ -84,6 +91,7 @@ def write_with_report(
                     "attention": done.attention_seconds,
                 },
                 "judge": score,
+                **more,
                 "attention": done.report.to_dict(),
             },
         )

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from vidsparse.corrections import Correction
+from vidsparse.generation.backends import NATIVE, dense_backend
+from vidsparse.generation.metrics import Difference, Lpips, difference
 from vidsparse.generation.sample import Sample, sample
 from vidsparse.generation.strength import steps_asked
 from vidsparse.patterns import Dense, Pattern
 from vidsparse.patterns.schedule import bare
 from vidsparse.runtime.pipeline import transformers_of
-
-if TYPE_CHECKING:
-    from vidsparse.generation.video import Frames
 
 # Attributes of `Sample`, and what they measure.
 CLOCKS = {
@@ -34,14 +30,14 @@ class Comparison:
     """Samples of one seed, dense and sparse, in the order they ran; the videos of a side are the same.
 
     Attributes:
-        psnr: in dB over all frames; None for identical videos, where it is infinite.
-        ssim: mean of the frames.
+        difference: of the sparse video from the dense one.
+        backend: of diffusers, on which attention that is not sparse ran.
     """
 
     dense: tuple[Sample, ...]
     sparse: tuple[Sample, ...]
-    psnr: float | None
-    ssim: float
+    difference: Difference
+    backend: str = NATIVE
 
     @property
     def clocks(self) -> list[str]:
@@ -75,15 +71,18 @@ def compare(
     impl: str = "auto",
     seed: int = 0,
     repeat: int = 2,
+    backend: str = NATIVE,
+    lpips: Lpips | None = None,
     on_step: Callable[[str, int, int], None] = lambda task, done, steps: None,
 ) -> Comparison:
     """Sample a video dense and sparse, by turns, so that what slows the machine down meets both sides.
 
-    Before the clocks start both sides run one step, the sparse one without its schedule, and the first is decoded. With
-    several transformers, such as the two experts of Wan 2.2, they run as few steps as reach all of them, at most 8.
+    Before the clocks start both sides are warmed up, see `warm_up`, and the first is decoded.
 
     Args:
         repeat: samples of each side. The side that comes first alternates.
+        backend: of attention that is not sparse, on both sides, see `vidsparse.generation.backends`.
+        lpips: also measure LPIPS with it.
         on_step: called with "warming up", "dense" or "sparse", the steps that are done, and all steps; warming up has a
             step for each side.
         Others: see `sample`.
@@ -95,41 +94,51 @@ def compare(
         raise ValueError(f"repeat={repeat} must be at least 1")
     shared: dict[str, Any] = {"impl": impl, "seed": seed}
     of_side: dict[str, tuple[Pattern, Correction | None]] = {"dense": (Dense(), None), "sparse": (pattern, correction)}
-    experts = set(transformers_of(pipe))
-    output: dict[str, Any] = {}
-    for number, side in enumerate(SIDES):
-        on_step("warming up", number, len(SIDES))
-        attention, added = of_side[side]
-        # Which steps an expert takes depends on the scheduler and its shift, so they are tried.
-        for steps in (2, 4, 8) if len(experts) > 1 else (1,):
-            asked = steps_asked(type(pipe), steps, arguments.get("strength"))
-            few = {**arguments, "num_inference_steps": asked, **output}
-            warm = sample(pipe, bare(attention), few, correction=added, **shared)
-            output = {"output_type": "latent"}  # one decoding is enough
-            if {call.transformer for call in warm.report.calls} == experts:
-                break
-    on_step("warming up", len(SIDES), len(SIDES))
     found: dict[str, list[Sample]] = {side: [] for side in SIDES}
-    for turn in range(repeat):
-        for side in SIDES if turn % 2 == 0 else reversed(SIDES):
+    with dense_backend(backend):
+        for number, side in enumerate(SIDES):
+            on_step("warming up", number, len(SIDES))
             attention, added = of_side[side]
-            found[side].append(
-                sample(pipe, attention, arguments, correction=added, **shared, on_step=_told(on_step, side))
-            )
+            warm_up(pipe, attention, arguments, correction=added, decode=number == 0, **shared)
+        on_step("warming up", len(SIDES), len(SIDES))
+        for turn in range(repeat):
+            for side in SIDES if turn % 2 == 0 else reversed(SIDES):
+                attention, added = of_side[side]
+                found[side].append(
+                    sample(pipe, attention, arguments, correction=added, **shared, on_step=_told(on_step, side))
+                )
     dense, sparse = (tuple(found[side]) for side in SIDES)
-    return Comparison(dense, sparse, *similarity(dense[0].frames, sparse[0].frames))
+    return Comparison(dense, sparse, difference(dense[0].frames, sparse[0].frames, lpips), backend)
 
 
-def similarity(first: Frames, second: Frames) -> tuple[float | None, float]:
-    """PSNR in dB over all frames (None for identical videos, where it is infinite) and the mean SSIM of the frames."""
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+def warm_up(
+    pipe: Any,
+    pattern: Pattern,
+    arguments: Mapping[str, Any],
+    *,
+    correction: Correction | None = None,
+    impl: str = "auto",
+    seed: int = 0,
+    decode: bool = False,
+) -> None:
+    """Run one step under a pattern without its schedule, so that what is compiled or chosen once costs no time later.
 
-    # Both metrics take [frames, channels, height, width]; SSIM needs 300 bytes a pixel, so it runs frame by frame.
-    a, b = (torch.from_numpy(frames).movedim(-1, 1) for frames in (first, second))
-    psnr = float(peak_signal_noise_ratio(a, b, data_range=1.0))
-    pairs = zip(a.split(1), b.split(1), strict=True)
-    ssim = [float(structural_similarity_index_measure(*pair, data_range=1.0)) for pair in pairs]  # type: ignore[arg-type]
-    return None if psnr == math.inf else psnr, sum(ssim) / len(ssim)
+    With several transformers, such as the two experts of Wan 2.2, as few steps run as reach all of them, at most 8.
+
+    Args:
+        decode: also decode a video.
+        Others: see `sample`.
+    """
+    experts = set(transformers_of(pipe))
+    output: dict[str, Any] = {} if decode else {"output_type": "latent"}
+    # Which steps an expert takes depends on the scheduler and its shift, so they are tried.
+    for steps in (2, 4, 8) if len(experts) > 1 else (1,):
+        asked = steps_asked(type(pipe), steps, arguments.get("strength"))
+        few = {**arguments, "num_inference_steps": asked, **output}
+        warm = sample(pipe, bare(pattern), few, correction=correction, impl=impl, seed=seed)
+        output = {"output_type": "latent"}  # one decoding is enough
+        if {call.transformer for call in warm.report.calls} == experts:
+            break
 
 
 def _told(on_step: Callable[[str, int, int], None], task: str) -> Callable[[int, int], None]:

@@ -114,14 +114,18 @@ def _object(where: str, text: str, options: Mapping[str, Allowed]) -> dict[str, 
     if "prompt" not in given:
         raise ValueError(f'{where}: no "prompt"; say what the video shows')
     for name, value in given.items():
-        _check(f"{where}: {name}={json.dumps(value)}", value, possible[name])
+        check_value(f"{where}: {name}={json.dumps(value)}", value, possible[name])
     if "name" in given:
-        _check_name(f"{where}: name={json.dumps(given['name'])}", given["name"])
+        check_name(f"{where}: name={json.dumps(given['name'])}", given["name"])
     return given
 
 
-def _check(what: str, value: Any, allowed: Allowed) -> None:
-    """Refuse a value that an option cannot have."""
+def check_value(what: str, value: Any, allowed: Allowed) -> None:
+    """Refuse a value that an option cannot have.
+
+    Raises:
+        ValueError: begins with `what`, and says what is possible.
+    """
     kind, least, most, _ = allowed
     kinds: Any = (int, float) if kind is float else kind
     if not isinstance(value, kinds) or isinstance(value, bool) or (kind is float and not math.isfinite(value)):
@@ -133,8 +137,12 @@ def _check(what: str, value: Any, allowed: Allowed) -> None:
         raise ValueError(f"{what} must be at most {most}")
 
 
-def _check_name(what: str, name: str) -> None:
-    """Refuse a name that is not one of a file in any folder."""
+def check_name(what: str, name: str) -> None:
+    """Refuse a name that is not one of a file in any folder.
+
+    Raises:
+        ValueError: begins with `what`.
+    """
     if not name or name.strip() != name or name[0] == "." or not name.isprintable() or re.search(BAD, name):
         raise ValueError(f'{what} must be the name of a file: no folder, no leading dot, none of / \\ : * ? " < > |')
     if len(os.fsencode(name)) > LONGEST:

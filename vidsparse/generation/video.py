@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Pixels: TypeAlias = NDArray[np.uint8]
 
 SMALL = 256  # pixels: a video with a shorter side under this is enlarged
-PAPER, INK = (255, 255, 255), (40, 44, 52)
+PAPER, INK, MARK = (255, 255, 255), (40, 44, 52), (178, 34, 34)
 CELL = 128  # pixels: about the height of a frame in a strip
 
 
@@ -77,13 +77,21 @@ def write_video(path: Path, pixels: Pixels, fps: int, comment: str = "") -> None
         imageio.mimwrite(temporary, list(even), format="FFMPEG", **settings)
 
 
-def write_strip(path: Path, rows: dict[str, Frames], count: int = 9) -> None:
-    """Write a PNG: for each video its name and a row of frames, evenly spaced in time, with their numbers."""
+def write_strip(path: Path, rows: dict[str, Frames], count: int = 9, worst: int | None = None) -> None:
+    """Write a PNG: for each video its name and a row of frames, evenly spaced in time, with their numbers.
+
+    Args:
+        path: of the file.
+        rows: name -> video; all of one size.
+        count: of the frames of a row.
+        worst: a frame that is shown besides, and marked.
+    """
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
 
     total, height, width = next(iter(rows.values())).shape[:3]
-    shown = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
+    spaced = np.linspace(0, total - 1, min(count, total)).round().astype(int)
+    shown = np.unique([*spaced, *([] if worst is None else [worst])])
     factor = max(1, round(CELL / height)) if height < CELL else CELL / height
     cell = round(width * factor), round(height * factor)
     gap, line, font = 6, 24, ImageFont.load_default(15)
@@ -98,6 +106,7 @@ def write_strip(path: Path, rows: dict[str, Frames], count: int = 9) -> None:
             image.paste(Image.fromarray(pixels).resize(cell, resampling), (gap + column * (cell[0] + gap), top + line))
     for column, number in enumerate(shown):
         middle = gap + column * (cell[0] + gap) + cell[0] / 2
-        draw.text((middle, size[1] - line / 2), f"frame {number}", INK, font, anchor="mm")
+        name, colour = (f"frame {number}: worst", MARK) if number == worst else (f"frame {number}", INK)
+        draw.text((middle, size[1] - line / 2), name, colour, font, anchor="mm")
     with replacing(path) as temporary:
         image.save(temporary)
