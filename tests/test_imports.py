@@ -39,6 +39,11 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.bench", "vidsparse.doctor"),
         *("vidsparse.estimation", "vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
         *("vidsparse.patterns.names", "vidsparse.patterns.schedule", "vidsparse.presets"),
+        "vidsparse.ui",
+    ),
+    "vidsparse.ui": (
+        *("gradio", "vidsparse", "vidsparse.corrections", "vidsparse.generation", "vidsparse.patterns"),
+        "vidsparse.presets",
     ),
     "vidsparse.__main__": ("vidsparse.cli",),
     "vidsparse.caches": (

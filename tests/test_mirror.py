@@ -40,6 +40,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/cli/presets.py": ("cli/test_patterns.py",),
     "vidsparse/cli/request.py": ("cli/test_refusals.py", "cli/test_lora.py", "cli/test_budget.py"),
     "vidsparse/cli/signature.py": ("cli/test_config.py", "cli/test_generate.py", "cli/test_verbose.py"),
+    "vidsparse/cli/ui.py": ("ui/test_command.py", "ui/test_page.py"),
     "vidsparse/cli/versions.py": ("cli/test_refusals.py", "cli/test_generate.py"),
     "vidsparse/cli/video.py": ("cli/test_generate.py", "cli/test_batch.py"),
     "vidsparse/corrections/base.py": CORRECTIONS,

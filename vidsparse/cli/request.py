@@ -377,23 +377,23 @@ class Request:
         return pattern, correction, arguments
 
     def load(self, pattern: Pattern, correction: Correction | None) -> tuple[Any, Correction | None]:
-        """The pipeline, and the correction, which is `GatedCoarse` by default for a model that was trained with it.
-
-        Raises: see `vidsparse.generation.pipeline.load_pipeline`.
-        """
-        from vidsparse import Dense, GatedCoarse
-        from vidsparse.cli.messages import live_console
-        from vidsparse.generation.pipeline import is_gated, load_pipeline
-        from vidsparse.generation.pipeline_inputs import option_of
-        from vidsparse.patterns.schedule import bare
-
+        """The pipeline, and the correction of `with_gates`. Raises: see `open`."""
         if self.chosen is not None and self.preset is None:
             note(f"preset {self.chosen.name}, which is the model's: {self.chosen.summary}")
+        pipe = self.open()
+        return pipe, self.with_gates(pipe, pattern, correction)
+
+    def open(self) -> Any:
+        """The pipeline. Raises: see `vidsparse.generation.pipeline.load_pipeline`."""
+        from vidsparse.cli.messages import live_console
+        from vidsparse.generation.pipeline import load_pipeline
+        from vidsparse.generation.pipeline_inputs import option_of
+
         if self.known.pipeline is not None:
             own, given = self.known.parts["_class_name"], " or ".join(map(option_of, self.inputs.given))
             note(f"{own} takes no {given}: its parts run as {self.known.pipeline}")
         with live_console().status(f"loading {self.model}"):
-            pipe = load_pipeline(
+            return load_pipeline(
                 self.known,
                 loras=list(self.loras),
                 dtype=self.dtype,
@@ -405,10 +405,17 @@ class Request:
                 frames=self.frames,
                 trained_frames=self.trained_frames,
             )
+
+    def with_gates(self, pipe: Any, pattern: Pattern, correction: Correction | None) -> Correction | None:
+        """The correction, which is `GatedCoarse` by default for a model that was trained with it."""
+        from vidsparse import Dense, GatedCoarse
+        from vidsparse.generation.pipeline import is_gated
+        from vidsparse.patterns.schedule import bare
+
         may_be_gated = self.correction is None and correction is None and not isinstance(bare(pattern), Dense)
         if may_be_gated and is_gated(pipe):
             note(
                 f"{self.model} was trained with a gated coarse branch: --correction is gated-coarse, none leaves it out"
             )
-            correction = GatedCoarse()
-        return pipe, correction
+            return GatedCoarse()
+        return correction
