@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from threading import Event
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,20 +51,17 @@ def ui(
     from vidsparse.ui.form import Form
     from vidsparse.ui.studio import Studio
 
-    studio = Studio(line)
-    with live_console().status(f"reading the settings of {model}"):
-        studio.forecast(Form("", model))  # refuses what no video of the page could have
-        page = build(studio, model)
-    address = serve(page, studio, host, port, browser=not no_browser)
-    if host not in LOCAL:
-        note(f"whoever reaches {host}:{port} can use this machine; --host {LOCAL[0]} is for this machine alone")
-    print(f"{address} shows the page until Ctrl-C", flush=True)
-    try:
-        Event().wait()
-    except KeyboardInterrupt:
+    with closing(Studio(line)) as studio:
+        with live_console().status(f"reading the settings of {model}"):
+            studio.forecast(Form("", model))  # refuses what no video of the page could have
+            page = build(studio, model)
+        address = serve(page, studio, host, port, browser=not no_browser)
+        if host not in LOCAL:
+            note(f"whoever reaches {host}:{port} can use this machine; --host {LOCAL[0]} is for this machine alone")
+        print(f"{address} shows the page until Ctrl-C", flush=True)
+        with suppress(KeyboardInterrupt):
+            Event().wait()
         page.close(verbose=False)
-    finally:
-        studio.close()
 
 
 def check_free(host: str, port: int) -> None:

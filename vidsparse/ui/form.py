@@ -13,7 +13,9 @@ from vidsparse.presets import PRESETS, preset
 RECOMMENDED = "recommended"
 PRESET = "preset "  # before the name of a preset, among the choices of attention
 OWN = "of the preset"
-ATTENTION = (RECOMMENDED, *(PRESET + known.name for known in PRESETS), *pattern_classes())
+# A table of settings for each head comes from a file, which the page has no field for.
+PATTERNS = [name for name, cls in pattern_classes().items() if "table" not in cls.named_defaults]
+ATTENTION = (RECOMMENDED, *(PRESET + known.name for known in PRESETS), *PATTERNS)
 CORRECTIONS = (OWN, NONE, *correction_classes())
 # Field of `Form` -> the argument of diffusers that holds its default.
 SIZES = {

@@ -41,7 +41,8 @@ def build(studio: Studio, model: str) -> gr.Blocks:
     Raises: see `Studio.defaults`.
     """
     known = studio.defaults(model)
-    with gr.Blocks(title="vidsparse", analytics_enabled=False, fill_width=True, delete_cache=DAY) as page:
+    page = gr.Blocks(title="vidsparse", analytics_enabled=False, fill_width=True, delete_cache=DAY)
+    with page:
         gr.Markdown("# vidsparse\nVideos with sparse attention, beside the dense ones")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
@@ -132,6 +133,7 @@ def serve(page: gr.Blocks, studio: Studio, host: str, port: int, *, browser: boo
         OSError: the port is taken.
     """
     theme = gr.themes.Default(primary_hue="slate", font=["ui-sans-serif", "system-ui", "sans-serif"])
+    address: str
     _, address, _ = page.queue().launch(
         server_name=host,
         server_port=port,
@@ -169,7 +171,9 @@ def _inputs(known: Mapping[str, str], model: str) -> dict[str, Any]:
 
 
 def _short(label: str, value: str, placeholder: str = "") -> Any:
-    return gr.Textbox(value, label=label, placeholder=placeholder, max_lines=1, min_width=80)
+    return gr.Textbox(
+        value, label=label, placeholder=placeholder, max_lines=1, min_width=80, elem_id=label.lower().replace(" ", "-")
+    )
 
 
 def _outputs() -> list[Any]:
@@ -182,7 +186,8 @@ def _outputs() -> list[Any]:
     numbers = gr.HTML(elem_id="numbers")
     with gr.Tabs(visible=False) as tabs:
         texts = []
-        for title, language in (("What ran", None), ("Command line", "shell"), ("Python", "python")):
+        languages: dict[str, Any] = {"What ran": None, "Command line": "shell", "Python": "python"}
+        for title, language in languages.items():
             with gr.Tab(title):
                 plain: dict[str, Any] = dict(show_label=False, show_line_numbers=False, interactive=False)
                 texts.append(gr.Code(language=language, wrap_lines=True, **plain))

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vidsparse import Correction, Pattern
     from vidsparse.generation.models import Model
     from vidsparse.generation.sample import Sample
+    from vidsparse.presets import Preset
 
 
 class Request(Protocol):
@@ -30,6 +31,8 @@ class Request(Protocol):
     def offload(self) -> bool: ...
     @property
     def known(self) -> Model: ...
+    @property
+    def chosen(self) -> Preset | None: ...
     @property
     def place(self) -> tuple[str, str]: ...
     @property
