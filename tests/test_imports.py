@@ -40,7 +40,11 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.estimation", "vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
         *("vidsparse.patterns.describe", "vidsparse.patterns.foreign"),
         *("vidsparse.patterns.names", "vidsparse.patterns.schedule", "vidsparse.pictures.map_picture"),
-        *("vidsparse.presets", "vidsparse.tuning"),
+        *("vidsparse.presets", "vidsparse.tuning", "vidsparse.ui"),
+    ),
+    "vidsparse.ui": (
+        *("gradio", "vidsparse", "vidsparse.corrections", "vidsparse.generation", "vidsparse.patterns"),
+        "vidsparse.presets",
     ),
     "vidsparse.__main__": ("vidsparse.cli",),
     "vidsparse.caches": (

@@ -99,6 +99,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/shapes/model.py": ("generation/test_models.py", "cli/test_generate.py"),
     "vidsparse/shapes/render.py": ("shapes/test_judge.py", "shapes/test_world.py"),
     "vidsparse/shapes/track.py": ("shapes/test_judge.py",),
+    "vidsparse/ui/port.py": ("ui/test_studio.py", "ui/test_form.py"),
     "kernels/vidsparse_kernels/available.py": ("kernels/gpu/gluon/test_kernel.py", "kernels/selection/test_select.py"),
     "kernels/vidsparse_kernels/cpu/attention.py": ("test_attention.py", "kernels/cpu/test_buffers.py"),
     "kernels/vidsparse_kernels/gpu/backward.py": KERNELS,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from vidsparse.cli import bench, compare, doctor, estimate, finetune, generate, inspect, patterns, presets, tune
+from vidsparse.cli import bench, compare, doctor, estimate, finetune, generate, inspect, patterns, presets, tune, ui
 from vidsparse.cli.libraries import silence
 from vidsparse.cli.messages import is_first
 from vidsparse.cli.signature import EXPECTED, takes_request, takes_volume
@@ -67,6 +67,7 @@ def vidsparse(
 
 app.command("generate")(takes_volume(takes_request(generate.generate)))
 app.command("compare")(takes_volume(takes_request(compare.compare)))
+app.command("ui")(takes_volume(ui.ui))
 app.command("finetune")(takes_volume(takes_request(finetune.finetune)))
 app.command("inspect")(takes_volume(inspect.inspect))
 app.command("patterns")(takes_volume(patterns.patterns))

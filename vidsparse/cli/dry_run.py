@@ -19,7 +19,12 @@ DRY_RUN_HELP = "Show what would run; load no weights and write nothing."
 
 
 def say_header(request: Request, pattern: Pattern, arguments: dict[str, Any]) -> None:
-    """Print a line that says what will be sampled, where, and how much faster attention can be at most."""
+    """Print the header of a request."""
+    say(header(request, pattern, arguments))
+
+
+def header(request: Request, pattern: Pattern, arguments: dict[str, Any]) -> str:
+    """A line that says what will be sampled, where, and how much faster attention can be at most."""
     from vidsparse.patterns.names import name_of
 
     what = [name_of(pattern)]
@@ -30,7 +35,7 @@ def say_header(request: Request, pattern: Pattern, arguments: dict[str, Any]) ->
             what.append(f"{found.sparse_steps} of {len(found.sparse)} steps sparse")
             what.append(f"attention at most {found.bound:.2f}x faster")
     device, dtype = request.place
-    say(f"{request.model} on {device}, {dtype}: {', '.join(what)}")
+    return f"{request.model} on {device}, {dtype}: {', '.join(what)}"
 
 
 def print_plan(request: Request) -> None:

@@ -20,6 +20,7 @@ VERBOSE_HELP = "Print what ran in each step, what other libraries say, and where
 LINES = 10  # of the progress of a task, where a bar cannot be drawn
 _quiet = ContextVar("_quiet", default=False)
 _verbose = ContextVar("_verbose", default=False)
+_heard: ContextVar[list[str] | None] = ContextVar("_heard", default=None)
 
 
 @contextmanager
@@ -56,7 +57,21 @@ def is_first() -> bool:
 
 def note(text: str) -> None:
     """Print one line that a user should know of."""
-    say(f"note: {text}")
+    if (heard := _heard.get()) is None:
+        say(f"note: {text}")
+    else:
+        heard.append(text)
+
+
+@contextmanager
+def notes() -> Iterator[list[str]]:
+    """Within the context, notes are collected in this list instead of printed."""
+    heard: list[str] = []
+    before = _heard.set(heard)
+    try:
+        yield heard
+    finally:
+        _heard.reset(before)
 
 
 def say(text: str) -> None:

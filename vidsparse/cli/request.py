@@ -393,10 +393,9 @@ class Request:
         return pattern, correction, arguments
 
     def load(self, pattern: Pattern, correction: Correction | None) -> tuple[Any, Correction | None]:
-        """The pipeline, and the correction, which is `GatedCoarse` by default for a model that was trained with it.
-
-        Raises: see `vidsparse.generation.pipeline.load_pipeline`.
-        """
+        """The pipeline, and the correction of `fitting_correction`. Raises: see `load_pipe`."""
+        if self.chosen is not None and self.preset is None:
+            note(f"preset {self.chosen.name}, which is the model's: {self.chosen.summary}")
         pipe = self.load_pipe()
         return pipe, self.fitting_correction(pipe, pattern, correction)
 
@@ -406,13 +405,11 @@ class Request:
         from vidsparse.generation.pipeline import load_pipeline
         from vidsparse.generation.pipeline_inputs import option_of
 
-        if self.chosen is not None and self.preset is None:
-            note(f"preset {self.chosen.name}, which is the model's: {self.chosen.summary}")
         if self.known.pipeline is not None:
             own, given = self.known.parts["_class_name"], " or ".join(map(option_of, self.inputs.given))
             note(f"{own} takes no {given}: its parts run as {self.known.pipeline}")
         with live_console().status(f"loading {self.model}"):
-            pipe = load_pipeline(
+            return load_pipeline(
                 self.known,
                 loras=list(self.loras),
                 dtype=self.dtype,
@@ -424,7 +421,6 @@ class Request:
                 frames=self.frames,
                 trained_frames=self.trained_frames,
             )
-        return pipe
 
     def fitting_correction(self, pipe: Any, pattern: Pattern, correction: Correction | None) -> Correction | None:
         """The correction, which is `GatedCoarse` by default for a model that was trained with it."""
@@ -437,7 +433,7 @@ class Request:
             note(
                 f"{self.model} was trained with a gated coarse branch: --correction is gated-coarse, none leaves it out"
             )
-            correction = GatedCoarse()
+            return GatedCoarse()
         return correction
 
 

@@ -116,6 +116,11 @@ def name_of(pattern: Pattern) -> str:
     return next((name for name, cls in pattern_classes().items() if cls is own), own.__name__)
 
 
+def takes_density(cls: type[Pattern]) -> bool:
+    """Whether a density can be given to a pattern, or to one that it holds."""
+    return cls.density_field in {f.name for f in fields(cast("Any", cls))} or bool(_pattern_fields(cls))
+
+
 def named_settings(cls: type[Pattern]) -> dict[str, Any]:
     """Field -> value of a pattern that was built from its name alone."""
     defaults = {f.name: None if f.default is MISSING else f.default for f in fields(cast("Any", cls))}
@@ -174,7 +179,7 @@ def _given(name: str, cls: Any, density: float | None, settings: list[str] | Non
     given = {field: _truth(field, value) if _is_of(known[field], bool) else value for field, value in given.items()}
     if density is not None and cls.density_field in known:
         given[cls.density_field] = density
-    elif density is not None and not _pattern_fields(cls):
+    elif density is not None and not takes_density(cls):
         raise ValueError(f"pattern {name!r} has no density; {takes}")
     return given
 
