@@ -107,8 +107,8 @@ def _products(sweeps: list[str]) -> dict[str, dict[str, Any]]:
             raise ValueError(f"--sweep {sweep!r}: an option or a value is given twice; give it once")
         axes[option] = values
     found: dict[str, dict[str, Any]] = {}
-    for values in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, values, strict=True))
+    for combination in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, combination, strict=True))
         name = ",".join(f"{option}={value}" for option, value in chosen.items())
         check_name(f"--sweep: the setting {name!r}", name)
         try:
@@ -125,7 +125,7 @@ def _options() -> dict[str, str]:
         option = get_args(hint)[1] if get_args(hint) else None
         if (getattr(option, "rich_help_panel", None) == ATTENTION and name not in LOADED) or name in BESIDES:
             # Where an option is annotated, typer takes its first name for a default.
-            given = (getattr(option, "default", None), *(getattr(option, "param_decls", None) or ()))
+            given: tuple[Any, ...] = getattr(option, "default", None), *(getattr(option, "param_decls", None) or ())
             words = [word for word in given if isinstance(word, str) and word.startswith("--")] or [f"--{name}"]
             found |= {word.removeprefix("--").replace("-", "_"): name for word in words}
     return found
