@@ -66,7 +66,6 @@ def test_notes_are_collected(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_it_serves_until_ctrl_c(host: str, tmp_path: Path) -> None:
     with served(tmp_path, "--host", host) as (address, said):
-        with socket.create_connection(("127.0.0.1", int(address.rstrip("/").rpartition(":")[2]))):
-            pass
+        socket.create_connection(("127.0.0.1", int(address.rstrip("/").rpartition(":")[2]))).close()
     assert ("can use this machine" in said.read_text()) == (host == "0.0.0.0")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("vidsparse-ui")] == []
