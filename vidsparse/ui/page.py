@@ -19,13 +19,13 @@ WELCOME = (
 )
 DAY = 3600, 86400  # seconds: how often old videos are removed, and how old they are
 CSS = """
-.gradio-container main {max-width: 1280px; margin: 0 auto}
-#forecast, #status {font-size: .9rem; line-height: 1.5; min-height: 3rem}
+.gradio-container main {width: 100%; max-width: 1280px; margin: 0 auto}
+#forecast, #status {font-size: .9rem; line-height: 1.5; min-height: 1.5rem}
 #forecast p, #status p {margin: 0; overflow-wrap: anywhere}
 .buttons button {white-space: nowrap; flex: 1 1 auto}
 .error {color: #b3261e; font-weight: 600}
 .dark .error {color: #ff8a80}
-#numbers table {border-collapse: collapse; width: 100%}
+#numbers table {border-collapse: collapse; border: none; width: 100%}
 #numbers th, #numbers td {padding: .3rem .6rem; text-align: right; border: none}
 #numbers tr {border: none; border-bottom: 1px solid var(--border-color-primary)}
 #numbers th:first-child, #numbers td:first-child {text-align: left}
@@ -114,7 +114,7 @@ def build(studio: Studio, model: str) -> gr.Blocks:
             began = button.click(begin, None, [status, *buttons], queue=False, **QUIET)
             done = began.then(
                 *(maker(command), inputs, shown),
-                show_progress_on=status,
+                show_progress_on=shown[2],  # the sparse video, which is always there
                 api_name=command,
                 concurrency_limit=1,
                 concurrency_id="video",
