@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vidsparse.generation.compare import similarity
+from vidsparse.generation.metrics import difference
 from vidsparse.generation.sample import Sample, sample
 from vidsparse.patterns import Dense, Pattern
 from vidsparse.serialize import to_data
@@ -162,9 +162,14 @@ class Search:
     def _tried(self, number: int, pattern: Pattern) -> list[float]:
         """PSNR, SSIM, seconds of denoising and density of one video."""
         done = self._sample(number, pattern)
-        psnr, ssim = similarity(self._dense(number)[0], done.frames)
+        apart = difference(self._dense(number)[0], done.frames)
         flops, dense = (sum(getattr(call, name) for call in done.report.calls) for name in ("flops", "dense_flops"))
-        return [IDENTICAL if psnr is None else psnr, ssim, done.denoising_seconds or done.seconds, flops / dense]
+        return [
+            IDENTICAL if apart.psnr is None else apart.psnr,
+            apart.ssim,
+            done.denoising_seconds or done.seconds,
+            flops / dense,
+        ]
 
     @cached_property
     def dense_seconds(self) -> float:

@@ -194,8 +194,10 @@ def _table(request: Request, samples: dict[str, Sample], both: Comparison | None
     if both is not None:
         clock = "denoising_seconds" if "denoising_seconds" in both.clocks else "seconds"
         rows.append(("speed-up of denoising" if clock != "seconds" else "speed-up", "", f"{both.speedup(clock):.2f}x"))
-        rows.append(("PSNR to dense", "", "identical" if both.psnr is None else f"{both.psnr:.1f} dB"))
-        rows.append(("SSIM to dense", "", f"{both.ssim:.3f}"))
+        rows.append(
+            ("PSNR to dense", "", "identical" if both.difference.psnr is None else f"{both.difference.psnr:.1f} dB")
+        )
+        rows.append(("SSIM to dense", "", f"{both.difference.ssim:.3f}"))
     scores = [request.known.judge(done.frames, request.prompt) for done in samples.values()]
     if (first := scores[0]) is not None:
         rows += [(f"judge: {name}", *(f"{score[name]:.2f}" for score in scores if score)) for name in first]
