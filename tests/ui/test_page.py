@@ -45,7 +45,7 @@ def shape(video: Any) -> tuple[int, ...]:
 
 
 def test_generate(client: Any, tiny: Path) -> None:
-    status, dense, sparse, table, _, report, command, program = client.predict(*asked(tiny), api_name="/generate")
+    status, dense, sparse, table, report, command, program = client.predict(*asked(tiny), api_name="/generate")
     assert status.startswith("<p>sparse: 9 frames of 48x32 in ")
     assert shape(sparse) == (9, 4 * 32, 4 * 48, 3) and dense["visible"] is False
     assert "<td>density</td>" in table and "attention calls sparse" in report
