@@ -35,7 +35,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *sorted(path.stem for path in (ROOT / "examples/shapes_training").glob("*.py") if path.stem != "__main__"),
     ),
     "vidsparse.cli": (
-        *("diffusers", "rich", "torch", "typer", "yaml"),
+        *("diffusers", "matplotlib", "rich", "torch", "typer", "yaml"),
         *("vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.bench", "vidsparse.doctor"),
         *("vidsparse.estimation", "vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
         *("vidsparse.patterns.describe", "vidsparse.patterns.foreign"),

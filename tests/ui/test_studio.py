@@ -69,13 +69,13 @@ def test_the_pipeline_stays_until_another_model_comes(
     studio: Studio, small: Form, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     opened: list[str] = []
-    load = Request.open
+    load = Request.load_pipe
 
     def counted(self: Request) -> object:
         opened.append(self.model)
         return load(self)
 
-    monkeypatch.setattr(Request, "open", counted)
+    monkeypatch.setattr(Request, "load_pipe", counted)
     other = tmp_path / "other"
     other.symlink_to(small.model)
     for form in (small, replace(small, seed="1"), replace(small, model=str(other)), small):
@@ -100,7 +100,7 @@ def test_stop_ends_a_video_at_its_next_step(studio: Studio, small: Form) -> None
 
 
 def test_the_forecast_loads_nothing(studio: Studio, small: Form, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(Request, "open")
+    monkeypatch.delattr(Request, "load_pipe")
     line, preset = studio.forecast(replace(small, prompt=""))
     assert "288 tokens, radial of density" in line and "1 of 2 steps sparse, attention at most" in line
     assert preset.startswith("preset default: Radial(density=0.3)")
@@ -136,7 +136,7 @@ def test_a_bad_form_is_refused_before_anything_is_loaded(
     studio: Studio, small: Form, changes: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.delattr(Request, "open")
+        patch.delattr(Request, "load_pipe")
         with pytest.raises(studio.errors, match=says):
             studio.make("generate", replace(small, **changes), "me", silent)
     assert not list(studio.folder.iterdir())
