@@ -233,12 +233,11 @@ def test_candidates_have_tiles_of_one_shape(grid: VideoGrid) -> None:
     assert len(tiles) == 1
 
 
-@dataclass(frozen=True)
-class Foreign(Pattern):
-    def plan(self, grid: VideoGrid, context: Context | None = None) -> Any:
-        return Dense().plan(grid, context)
-
-
 def test_candidates_that_no_profile_can_name_are_refused_at_once(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Foreign(Pattern):  # of no module, so that no file can name it
+        def plan(self, grid: VideoGrid, context: Context | None = None) -> Any:
+            return Dense().plan(grid, context)
+
     with pytest.raises(TypeError, match="Foreign is not a pattern or correction of vidsparse"):
         run(tmp_path, Target(density=0.5), candidates=(Dense(), Foreign()))
