@@ -199,22 +199,26 @@ class Search:
 
     def _cost(self, target: Target) -> tuple[Pattern, Trial, bool]:
         """The best pattern within a cost; for a speed-up, with a smaller cost as long as the trial falls short."""
-        by_density = target.name == "density"
-        budget = target.value if by_density else self._budget_of_speedup(target.value)
-        least = self.cheapest
-        for _ in range(1 if by_density else 4):
-            budget = max(budget, least)
+        if target.name == "density":
+            pattern = self.at(target.value)
+            trial = self.try_out(target.value, pattern)
+            return pattern, trial, trial.density <= target.value * 1.02
+        budget, wanted = self._budget_of_speedup(target.value), 1 - 1 / target.value
+        tried: list[tuple[float, Pattern, Trial]] = []
+        for _ in range(4):
+            budget = max(budget, self.cheapest)
             pattern = self.at(budget)
             trial = self.try_out(budget, pattern)
-            value = trial.value(target.name, self.dense_seconds)
-            reached = value <= target.value * 1.02 if by_density else value >= target.value
-            if reached or budget <= least:
+            tried.append((trial.value(target.name, self.dense_seconds), pattern, trial))
+            if tried[-1][0] >= target.value:
+                return pattern, trial, True
+            if budget <= self.cheapest:
                 break
             # What was saved is to what should be saved as this budget is to the next.
             saved = 1 - median(trial.seconds) / self.dense_seconds
-            wanted = 1 - 1 / target.value
             budget = 1 - (1 - budget) * min(2.0, wanted / max(saved, 0.1 * wanted)) - 0.01
-        return pattern, trial, reached
+        _, pattern, trial = max(tried, key=lambda found: found[0])
+        return pattern, trial, False
 
     def _budget_of_speedup(self, speedup: float) -> float:
         """The share of attention's seconds that is left for a speed-up of denoising."""

@@ -57,7 +57,7 @@ def tune(
 ) -> Tuned:
     """Search a pattern for each head of each layer in each phase of noise that together meet a target.
 
-    Every candidate is tried on the queries, keys and values of dense videos, and its error measured behind the layer's
+    Every candidate is tried on the queries, keys and values of dense videos, and its error measured after the layer's
     output projection. What an error in a layer does to the transformer's output, and one in a phase to the video, is
     measured with one candidate. A Lagrangian gives each head the candidate with the least error for what it costs on
     this machine, under one budget for the whole video; trials on held-out prompts decide the budget.
