@@ -23,7 +23,8 @@ body { margin: 0 auto; padding: 2rem; max-width: 100rem; background: var(--paper
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { margin: 0; font-size: 1.8rem; overflow-wrap: anywhere; }
 .faint { margin: 0; color: var(--faint); font-size: 0.9rem; }
-main { display: grid; gap: 1.25rem; margin: 1.5rem 0; grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr)); }
+main { display: grid; gap: 1.25rem; margin: 1.5rem 0;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr)); }
 article, section { padding: 1rem; border: 1px solid var(--edge); border-radius: 0.6rem; background: var(--card); }
 h2 { margin: 0.75rem 0 0; font-size: 1.05rem; overflow-wrap: anywhere; }
 section h2 { margin: 0 0 0.5rem; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidsparse.finetune.data.preview import Card, Preview
@@ -11,10 +12,11 @@ from vidsparse.finetune.data.preview import Card, Preview
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
-    from PIL.ImageFont import FreeTypeFont, ImageFont
+    from PIL.ImageFont import FreeTypeFont
 
 WIDTH, MARGIN, GAP, PADDING = 1600, 48, 24, 20
 COLUMNS, TALLEST = 2, 260
+PLAIN, BOLD = "DejaVuSans", "DejaVuSans-Bold"
 LINES = 4  # of the captions of a card
 PAPER, CARD, INK, FAINT, EDGE, ALERT = "#f4f5f7", "#ffffff", "#1b1f24", "#68707c", "#dfe3e8", "#a3422d"
 
@@ -27,11 +29,13 @@ class _Text:
         size: of the letters, in pixels.
         colour: of them.
         lines: already broken.
+        font: its file.
     """
 
     size: int
     colour: str
     lines: tuple[str, ...]
+    font: str
 
     @property
     def height(self) -> int:
@@ -40,18 +44,20 @@ class _Text:
     def draw(self, canvas: ImageDraw, left: int, top: int) -> int:
         """Draw the lines. Returns where the next text begins."""
         for index, line in enumerate(self.lines):
-            canvas.text((left, top + round(index * self.size * 1.4)), line, fill=self.colour, font=_font(self.size))
+            canvas.text(
+                (left, top + round(index * self.size * 1.4)), line, fill=self.colour, font=_font(self.size, self.font)
+            )
         return top + self.height
 
 
 def contact_sheet(preview: Preview) -> Image:
-    """Draw a preview, RGB. Scripts that Pillow's own font lacks are drawn as boxes; `contact_page` has all."""
+    """Draw a preview, RGB. Its font, DejaVu Sans, has no Chinese, Japanese or Korean; `contact_page` has all."""
     import PIL.Image
     import PIL.ImageDraw
 
     inner = WIDTH - 2 * MARGIN
     column = (inner - GAP * (COLUMNS - 1)) // COLUMNS
-    head = [_broken(preview.title, 34, INK, inner, 2), _broken(preview.summary, 20, FAINT, inner, 2)]
+    head = [_broken(preview.title, 28, INK, inner, 2, BOLD), _broken(preview.summary, 17, FAINT, inner, 2)]
     cards = [(card, *_layout(card, column)) for card in preview.cards]
     rows = [cards[i : i + COLUMNS] for i in range(0, len(cards), COLUMNS)]
     tail = _tail(preview, inner - 2 * PADDING)
@@ -79,8 +85,8 @@ def contact_sheet(preview: Preview) -> Image:
 def _layout(card: Card, width: int) -> tuple[list[_Text], int]:
     """The texts of a card and its height."""
     inner = width - 2 * PADDING
-    texts = [_broken(card.name, 20, INK, inner, 2), _broken("  ·  ".join(card.facts), 16, FAINT, inner, 2)]
-    texts.append(_broken("\n".join(card.captions), 18, INK, inner, LINES))
+    texts = [_broken(card.name, 16, INK, inner, 2, BOLD), _broken("  ·  ".join(card.facts), 14, FAINT, inner, 2)]
+    texts.append(_broken("\n".join(card.captions), 15, INK, inner, LINES))
     return texts, 3 * PADDING + _size(card, inner)[1] + sum(text.height for text in texts) + 12
 
 
@@ -109,44 +115,45 @@ def _tail(preview: Preview, width: int) -> list[_Text]:
     """What is left out, and how many clips are not drawn."""
     texts = []
     if preview.more:
-        texts.append(_broken(f"{preview.more:,} more clips are learnt and not drawn", 18, FAINT, width, 1))
+        texts.append(_broken(f"{preview.more:,} more clips are learnt and not drawn", 15, FAINT, width, 1))
     if preview.left_out:
-        texts.append(_broken(f"Left out: {len(preview.left_out):,}", 22, ALERT, width, 1))
-        texts += [_broken(f"{name}: {reason}", 16, INK, width, 3) for name, reason in preview.left_out]
+        texts.append(_broken(f"Left out: {len(preview.left_out):,}", 18, ALERT, width, 1, BOLD))
+        texts += [_broken(f"{name}: {reason}", 14, INK, width, 3) for name, reason in preview.left_out]
     return texts
 
 
-def _broken(text: str, size: int, colour: str, width: int, most: int) -> _Text:
+def _broken(text: str, size: int, colour: str, width: int, most: int, font: str = PLAIN) -> _Text:
     """A text broken into lines of a width, at most so many."""
     lines = list[str]()
     for part in text.split("\n"):
         line = ""
         for word in part.split(" "):
             longer = f"{line} {word}" if line else word
-            while _length(longer, size) > width:
+            while _length(longer, size, font) > width:
                 if line:
                     lines.append(line)
                     line, longer = "", word
                     continue
-                fits = next(n for n in range(len(longer), 0, -1) if n == 1 or _length(longer[:n], size) <= width)
+                fits = next(n for n in range(len(longer), 0, -1) if n == 1 or _length(longer[:n], size, font) <= width)
                 lines.append(longer[:fits])
                 longer = longer[fits:]
             line = longer
         lines.append(line)
     if len(lines) > most:
         last = lines[most - 1]
-        while last and _length(f"{last} …", size) > width:
+        while last and _length(f"{last} …", size, font) > width:
             last = last[:-1]
         lines = [*lines[: most - 1], f"{last.rstrip()} …"]
-    return _Text(size, colour, tuple(lines))
+    return _Text(size, colour, tuple(lines), font)
 
 
-def _length(text: str, size: int) -> float:
-    return float(_font(size).getlength(text))
+def _length(text: str, size: int, font: str) -> float:
+    return float(_font(size, font).getlength(text))
 
 
 @lru_cache
-def _font(size: int) -> FreeTypeFont | ImageFont:
+def _font(size: int, name: str) -> FreeTypeFont:
+    import matplotlib
     import PIL.ImageFont
 
-    return PIL.ImageFont.load_default(size)
+    return PIL.ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf" / f"{name}.ttf", size)

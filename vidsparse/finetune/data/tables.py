@@ -1,4 +1,4 @@
-"""Captions of many videos in one file: JSON lines or CSV, with the column names of Hugging Face and of other trainers."""
+"""Captions of many videos in one file: JSON lines or CSV, with the column names that people have."""
 
 from __future__ import annotations
 
