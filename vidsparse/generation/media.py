@@ -136,7 +136,9 @@ def _look_at_video(path: Path, frames: int | None, *state: int) -> Media:
         raise ValueError(f"{path} is not a video: its name must end in one of {', '.join(video_file.SUFFIXES)}")
     try:
         footage = video_file.look(path)
-        wanted = range(len(footage.times))[:frames]
+        if footage.cut and (frames is None or frames > footage.frames):
+            raise ValueError(f"it is damaged: the file ends after {footage.frames} frames")
+        wanted = range(footage.frames)[:frames]
         for _ in video_file.read(path, footage, wanted):
             continue  # decoded to know that it can be
     except ValueError as error:

@@ -48,6 +48,7 @@ class Footage:
         transparent: whether pixels may be transparent; frames are then composited on black.
         hdr: whether its colours are PQ or HLG; frames are then tone-mapped.
         decoder: of ffmpeg; None is the one that it takes by itself.
+        cut: whether the file ends before its frames do.
     """
 
     times: tuple[float, ...]
@@ -59,6 +60,7 @@ class Footage:
     transparent: bool = False
     hdr: bool = False
     decoder: str | None = None
+    cut: bool = False
 
     @property
     def frames(self) -> int:
@@ -93,7 +95,8 @@ def look(path: Path) -> Footage:
     tick = Fraction(header["tb"])
     shown = [pts * tick for _, pts, flags in packets if pts is not None and not flags & (CORRUPT | DISCARD)]
     decoded = [dts * tick for dts, _, flags in packets if dts is not None and not flags & CORRUPT]
-    times = _whole(shown if indexed else _decoded(source), decoded, cut=CUT.search(said) is not None)
+    found = shown if indexed else _decoded(source)
+    times = _whole(found, decoded, cut=CUT.search(said) is not None)
     if not times:
         raise ValueError("it has no frames")
     seconds = tuple(float(time) for time in times)
@@ -111,6 +114,7 @@ def look(path: Path) -> Footage:
         transparent=alpha or TRANSPARENT.match(form) is not None,
         hdr=PQ_OR_HLG.search(colours) is not None,
         decoder=decoder,
+        cut=len(times) < len(set(found)),
     )
 
 

@@ -7,6 +7,8 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 
 from vidsparse.finetune.data.clips import Bucket, choose_bucket
 
@@ -94,7 +96,8 @@ def shown(
         ValueError: the video is over before `start`.
     """
     seconds = [time - times[0] for time in times]
-    held = (seconds[-1] - seconds[-2]) if len(seconds) > 1 else 0.0  # nothing says how long the last frame is shown
+    # Nothing says how long the last frame is shown.
+    held = median(after - before for before, after in pairwise(seconds)) if len(seconds) > 1 else 0.0
     begin, until = start or 0.0, min(seconds[-1] + held, math.inf if end is None else end)
     if begin > seconds[-1]:
         raise ValueError(f"it is over after {seconds[-1] + held:.1f} seconds, before its part at {begin:g} begins")

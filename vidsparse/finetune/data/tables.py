@@ -98,7 +98,7 @@ def _csv_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if any(entry.values()):
                 yield source, {key: (value or "").strip() for key, value in entry.items()}
     except csv.Error as error:
-        raise ValueError(f"line {rows.line_num} of {path} is not valid CSV: {error}") from error
+        raise ValueError(f"line {rows.reader.line_num} of {path} is not valid CSV: {error}") from error
 
 
 def _captions(found: Any, source: str) -> tuple[str, ...]:
