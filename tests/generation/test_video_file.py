@@ -136,8 +136,9 @@ def test_what_else_is_in_the_file_does_no_harm(tmp_path: Path, plain: Path) -> N
     make("-itsoffset", 2, "-i", plain, "-c", "copy", tmp_path / "late.mkv")
     sound = ("-f", "lavfi", "-i", "sine=duration=9")
     make("-itsoffset", 2, "-i", plain, *sound, "-c:v", "copy", tmp_path / "sound.mp4")
-    make("-i", plain, "-f", "lavfi", "-i", "color=red:size=32x32:duration=0.04", "-map", "1", "-map", "0", "-c:v:0", "png",
-         "-c:v:1", "copy", "-disposition:v:0", "attached_pic", "-disposition:v:1", "default", tmp_path / "cover.mp4")  # fmt: skip
+    red = ("-f", "lavfi", "-i", "color=red:size=32x32:duration=0.04")
+    streams = ("-map", 1, "-map", 0, "-c:v:0", "png", "-c:v:1", "copy")
+    make("-i", plain, *red, *streams, "-disposition:v:0", "attached_pic", tmp_path / "cover.mp4")
     whole = taken(plain)
     for name in ("subtitles.mkv", "late.mkv", "sound.mp4", "cover.mp4"):
         assert np.array_equal(taken(tmp_path / name), whole), name

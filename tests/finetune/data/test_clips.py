@@ -13,7 +13,6 @@ from vidsparse.finetune.data.synthetic import drawn_clips
 from vidsparse.shapes.judge import score
 from vidsparse.shapes.scene import parse_prompt
 
-
 # Buckets
 
 

@@ -116,7 +116,7 @@ def test_images_and_folders_of_frames_are_clips(tmp_path: Path) -> None:
         ("take", 12, None, None),
     ]
     assert [counted(clip.read()) for clip in clips] == [[7], list(range(12))] and not skipped
-    (clip,), skipped = folder_clips(tmp_path, SIZE, [5])
+    skipped = folder_clips(tmp_path, SIZE, [5])[1]
     assert [s.reason for s in skipped] == ["it has 1 frame, and the shortest clips have 5"]
 
 
