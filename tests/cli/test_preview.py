@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import vidsparse_in_a_folder
 from PIL import Image
 from small_videos import leaves_pipes, write_video
 from typer.main import get_command
@@ -13,6 +14,7 @@ from typer.main import get_command
 from vidsparse.cli import app
 
 pytestmark = leaves_pipes
+vidsparse = pytest.fixture(vidsparse_in_a_folder)
 
 
 @pytest.fixture
