@@ -14,7 +14,8 @@ from vidsparse.generation import ffmpeg, video_file
 from vidsparse.generation.video_file import look, read
 
 PICTURES = ("-f", "lavfi", "-i", "testsrc2=size=64x48:rate=25:duration=2")
-SCALE = "scale=64:48:flags=bicubic+accurate_rnd+full_chroma_int"
+FLAGS = "flags=bicubic+accurate_rnd+full_chroma_int"
+SCALE = f"scale=64:48:{FLAGS}"
 
 
 def make(*arguments: object) -> None:
@@ -91,13 +92,19 @@ def test_frames_are_upright_and_their_pixels_square(tmp_path: Path, plain: Path)
     small = taken(tmp_path / "wide.mp4", range(1), height=24, width=32)
     assert (
         np.abs(
-            small[0].astype(int)
-            - decoded(
-                tmp_path / "wide.mp4", "scale=64:24:flags=bicubic+accurate_rnd+full_chroma_int,crop=32:24", 24, 32
-            )[0]
+            small[0].astype(int) - decoded(tmp_path / "wide.mp4", f"scale=64:24:{FLAGS},crop=32:24", 24, 32)[0]
         ).mean()
         < 2
     )
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 21), (36, 48), (15, 32), (96, 97)])
+def test_frames_cover_a_size_and_their_centre_is_cropped(plain: Path, height: int, width: int) -> None:
+    scale = max(height / 48, width / 64)
+    high, wide = round(48 * scale), round(64 * scale)
+    crop = f"format=rgb24,crop={width}:{height}:{(wide - width) // 2}:{(high - height) // 2}"
+    expected = decoded(plain, f"scale={wide}:{high}:{FLAGS},{crop}", height, width)
+    assert np.array_equal(taken(plain, height=height, width=width), expected)
 
 
 def test_what_is_transparent_is_black(tmp_path: Path) -> None:

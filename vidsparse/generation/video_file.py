@@ -251,4 +251,5 @@ def _filters(footage: Footage, height: int, width: int) -> list[str]:
                 f"it is HDR, and this ffmpeg lacks the filter {min(missing)} to tone-map it; convert it to SDR"
             )
         found.append(TONE_MAP)
-    return [*found, f"crop={width}:{height}:{(wide - width) // 2}:{(high - height) // 2}", "setsar=1"]
+    # Where colours are halved in size, ffmpeg would crop at even pixels only.
+    return [*found, f"format=rgb24,crop={width}:{height}:{(wide - width) // 2}:{(high - height) // 2}", "setsar=1"]
