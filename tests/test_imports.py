@@ -59,8 +59,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.runtime.sparsify", "vidsparse.serialize"),
     ),
     "vidsparse.finetune.data": (
-        *("safetensors", "torch", "vidsparse.atomic", "vidsparse.generation.media", "vidsparse.grid"),
-        "vidsparse.shapes.render",
+        *("PIL", "matplotlib", "numpy", "safetensors", "torch", "vidsparse.atomic", "vidsparse.generation.media"),
+        *("vidsparse.generation.video_file", "vidsparse.grid", "vidsparse.shapes.render"),
     ),
     "vidsparse.doctor": (
         *("accelerate", "diffusers", "peft", "torch", "vidsparse.atomic", "vidsparse.block_map"),
@@ -71,8 +71,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.presets", "vidsparse.runtime.registry"),
     ),
     "vidsparse.generation": (
-        *("PIL", "diffusers", "filelock", "huggingface_hub", "imageio", "numpy", "torch", "torchmetrics"),
+        *("PIL", "diffusers", "filelock", "huggingface_hub", "imageio", "imageio_ffmpeg", "numpy", "torch"),
         *(
+            "torchmetrics",
             "vidsparse.atomic",
             "vidsparse.attention",
             "vidsparse.block_map",

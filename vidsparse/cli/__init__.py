@@ -10,7 +10,20 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from vidsparse.cli import bench, compare, doctor, estimate, finetune, generate, inspect, patterns, presets, tune, ui
+from vidsparse.cli import (
+    bench,
+    compare,
+    doctor,
+    estimate,
+    finetune,
+    generate,
+    inspect,
+    patterns,
+    presets,
+    preview,
+    tune,
+    ui,
+)
 from vidsparse.cli.libraries import silence
 from vidsparse.cli.messages import is_first
 from vidsparse.cli.signature import EXPECTED, takes_request, takes_volume
@@ -69,6 +82,7 @@ app.command("generate")(takes_volume(takes_request(generate.generate)))
 app.command("compare")(takes_volume(takes_request(compare.compare)))
 app.command("ui")(takes_volume(ui.ui))
 app.command("finetune")(takes_volume(takes_request(finetune.finetune)))
+app.command("preview")(takes_volume(takes_request(preview.preview)))
 app.command("inspect")(takes_volume(inspect.inspect))
 app.command("patterns")(takes_volume(patterns.patterns))
 app.command("presets")(takes_volume(presets.presets))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from vidsparse.cli.attention import PATTERN, integers
+from vidsparse.cli.clip_options import DATA, FPS_HELP, ClipOptions, note_clips
 from vidsparse.cli.files import check_folder
 from vidsparse.cli.messages import draws, live_console, note, plain_progress, progress
 from vidsparse.cli.options import DENSE_STEPS_HELP, FRAMES, SAMPLER_HELP
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from vidsparse.finetune import Bucket, Clip
     from vidsparse.generation.models import Model
 
-ATTENTION, DATA, LEARNING, OUTPUT = "Attention", "Data", "Learning", "Output"
+ATTENTION, LEARNING, OUTPUT = "Attention", "Learning", "Output"
 OF_MODEL = "of the model"
 PRECISIONS = {"no": "no", "float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -35,7 +36,7 @@ def read_precision(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Finetuning:
+class Finetuning(ClipOptions):
     """What is trained, on what, how. Names that `vidsparse.finetune.Settings` has too go there as they are."""
 
     out: Annotated[Path, Option("--out", "-o", help="Folder of the LoRA, its checkpoints, log and samples.")]
@@ -53,9 +54,7 @@ class Finetuning:
         list[str] | None,
         Option(help="WIDTHxHEIGHT in pixels; again for more.", rich_help_panel=DATA, show_default=OF_MODEL),
     ] = None
-    fps: Annotated[
-        float | None, Option(help="Resample videos to it.", rich_help_panel=DATA, show_default="as they are")
-    ] = None
+    fps: Annotated[float | None, Option(min=0, help=FPS_HELP, rich_help_panel=DATA, show_default=OF_MODEL)] = None
     cache: Annotated[
         Path | None, Option(help="Folder of encoded videos.", rich_help_panel=DATA, show_default="OUT/cache")
     ] = None
@@ -154,7 +153,8 @@ class Finetuning:
 
 def finetune(request: Finetuning) -> None:
     """Train a LoRA for longer videos with sparse attention. The same command resumes a training that was stopped."""
-    from vidsparse.finetune import Bucket, Settings, check_pipeline, finetune
+    from vidsparse.finetune import Settings, check_pipeline, finetune
+    from vidsparse.finetune.data.captions import read_entries
     from vidsparse.generation.models import find_model
     from vidsparse.generation.pipeline import load_pipeline
     from vidsparse.patterns.names import build_correction
@@ -174,19 +174,19 @@ def finetune(request: Finetuning) -> None:
             "trained_frames": request.trained_frames or model.default("num_frames"),
         }
     )
-    own_size = model.default("height"), model.default("width")
-    sizes = [height_and_width(text) for text in request.size or []] or [own_size]
-    frames = request.frames or [model.longer_frames or model.default("num_frames")]
-    buckets = [Bucket(count, *size) for count in frames for size in sizes]
+    request.cutting()
+    buckets = buckets_of(model, request.frames, request.size)
     if request.data != "shapes" and not Path(request.data).is_dir():
         raise FileNotFoundError(f"no folder {request.data}; give one with videos and their captions, or 'shapes'")
+    if request.data != "shapes":
+        read_entries(Path(request.data), request.caption_lines)  # captions are refused before the model is loaded
     main = _is_main()
     with live_console().status(f"loading {request.model}"):
         pipe = load_pipeline(model, device="cpu", dtype=_dtype(request, model))
     check_pipeline(pipe, settings, buckets)
     pipe.vae.float()  # in less precision its latents may not be finite
     with _bars(main) as progress:
-        clips = _clips(request, buckets, lambda done, total: progress("reading videos", done, total, None))
+        clips = _clips(request, buckets, model, lambda done, total: progress("reading videos", done, total, None))
         longest = max(clips, key=lambda clip: (clip.bucket.frames, clip.bucket.height)).bucket
         sampled = {"num_frames": longest.frames, "height": longest.height, "width": longest.width}
         folder = finetune(
@@ -206,28 +206,38 @@ def finetune(request: Finetuning) -> None:
         print(f"wrote the LoRA to {folder}; vidsparse generate --lora {folder} uses it")
 
 
-def _clips(request: Finetuning, buckets: list[Bucket], progress: Callable[[int, int], None]) -> list[Clip]:
-    """The videos to learn from, with a note for each one that is skipped."""
-    from vidsparse.finetune import drawn_clips, folder_clips
+def _clips(
+    request: Finetuning, buckets: list[Bucket], model: Model, progress: Callable[[int, int], None]
+) -> list[Clip]:
+    """The videos to learn from, with a note for each file that is not used."""
+    from vidsparse.finetune import drawn_clips
 
     if request.data == "shapes":
         each = -(-request.videos // len(buckets))
         return [clip for i, bucket in enumerate(buckets) for clip in drawn_clips(each, bucket, request.seed + i)]
-    sizes = list(dict.fromkeys((bucket.height, bucket.width) for bucket in buckets))
-    frames = list(dict.fromkeys(bucket.frames for bucket in buckets))
     cache = request.cache or request.out / "cache"
-    clips, skipped = folder_clips(Path(request.data), sizes, frames, request.fps, cache=cache, progress=progress)
-    if _is_main():
-        for video in skipped:
-            note(f"{video.path} is left out: {video.reason}")
-        if skipped:
-            note(f"{len(skipped)} of {len(skipped) + len(clips)} videos are left out")
+    clips, skipped = request.read_folder(Path(request.data), buckets, request.fps, model, cache, progress)
+    note_clips(clips, skipped)
     return clips
 
 
 def _is_main() -> bool:
     """Whether this process is the first of those that a launcher has started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def buckets_of(model: Model, frames: list[int] | None, sizes: list[str] | None) -> list[Bucket]:
+    """Every length in every size; what is not given is the model's.
+
+    Raises:
+        ValueError: a size that is none.
+    """
+    from vidsparse.finetune import Bucket
+
+    own_size = model.default("height"), model.default("width")
+    every = [height_and_width(text) for text in sizes or []] or [own_size]
+    counts = frames or [model.longer_frames or model.default("num_frames")]
+    return [Bucket(count, *size) for count in counts for size in every]
 
 
 def height_and_width(text: str) -> tuple[int, int]:

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from vidsparse.finetune.checks import check_pipeline
 from vidsparse.finetune.data.clips import Bucket, Clip, Skipped
+from vidsparse.finetune.data.cutting import Cutting
 from vidsparse.finetune.data.folder import folder_clips
 from vidsparse.finetune.data.synthetic import drawn_clips
 from vidsparse.finetune.job import finetune
 from vidsparse.finetune.settings import Settings
 
-__all__ = ["Bucket", "Clip", "Settings", "Skipped", "check_pipeline", "drawn_clips", "finetune", "folder_clips"]
+__all__ = [
+    "Bucket",
+    "Clip",
+    "Cutting",
+    "Settings",
+    "Skipped",
+    "check_pipeline",
+    "drawn_clips",
+    "finetune",
+    "folder_clips",
+]

@@ -87,13 +87,13 @@ def finetune(
         say(f"{video.path} is left out: {video.reason}")
     if skipped:
         say(f"{len(skipped)} of {len(clips)} videos are left out")
-    left_out = {video.path for video in skipped}
-    frames = max(clip.bucket.frames for clip in clips if clip.path is None or clip.path not in left_out)
     prompts = read_prompts(pipe, settings.sample_prompts, examples.words) if settings.sample_every else ()
     for encoder in (pipe.vae, pipe.text_encoder):
         encoder.to("cpu")
     sampling = sampling or {}
-    training = Training(pipe, examples, settings, frames, folder, accelerator, base, prompts, sampling, fps, say)
+    training = Training(
+        pipe, examples, settings, examples.frames, folder, accelerator, base, prompts, sampling, fps, say
+    )
     try:
         return training.train(lambda step, loss: progress("training", step, settings.steps, loss))
     finally:
