@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 CONFIG = "lora_adapter_metadata"  # the key of peft's settings in a header of diffusers
-CONFIG_FILE = "adapter_config.json"  # of peft, beside its own files
+PEFT_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"  # as peft names them, in one folder
 PEFT = "base_model.model."  # what names in files of peft begin with
 _PREFIX = re.compile(r"(?:base_model\.model\.|(?:transformer|transformer_2|transformer_ref|connectors)\.)+")
 _UPDATE = re.compile(r"(.+?)\.(?:lora_(A|B|down|up)|lora\.(down|up))(?:\.(?!weight$|bias$)([^.]+))?(?:\.(weight|bias))?")
