@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from vidsparse.cli import bench, compare, doctor, estimate, finetune, generate, inspect, patterns, presets, tune, ui
+from vidsparse.cli import bench, compare, doctor, estimate, finetune, generate, inspect, lora, patterns, presets, tune, ui
 from vidsparse.cli.libraries import silence
 from vidsparse.cli.messages import is_first
 from vidsparse.cli.signature import EXPECTED, takes_request, takes_volume
@@ -76,6 +76,10 @@ app.command("estimate")(takes_volume(estimate.estimate))
 app.command("tune")(takes_volume(tune.tune))
 app.command("bench")(takes_volume(bench.bench))
 app.command("doctor")(takes_volume(doctor.doctor))
+loras = typer.Typer(no_args_is_help=True, rich_markup_mode=MARKUP, help="Show a LoRA, or write it for another program.")
+loras.command("show")(takes_volume(lora.show))
+loras.command("convert")(takes_volume(lora.convert))
+app.add_typer(loras, name="lora")
 
 
 def main() -> None:

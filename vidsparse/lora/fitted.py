@@ -35,9 +35,7 @@ def fit(stored: Stored, model: torch.nn.Module, file: Path) -> Renamed:
     """
     modules, kind = layers_of(model), type(model).__name__
     config: Any = getattr(model, "config", {})
-    family = next((cls.__name__ for cls in type(model).__mro__ if cls.__name__ in ORIGINALS), kind)
-    names = Names(family, [*modules, *_loose_parameters(model)])
-    found = renamed(stored, names, config.get("attention_head_dim"))
+    found = renamed(stored, names_in(model), config.get("attention_head_dim"))
     for layer in [*found.updates, *found.differences]:
         _check_block(layer, modules, kind, file)
     parameters = parameters_of(model)
@@ -79,12 +77,19 @@ def _in_shape(layer: str, update: LowRank, weight: tuple[int, ...], file: Path) 
     return replace(update, down=update.down.reshape(down), up=update.up.reshape(up))
 
 
+def names_in(model: torch.nn.Module) -> Names:
+    """The names by which files may call the layers of a model, and its parameters that belong to no layer."""
+    family = next((cls.__name__ for cls in type(model).__mro__ if cls.__name__ in ORIGINALS), type(model).__name__)
+    loose = [name for name in parameters_of(model) if name.rsplit(".", 1)[-1] not in ("weight", "bias")]
+    return Names(family, [*layers_of(model), *loose])
+
+
 def layers_of(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """The layers of a model that have a weight, by the names that they have without LoRAs."""
     found = {}
     for name, module in model.named_modules():
         layer = name.replace(".base_layer", "")
-        if ".lora_" not in name and any(p in module._parameters for p in ("weight", "bias")):
+        if ".lora_" not in name and any(module._parameters.get(p) is not None for p in ("weight", "bias")):
             found[layer] = module
     return found
 
@@ -97,10 +102,6 @@ def parameters_of(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 def parameter_name(layer: str, parameter: str, parameters: Mapping[str, Any]) -> str:
     """The name of a layer's parameter, which is the layer's own where that is a parameter."""
     return layer if layer in parameters and parameter == "weight" else f"{layer}.{parameter}"
-
-
-def _loose_parameters(model: torch.nn.Module) -> list[str]:
-    return [name for name in parameters_of(model) if name.rsplit(".", 1)[-1] not in ("weight", "bias")]
 
 
 def _shape(layer: torch.nn.Module) -> tuple[int, ...]:

@@ -38,13 +38,17 @@ class Names:
     Args:
         cls: name of the model's class, such as "WanTransformer3DModel".
         layers: names of its layers, and of parameters that belong to no layer, in diffusers.
+
+    Attributes:
+        layers: these names, with `*` for the numbers of blocks.
+        original: the names of its family in the original code.
     """
 
     def __init__(self, cls: str, layers: Iterable[str]):
         self.original = ORIGINALS.get(cls, Original())
         self._found: dict[str, Found] = {}
         stacked: dict[str, list[str]] = {}
-        listed = list(dict.fromkeys(any_block(layer)[0] for layer in layers))
+        self.layers = listed = list(dict.fromkeys(any_block(layer)[0] for layer in layers))
         order = {layer: i for i, layer in enumerate(self.original.layers)}
         for layer in sorted(listed, key=lambda layer: order.get(layer, len(order))):
             stacked.setdefault(self.original.name(layer), []).append(layer)

@@ -19,6 +19,7 @@ class Original:
         layers: name in diffusers -> name in the original code. Several with one original are stacked there, in this
             order.
         parts: part of a name, of whole words between dots -> what replaces it in all names that `layers` lacks.
+        optional: names in diffusers that only some models of the family have, besides those of `layers`.
         swapped: endings of original layers whose two halves of rows are in the other order in diffusers.
         by_head: endings of original layers whose rows DiffSynth-Studio leaves in the order of the checkpoint: query,
             key and value of the first head, then of the second.
@@ -27,6 +28,7 @@ class Original:
 
     layers: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
     swapped: tuple[str, ...] = ()
     by_head: tuple[str, ...] = ()
     alpha_in_header: bool = False
@@ -80,6 +82,7 @@ _WAN = Original(
         **{"add_k_proj": "k_img", "add_v_proj": "v_img", "norm_added_k": "norm_k_img"},
         **{"ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2", "norm2": "norm3", "scale_shift_table": "modulation"},
     },
+    optional=tuple(f"blocks.*.attn2.{name}" for name in ("add_k_proj", "add_v_proj", "norm_added_k")),
 )
 
 _QKV, _ADDED = "to_q to_k to_v", "add_q_proj add_k_proj add_v_proj"
@@ -147,7 +150,12 @@ _LTX_2 = Original(
         "av_cross_attn_audio_v2a_gate": "av_ca_v2a_gate_adaln_single",
         "video_a2v_cross_attn_scale_shift_table": "scale_shift_table_a2v_ca_video",
         "audio_a2v_cross_attn_scale_shift_table": "scale_shift_table_a2v_ca_audio",
-    }
+    },
+    optional=tuple(
+        f"{adaln}.{layer}"
+        for adaln in ("prompt_adaln", "audio_prompt_adaln")
+        for layer in ("linear", "emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2")
+    ),
 )
 
 _MOCHI = Original(
