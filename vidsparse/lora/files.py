@@ -67,9 +67,9 @@ def save_lora(
         )
     layers = get_peft_model_state_dict(transformer, adapter_name=adapter_name)
     weights = {f"transformer.{name}": weight.detach().to(dtype).contiguous() for name, weight in layers.items()}
-    file = Path(folder) / FILE
+    header, file = lora_header(settings_that_differ(adapters[adapter_name]), recipe), Path(folder) / FILE
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_lora(file, weights, lora_header(settings_that_differ(adapters[adapter_name]), recipe))
+    write_lora(file, weights, header)
     return file
 
 
