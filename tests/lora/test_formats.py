@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ def test_a_file_does_what_merged_weights_do(family: str, form: str, tmp_path: Pa
     load_lora(pipe := Pipe(model), file, note=notes.append)
     found = twin(family).outputs(model)
     assert furthest(found, exact) <= tolerance and notes == []
-    assert not any(parameter.is_meta for parameter in model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.numel()]
+    assert not any(parameter.is_meta for parameter in parameters)
+    assert len({parameter.untyped_storage().data_ptr() for parameter in parameters}) == len(parameters)
     unload_lora(pipe)
     after = twin(family).outputs(model)
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -92,7 +95,8 @@ def test_before_and_after_sparsify(family: str, tmp_path: Path) -> None:
     assert all(torch.equal(outputs[0][name], outputs[1][name]) for name in outputs[0])
 
 
-SUBSETS = {"one block": "blocks.1.", "queries alone": "to_q", "feed-forward alone": "ff"}
+# In single blocks of HunyuanVideo a file has the feed-forward with the queries, whose size the twin makes unusual.
+SUBSETS = {"one block": r"blocks\.1\.", "queries alone": r"^(?!single_).*to_q", "feed-forward alone": r"\.ff"}
 
 
 @pytest.mark.parametrize("form", ["comfy", "musubi", "diffusers"])
@@ -100,7 +104,7 @@ SUBSETS = {"one block": "blocks.1.", "queries alone": "to_q", "feed-forward alon
 @pytest.mark.parametrize("family", ["WanTransformer3DModel", "HunyuanVideoTransformer3DModel", "MochiTransformer3DModel"])
 def test_any_subset_of_layers(family: str, part: str, form: str, tmp_path: Path) -> None:
     model = twin(family).build()
-    updates = random_updates(model, lambda layer: SUBSETS[part] in layer)
+    updates = random_updates(model, lambda layer: re.search(SUBSETS[part], layer) is not None)
     exact, tolerance = expected_outputs(family, updates)
     file = {**IN_DIFFUSERS, **IN_ORIGINAL}[form](tmp_path / "part.safetensors", model, updates)
     load_lora(Pipe(model), file)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vidsparse.lora.summary import LoraSummary, Touched
 
 FILE_HELP = "A LoRA file of any trainer; also a folder, a Hub id or 'shapes-long'."
+FAMILY_HELP = "What the LoRA is for: the class of a transformer, or its short name, such as wan or ltxvideo."
 
 
 class Format(str, Enum):
@@ -35,13 +36,14 @@ def convert(
             help="Who reads it: comfy is ComfyUI, musubi is musubi-tuner and kohya's trainers, diffusers is diffusers.",
         ),
     ],
+    family: Annotated[str | None, Option(help=FAMILY_HELP, show_default="as the names in the file say")] = None,
     overwrite: Annotated[bool, Option("--overwrite", help=OVERWRITE_HELP)] = False,
 ) -> None:
     """Write a LoRA for another program. Pattern and positions travel in the form of diffusers alone."""
     check_output(out, ".safetensors", overwrite=overwrite)
     from vidsparse.lora.convert import convert_lora
 
-    convert_lora(file, out, form.value, note)
+    convert_lora(file, out, form.value, family, note=note)
     print(f"wrote {out}")
 
 

@@ -9,8 +9,9 @@ from typing import Literal, get_args
 
 import torch
 
+from vidsparse.generation.frames import families
 from vidsparse.lora.attach import peft_settings, peft_weights
-from vidsparse.lora.families import guess_families, names_of
+from vidsparse.lora.families import guess_families, names_of, original_names
 from vidsparse.lora.files import HEADER, lora_header, write_lora
 from vidsparse.lora.load import warn
 from vidsparse.lora.names import Names
@@ -23,7 +24,9 @@ Form = Literal["comfy", "musubi", "diffusers"]
 MLP_RATIO = 4  # of HunyuanVideo, whose feed-forward may be missing in a file where the original code stacks it
 
 
-def convert_lora(source: str | Path, out: str | Path, form: Form, note: Callable[[str], None] = warn) -> Path:
+def convert_lora(
+    source: str | Path, out: str | Path, form: Form, family: str | None = None, *, note: Callable[[str], None] = warn
+) -> Path:
     """Write a LoRA in the form of another program.
 
     * "comfy": original names below `diffusion_model.`, the scale multiplied into the second matrix;
@@ -34,6 +37,8 @@ def convert_lora(source: str | Path, out: str | Path, form: Form, note: Callable
         source: as `load_lora` takes it, of any trainer.
         out: a file whose name ends in .safetensors.
         form: "comfy", "musubi" or "diffusers".
+        family: class of the transformer that it is for, or the short name of it, such as "wan"; by default the names in
+            the file say it.
         note: called with a line for what does not travel.
 
     Returns:
@@ -41,7 +46,8 @@ def convert_lora(source: str | Path, out: str | Path, form: Form, note: Callable
 
     Raises:
         OSError: no such LoRA, or the file cannot be written.
-        ValueError: not a LoRA, one of a family that is not known, or another form or ending.
+        ValueError: not a LoRA, one of a family that is not known, one that several families have with other original
+            names, or another form, family or ending.
         NotImplementedError: DoRA in a foreign form, or a family whose original names are not known.
     """
     if form not in get_args(Form):
@@ -51,12 +57,8 @@ def convert_lora(source: str | Path, out: str | Path, form: Form, note: Callable
         raise ValueError(f"{out} must end in .safetensors")
     file = find_lora(source)
     stored = read_stored(file)
-    families = guess_families(stored.layers)
-    if not families:
-        raise ValueError(
-            f"{file} is of no family that is known: its layers are called {', '.join(stored.layers[:3])}, ..."
-        )
-    names = names_of(families[0])
+    family = families().get(family, family) if family is not None else _family(stored.layers, file)
+    names = names_of(family)
     lora = renamed(stored, names)
     if form == "diffusers":
         _left_behind(lora, note, file, out)
@@ -64,16 +66,29 @@ def convert_lora(source: str | Path, out: str | Path, form: Form, note: Callable
         header |= {HEADER: stored.header[HEADER]} if HEADER in stored.header else {}
         weights = {f"transformer.{name}": weight.contiguous() for name, weight in peft_weights(lora.updates).items()}
     else:
-        weights, header = _foreign(lora, names, families[0], form), {"format": "pt"}
+        weights, header = _foreign(lora, names, family, form), {"format": "pt"}
         if form == "musubi":
             _left_behind(lora, note, file, out)
         if HEADER in stored.header:
             note(f"pattern, positions and the rest of the recipe in {file} do not travel: {form} has no place for them")
     if lora.left_out:
-        note(f"{file}: parts that {families[0]} does not have are left out: {lora.left_out_summary}")
+        note(f"{file}: parts that {family} does not have are left out: {lora.left_out_summary}")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_lora(out, weights, header)
     return out
+
+
+def _family(layers: list[str], file: Path) -> str:
+    """The family of a file, whose original names no other family with such layers contradicts."""
+    found = guess_families(layers)
+    if not found:
+        raise ValueError(f"{file} is of no family that is known: its layers are called {', '.join(layers[:3])}, ...")
+    if len({original_names(family, layers) for family in found}) > 1:
+        raise ValueError(
+            f"{file} may be for {' or '.join(found)}, whose original names differ; say which with family=, on the "
+            "command line with --family"
+        )
+    return found[0]
 
 
 def _left_behind(lora: Renamed, note: Callable[[str], None], file: Path, out: Path) -> None:

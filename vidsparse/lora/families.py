@@ -49,3 +49,10 @@ def guess_families(layers: Iterable[str]) -> list[str]:
     most = max(known.values(), default=0)
     found = [family for family, count in known.items() if count == most] if most > LEAST * len(listed) else []
     return sorted(found, key=lambda family: (len(names_of(family).layers), len(family)))
+
+
+def original_names(family: str, layers: Iterable[str]) -> tuple[str, ...]:
+    """The original names of a family for the layers in a file; its own where the family has no such layer."""
+    names = names_of(family)
+    found = ((layer, names.find(layer)) for layer in layers)
+    return tuple(layer if known is None else names.original_name(known.layers[0]) for layer, known in found)

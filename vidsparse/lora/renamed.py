@@ -103,7 +103,8 @@ def _add_update(result: Renamed, update: Update, stored: Stored, found: Found, h
         if layer in result.updates:
             raise ValueError(f"the file changes {layer} twice, under two names")
         scale = scale_of(stored.config, layer, rank, update.alpha)
-        result.updates[layer] = LowRank(down, up, scale, extra.get("magnitude", {}).get(layer))
+        own = down if len(found.layers) == 1 else down.clone()  # no two layers share a parameter
+        result.updates[layer] = LowRank(own, up, scale, extra.get("magnitude", {}).get(layer))
         if "bias" in extra:
             _once(layer, result.differences, "bias")
             bias = Difference("bias", (scale * extra["bias"][layer].double()).to(up.dtype), False)
@@ -124,7 +125,8 @@ def _divided(value: torch.Tensor, found: Found, columns: int, head: int | None) 
         value = torch.cat(value.chunk(2)[::-1])
     if len(found.layers) == 1:
         return [(found.layers[0], value)]
-    return list(zip(found.layers, value.split(row_counts(found.layers, value.shape[0], columns)), strict=True))
+    parts = value.split(row_counts(found.layers, value.shape[0], columns))
+    return [(layer, part.clone()) for layer, part in zip(found.layers, parts, strict=True)]
 
 
 def row_counts(layers: tuple[str, ...], rows: int, columns: int) -> list[int]:
