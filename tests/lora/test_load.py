@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lora_files import Pipe, as_diffusers, as_musubi, as_peft, merged, random_updates
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_lora import add_lora, call, pipeline
 from twins import ignores_warnings, twin
@@ -28,9 +29,15 @@ def file_of(pipe: Any, path: Path, seed: int = 0) -> tuple[Path, Any]:
 
 
 def with_more(path: Path, **more: torch.Tensor) -> Path:
-    """The file with more weights, whose names begin with `diffusion_model.`."""
-    save_file(load_file(path) | {f"diffusion_model.{name}": weight for name, weight in more.items()}, path)
+    """The file with more weights, whose names begin with `diffusion_model.` unless they say it themselves."""
+    with safe_open(path, "pt") as stored:
+        header = stored.metadata()
+    save_file(load_file(path) | {begun(name): weight for name, weight in more.items()}, path, header)
     return path
+
+
+def begun(name: str) -> str:
+    return name if name.startswith("transformer.") else f"diffusion_model.{name}"
 
 
 def bits(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -51,7 +58,6 @@ def two_experts() -> Any:
 def test_an_expert_is_asked_for_where_the_file_leaves_it_open(tmp_path: Path) -> None:
     pipe = two_experts()
     file, expected = file_of(pipe, tmp_path / "lora.safetensors")
-    save_file(load_file(file), file)
     forms = r"--lora \S+@transformer or --lora \S+@transformer_2, in Python with load_lora\(.*transformer='transformer_2'"
     with pytest.raises(ValueError, match=rf"does not say which of transformer and transformer_2 it is for; .*{forms}"):
         load_lora(pipe, file)
@@ -132,11 +138,7 @@ def test_a_bias_of_peft(tmp_path: Path) -> None:
     pipe = pipeline()
     updates = {"blocks.0.attn1.to_q": random_updates(pipe.transformer)["blocks.0.attn1.to_q"]}
     file, bias = as_diffusers(tmp_path / "lora.safetensors", pipe.transformer, updates), torch.linspace(-1, 1, WIDTH)
-    from safetensors import safe_open
-
-    with safe_open(file, "pt") as stored:
-        header = stored.metadata()
-    save_file(load_file(file) | {"transformer.blocks.0.attn1.to_q.lora_B.bias": bias}, file, header)
+    with_more(file, **{"transformer.blocks.0.attn1.to_q.lora_B.bias": bias})
     expected = merged(pipe.transformer, updates)
     expected.blocks[0].attn1.to_q.bias.data += updates["blocks.0.attn1.to_q"].scale * bias
     load_lora(pipe, file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -123,15 +124,17 @@ def _inject(pipe: Any, model: Any, lora: Renamed, name: str, strength: float) ->
     tuned = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     active = list(dict.fromkeys(adapter for module in tuned for adapter in module.active_adapters))
     settings = peft_settings(lora.updates, layers_of(model))
-    model.load_lora_adapter(
-        peft_weights(lora.updates),
-        prefix=None,
-        adapter_name=name,
-        metadata=settings,
-        _pipeline=pipe if hasattr(pipe, "components") else None,
-        # Without values first, which a DoRA takes from the layers.
-        low_cpu_mem_usage="use_dora" not in settings,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several LoRAs are what is asked for
+        model.load_lora_adapter(
+            peft_weights(lora.updates),
+            prefix=None,
+            adapter_name=name,
+            metadata=settings,
+            _pipeline=pipe if hasattr(pipe, "components") else None,
+            # Without values first, which a DoRA takes from the layers.
+            low_cpu_mem_usage="use_dora" not in settings,
+        )
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.set_adapter([*active, name])
