@@ -45,7 +45,9 @@ CASES += [(name, form) for name in FAMILIES if name in ORIGINALS for form in IN_
 
 def furthest(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
     """The largest difference, as a part of the largest value."""
-    return max(float((found[k].double() - expected[k].double()).abs().max() / expected[k].abs().max()) for k in expected)
+    return max(
+        float((found[k].double() - expected[k].double()).abs().max() / expected[k].abs().max()) for k in expected
+    )
 
 
 def expected_outputs(family: str, updates: Updates) -> tuple[dict[str, torch.Tensor], float]:
@@ -101,7 +103,9 @@ SUBSETS = {"one block": r"blocks\.1\.", "queries alone": r"^(?!single_).*to_q", 
 
 @pytest.mark.parametrize("form", ["comfy", "musubi", "diffusers"])
 @pytest.mark.parametrize("part", SUBSETS)
-@pytest.mark.parametrize("family", ["WanTransformer3DModel", "HunyuanVideoTransformer3DModel", "MochiTransformer3DModel"])
+@pytest.mark.parametrize(
+    "family", ["WanTransformer3DModel", "HunyuanVideoTransformer3DModel", "MochiTransformer3DModel"]
+)
 def test_any_subset_of_layers(family: str, part: str, form: str, tmp_path: Path) -> None:
     model = twin(family).build()
     updates = random_updates(model, lambda layer: re.search(SUBSETS[part], layer) is not None)
@@ -131,3 +135,13 @@ def test_no_name_means_two_layers(family: str) -> None:
             for form in (name, name.replace(".", "_")):
                 forms.setdefault(form, set()).add(names.original.name(layer))
     assert {form: layers for form, layers in forms.items() if len(layers) > 1} == {}
+
+
+def test_the_documentation_says_what_loads() -> None:
+    rows = []
+    for name in ADAPTERS:
+        no_lora, family = name not in FAMILIES, twin(name).adapter.family
+        original = "no" if no_lora else "yes" if name in ORIGINALS else "not known"
+        rows.append(f"| {family} | `{name}` | {'no' if no_lora else 'yes'} | {original} |")
+    page = (Path(__file__).parents[2] / "docs/loras.md").read_text(encoding="utf-8")
+    assert [line for line in page.splitlines() if "Transformer" in line and line.startswith("| ")] == rows

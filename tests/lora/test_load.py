@@ -58,10 +58,14 @@ def two_experts() -> Any:
 def test_an_expert_is_asked_for_where_the_file_leaves_it_open(tmp_path: Path) -> None:
     pipe = two_experts()
     file, expected = file_of(pipe, tmp_path / "lora.safetensors")
-    forms = r"--lora \S+@transformer or --lora \S+@transformer_2, in Python with load_lora\(.*transformer='transformer_2'"
+    forms = (
+        r"--lora \S+@transformer or --lora \S+@transformer_2, in Python with load_lora\(.*transformer='transformer_2'"
+    )
     with pytest.raises(ValueError, match=rf"does not say which of transformer and transformer_2 it is for; .*{forms}"):
         load_lora(pipe, file)
-    with pytest.raises(ValueError, match="asked for in 'transformer_3', which the pipeline lacks; it has transformer, "):
+    with pytest.raises(
+        ValueError, match="asked for in 'transformer_3', which the pipeline lacks; it has transformer, "
+    ):
         load_lora(pipe, file, transformer="transformer_3")
     pipe.transformer_2.load_state_dict(pipe.transformer.state_dict())
     before = call(pipe.transformer)
@@ -179,7 +183,11 @@ def test_incomplete_files_are_refused(tmp_path: Path) -> None:
         ({"lora_unet_blocks_0_self_attn_q.lora_down.weight": torch.ones(2, WIDTH)}, ValueError, "incomplete"),
         ({f"{name}.lokr_w1": torch.ones(2)}, NotImplementedError, "is LoKr, as its .*; vidsparse loads LoRAs alone"),
         ({f"{name}.dora_scale": torch.ones(2)}, NotImplementedError, "is a DoRA in the form of LyCORIS"),
-        ({"diffusion_model.blocks.0.norm3.diff": torch.ones(3)}, ValueError, r"the weight of blocks\.0\.norm2 by \[3\]"),
+        (
+            {"diffusion_model.blocks.0.norm3.diff": torch.ones(3)},
+            ValueError,
+            r"the weight of blocks\.0\.norm2 by \[3\]",
+        ),
     ]
     for changes, error, says in cases:
         changed = {key: value for key, value in (weights | changes).items() if value is not None}
@@ -188,7 +196,9 @@ def test_incomplete_files_are_refused(tmp_path: Path) -> None:
             load_lora(pipe, tmp_path / "changed.safetensors")
         assert not getattr(pipe.transformer, "peft_config", {})
         assert_bits(pipe.transformer, before)
-    twice = weights | {f"diffusion_model.blocks.0.self_attn.q.lora_{s}.weight": weights[f"{name}.lora_{s}.weight"] for s in "AB"}
+    twice = weights | {
+        f"diffusion_model.blocks.0.self_attn.q.lora_{s}.weight": weights[f"{name}.lora_{s}.weight"] for s in "AB"
+    }
     save_file({key: value.clone() for key, value in twice.items()}, tmp_path / "twice.safetensors")
     with pytest.raises(ValueError, match=r"changes blocks\.0\.attn1\.to_q twice, under two names"):
         load_lora(pipe, tmp_path / "twice.safetensors")

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.loaders import lora_conversion_utils as loras
-from diffusers.loaders import single_file_utils as files
+from diffusers.loaders import lora_conversion_utils as loras, single_file_utils as files
 from twins import ignores_warnings
 
 from vidsparse.lora.families import names_of

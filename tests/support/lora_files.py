@@ -93,12 +93,16 @@ def as_flat(file: Path, model: torch.nn.Module, updates: Updates) -> Path:
 
 def as_comfy(file: Path, model: torch.nn.Module, updates: Updates) -> Path:
     """Original names below `diffusion_model.`."""
-    return convert_lora(as_diffusers(file.with_name("plain.safetensors"), model, updates), file, "comfy", type(model).__name__)
+    return convert_lora(
+        as_diffusers(file.with_name("plain.safetensors"), model, updates), file, "comfy", type(model).__name__
+    )
 
 
 def as_musubi(file: Path, model: torch.nn.Module, updates: Updates) -> Path:
     """Original names in one word, with alpha."""
-    return convert_lora(as_diffusers(file.with_name("plain.safetensors"), model, updates), file, "musubi", type(model).__name__)
+    return convert_lora(
+        as_diffusers(file.with_name("plain.safetensors"), model, updates), file, "musubi", type(model).__name__
+    )
 
 
 def as_diffsynth(file: Path, model: torch.nn.Module, updates: Updates) -> Path:

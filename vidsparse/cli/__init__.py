@@ -10,7 +10,20 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from vidsparse.cli import bench, compare, doctor, estimate, finetune, generate, inspect, lora, patterns, presets, tune, ui
+from vidsparse.cli import (
+    bench,
+    compare,
+    doctor,
+    estimate,
+    finetune,
+    generate,
+    inspect,
+    lora,
+    patterns,
+    presets,
+    tune,
+    ui,
+)
 from vidsparse.cli.libraries import silence
 from vidsparse.cli.messages import is_first
 from vidsparse.cli.signature import EXPECTED, takes_request, takes_volume

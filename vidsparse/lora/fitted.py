@@ -122,9 +122,7 @@ def _check_block(layer: str, modules: Mapping[str, Any], kind: str, file: Path) 
     """Refuse a layer in a block that the model lacks."""
     block = re.match(r".*?(?:blocks|layers)\.\d+\.", layer)
     if block is not None and not any(name.startswith(block[0]) for name in modules):
-        raise ValueError(
-            f"{file} was made for another model: it changes {layer}, which does not exist in this {kind}"
-        )
+        raise ValueError(f"{file} was made for another model: it changes {layer}, which does not exist in this {kind}")
 
 
 def _check_fused(updates: Mapping[str, Any], model: torch.nn.Module, file: Path) -> None:

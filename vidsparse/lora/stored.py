@@ -16,17 +16,26 @@ CONFIG = "lora_adapter_metadata"  # the key of peft's settings in a header of di
 PEFT_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"  # as peft names them, in one folder
 PEFT = "base_model.model."  # what names in files of peft begin with
 _PREFIX = re.compile(r"(?:base_model\.model\.|(?:transformer|transformer_2|transformer_ref|connectors)\.)+")
-_UPDATE = re.compile(r"(.+?)\.(?:lora_(A|B|down|up)|lora\.(down|up))(?:\.(?!weight$|bias$)([^.]+))?(?:\.(weight|bias))?")
+_UPDATE = re.compile(
+    r"(.+?)\.(?:lora_(A|B|down|up)|lora\.(down|up))(?:\.(?!weight$|bias$)([^.]+))?(?:\.(weight|bias))?"
+)
 _MAGNITUDE = re.compile(r"(.+?)\.lora_magnitude_vector(?:\.(?!weight$)([^.]+))?(?:\.weight)?")
 # What replaces or changes a parameter: ending -> (parameter, whether it replaces it).
 _DIFFERENCES = {
-    **{".diff": ("weight", False), ".diff_b": ("bias", False), ".set_weight": ("weight", True)},
-    **{".w_norm": ("weight", False), ".b_norm": ("bias", False)},
+    ".diff": ("weight", False),
+    ".diff_b": ("bias", False),
+    ".set_weight": ("weight", True),
+    ".w_norm": ("weight", False),
+    ".b_norm": ("bias", False),
 }
 _OTHER_METHODS = {
-    **{"lokr_": "LoKr", "hada_": "LoHa", "oft_": "OFT", "lora_mid": "a LoRA with a third, Tucker matrix"},
-    **{"dora_scale": "a DoRA in the form of LyCORIS, which leaves open what its scale is measured over"},
-    **{"reshape_weight": "a LoRA that changes the shape of layers", "glora": "GLoRA"},
+    "lokr_": "LoKr",
+    "hada_": "LoHa",
+    "oft_": "OFT",
+    "lora_mid": "a LoRA with a third, Tucker matrix",
+    "dora_scale": "a DoRA in the form of LyCORIS, which leaves open what its scale is measured over",
+    "reshape_weight": "a LoRA that changes the shape of layers",
+    "glora": "GLoRA",
 }
 
 
@@ -208,7 +217,9 @@ def _config(file: Path, names: list[str], header: Mapping[str, str]) -> dict[str
         else:
             return {}
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file if text is not None else beside} holds settings that cannot be read: {error}") from None
+        raise ValueError(
+            f"{file if text is not None else beside} holds settings that cannot be read: {error}"
+        ) from None
     return dict(config)
 
 
