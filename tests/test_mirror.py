@@ -76,7 +76,6 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/finetune/job.py": TRAINING,
     "vidsparse/finetune/log.py": TRAINING,
     "vidsparse/finetune/samples.py": TRAINING,
-    "vidsparse/finetune/start.py": TRAINING,
     "vidsparse/generation/conditions.py": ("generation/test_inputs.py", "cli/test_inputs.py"),
     "vidsparse/generation/config_files.py": ("generation/test_transformers.py", "cli/test_refusals.py"),
     **{

@@ -230,7 +230,8 @@ def test_show_and_convert(vidsparse: Any, lora: Path, tmp_path: Path) -> None:
     assert done.code == 0 and done.out == "wrote comfy.safetensors\n"
     assert "note: pattern, positions and the rest of the recipe" in done.err
     assert "diffusion_model.blocks.0.self_attn.v.lora_A.weight" in load_file("comfy.safetensors")
-    refused(vidsparse("lora", "convert", lora, "comfy.safetensors", "--format", "musubi"), "is there already")
+    again = vidsparse("lora", "convert", lora, "comfy.safetensors", "--format", "musubi")
+    assert again.code == 1 and "comfy.safetensors is there already" in again.err
     assert vidsparse("lora", "convert", lora, "comfy.safetensors", "--format", "musubi", "--overwrite").code == 0
     assert "musubi-tuner" in vidsparse("lora", "show", "comfy.safetensors").out
 

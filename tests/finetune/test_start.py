@@ -84,7 +84,7 @@ def test_what_a_training_cannot_hold(tmp_path: Path) -> None:
     pipe = pipeline()
     model, file = pipe.transformer, tmp_path / "lora.safetensors"
     as_diffusers(file, model, random_updates(model))
-    with pytest.raises(ValueError, match="does not fit: its .* is of rank 2, in a training of rank 1 and targets"):
+    with pytest.raises(ValueError, match=r"does not fit: its .* is of rank 2, in a training of rank 1 and targets"):
         start_weights(pipe, settings(file, rank=1), str(file))
     with pytest.raises(ValueError, match=r"its \S+ is no target, in a training of rank 2 and targets to_q; choose"):
         start_weights(pipe, settings(file, targets=("to_q",)), str(file))

@@ -136,7 +136,7 @@ def test_what_cannot_be_written(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(NotImplementedError, match="names of CogVideoXTransformer3DModel in its original code are not"):
         convert_lora(file, out, "comfy", "cogvideox")
     few = as_diffusers(tmp_path / "few.safetensors", model, random_updates(model, lambda layer: "to_q" in layer))
-    with pytest.raises(ValueError, match="may be for .*, whose original names differ; say which .* --family"):
+    with pytest.raises(ValueError, match=r"may be for .*, whose original names differ; say which .* --family"):
         convert_lora(few, out, "comfy")
     save_file({"x.lora_A.weight": torch.ones(2, 2), "x.lora_B.weight": torch.ones(2, 2)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="is of no family that is known: its layers are called x, "):

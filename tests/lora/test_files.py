@@ -88,43 +88,14 @@ def test_the_file_is_that_of_diffusers_with_one_more_key(trained: Any, folder: P
 
 
 # Fields of LoraConfig in peft 0.17, the oldest that is allowed.
-KNOWN_TO_PEFT_0_17 = frozenset(
-    [
-        "r",
-        "target_modules",
-        "exclude_modules",
-        "lora_alpha",
-        "lora_dropout",
-        "fan_in_fan_out",
-        "bias",
-        "use_rslora",
-        "modules_to_save",
-        "init_lora_weights",
-        "layers_to_transform",
-        "layers_pattern",
-        "rank_pattern",
-        "alpha_pattern",
-        "megatron_config",
-        "megatron_core",
-        "trainable_token_indices",
-        "loftq_config",
-        "eva_config",
-        "corda_config",
-        "use_dora",
-        "use_qalora",
-        "qalora_group_size",
-        "layer_replication",
-        "runtime_config",
-        "lora_bias",
-        "target_parameters",
-        "task_type",
-        "peft_type",
-        "auto_mapping",
-        "base_model_name_or_path",
-        "revision",
-        "inference_mode",
-    ]
-)
+KNOWN_TO_PEFT_0_17 = {
+    *("r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora"),
+    *("modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
+    *("megatron_config", "megatron_core", "trainable_token_indices", "loftq_config", "eva_config", "corda_config"),
+    *("use_dora", "use_qalora", "qalora_group_size", "layer_replication", "runtime_config", "lora_bias"),
+    *("target_parameters", "task_type", "peft_type", "auto_mapping", "base_model_name_or_path", "revision"),
+    "inference_mode",
+}
 
 
 @pytest.mark.parametrize("ships", [True, False], ids=["shapes-long", "saved"])

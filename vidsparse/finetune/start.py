@@ -62,8 +62,8 @@ def start_hash(start: str) -> str:
 def _check(lora: Renamed, transformer: torch.nn.Module, settings: Settings, start: str) -> None:
     if lora.differences:
         raise ValueError(
-            f"start={start!r} also changes {', '.join(list(lora.differences)[:3])} outside of low-rank matrices, which a "
-            "LoRA that is trained on cannot hold; merge it into the model, or start from another LoRA"
+            f"start={start!r} also changes {', '.join(list(lora.differences)[:3])} outside of low-rank matrices, which "
+            "a training cannot hold; merge it into the model, or start from another LoRA"
         )
     targets = {
         name

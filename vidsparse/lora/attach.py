@@ -156,7 +156,7 @@ def _cast_beside_float8(module: Any, name: str) -> None:
 
 
 def _targets(updates: Iterable[str], layers: Iterable[str]) -> list[str] | str:
-    """The layers as a list of peft, which are ends of names, or as an expression where an end is another layer's too."""
+    """The layers as a list, which peft takes for ends of names, or as an expression where an end is ambiguous."""
     targets = list(updates)
     ends = tuple(f".{target}" for target in targets)
     if any(layer.endswith(ends) for layer in set(layers) - set(targets)):

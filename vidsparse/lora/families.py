@@ -39,7 +39,7 @@ def names_of(family: str) -> Names:
 
 
 def guess_families(layers: Iterable[str]) -> list[str]:
-    """The families that know most of the names in a file; several where they share them, the plainest first; none if all know few.
+    """The families that know most of the names in a file, the plainest first; none if all know few.
 
     Args:
         layers: names in the file.

@@ -1,4 +1,4 @@
-"""Finds the layers of a model that the names in a LoRA file mean: diffusers' names, original ones, and both flattened."""
+"""Finds the layers that the names in a LoRA file mean: diffusers' names, original ones, and both in one word."""
 
 from __future__ import annotations
 
