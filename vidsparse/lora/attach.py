@@ -138,7 +138,7 @@ def _inject(pipe: Any, model: Any, lora: Renamed, name: str, strength: float) ->
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.set_adapter([*active, name])
-            module.set_scale(name, strength)  # type: ignore[operator]
+            module.set_scale(name, strength)  # type: ignore[attr-defined]
             _cast_beside_float8(module, name)
 
 
