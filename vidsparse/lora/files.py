@@ -81,7 +81,7 @@ def settings_that_differ(config: Any) -> dict[str, Any]:
     """
     from peft import LoraConfig
 
-    usual = LoraConfig().to_dict()
+    usual: dict[str, Any] = LoraConfig().to_dict()  # type: ignore[no-untyped-call]
     return {
         name: value
         for name, value in config.to_dict().items()
