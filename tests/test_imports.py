@@ -37,7 +37,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.cli": (
         *("diffusers", "matplotlib", "rich", "torch", "typer", "yaml"),
         *("vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.bench", "vidsparse.doctor"),
-        *("vidsparse.estimation", "vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
+        *("vidsparse.estimation", "vidsparse.finetune", "vidsparse.generation", "vidsparse.lora"),
         *("vidsparse.patterns.describe", "vidsparse.patterns.foreign"),
         *("vidsparse.patterns.names", "vidsparse.patterns.schedule", "vidsparse.pictures.map_picture"),
         *("vidsparse.presets", "vidsparse.tuning", "vidsparse.ui"),
@@ -56,7 +56,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("accelerate", "diffusers", "peft", "torch"),
         *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.finetune.data", "vidsparse.generation"),
         *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.adapter"),
-        *("vidsparse.runtime.sparsify", "vidsparse.serialize"),
+        *("vidsparse.runtime.pipeline", "vidsparse.runtime.sparsify", "vidsparse.serialize"),
     ),
     "vidsparse.finetune.data": (
         *("PIL", "matplotlib", "numpy", "safetensors", "torch", "vidsparse.atomic", "vidsparse.generation.media"),
@@ -84,9 +84,11 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.patterns", "vidsparse.presets", "vidsparse.runtime", "vidsparse.shapes", "vidsparse_pipelines"),
     ),
     "vidsparse.lora": (
-        *("diffusers", "huggingface_hub", "peft", "safetensors", "torch"),
+        *("huggingface_hub", "peft", "safetensors", "torch"),
         *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.patterns", "vidsparse.serialize"),
         *("vidsparse.generation.frames", "vidsparse.generation.positions", "vidsparse.generation.scheduler"),
+        *("vidsparse.generation.transformers", "vidsparse.runtime.pipeline", "vidsparse.runtime.registry"),
+        "vidsparse_pipelines",
     ),
     "vidsparse.patterns.names": ("vidsparse.corrections", "vidsparse.patterns", "vidsparse.serialize"),
     "vidsparse.patterns.describe": ("vidsparse.patterns", "vidsparse.patterns.foreign", "vidsparse.patterns.names"),

@@ -81,9 +81,14 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/finetune/job.py": TRAINING,
     "vidsparse/finetune/log.py": TRAINING,
     "vidsparse/finetune/samples.py": TRAINING,
-    "vidsparse/finetune/start.py": TRAINING,
     "vidsparse/generation/conditions.py": ("generation/test_inputs.py", "cli/test_inputs.py"),
     "vidsparse/generation/config_files.py": ("generation/test_transformers.py", "cli/test_refusals.py"),
+    **{
+        f"vidsparse/lora/{name}.py": ("lora/test_formats.py", "lora/test_load.py")
+        for name in ("attach", "fitted", "names", "renamed", "stored")
+    },
+    "vidsparse/lora/families.py": ("lora/test_convert.py", "lora/test_originals.py"),
+    "vidsparse/lora/summary.py": ("cli/test_lora.py",),
     "vidsparse/lora/recipe.py": ("lora/test_files.py", "lora/test_refusals.py"),
     "vidsparse/lora/source.py": ("lora/test_files.py", "lora/test_refusals.py"),
     "vidsparse/patterns/base.py": ("patterns/test_every_pattern.py", "patterns/test_custom_pattern.py"),

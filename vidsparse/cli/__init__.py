@@ -18,6 +18,7 @@ from vidsparse.cli import (
     finetune,
     generate,
     inspect,
+    lora,
     patterns,
     presets,
     preview,
@@ -90,6 +91,10 @@ app.command("estimate")(takes_volume(estimate.estimate))
 app.command("tune")(takes_volume(tune.tune))
 app.command("bench")(takes_volume(bench.bench))
 app.command("doctor")(takes_volume(doctor.doctor))
+loras = typer.Typer(no_args_is_help=True, rich_markup_mode=MARKUP, help="Show a LoRA, or write it for another program.")
+loras.command("show")(takes_volume(lora.show))
+loras.command("convert")(takes_volume(lora.convert))
+app.add_typer(loras, name="lora")
 
 
 def main() -> None:

@@ -161,17 +161,18 @@ class Request:
 
     @functools.cached_property
     def loras(self) -> dict[str, LoraRecipe]:
-        """Name -> recipe of each LoRA.
+        """Recipe of each LoRA, by what was asked for.
 
         Raises:
             OSError: no such LoRA.
             ValueError: its file is not a LoRA, or of a later vidsparse.
         """
+        from vidsparse.lora.asked import AskedLora
         from vidsparse.lora.files import read_recipe
         from vidsparse.patterns.foreign import foreign_class
 
         foreign_class(self.pattern)  # imported first: a LoRA may name a class that the user names, and no other
-        return {name: read_recipe(name) for name in self.lora or []}
+        return {lora: read_recipe(AskedLora.parse(lora).source) for lora in self.lora or []}
 
     @property
     def recipe(self) -> LoraRecipe:
@@ -411,7 +412,7 @@ class Request:
         with live_console().status(f"loading {self.model}"):
             return load_pipeline(
                 self.known,
-                loras=list(self.loras),
+                loras=self.lora or [],
                 dtype=self.dtype,
                 device=self.device,
                 offload=self.offload,
@@ -420,6 +421,7 @@ class Request:
                 positions=self.positions,
                 frames=self.frames,
                 trained_frames=self.trained_frames,
+                note=note,
             )
 
     def fitting_correction(self, pipe: Any, pattern: Pattern, correction: Correction | None) -> Correction | None:
