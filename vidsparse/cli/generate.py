@@ -28,6 +28,7 @@ OUT_HELP = (
     "With --prompts: the folder of the videos and their reports. The same command again makes what is missing or has "
     "failed. Videos that other options made are refused, not replaced."
 )
+REPORT_HELP = "Also write what ran, layer by layer: FILE.json, or FILE.html, a page with the video inside."
 
 
 def generate(
@@ -36,7 +37,7 @@ def generate(
         Path | None,
         Option("--output", "-o", help="Where the video goes.", show_default="a new name in outputs"),
     ] = None,
-    report: Annotated[Path | None, Option(help="Also write what ran, layer by layer, as JSON.")] = None,
+    report: Annotated[Path | None, Option(help=REPORT_HELP)] = None,
     overwrite: Annotated[bool, Option("--overwrite", help=OVERWRITE_HELP)] = False,
     dry_run: Annotated[bool, Option("--dry-run", help=DRY_RUN_HELP)] = False,
     prompts: Annotated[Path | None, Option(help=PROMPTS_HELP, rich_help_panel=MANY)] = None,
@@ -66,11 +67,11 @@ def generate(
         raise ValueError("--out is the folder of --prompts; one video goes to --output FILE.mp4")
     if not request.prompt:
         raise ValueError("the prompt is empty; say what the video shows, or give --prompts FILE and --out FOLDER")
+    check_distinct(output, report)
     check_output(output, ".mp4", overwrite=overwrite)
-    check_output(report, overwrite=overwrite)
+    check_output(report, ".json", ".html", overwrite=overwrite)
     if output is None:
         check_folder(OUTPUTS)
-    check_distinct(output, report)
     if dry_run:
         if ulysses is not None:
             request.check_shared(ulysses)

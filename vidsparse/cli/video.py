@@ -71,30 +71,38 @@ def write_with_report(
     report: Path | None,
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, float] | None:
-    """Write a video, then what ran, and what else there is to say, as JSON; returns what the model's judge says."""
+    """Write a video and its report; returns what the model's judge says.
+
+    Args:
+        report: of what ran, as JSON, or as a page where the name ends in .html; None: no report.
+        more: for the report.
+    """
     from vidsparse.generation.video import to_pixels, write_video
 
     pixels = to_pixels(done.frames, scale_of(done, request))
     write_video(output, pixels, request.frame_rate, comment_of(done, request, arguments))
     score = request.known.judge(done.frames, request.prompt)
-    if report is not None:
-        write_json(
-            report,
-            {
-                "request": asdict(request),
-                "arguments": request.resolved(arguments),
-                **machine(*request.place),
-                "loras": {name: recipe.to_data() for name, recipe in request.loras.items()},
-                "seconds": {
-                    "total": done.seconds,
-                    "denoising": done.denoising_seconds,
-                    "attention": done.attention_seconds,
-                },
-                "judge": score,
-                **more,
-                "attention": done.report.to_dict(),
-            },
-        )
+    if report is None:
+        return score
+    seconds = {"total": done.seconds, "denoising": done.denoising_seconds, "attention": done.attention_seconds}
+    data = {
+        "request": asdict(request),
+        "arguments": request.resolved(arguments),
+        **machine(*request.place),
+        "loras": {name: recipe.to_data() for name, recipe in request.loras.items()},
+        "seconds": seconds | {"choosing": done.choosing_seconds},
+        "peak_bytes": done.peak_bytes,
+        "judge": score,
+        **more,
+        "attention": done.report.to_dict(),
+    }
+    if report.suffix.lower() == ".html":
+        from vidsparse.cli.page import video_page
+        from vidsparse.webpage.render import write_page
+
+        write_page(report, video_page(done, request, output, data))
+    else:
+        write_json(report, data)
     return score
 
 
