@@ -93,7 +93,7 @@ def comparison_page(
             figures |= {"flicker": f"{apart.flicker:.4f}"} if apart.flicker is not None else {}
             figures |= {"LPIPS": f"{apart.lpips:.3f}"} if apart.lpips is not None else {}
         if (score := report[side]["judge"]) is not None:
-            figures |= {f"judge: {attribute}": f"{value:.2f}" for attribute, value in score.items()}
+            figures |= {"judge": f"{score['mean']:.2f}"}
         figures |= {"peak memory": memory} if (memory := memory_text(both.peak_bytes(side))) else {}
         split = time_split(one.seconds, one.denoising_seconds, one.attention_seconds, one.choosing_seconds)
         ran = one.report.to_dict() if side == "sparse" else None

@@ -167,10 +167,5 @@ def _clip(run: StudyRun, setting: str, name: str) -> Clip:
     if apart is None:  # the dense video is as long as those that were compared with it
         others = (made["difference"] for (_, video), made in run.made.items() if video == name)
         return Clip(setting, file, next(len(other["frame_psnr"]) for other in others if other))
-    return Clip(
-        setting,
-        file,
-        len(apart["frame_psnr"]),
-        *map(tuple, (apart["frame_psnr"], apart["frame_ssim"])),
-        apart["worst_frame"],
-    )  # type: ignore[arg-type]
+    psnr, ssim = tuple(apart["frame_psnr"]), tuple(apart["frame_ssim"])
+    return Clip(setting, file, len(psnr), psnr, ssim, apart["worst_frame"])

@@ -11,7 +11,6 @@ from vidsparse.webpage.heat_map import heat_map
 
 # Okabe and Ito's colours without the yellow: colour-blind readers can tell them apart on light and on dark.
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
-PARTS = "choosing tiles", "attention layers", "rest of denoising", "text and decoding"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Setting:
         name: of the setting. kind: "dense", "sparse", or "fewer steps" for dense videos in fewer steps.
         figures: heading -> text, a row of the table.
         options: words for `vidsparse generate`. python: the call of `sparsify`.
-        split: part of `PARTS` -> seconds; empty where nothing was timed.
+        split: part -> seconds, see `time_split`; empty where nothing was timed.
         attention: what ran, as `Report.to_dict` returns; None: no heat map.
         seconds: of denoising a video: median, least and greatest. psnr: to the dense videos: mean, and half of its
             interval or None. A setting with both is a point in the plot of quality over time.
@@ -109,8 +108,9 @@ class Page:
 
     @property
     def headings(self) -> list[str]:
-        """The columns of the table of settings."""
-        return list(dict.fromkeys(heading for one in self.settings for heading in one.figures))
+        """The columns of the table of settings, in the order of the setting that has most of them."""
+        fullest = sorted(self.settings, key=lambda one: -len(one.figures))
+        return list(dict.fromkeys(heading for one in fullest for heading in one.figures))
 
     def data(self) -> dict[str, Any]:
         """What the scripts of the page read."""
@@ -148,7 +148,7 @@ def _clip(clip: Clip, colour: str) -> dict[str, Any]:
 
 
 def time_split(total: float, denoising: float | None, attention: float, choosing: float) -> dict[str, float]:
-    """The seconds of each of `PARTS`; without a clock for denoising, "rest" holds all that is not attention.
+    """The seconds of each part; without a clock for denoising, "rest" holds all that is not attention.
 
     Args:
         total, denoising, attention: seconds; each is inside the one before. choosing: inside `attention`.
