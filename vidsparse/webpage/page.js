@@ -70,7 +70,7 @@ function showCurves() {
     return own.length ? drawCurves(panels[index], title, own, players.frames, go) : () => {};
   });
   const jumps = measured.filter((clip) => clip.worst !== null).map((clip) => {
-    const text = `Worst frame of ${clip.setting}: ${clip.worst}, ${clip.curves["PSNR, dB"][clip.worst].toFixed(1)} dB`;
+    const text = `Worst frame of ${clip.setting}: ${clip.worst} (${clip.curves["PSNR, dB"][clip.worst].toFixed(1)} dB)`;
     const button = html("button", { type: "button", "data-worst": clip.worst }, html("i", { class: "swatch", style: `background:${clip.colour}` }), text);
     button.addEventListener("click", () => go(clip.worst));
     return button;
