@@ -169,17 +169,14 @@ def compare(
         pixels = to_pixels(dense.frames, scale), to_pixels(sparse.frames, scale)
         comments = [comment_of(side, request, arguments) for side in (dense, sparse)]
         write_video(output, side_by_side(*pixels, ("dense", name)), fps, comments[1])
-        for path, own, comment in zip((dense_output, sparse_output), pixels, comments, strict=True):
-            if path is not None:
-                write_video(path, own, fps, comment)
-        if report is not None:
-            with TemporaryDirectory() as folder:
-                files = {"dense": dense_output, "sparse": sparse_output}
-                for (side, path), own, comment in zip(files.items(), pixels, comments, strict=True):
-                    if path is None:
-                        files[side] = Path(folder) / f"{side}.mp4"
-                        write_video(Path(folder) / f"{side}.mp4", own, fps, comment)
-                write_page(report, comparison_page(both, request, (pattern, correction), files, result))
+        outputs, videos = {"dense": dense_output, "sparse": sparse_output}, {}
+        with TemporaryDirectory() as folder:
+            for (side, path), own, comment in zip(outputs.items(), pixels, comments, strict=True):
+                if path is not None or report is not None:
+                    videos[side] = path or Path(folder) / f"{side}.mp4"
+                    write_video(videos[side], own, fps, comment)
+            if report is not None:
+                write_page(report, comparison_page(both, request, (pattern, correction), videos, result))
         if strip is not None:
             rows = {"dense": dense.frames, name: sparse.frames}
             write_strip(strip, rows, worst=both.difference.worst_frame)

@@ -41,7 +41,6 @@ def study_page(run: StudyRun, rows: Mapping[str, Row], summary: Mapping[str, Any
     apart = rows[ANOTHER_SEED].measures.get("psnr") if ANOTHER_SEED in rows else None
     first = next(iter(run.made.values()))
     known = facts(one, summary, first.get("peak_bytes"))
-    known["video"] = known["video"].rpartition(",")[0]
     known |= {"dense attention": str(run.backend), "prompts": str(run.asked.prompts), "seeds": str(run.asked.seeds)}
     return Page(
         title=f"Study of {one.model}: {counted(len(settings), 'setting')}, {counted(made, 'video')}",
@@ -133,7 +132,8 @@ def _scenes(run: StudyRun, settings: list[str]) -> tuple[Scene, ...]:
     ranked = _ranked(psnr)
     for place in sorted(range(len(ranked)), key=lambda place: (place == 1 and len(ranked) == 3, place)):
         rank, name = ranked[place]
-        clips, request = [], run.requests[DENSE][name]
+        clips: list[Clip] = []
+        request = run.requests[DENSE][name]
         for setting in [s for s in settings if (s, name) in run.made][:MOST_CLIPS]:
             video = run.folders[setting].video(name)
             size = video.stat().st_size

@@ -71,21 +71,31 @@ def write_with_report(
     report: Path | None,
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, float] | None:
-    """Write a video and its report; returns what the model's judge says.
-
-    Args:
-        report: of what ran, as JSON, or as a page where the name ends in .html; None: no report.
-        more: for the report.
-    """
+    """Write a video, then its report as JSON; returns what the model's judge says. `more`: see `report_of`."""
     from vidsparse.generation.video import to_pixels, write_video
 
     pixels = to_pixels(done.frames, scale_of(done, request))
     write_video(output, pixels, request.frame_rate, comment_of(done, request, arguments))
     score = request.known.judge(done.frames, request.prompt)
-    if report is None:
-        return score
+    if report is not None:
+        write_json(report, report_of(done, request, arguments, score, more))
+    return score
+
+
+def report_of(
+    done: Sample,
+    request: Request,
+    arguments: dict[str, Any],
+    score: dict[str, float] | None,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """What ran, what it took, and what made it, as plain data.
+
+    Args:
+        score: of the model's judge. more: what else there is to say.
+    """
     seconds = {"total": done.seconds, "denoising": done.denoising_seconds, "attention": done.attention_seconds}
-    data = {
+    return {
         "request": asdict(request),
         "arguments": request.resolved(arguments),
         **machine(*request.place),
@@ -96,14 +106,6 @@ def write_with_report(
         **more,
         "attention": done.report.to_dict(),
     }
-    if report.suffix.lower() == ".html":
-        from vidsparse.cli.page import video_page
-        from vidsparse.webpage.render import write_page
-
-        write_page(report, video_page(done, request, output, data))
-    else:
-        write_json(report, data)
-    return score
 
 
 def comment_of(done: Sample, request: Request, arguments: dict[str, Any]) -> str:
