@@ -40,6 +40,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.estimation", "vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
         *("vidsparse.patterns.describe", "vidsparse.patterns.foreign"),
         *("vidsparse.patterns.names", "vidsparse.patterns.schedule", "vidsparse.pictures.map_picture"),
+        "vidsparse.pictures.recall_picture",
         *("vidsparse.presets", "vidsparse.tuning", "vidsparse.ui", "vidsparse.webpage"),
     ),
     "vidsparse.ui": (

@@ -16,7 +16,6 @@ from vidsparse.cli.patterns import DENSITY_HELP, PATTERN_HELP, SET_HELP
 
 if TYPE_CHECKING:
     from vidsparse import BlockMap, ChosenMap, HeadGroup, Pattern, VideoGrid
-    from vidsparse.block_map import Plan
     from vidsparse.estimation.gpus import Gpu
     from vidsparse.generation.frames import Geometry
 
@@ -96,7 +95,7 @@ def _draw(
     model: str,
     pattern: str,
     chosen: Pattern,
-    planned: Plan,
+    planned: BlockMap | tuple[HeadGroup, ...],
     grid: VideoGrid,
     prompt: str | None,
     size: tuple[int, int, int],
