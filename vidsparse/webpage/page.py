@@ -77,7 +77,7 @@ class Page:
     """A page.
 
     Attributes:
-        title: of the page. headlines: figure -> what it is, in large letters.
+        title: of the page. headlines: what a figure is -> the figure, in large letters.
         scenes: the first is shown. scenes_note: which of all videos these are; "" for all.
         split_note: what the split of time is of.
         facts: heading -> text, on how all was made. command: the line that made it.
