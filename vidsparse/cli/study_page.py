@@ -89,7 +89,7 @@ def _setting(run: StudyRun, name: str, row: Row) -> Setting:
     peaks = [made["peak_bytes"] for made in own if made.get("peak_bytes") is not None]
     figures |= {"peak memory": memory_text(max(peaks))} if peaks else {}
     psnr, seconds = row.measures.get("psnr"), row.seconds
-    correction = leader.build_correction() if kind == "sparse" else None
+    correction = run.corrections.get(name) or (leader.build_correction() if kind == "sparse" else None)
     return Setting(
         name,
         kind,

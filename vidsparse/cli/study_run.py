@@ -68,6 +68,7 @@ class StudyRun:
         self.asked, self.folders, self.requests, self.rivals = asked, folders, requests, others
         self.made, self.backend, self.failures = made, backend, dict[tuple[str, str], str]()
         self.warm = set[str]()
+        self.corrections = dict[str, Any]()  # of each setting, once the model is loaded
 
     def forget_incomplete(self) -> None:
         """Make dense videos again whose frames are gone, where a setting is still to be compared with them."""
