@@ -40,12 +40,14 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.estimation", "vidsparse.finetune", "vidsparse.generation", "vidsparse.lora"),
         *("vidsparse.patterns.describe", "vidsparse.patterns.foreign"),
         *("vidsparse.patterns.names", "vidsparse.patterns.schedule", "vidsparse.pictures.map_picture"),
-        *("vidsparse.presets", "vidsparse.tuning", "vidsparse.ui"),
+        "vidsparse.pictures.recall_picture",
+        *("vidsparse.presets", "vidsparse.tuning", "vidsparse.ui", "vidsparse.webpage"),
     ),
     "vidsparse.ui": (
         *("gradio", "vidsparse", "vidsparse.corrections", "vidsparse.generation", "vidsparse.patterns"),
         "vidsparse.presets",
     ),
+    "vidsparse.webpage": ("jinja2", "markupsafe", "vidsparse.atomic"),
     "vidsparse.__main__": ("vidsparse.cli",),
     "vidsparse.caches": (
         *("diffusers", "torch", "vidsparse.runtime.blocks", "vidsparse.runtime.caches"),

@@ -29,12 +29,17 @@ from vidsparse.cli.libraries import silence
 from vidsparse.cli.messages import is_first
 from vidsparse.cli.signature import EXPECTED, takes_request, takes_volume
 from vidsparse.cli.versions import versions
+from vidsparse.cli.words import given_words
 
 WIDE = 80  # columns
 
 
 class Commands(TyperGroup):
-    """Ends a command that fails with one line on stderr: exit code 1 for an error, 130 for Ctrl-C."""
+    """Remembers what was typed, and ends a command that fails with one line: exit code 1, or 130 for Ctrl-C."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given_words.set((*args,))
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
