@@ -18,7 +18,7 @@ from vidsparse.shapes import model
 BUCKET = Bucket(9, 16, 16)  # 3x4x4 tokens
 PATTERN = StepSchedule(Radial(density=0.5, tile=(1, 2, 2)), dense_steps=3, dense_layers=(0,))
 SMALL: dict[str, Any] = dict(rank=4, steps=4, learning_rate=3e-3, warmup=2, precision="no", log_every=2, save_every=2)
-SMALL |= dict(caption_dropout=0.0, gradient_checkpointing=False, inference_steps=20)
+SMALL |= dict(caption_dropout=0.0, gradient_checkpointing=False, inference_steps=20, samples=False)
 
 
 def pipeline(**changes: Any) -> WanPipeline:

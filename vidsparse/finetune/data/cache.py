@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from vidsparse.finetune.data import tensor_file
 from vidsparse.finetune.data.clips import Clip, Skipped
-from vidsparse.finetune.data.encoders import WanEncoders, check_bucket
+from vidsparse.finetune.data.encoders import WanEncoders, check_bucket, moved
 
 
 class Encoded:
@@ -56,16 +56,19 @@ def encode(
     rank: int = 0,
     world: int = 1,
     wait: Callable[[], None] = lambda: None,
+    device: torch.device | None = None,
 ) -> tuple[Encoded, list[Skipped]]:
-    """Encode the clips and captions that the cache lacks. The encoders are not needed afterwards.
+    """Encode the captions and then the clips that the cache lacks. The encoders are not needed afterwards.
 
     Args:
-        pipe: a `WanPipeline` whose VAE and text encoder are on the devices where they should compute.
+        pipe: a `WanPipeline`.
         clips: the clips of the training.
         folder: the cache, created if it does not exist. Trainings may share it, even at the same time.
         progress: called with how many items this process has encoded, and how many it has to encode.
         rank, world: this process encodes clips[rank::world].
         wait: returns when all processes have called it.
+        device: where the encoders compute; each is there only while it has something to encode, and on the CPU
+            afterwards. None: where they are.
 
     Returns:
         The examples of all processes in the order of the clips, and the clips that could not be read.
@@ -91,12 +94,14 @@ def encode(
     }
     unread = {texts[c]: c for c in captions[rank::world] if tensor_file.shape(texts[c]) is None}
     total = len(unseen) + len(unread)
-    for done, (path, clip) in enumerate(unseen.items()):
-        progress(done, total)
-        _encode_clip(encoders, clip, path)
-    for done, (path, caption) in enumerate(unread.items(), len(unseen)):
-        progress(done, total)
-        tensor_file.write(path, _without_padding(encoders.encode_text(caption)))
+    with moved(pipe.text_encoder, device if unread else None):
+        for done, (path, caption) in enumerate(unread.items()):
+            progress(done, total)
+            tensor_file.write(path, _without_padding(encoders.encode_text(caption)))
+    with moved(pipe.vae, device if unseen else None):
+        for done, (path, clip) in enumerate(unseen.items(), len(unread)):
+            progress(done, total)
+            _encode_clip(encoders, clip, path)
     progress(total, total)
     wait()
 
