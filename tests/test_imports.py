@@ -38,6 +38,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("diffusers", "matplotlib", "rich", "torch", "typer", "yaml"),
         *("vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.bench", "vidsparse.doctor"),
         *("vidsparse.estimation", "vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
+        "vidsparse.lora.source",
         *("vidsparse.patterns.describe", "vidsparse.patterns.foreign"),
         *("vidsparse.patterns.names", "vidsparse.patterns.schedule", "vidsparse.pictures.map_picture"),
         *("vidsparse.presets", "vidsparse.tuning", "vidsparse.ui"),
@@ -53,7 +54,17 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse": ("lazy_loader",),  # what it exports stands in __init__.pyi
     "vidsparse.finetune": (
-        *("accelerate", "diffusers", "peft", "torch"),
+        *(
+            "accelerate",
+            "bitsandbytes",
+            "diffusers",
+            "filelock",
+            "matplotlib",
+            "peft",
+            "prodigyopt",
+            "torch",
+            "torchao",
+        ),
         *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.finetune.data", "vidsparse.generation"),
         *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.adapter"),
         *("vidsparse.runtime.sparsify", "vidsparse.serialize"),

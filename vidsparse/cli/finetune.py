@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from typer import Option
+from typer import Exit, Option
 
 from vidsparse.cli.attention import PATTERN, integers
 from vidsparse.cli.files import check_folder
-from vidsparse.cli.messages import draws, live_console, note, plain_progress, progress
+from vidsparse.cli.finetune_plan import DRY_RUN_HELP, print_finetuning
+from vidsparse.cli.finetune_progress import training_progress
+from vidsparse.cli.messages import live_console, note, say
 from vidsparse.cli.options import DENSE_STEPS_HELP, FRAMES, SAMPLER_HELP
 from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, PATTERN_HELP, SET_HELP
 from vidsparse.generation.dtypes import dtype_name
@@ -38,8 +39,17 @@ def read_precision(name: str) -> str:
 class Finetuning:
     """What is trained, on what, how. Names that `vidsparse.finetune.Settings` has too go there as they are."""
 
-    out: Annotated[Path, Option("--out", "-o", help="Folder of the LoRA, its checkpoints, log and samples.")]
-    model: Annotated[str, Option(help="'shapes', the folder of a Wan pipeline, or a Hub id.")] = "shapes"
+    out: Annotated[
+        Path, Option("--out", "-o", "--output-dir", help="Folder of the LoRA, its checkpoints, log and samples.")
+    ]
+    model: Annotated[
+        str,
+        Option(
+            "--model",
+            "--pretrained-model-name-or-path",
+            help="'shapes', the folder of a Wan pipeline, or a Hub id.",
+        ),
+    ] = "shapes"
 
     data: Annotated[str, Option(help="'shapes' draws videos; else a folder of videos.", rich_help_panel=DATA)] = (
         "shapes"
@@ -58,6 +68,13 @@ class Finetuning:
     ] = None
     cache: Annotated[
         Path | None, Option(help="Folder of encoded videos.", rich_help_panel=DATA, show_default="OUT/cache")
+    ] = None
+
+    validation_share: Annotated[
+        float, Option(help="Part of the videos that is held out, to measure the loss.", rich_help_panel=DATA)
+    ] = 0.0
+    validation_data: Annotated[
+        Path | None, Option(help="A folder of videos to measure the loss.", rich_help_panel=DATA, show_default="none")
     ] = None
 
     pattern: Annotated[str, Option(help=PATTERN_HELP, rich_help_panel=ATTENTION)] = PATTERN
@@ -101,18 +118,82 @@ class Finetuning:
         Option(min=1, help="Frames that the model knows.", rich_help_panel=ATTENTION, show_default=OF_MODEL),
     ] = None
 
-    steps: Annotated[int, Option(rich_help_panel=LEARNING)] = 1000
-    batch: Annotated[int, Option(help="Videos of a step, in each process.", rich_help_panel=LEARNING)] = 1
-    learning_rate: Annotated[float, Option("--lr", help="Learning rate.", rich_help_panel=LEARNING)] = 1e-4
-    warmup: Annotated[int, Option(help="Steps in which it rises.", rich_help_panel=LEARNING)] = 20
+    steps: Annotated[int, Option("--steps", "--max-train-steps", rich_help_panel=LEARNING)] = 1000
+    batch: Annotated[
+        int,
+        Option(
+            "--batch",
+            "--gradient-accumulation-steps",
+            help="Videos of a step in each process: passes one after another, whose gradients add up.",
+            rich_help_panel=LEARNING,
+        ),
+    ] = 1
+    optimizer: Annotated[str, Option(help="adamw, adamw-8bit, prodigy or muon.", rich_help_panel=LEARNING)] = "adamw"
+    learning_rate: Annotated[
+        float, Option("--lr", "--learning-rate", help="Learning rate.", rich_help_panel=LEARNING)
+    ] = 1e-4
+    lr_scheduler: Annotated[
+        str,
+        Option(
+            help="constant, constant_with_warmup, linear, cosine, cosine_with_restarts or polynomial.",
+            rich_help_panel=LEARNING,
+        ),
+    ] = "constant_with_warmup"
+    warmup: Annotated[
+        int, Option("--warmup", "--lr-warmup-steps", help="Steps in which it rises.", rich_help_panel=LEARNING)
+    ] = 20
+    lr_num_cycles: Annotated[int, Option(help="Of cosine_with_restarts.", rich_help_panel=LEARNING)] = 1
+    lr_power: Annotated[float, Option(help="Of polynomial.", rich_help_panel=LEARNING)] = 1.0
     decay: Annotated[
-        float, Option(help="Part of the steps, at the end, in which it falls to 0.", rich_help_panel=LEARNING)
+        float, Option(help="Part of the steps, at the end, in which a constant rate falls.", rich_help_panel=LEARNING)
     ] = 0.0
+    weight_decay: Annotated[
+        float, Option("--weight-decay", "--adam-weight-decay", help="Of the optimizer.", rich_help_panel=LEARNING)
+    ] = 0.0
+    clip: Annotated[
+        float, Option("--clip", "--max-grad-norm", help="Largest norm of the gradient.", rich_help_panel=LEARNING)
+    ] = 1.0
     rank: Annotated[int, Option(help="Of the LoRA.", rich_help_panel=LEARNING)] = 128
-    alpha: Annotated[float | None, Option(rich_help_panel=LEARNING, show_default="the rank")] = None
-    targets: Annotated[str, Option(help="Layers that it changes.", rich_help_panel=LEARNING)] = (
-        "to_q,to_k,to_v,to_out.0"
+    alpha: Annotated[
+        float | None, Option("--alpha", "--lora-alpha", rich_help_panel=LEARNING, show_default="the rank")
+    ] = None
+    targets: Annotated[
+        str,
+        Option(
+            "--targets",
+            "--lora-layers",
+            help="Layers that it changes: endings of names, a regular expression, or all-linear.",
+            rich_help_panel=LEARNING,
+        ),
+    ] = "to_q,to_k,to_v,to_out.0"
+    exclude: Annotated[
+        str,
+        Option(help="Layers that it does not change, named so.", rich_help_panel=LEARNING, show_default="none"),
+    ] = ""
+    dropout: Annotated[
+        float, Option("--dropout", "--lora-dropout", help="Of the LoRA's inputs.", rich_help_panel=LEARNING)
+    ] = 0.0
+    rslora: Annotated[bool, Option("--rslora", help="Scale by alpha / sqrt(rank).", rich_help_panel=LEARNING)] = False
+    dora: Annotated[bool, Option("--dora", help="Also learn the lengths of the rows.", rich_help_panel=LEARNING)] = (
+        False
     )
+    lora_plus_ratio: Annotated[
+        float | None,
+        Option(help="Learning rate of B by that of A (LoRA+).", rich_help_panel=LEARNING, show_default="1"),
+    ] = None
+    timestep_sampling: Annotated[
+        str,
+        Option(
+            help="Density of noise levels before the shift: uniform, logit_normal or mode.", rich_help_panel=LEARNING
+        ),
+    ] = "uniform"
+    logit_mean: Annotated[float, Option(help="Of logit_normal.", rich_help_panel=LEARNING)] = 0.0
+    logit_std: Annotated[float, Option(help="Of logit_normal.", rich_help_panel=LEARNING)] = 1.0
+    mode_scale: Annotated[float, Option(help="Of mode.", rich_help_panel=LEARNING)] = 1.29
+    loss_weighting: Annotated[
+        str, Option(help="By noise level: none, sigma_sqrt, cosmap or min_snr.", rich_help_panel=LEARNING)
+    ] = "none"
+    snr_gamma: Annotated[float, Option(help="Of min_snr.", rich_help_panel=LEARNING)] = 5.0
     # Not --start: torchrun would take it for an abbreviation of one of its options.
     start: Annotated[
         str | None, Option("--start-from", help="A LoRA to begin with.", rich_help_panel=LEARNING, show_default="none")
@@ -123,19 +204,73 @@ class Finetuning:
     ema: Annotated[float | None, Option(help="Save a running average of this decay.", rich_help_panel=LEARNING)] = None
     caption_dropout: Annotated[float, Option(help="Part without caption.", rich_help_panel=LEARNING)] = 0.1
     precision: Annotated[
-        str, Option(help="bf16, fp16 or no (float32).", callback=read_precision, rich_help_panel=LEARNING)
+        str,
+        Option(
+            "--precision",
+            "--mixed-precision",
+            help="bf16, fp16 or no (float32).",
+            callback=read_precision,
+            rich_help_panel=LEARNING,
+        ),
     ] = "bf16"
     gradient_checkpointing: Annotated[
         bool, Option(help="Less memory, a third more time.", rich_help_panel=LEARNING)
     ] = True
+    offload_activations: Annotated[
+        bool, Option("--offload-activations", help="Keep what it keeps in the CPU's memory.", rich_help_panel=LEARNING)
+    ] = False
     seed: Annotated[int, Option(help="Of start, order and noise.", rich_help_panel=LEARNING)] = 0
     cpu: Annotated[bool, Option("--cpu", help="Also where there is a GPU.", rich_help_panel=LEARNING)] = False
 
-    log_every: Annotated[int, Option(rich_help_panel=OUTPUT)] = 10
-    save_every: Annotated[int, Option(rich_help_panel=OUTPUT)] = 100
-    sample_every: Annotated[int, Option(help="0: no sample videos.", rich_help_panel=OUTPUT)] = 0
+    log_every: Annotated[int, Option(help="Steps between two lines of the log.", rich_help_panel=OUTPUT)] = 10
+    log_with: Annotated[
+        str,
+        Option(
+            "--log-with",
+            "--report-to",
+            help="tensorboard, wandb, all or none; auto is TensorBoard where it is installed.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "auto"
+    save_every: Annotated[
+        int,
+        Option("--save-every", "--checkpointing-steps", help="Steps between two checkpoints.", rich_help_panel=OUTPUT),
+    ] = 100
+    keep: Annotated[
+        int,
+        Option("--keep", "--checkpoints-total-limit", help="How many checkpoints stay.", rich_help_panel=OUTPUT),
+    ] = 2
+    validate_every: Annotated[
+        int,
+        Option(
+            "--validate-every",
+            "--validation-steps",
+            help="Steps between two losses of held-out videos.",
+            rich_help_panel=OUTPUT,
+            show_default="at checkpoints",
+        ),
+    ] = 0
+    samples: Annotated[bool, Option(help="Sample videos at the end.", rich_help_panel=OUTPUT)] = True
+    sample_every: Annotated[
+        int, Option(help="Also at step 0 and after every so many steps.", rich_help_panel=OUTPUT, show_default="not")
+    ] = 0
+    sample_steps: Annotated[
+        int | None,
+        Option(
+            help="Denoising steps of those on the way.",
+            rich_help_panel=OUTPUT,
+            show_default="a third of --inference-steps",
+        ),
+    ] = None
     sample_prompts: Annotated[
-        list[str] | None, Option("--sample-prompt", help="Again for more videos.", rich_help_panel=OUTPUT)
+        list[str] | None,
+        Option(
+            "--sample-prompt",
+            "--validation-prompt",
+            help="Again for more videos.",
+            rich_help_panel=OUTPUT,
+            show_default="a caption",
+        ),
     ] = None
 
     def build_pattern(self, inference_steps: int) -> Pattern:
@@ -152,14 +287,17 @@ class Finetuning:
         return StepSchedule(pattern, first, self.dense_last_steps, layers)
 
 
-def finetune(request: Finetuning) -> None:
+def finetune(request: Finetuning, *, dry_run: Annotated[bool, Option("--dry-run", help=DRY_RUN_HELP)] = False) -> None:
     """Train a LoRA for longer videos with sparse attention. The same command resumes a training that was stopped."""
-    from vidsparse.finetune import Bucket, Settings, check_pipeline, finetune
+    import torch
+
+    from vidsparse.finetune import Bucket, Settings, Stopped, check_launch, check_pipeline, finetune, hold_out
     from vidsparse.generation.models import find_model
     from vidsparse.generation.pipeline import load_pipeline
     from vidsparse.patterns.names import build_correction
 
     check_folder(request.out)
+    check_launch()
     given = {f.name: getattr(request, f.name) for f in fields(request)}
     model = find_model(request.model)
     steps = request.inference_steps or model.default("num_inference_steps")
@@ -168,7 +306,8 @@ def finetune(request: Finetuning) -> None:
         | {
             "pattern": request.build_pattern(steps),
             "correction": build_correction(request.correction),
-            "targets": tuple(name.strip() for name in request.targets.split(",") if name.strip()),
+            "targets": layers(request.targets),
+            "exclude": layers(request.exclude),
             "sample_prompts": tuple(request.sample_prompts or ()),
             "inference_steps": steps,
             "trained_frames": request.trained_frames or model.default("num_frames"),
@@ -178,51 +317,87 @@ def finetune(request: Finetuning) -> None:
     sizes = [height_and_width(text) for text in request.size or []] or [own_size]
     frames = request.frames or [model.longer_frames or model.default("num_frames")]
     buckets = [Bucket(count, *size) for count in frames for size in sizes]
-    if request.data != "shapes" and not Path(request.data).is_dir():
-        raise FileNotFoundError(f"no folder {request.data}; give one with videos and their captions, or 'shapes'")
+    for option, folder in (("data", request.data), ("validation-data", request.validation_data)):
+        if folder not in ("shapes", None) and not Path(str(folder)).is_dir():
+            raise FileNotFoundError(
+                f"--{option}: no folder {folder}; give one with videos and their captions"
+                + (", or 'shapes'" if option == "data" else "")
+            )
+    if dry_run:
+        clips, _ = hold_out(_clips(request, request.data, buckets, None), request.validation_share)
+        print_finetuning(model, settings, clips, getattr(torch, _dtype(request, model)), _gpu(request))
+        return
     main = _is_main()
     with live_console().status(f"loading {request.model}"):
         pipe = load_pipeline(model, device="cpu", dtype=_dtype(request, model))
     check_pipeline(pipe, settings, buckets)
     pipe.vae.float()  # in less precision its latents may not be finite
-    with _bars(main) as progress:
-        clips = _clips(request, buckets, lambda done, total: progress("reading videos", done, total, None))
-        longest = max(clips, key=lambda clip: (clip.bucket.frames, clip.bucket.height)).bucket
-        sampled = {"num_frames": longest.frames, "height": longest.height, "width": longest.width}
-        folder = finetune(
-            pipe,
-            clips,
-            settings,
-            request.out,
-            base=request.model,
-            sampling={**model.sampling, **sampled, "num_inference_steps": settings.inference_steps},
-            fps=model.fps,
-            cache=request.cache,
-            cpu=request.cpu,
-            say=note,
-            progress=progress,
-        )
+    try:
+        with training_progress(main, request.log_every) as progress:
+            cache = request.cache or request.out / "cache"
+
+            def reading(done: int, total: int) -> None:
+                progress("reading videos", done, total, None)
+
+            clips = _clips(request, request.data, buckets, cache, reading)
+            others = []
+            if request.validation_data is not None:
+                others = _clips(request, str(request.validation_data), buckets, cache, reading)
+            longest = max(clips, key=lambda clip: (clip.bucket.frames, clip.bucket.height)).bucket
+            sampled = {"num_frames": longest.frames, "height": longest.height, "width": longest.width}
+            folder = finetune(
+                pipe,
+                clips,
+                settings,
+                request.out,
+                base=request.model,
+                sampling={**model.sampling, **sampled},
+                fps=model.fps,
+                cache=cache,
+                validation_share=request.validation_share,
+                validation_clips=others,
+                cpu=request.cpu,
+                keep_parts=False,
+                say=note,
+                progress=progress,
+            )
+    except Stopped as stopped:
+        reached = "before the first step" if stopped.step is None else f"after step {stopped.step}, which is saved"
+        say(f"stopped {reached}; the same command goes on from there")
+        raise Exit(128 + stopped.signal) from None
     if main:
         print(f"wrote the LoRA to {folder}; vidsparse generate --lora {folder} uses it")
 
 
-def _clips(request: Finetuning, buckets: list[Bucket], progress: Callable[[int, int], None]) -> list[Clip]:
-    """The videos to learn from, with a note for each one that is skipped."""
+def _clips(
+    request: Finetuning,
+    data: str,
+    buckets: list[Bucket],
+    cache: Path | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Clip]:
+    """The videos of a folder, or drawn ones, with a note for each one that is skipped."""
     from vidsparse.finetune import drawn_clips, folder_clips
 
-    if request.data == "shapes":
+    if data == "shapes":
         each = -(-request.videos // len(buckets))
         return [clip for i, bucket in enumerate(buckets) for clip in drawn_clips(each, bucket, request.seed + i)]
     sizes = list(dict.fromkeys((bucket.height, bucket.width) for bucket in buckets))
     frames = list(dict.fromkeys(bucket.frames for bucket in buckets))
-    cache = request.cache or request.out / "cache"
-    clips, skipped = folder_clips(Path(request.data), sizes, frames, request.fps, cache=cache, progress=progress)
+    clips, skipped = folder_clips(Path(data), sizes, frames, request.fps, cache=cache, progress=progress)
     if _is_main():
         for video in skipped:
             note(f"{video.path} is left out: {video.reason}")
         if skipped:
             note(f"{len(skipped)} of {len(skipped) + len(clips)} videos are left out")
     return clips
+
+
+def layers(text: str) -> tuple[str, ...] | str:
+    """Endings of names, divided by commas, or one regular expression, which has signs that no name has."""
+    if text == "all-linear" or set(text) & set("*+?[](){}|^$\\"):
+        return text
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _is_main() -> bool:
@@ -250,23 +425,8 @@ def _dtype(request: Finetuning, model: Model) -> str:
     return "bfloat16" if on_gpu and not model.small and request.precision != "no" else "float32"
 
 
-@contextmanager
-def _bars(main: bool) -> Iterator[Callable[[str, int, int, float | None], None]]:
-    """A progress bar for each task, or lines where stderr is not a terminal; only one process draws."""
-    if not draws():
-        lines = plain_progress()
-        yield lambda task, done, total, loss: lines(task, done, total, _loss(loss))
-        return
-    tasks: dict[str, Any] = {}
-    with progress("{task.fields[loss]}", disable=not main) as bars:
+def _gpu(request: Finetuning) -> str | None:
+    """The name of the GPU that would train."""
+    import torch
 
-        def show(task: str, done: int, total: int, loss: float | None) -> None:
-            if task not in tasks:
-                tasks[task] = bars.add_task(task, total=total, loss="")
-            bars.update(tasks[task], completed=done, total=total, loss=_loss(loss))
-
-        yield show
-
-
-def _loss(loss: float | None) -> str:
-    return "" if loss is None else f"loss {loss:.4f}"
+    return torch.cuda.get_device_name() if torch.cuda.is_available() and not request.cpu else None

@@ -168,9 +168,13 @@ class Request:
             ValueError: its file is not a LoRA, or of a later vidsparse.
         """
         from vidsparse.lora.files import read_recipe
+        from vidsparse.lora.source import checkpoint_of
         from vidsparse.patterns.foreign import foreign_class
 
         foreign_class(self.pattern)  # imported first: a LoRA may name a class that the user names, and no other
+        for name in self.lora or []:
+            if (file := checkpoint_of(name)) is not None:
+                note(f"{name} has no finished LoRA; the one of its checkpoint {file.parent.name} is used")
         return {name: read_recipe(name) for name in self.lora or []}
 
     @property

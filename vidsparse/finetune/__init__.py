@@ -7,6 +7,21 @@ from vidsparse.finetune.data.clips import Bucket, Clip, Skipped
 from vidsparse.finetune.data.folder import folder_clips
 from vidsparse.finetune.data.synthetic import drawn_clips
 from vidsparse.finetune.job import finetune
+from vidsparse.finetune.process.accelerator import check_launch
+from vidsparse.finetune.process.stopping import Stopped
 from vidsparse.finetune.settings import Settings
+from vidsparse.finetune.validation import hold_out
 
-__all__ = ["Bucket", "Clip", "Settings", "Skipped", "check_pipeline", "drawn_clips", "finetune", "folder_clips"]
+__all__ = [
+    "Bucket",
+    "Clip",
+    "Settings",
+    "Skipped",
+    "Stopped",
+    "check_launch",
+    "check_pipeline",
+    "drawn_clips",
+    "finetune",
+    "folder_clips",
+    "hold_out",
+]

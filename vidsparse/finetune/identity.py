@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
 
 from vidsparse.finetune.settings import FREE, Settings
 
@@ -31,17 +30,14 @@ def check_same(before: Mapping[str, str], now: Mapping[str, str], folder: Path, 
     Raises:
         ValueError: with what has changed.
     """
-    # An earlier version wrote settings that are free today.
-    known = {**_defaults(), **{name: value for name, value in before.items() if name not in FREE}}
+    known = {**_defaults(), **before}
     if "order" not in before:
-        say(f"the checkpoints in {folder} are of an earlier version; from here on {ORDER}, in another order than before")
+        say(
+            f"the checkpoints in {folder} are of an earlier version; from here on {ORDER}, in another order than before"
+        )
         known["order"] = now.get("order", "")
     names = dict.fromkeys((*now, *before))
-    changed = [
-        f"{name} was {known.get(name)}, is {now.get(name)}"
-        for name in names
-        if name not in FREE and known.get(name) != now.get(name)
-    ]
+    changed = [f"{n} was {known.get(n)}, is {now.get(n)}" for n in names if known.get(n) != now.get(n)]
     if changed:
         raise ValueError(
             f"the checkpoints in {folder} are of another training ({'; '.join(changed)}); "
@@ -49,5 +45,6 @@ def check_same(before: Mapping[str, str], now: Mapping[str, str], folder: Path, 
         )
 
 
-def _defaults() -> dict[str, Any]:
-    return {f.name: repr(f.default) for f in fields(Settings) if f.default is not MISSING and f.name != "steps"}
+def _defaults() -> dict[str, str]:
+    decide = [f for f in fields(Settings) if f.default is not MISSING and f.name not in (*FREE, "steps")]
+    return {f.name: repr(f.default) for f in decide}

@@ -105,9 +105,7 @@ def finetune(
                 samples = Samples(prompts, folder / "samples", sampling or {}, fps, settings.seed)
             if not keep_parts:
                 _free(pipe, settings, samples is not None)
-            training = Training(
-                pipe, examples, settings, frames, folder, accelerator, base, others, samples, stop, say
-            )
+            training = Training(pipe, examples, settings, frames, folder, accelerator, base, others, samples, stop, say)
             try:
                 return training.train(lambda step, loss: progress("training", step, settings.steps, loss))
             finally:

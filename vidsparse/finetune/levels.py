@@ -66,7 +66,7 @@ class LevelSampling:
         return (low + high) / 2
 
     def _hill(self, share: torch.Tensor) -> torch.Tensor:
-        """"mode" of the paper with 1 - share for its uniform number, so that it rises."""
+        """ "mode" of the paper with 1 - share for its uniform number, so that it rises."""
         uniform = 1 - share
         return share - self.mode_scale * (torch.cos(math.pi / 2 * uniform) ** 2 - 1 + uniform)
 

@@ -14,32 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vidsparse.finetune.example import Example
 from vidsparse.finetune.levels import UNIFORM, LevelSampling
 from vidsparse.finetune.noise import draw_levels, share_of
 from vidsparse.finetune.order import Epochs
 from vidsparse.finetune.task import LossWeighting, TrainingTask, WanTask
 
+__all__ = ["Example", "ExampleStream", "flow_loss", "loss_of"]
+
 if TYPE_CHECKING:
     from vidsparse.finetune.data.cache import Encoded
-
-
-@dataclass(frozen=True)
-class Example:
-    """One video as input of the transformer in training.
-
-    Attributes:
-        latents, noise: float32 [1, channels, latent frames, height, width].
-        text: embedding of the caption, [1, words, width].
-        level: noise level, float32 [1]; 1 is pure noise.
-    """
-
-    latents: torch.Tensor
-    noise: torch.Tensor
-    text: torch.Tensor
-    level: torch.Tensor
-
-    def to(self, device: torch.device) -> Example:
-        return Example(*(x.to(device) for x in (self.latents, self.noise, self.text, self.level)))
 
 
 @dataclass(frozen=True)

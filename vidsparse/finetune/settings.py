@@ -172,9 +172,7 @@ class Settings:
     @property
     def rates(self) -> RateSchedule:
         """The course of the learning rate."""
-        return RateSchedule(
-            self.lr_scheduler, self.steps, self.warmup, self.decay, self.lr_num_cycles, self.lr_power
-        )
+        return RateSchedule(self.lr_scheduler, self.steps, self.warmup, self.decay, self.lr_num_cycles, self.lr_power)
 
     @property
     def level_sampling(self) -> LevelSampling:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
+from vidsparse.finetune.example import Example
 from vidsparse.runtime.adapter import TRAIN_TIMESTEPS
-
-if TYPE_CHECKING:
-    from vidsparse.finetune.objective import Example
 
 WEIGHTINGS = ("none", "sigma_sqrt", "cosmap", "min_snr")
 
@@ -40,6 +39,14 @@ class TrainingTask(Protocol):
         """Signal-to-noise ratio of a noise level."""
         ...
 
+    def blank(self, config: Mapping[str, Any], view: tuple[int, int, int], words: int) -> Example:
+        """An example of a size whose numbers mean nothing, for a forecast.
+
+        Args:
+            config: of the transformer. view: latent frames, height and width. words: of the text.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class WanTask:
@@ -63,19 +70,22 @@ class WanTask:
     def snr(self, level: torch.Tensor) -> torch.Tensor:
         return ((1 - level) / level) ** 2
 
+    def blank(self, config: Mapping[str, Any], view: tuple[int, int, int], words: int) -> Example:
+        latents = torch.empty(1, config["in_channels"], *view)
+        return Example(latents, torch.empty_like(latents), torch.empty(1, words, config["text_dim"]), torch.empty(1))
+
 
 def task_for(pipe: Any) -> TrainingTask:
-    """The task of a pipeline.
+    """The task of a pipeline, or of a class of pipelines.
 
     Raises:
         NotImplementedError: a pipeline that cannot be trained.
     """
     from diffusers import WanPipeline
 
-    if not isinstance(pipe, WanPipeline):
-        raise NotImplementedError(
-            f"{type(pipe).__name__} cannot be trained: finetune supports WanPipeline, text to video"
-        )
+    cls = pipe if isinstance(pipe, type) else type(pipe)
+    if not issubclass(cls, WanPipeline):
+        raise NotImplementedError(f"{cls.__name__} cannot be trained: finetune supports WanPipeline, text to video")
     return WanTask()
 
 

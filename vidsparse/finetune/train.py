@@ -287,7 +287,9 @@ class Training:
         scaled = self.accelerator.scaler is not None
         if self.skipped >= (MOST_SCALED if scaled else MOST_SKIPPED) or (last and self.skipped and not scaled):
             self._log()
-            kept = "no checkpoint was written" if self.saved is None else f"the checkpoint of step {self.saved} is whole"
+            kept = (
+                "no checkpoint was written" if self.saved is None else f"the checkpoint of step {self.saved} is whole"
+            )
             raise RuntimeError(
                 f"the loss or the gradient was not finite in the last {self.skipped} of {self.step} steps; {kept}; try "
                 "a lower learning rate, a longer warm-up or precision='no', in another folder"

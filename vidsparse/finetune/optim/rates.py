@@ -41,7 +41,9 @@ class RateSchedule:
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay={self.decay} must be in [0, 1], a part of the steps")
         if self.decay and self.kind in FALLING:
-            raise ValueError(f"decay={self.decay} is for a constant rate, and {self.kind} falls by itself; leave it out")
+            raise ValueError(
+                f"decay={self.decay} is for a constant rate, and {self.kind} falls by itself; leave it out"
+            )
         if self.cycles < 1 or not self.power > 0:
             raise ValueError(f"lr_num_cycles={self.cycles} must be 1 or more, and lr_power={self.power} above 0")
         if self.kind in FALLING and self.warmup >= self.steps:

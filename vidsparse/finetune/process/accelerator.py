@@ -76,5 +76,7 @@ def accelerator_for(settings: Settings, folder: Path, cpu: bool, say: Callable[[
     )
     if trackers:
         own: dict[str, Any] = {"wandb": {"dir": str(folder), "name": folder.resolve().name}}
-        accelerator.init_trackers("vidsparse", init_kwargs={name: own[name] for name in trackers if name in own})
+        # The name of TensorBoard's folder, and of a project of wandb.
+        project = "tensorboard" if trackers == ("tensorboard",) else "vidsparse"
+        accelerator.init_trackers(project, init_kwargs={name: own[name] for name in trackers if name in own})
     return accelerator
