@@ -67,7 +67,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         ),
         *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.finetune.data", "vidsparse.generation"),
         *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.adapter"),
-        *("vidsparse.runtime.sparsify", "vidsparse.serialize"),
+        *("vidsparse.runtime.registry", "vidsparse.runtime.run", "vidsparse.runtime.sparsify", "vidsparse.serialize"),
     ),
     "vidsparse.finetune.data": (
         *("safetensors", "torch", "vidsparse.atomic", "vidsparse.generation.media", "vidsparse.grid"),

@@ -34,7 +34,13 @@ def pipeline(**changes: Any) -> WanPipeline:
 
 
 def train(
-    folder: Path, cache: Path, pipe: Any = None, videos: int = 4, say: Any = lambda text: None, **changes: Any
+    folder: Path,
+    cache: Path,
+    pipe: Any = None,
+    videos: int = 4,
+    say: Any = lambda text: None,
+    validation_share: float = 0.0,
+    **changes: Any,
 ) -> dict[str, torch.Tensor]:
     """Train, and read the weights that were written."""
     settings = Settings(**{"pattern": PATTERN, **SMALL, **changes})
@@ -48,6 +54,7 @@ def train(
         base="tiny",
         sampling=sampling,
         cache=cache,
+        validation_share=validation_share,
         cpu=True,
         say=say,
     )
@@ -56,6 +63,12 @@ def train(
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def measured(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of the log without what differs from run to run: times and memory."""
+    changing = ("seconds", "seconds_per_step", "videos_per_second", "peak_memory")
+    return {name: value for name, value in line.items() if name not in changing}
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

@@ -183,9 +183,7 @@ class Finetuning:
     ] = None
     timestep_sampling: Annotated[
         str,
-        Option(
-            help="Density of noise levels before the shift: uniform, logit_normal or mode.", rich_help_panel=LEARNING
-        ),
+        Option(help="Density of noise levels: uniform, logit_normal or mode.", rich_help_panel=LEARNING),
     ] = "uniform"
     logit_mean: Annotated[float, Option(help="Of logit_normal.", rich_help_panel=LEARNING)] = 0.0
     logit_std: Annotated[float, Option(help="Of logit_normal.", rich_help_panel=LEARNING)] = 1.0

@@ -9,8 +9,8 @@ from vidsparse.finetune.data.synthetic import drawn_clips
 from vidsparse.finetune.job import finetune
 from vidsparse.finetune.process.accelerator import check_launch
 from vidsparse.finetune.process.stopping import Stopped
+from vidsparse.finetune.record.validation import hold_out
 from vidsparse.finetune.settings import Settings
-from vidsparse.finetune.validation import hold_out
 
 __all__ = [
     "Bucket",

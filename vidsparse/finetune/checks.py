@@ -26,9 +26,9 @@ def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()
 
     Raises:
         NotImplementedError: not a text-to-video pipeline of Wan's kind, or a scheduler of another kind.
-        ValueError: a weighting of the loss that the model has no meaning for; the transformer does not exist or has a LoRA; targets do not exist; the initial LoRA has another
-            shape; the pattern is for another model; the schedule is dense at all noise levels of this transformer; or
-            the model does not take a size.
+        ValueError: a weighting of the loss that the model has no meaning for; the transformer does not exist or has a
+            LoRA; targets do not exist; the initial LoRA has another shape; the pattern is for another model; the
+            schedule is dense at all noise levels of this transformer; or the model does not take a size.
         OSError: the initial LoRA does not exist.
         ImportError: peft is missing.
     """

@@ -16,10 +16,10 @@ from vidsparse.finetune.data.encoders import moved
 from vidsparse.finetune.process.accelerator import accelerator_for, check_launch
 from vidsparse.finetune.process.lock import locked_for_all
 from vidsparse.finetune.process.stopping import stopping
+from vidsparse.finetune.record.validation import hold_out
 from vidsparse.finetune.samples import Prompt, Samples, read_prompts
 from vidsparse.finetune.settings import Settings
 from vidsparse.finetune.train import Training
-from vidsparse.finetune.validation import hold_out
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vidsparse.finetune.levels import UNIFORM, LevelSampling
+from vidsparse.finetune.draws.levels import UNIFORM, LevelSampling
 from vidsparse.patterns import Context, Pattern, StepSchedule
 
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vidsparse.finetune.example import Example
-from vidsparse.finetune.levels import UNIFORM, LevelSampling
+from vidsparse.finetune.draws.example import Example
+from vidsparse.finetune.draws.levels import UNIFORM, LevelSampling
+from vidsparse.finetune.draws.order import Epochs
 from vidsparse.finetune.noise import draw_levels, share_of
-from vidsparse.finetune.order import Epochs
 from vidsparse.finetune.task import LossWeighting, TrainingTask, WanTask
 
 __all__ = ["Example", "ExampleStream", "flow_loss", "loss_of"]
@@ -56,8 +56,7 @@ class ExampleStream:
     @cached_property
     def epochs(self) -> Epochs:
         """The order of the videos."""
-        repeats = getattr(self.examples, "repeats", None) or [1] * len(self.examples)
-        return Epochs(repeats, self.seed, self.world * self.batch)
+        return Epochs(len(self.examples), self.seed, self.world * self.batch)
 
     def draw(self, step: int, part: int) -> Example:
         """The video of this process for pass `part` of a step."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from vidsparse.corrections import Correction, Reshaped
-from vidsparse.finetune.levels import LevelSampling
+from vidsparse.finetune.draws.levels import LevelSampling
 from vidsparse.finetune.optim.optimizers import check_optimizer
 from vidsparse.finetune.optim.rates import RateSchedule
 from vidsparse.finetune.process.trackers import tracker_names
@@ -160,6 +161,8 @@ class Settings:
                 f"correction={self.correction!r} needs consecutive denoising steps, which training does not have; use "
                 "another correction"
             )
+        if self.dora and self.start is not None:
+            raise ValueError("start begins with the output of a LoRA, which dora changes; leave one of them out")
         if self.offload_activations and not self.gradient_checkpointing:
             raise ValueError("offload_activations moves what gradient_checkpointing keeps; switch that on too")
         if not isinstance(self.pattern, Pattern):
@@ -187,6 +190,12 @@ class Settings:
     def rate(self, step: int) -> float:
         """The learning rate of a step, from 0."""
         return self.learning_rate * self.rates.factor(step)
+
+    @property
+    def scale(self) -> float:
+        """The factor of the product of the LoRA's matrices."""
+        alpha = self.rank if self.alpha is None else self.alpha
+        return alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def is_target(self, name: str) -> bool:
         """Whether the LoRA changes the linear layer of this name."""

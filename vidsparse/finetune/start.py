@@ -29,14 +29,15 @@ def start_weights(pipe: Any, settings: Settings, start: str) -> dict[str, torch.
     other = sorted(name for name in found if expected.get(name) != found[name])
     if other:
         name = other[0]
+        targets = settings.targets if isinstance(settings.targets, str) else ", ".join(settings.targets)
         raise ValueError(
             f"start={start!r} does not fit: its {name} is {found[name]}, in a training of "
-            f"rank {settings.rank} and targets {', '.join(settings.targets)} it is {expected.get(name, 'missing')}"
+            f"rank {settings.rank} and targets {targets} it is {expected.get(name, 'missing')}"
         )
-    # The LoRA adds alpha / rank times the product of its weights; scaling keeps that the same under another alpha.
-    alpha = settings.rank if settings.alpha is None else settings.alpha
-    before = (header or {}).get("transformer.lora_alpha", settings.rank)
-    return {name: weight * (before / alpha) if "lora_B" in name else weight for name, weight in weights.items()}
+    # The LoRA adds alpha / rank times the product of its weights; scaling keeps that the same under another scale.
+    before = (header or {}).get("transformer.lora_alpha", settings.rank) / settings.rank
+    factor = before / settings.scale
+    return {name: weight * factor if "lora_B" in name else weight for name, weight in weights.items()}
 
 
 def start_hash(start: str) -> str:
@@ -48,7 +49,7 @@ def _shapes(transformer: torch.nn.Module, settings: Settings) -> dict[str, tuple
     """The shapes of a LoRA's weights, by name."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, layer in transformer.named_modules():
-        if isinstance(layer, torch.nn.Linear) and any(name == t or name.endswith(f".{t}") for t in settings.targets):
+        if isinstance(layer, torch.nn.Linear) and settings.is_target(name):
             shapes[f"{name}.lora_A.weight"] = (settings.rank, layer.in_features)
             shapes[f"{name}.lora_B.weight"] = (layer.out_features, settings.rank)
     return shapes

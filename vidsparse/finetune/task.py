@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from vidsparse.finetune.example import Example
+from vidsparse.finetune.draws.example import Example
 from vidsparse.runtime.adapter import TRAIN_TIMESTEPS
 
 WEIGHTINGS = ("none", "sigma_sqrt", "cosmap", "min_snr")
@@ -21,7 +21,8 @@ class TrainingTask(Protocol):
         prediction: what it predicts: "flow", "epsilon", "v_prediction" or "sample".
     """
 
-    prediction: str
+    @property
+    def prediction(self) -> str: ...
 
     def noisy(self, example: Example) -> torch.Tensor:
         """The latents with the noise of the example's level, float32."""
@@ -50,7 +51,7 @@ class TrainingTask(Protocol):
 
 @dataclass(frozen=True)
 class WanTask:
-    """Flow matching of Wan: at level s the latents are (1 - s) x + s n, the answer is n - x, and the timestep 1000 s."""
+    """Flow matching of Wan: at level s latents are (1 - s) x + s n, the answer is n - x, and the timestep 1000 s."""
 
     prediction: str = "flow"
 

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vidsparse.finetune import log
 from vidsparse.finetune.checkpoint import load_checkpoint, save_checkpoint
-from vidsparse.finetune.curve import draw_curve
 from vidsparse.finetune.data.fingerprint import fingerprint
 from vidsparse.finetune.identity import ORDER, check_same, comparable
+from vidsparse.finetune.learner import Learner
 from vidsparse.finetune.low_rank import add_lora, recipe_of
-from vidsparse.finetune.memory.offload import offloading
 from vidsparse.finetune.noise import bounds_of, by_noise, shift_of, sparse_levels
-from vidsparse.finetune.objective import ExampleStream, loss_of
-from vidsparse.finetune.optim.optimizers import build_optimizer, rate_groups, set_rates
+from vidsparse.finetune.objective import ExampleStream
 from vidsparse.finetune.process.precision import products_in_bf16
 from vidsparse.finetune.process.stopping import Stop, Stopped
+from vidsparse.finetune.record import log
+from vidsparse.finetune.record.curve import draw_curve
+from vidsparse.finetune.record.validation import Validation
+from vidsparse.finetune.record.window import Window, peak_memory
 from vidsparse.finetune.samples import Samples
 from vidsparse.finetune.settings import PRECISIONS, Settings
 from vidsparse.finetune.start import start_hash
 from vidsparse.finetune.task import task_for
-from vidsparse.finetune.validation import Validation
-from vidsparse.finetune.window import Window, peak_memory
 from vidsparse.generation.positions import extend_positions
 from vidsparse.generation.scheduler import build_scheduler
 from vidsparse.grid import latent_frames
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
 
     from vidsparse.finetune.data.cache import Encoded
 
-WRAPPED = ("forward", "_original_forward")  # attributes that accelerate sets on a model in lower precision
 # Steps in a row that are left out before the training ends. A scaler finds its scale by leaving out the first steps.
 MOST_SKIPPED, MOST_SCALED = 5, 25
 
@@ -82,14 +79,15 @@ class Training:
     ):
         self.pipe, self.settings, self.folder, self.accelerator = pipe, settings, folder, accelerator
         self.samples, self.stop, self.say = samples, stop or Stop(), say
-        self.step, self.saved, self.seconds, self.skipped = 0, None, 0.0, 0
+        self.step, self.seconds, self.skipped = 0, 0.0, 0
+        self.saved: int | None = None  # step of the last checkpoint
         self.window = Window()
         self.module: Any = getattr(pipe, settings.transformer)
         self.task = task_for(pipe)
         self.recipe = recipe_of(settings, frames, base, say)
         scheduler = build_scheduler(pipe.scheduler, settings.sampler, settings.flow_shift)
         self.pattern = by_noise(settings.pattern, scheduler, settings.inference_steps)
-        self.stream = ExampleStream(
+        stream = ExampleStream(
             examples,
             seed=settings.seed,
             batch=settings.batch,
@@ -104,13 +102,13 @@ class Training:
         self.validation = None
         if held_out is not None:
             share = accelerator.process_index, accelerator.num_processes
-            self.validation = Validation(held_out, self.stream.bounds, settings.seed, *share)
-        identity = {"model": fingerprint(self.module), "shift": str(self.stream.shift), "data": examples.fingerprint}
+            self.validation = Validation(held_out, stream.bounds, settings.seed, *share)
+        identity = {"model": fingerprint(self.module), "shift": str(stream.shift), "data": examples.fingerprint}
         identity |= {"videos of a step": str(settings.batch * accelerator.num_processes), "order": ORDER}
         identity |= {} if settings.start is None else {"start": start_hash(settings.start)}
         self.identity = {**identity, "frames": str(frames), **comparable(settings)}
         state = self._last_checkpoint()
-        self.weights = add_lora(pipe, settings)
+        weights = add_lora(pipe, settings)
         if settings.gradient_checkpointing:
             self.module.enable_gradient_checkpointing()
         self.module.train()
@@ -119,7 +117,12 @@ class Training:
         latent, trained = (latent_frames(count, pipe.vae_scale_factor_temporal) for count in lengths)
         self.positions = extend_positions(self.module, latent, trained, settings.positions)
         self.run = sparsify(self.module, self.pattern, correction=settings.correction)
-        self._prepare(state)
+        self.learner = Learner(self.module, weights, settings, accelerator, self.task, stream, state)
+        if state is not None:
+            self.step = self.saved = state["step"]
+            self.seconds, self.skipped = state["seconds"], state.get("skipped", 0)
+            self.window = Window.from_state(state["window"]) if "window" in state else Window()
+            say(f"resuming from step {self.step}")
 
     def _last_checkpoint(self) -> dict[str, Any] | None:
         """The state of the last checkpoint, or None.
@@ -133,35 +136,6 @@ class Training:
         if state is not None:
             check_same(state["identity"], self.identity, self.folder, self.say)
         return state
-
-    def _prepare(self, state: dict[str, Any] | None) -> None:
-        """Restore optimizer and running average from the checkpoint, then move the model to its device."""
-        from diffusers.training_utils import EMAModel
-
-        settings, weights = self.settings, list(self.weights.values())
-        groups = rate_groups(self.weights, settings.lora_plus_ratio)
-        optimizer = build_optimizer(
-            settings.optimizer, groups, settings.learning_rate, settings.weight_decay, self.accelerator.device
-        )
-        self.average = None if settings.ema is None else EMAModel(weights, decay=settings.ema)
-        if state is not None:
-            for name, weight in self.weights.items():
-                weight.data.copy_(state["weights"][name])
-            optimizer.load_state_dict(state["optimizer"])
-            for group, own in zip(optimizer.param_groups, groups, strict=True):
-                group["factor"] = own["factor"]  # which an earlier version did not save
-            if self.average is not None:
-                self.average.load_state_dict(state["average"])
-            self.step = self.saved = state["step"]
-            self.seconds, self.skipped = state["seconds"], state.get("skipped", 0)
-            self.window = Window.from_state(state["window"]) if "window" in state else Window()
-            self.say(f"resuming from step {self.step}")
-        self.forward = {name: self.module.__dict__[name] for name in WRAPPED if name in self.module.__dict__}
-        self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
-        if state is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            self.average.to(self.accelerator.device)
 
     def train(self, progress: Callable[[int, float], None] = lambda step, loss: None) -> Path:
         """Train up to `settings.steps`, write the LoRA and the last sample videos; the transformer keeps the LoRA.
@@ -182,8 +156,7 @@ class Training:
         with products_in_bf16(self.settings.precision == "bf16" and on_cpu):
             with self.stop.patient():
                 self._train(progress)
-            if self.average is not None:
-                self.average.copy_to(self.weights.values())
+            self.learner.keep_average()
             if self.accelerator.is_main_process:
                 self._write_lora(self.folder)
             self.accelerator.wait_for_everyone()
@@ -199,24 +172,24 @@ class Training:
                 self._sample_on_the_way()
         while self.step < settings.steps:
             started = time.perf_counter()
-            loss, asked = self._learn()
+            learned = self.learner.learn(self.step, self.run.expect_another_video, self.stop.asked)
             seconds = time.perf_counter() - started
             self.seconds += seconds
-            self.window.seconds += seconds
-            self.window.steps += 1
+            self.window.add(learned, seconds)
+            self.skipped = 0 if learned.made else self.skipped + 1
             self.step += 1
             last = self.step == settings.steps
             self._check_finite(last)
             if last or self.step % settings.log_every == 0:
                 self._log()
-            progress(self.step, loss)
+            progress(self.step, learned.loss)
             if self.step % (settings.validate_every or settings.save_every) == 0 or last:
                 self._validate()
             # A step that was left out may be the first of many: what is kept is from before it.
-            if (last or asked or self.step % settings.save_every == 0) and not self.skipped:
+            if (last or learned.asked or self.step % settings.save_every == 0) and not self.skipped:
                 self._save()
-            if asked and not last:
-                raise Stopped(asked, self.saved)
+            if learned.asked and not last:
+                raise Stopped(learned.asked, self.saved)
             if settings.sample_every and self.step % settings.sample_every == 0 and not (last and settings.samples):
                 self._sample_on_the_way()
 
@@ -225,58 +198,7 @@ class Training:
         self.run.restore()
         self.positions.restore()
         self.pipe.scheduler = self.scheduler
-        for name in WRAPPED:
-            self.module.__dict__.pop(name, None)
-        self.module.__dict__.update(self.forward)
-        # Free DDP first: freed last, it waits for gloo's threads while holding the GIL, which they wait for.
-        del self.model
-        self.accelerator.free_memory()
-        self.accelerator.end_training()
-
-    def _learn(self) -> tuple[float, int]:
-        """Make one optimizer step, or leave it out if a loss or the gradient is not finite.
-
-        Returns:
-            The mean loss over all videos of all processes, and the signal that asked one of them to stop, or 0.
-        """
-        settings, accelerator, measured = self.settings, self.accelerator, []
-        dtype = self.module.dtype if settings.precision == "no" else torch.float32
-        set_rates(self.optimizer, settings.rate(self.step))
-        for part in range(settings.batch):
-            example = self.stream.draw(self.step, part).to(accelerator.device)
-            self.run.expect_another_video()
-            self._seed_dropout(part)
-            with accelerator.accumulate(self.model):
-                with offloading(self.model, on=settings.offload_activations):
-                    loss, plain = loss_of(self.model, example, self.task, settings.weighting, dtype)
-                accelerator.backward(loss)
-            asked = torch.full_like(plain, self.stop.asked).reshape(1)
-            measured.append(torch.cat([example.level, plain.reshape(1), asked]))
-        norm = torch.as_tensor(accelerator.clip_grad_norm_(self.weights.values(), settings.clip))
-        # What every process sees alike decides alike: all losses, and the norm of the gradient that they share.
-        videos = accelerator.gather(torch.stack(measured)).tolist()
-        losses = torch.tensor([loss for _, loss, _ in videos])
-        made = bool(losses.isfinite().all())
-        if accelerator.scaler is not None:
-            self.optimizer.step()  # the scaler leaves it out by itself, and lowers its scale
-            made = made and not self.optimizer.step_was_skipped
-        elif made := made and bool(norm.isfinite()):
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.skipped = 0 if made else self.skipped + 1
-        self.window.skipped += not made
-        self.window.add_videos((level, loss) for level, loss, _ in videos)
-        if made:
-            self.window.norms.append(float(norm))
-            if self.average is not None:
-                self.average.step(self.weights.values())
-        return float(losses.mean()), int(max(asked for _, _, asked in videos))
-
-    def _seed_dropout(self, part: int) -> None:
-        """Give the dropout of a pass numbers that depend only on the step and the video."""
-        if self.settings.dropout:
-            place = part * self.accelerator.num_processes + self.accelerator.process_index
-            torch.manual_seed(random.Random(f"{self.settings.seed}-dropout-{self.step}-{place}").getrandbits(63))
+        self.learner.close()
 
     def _check_finite(self, last: bool) -> None:
         """End a training that no longer learns.
@@ -330,15 +252,16 @@ class Training:
         if self.validation is None:
             return
         self._measure_attention()
-        dtype = self.module.dtype if self.settings.precision == "no" else torch.float32
-        with self._averaged():
-            line = self.validation.measure(self.model, self.module, self.task, self.run, self.accelerator, dtype)
+        with self.learner.averaged():
+            line = self.validation.measure(
+                self.learner.model, self.module, self.task, self.run, self.accelerator, self.learner.dtype
+            )
         self.run.reset()
         self._write({"step": self.step, **line})
 
     def _save(self) -> None:
         self._measure_attention()
-        if not all(bool(weight.isfinite().all()) for weight in self.weights.values()):
+        if not self.learner.is_finite():
             raise RuntimeError(f"the LoRA is not finite after step {self.step}; try a lower learning rate")
         self.saved = self.step
         if not self.accelerator.is_main_process:
@@ -348,12 +271,9 @@ class Training:
             "seconds": self.seconds,
             "skipped": self.skipped,
             "window": self.window.state(),
-            "weights": {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+            **self.learner.state(),
         }
-        with self._averaged():
+        with self.learner.averaged():
             save_checkpoint(
                 self.folder / "checkpoints", self.step, state, self.settings.keep, write_lora=self._write_lora
             )
@@ -365,7 +285,7 @@ class Training:
     def _sample_on_the_way(self) -> None:
         if self.samples is not None:
             steps = self.settings.sample_steps or max(1, self.settings.inference_steps // 3)
-            with self._averaged():
+            with self.learner.averaged():
                 self._sample(steps)
 
     def _sample(self, inference_steps: int) -> None:
@@ -380,17 +300,3 @@ class Training:
                 self.samples.write(self.pipe, self.step, inference_steps, self.accelerator.device, self.say)
         self.run.reset()
         self.accelerator.wait_for_everyone()
-
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Within the context, the LoRA has the running average of its weights, if there is one."""
-        if self.average is None:
-            yield
-            return
-        weights = list(self.weights.values())
-        self.average.store(weights)
-        self.average.copy_to(weights)
-        try:
-            yield
-        finally:
-            self.average.restore(weights)

@@ -20,6 +20,7 @@ from vidsparse.generation.frames import vae_stride
 from vidsparse.generation.models import Model, source_of
 from vidsparse.generation.scheduler import build_scheduler
 from vidsparse.generation.transformers import configured_transformers, without_weights
+from vidsparse.runtime.registry import adapter_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def plan_training(
     bounds = (0.0, 1.0)
     if boundary is not None:
         bounds = (boundary, 1.0) if settings.transformer == "transformer" else (0.0, boundary)
-    stride = vae_stride(read_config(source, "vae/config.json"))
+    stride = vae_stride(read_config(source, "vae/config.json")) or adapter_of(cls).vae_stride
     counts = Counter(clip.bucket for clip in clips)
     sizes = {}
     for bucket in counts:

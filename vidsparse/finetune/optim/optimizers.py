@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -60,22 +61,22 @@ def build_optimizer(
     """
     check_optimizer(name)
     own: dict[str, Any] = {"lr": rate, "weight_decay": decay}
-    make: Callable[..., torch.optim.Optimizer]
     if name == "muon":
         if any(weight.dim() != 2 for group in groups for weight in group["params"]):
             raise ValueError("optimizer='muon' trains matrices alone; leave out dora, which adds vectors")
         return torch.optim.Muon(groups, adjust_lr_fn="match_rms_adamw", **own)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, betas=BETAS, **own)
     if name == "prodigy":
-        from prodigyopt import Prodigy as make
-    elif name == "adamw-8bit" and device.type == "cuda" and find_spec("bitsandbytes"):
-        from bitsandbytes.optim import AdamW8bit as make
-    elif name == "adamw-8bit" and find_spec("torchao"):
-        from torchao.optim import AdamW8bit as make
-    elif name == "adamw-8bit":
-        raise ImportError("optimizer='adamw-8bit' needs torchao where there is no CUDA: pip install torchao")
+        module, cls = "prodigyopt", "Prodigy"
+    elif device.type == "cuda" and find_spec("bitsandbytes"):
+        module, cls = "bitsandbytes.optim", "AdamW8bit"
+    elif find_spec("torchao"):
+        module, cls = "torchao.optim", "AdamW8bit"
     else:
-        make = torch.optim.AdamW
-    return make(groups, betas=BETAS, **own)
+        raise ImportError("optimizer='adamw-8bit' needs torchao where there is no CUDA: pip install torchao")
+    made: torch.optim.Optimizer = getattr(import_module(module), cls)(groups, betas=BETAS, **own)
+    return made
 
 
 def set_rates(optimizer: Any, rate: float) -> None:

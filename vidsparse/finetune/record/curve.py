@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vidsparse.atomic import replacing
-from vidsparse.finetune import log
+from vidsparse.finetune.record import log
 
 NAME = "loss.png"
 SMOOTH = 0.9  # weight of the past in the line through the points

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from vidsparse.finetune.learner import Learned
+
 LEVELS = 4  # equal ranges of noise levels, each with a loss of its own in the log
 
 
@@ -42,9 +44,13 @@ class Window:
         """The content, for a checkpoint."""
         return asdict(self)
 
-    def add_videos(self, pairs: Iterable[tuple[float, float]]) -> None:
-        """Add the noise level and the loss of each video of a step; losses that are not finite are left out."""
-        self.videos += [pair for pair in pairs if math.isfinite(pair[1])]
+    def add(self, learned: Learned, seconds: float) -> None:
+        """Add a step and how long it took; losses that are not finite are left out."""
+        self.videos += [video for video in learned.videos if math.isfinite(video[1])]
+        self.norms += [learned.norm] if learned.made else []
+        self.skipped += not learned.made
+        self.steps += 1
+        self.seconds += seconds
 
     def line(self) -> dict[str, Any]:
         """The means, for a line of the log; None stands for what no step has."""

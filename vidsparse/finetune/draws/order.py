@@ -1,30 +1,27 @@
-"""The order of the videos: each epoch has every video once, or as often as its folder asks."""
+"""The order of the videos: each epoch has every one once."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 
 class Epochs:
     """Which videos a step has. An order depends on the seed alone, so that any step can be asked for.
 
     Args:
-        repeats: how often each video comes in an epoch.
+        number: of videos; one that counts several times has several numbers.
         seed: of the orders.
         total: videos of a step, over all processes.
     """
 
-    def __init__(self, repeats: Sequence[int], seed: int, total: int):
-        self._videos = [index for index, count in enumerate(repeats) for _ in range(count)]
-        if not self._videos:
-            raise ValueError(f"repeats={list(repeats)!r} leaves no video to train on; one must be 1 or more")
+    def __init__(self, number: int, seed: int, total: int):
+        self._number = number
         self._seed, self._total = seed, total
         self._orders: dict[int, list[int]] = {}  # of the last two epochs: a step may have videos of both
 
     def chosen(self, step: int) -> list[int]:
-        """The indices of a step's videos: none twice where an epoch has enough different ones."""
-        length = len(self._videos)
+        """The indices of a step's videos: none twice where there are enough."""
+        length = self._number
         places = range(step * self._total, (step + 1) * self._total)
         return [self._order_of(place // length)[place % length] for place in places]
 
@@ -40,13 +37,12 @@ class Epochs:
         return self._orders[epoch]
 
     def _next(self, epoch: int, before: list[int]) -> list[int]:
-        order = list(self._videos)
+        order = list(range(self._number))
         random.Random(f"{self._seed}-epoch-{epoch}").shuffle(order)
         begun = epoch * len(order) % self._total  # videos of the step that the epoch before has begun
         if not begun or begun > len(before):
             return order
         last = set(before[-begun:])
-        rest = self._total - begun
-        first = [place for place, video in enumerate(order) if video not in last][:rest]
-        moved = set(first)
-        return [order[place] for place in first] + [video for place, video in enumerate(order) if place not in moved]
+        first = [video for video in order if video not in last][: self._total - begun]
+        taken = set(first)
+        return first + [video for video in order if video not in taken]
