@@ -44,9 +44,8 @@ def from_the_cpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 def gradients(transformer: Any, on: bool) -> tuple[list[torch.Tensor], Any]:
     torch.manual_seed(1)
-    example = Example(
-        torch.randn(1, 8, 3, 8, 8), torch.randn(1, 8, 3, 8, 8), torch.randn(1, 5, 64), torch.tensor([0.5])
-    )
+    latents, noise = torch.randn(2, 1, 8, 3, 8, 8)
+    example = Example(latents, noise, torch.randn(1, 5, 64), torch.tensor([0.5]))
     with offloading(transformer, on=on, least=1024) as used:
         loss = flow_loss(transformer, example)
     learned = [weight for weight in transformer.parameters() if weight.requires_grad]
@@ -67,7 +66,7 @@ def test_gradients_are_the_same_and_the_hidden_states_travel(from_the_cpu: list[
     assert all(map(torch.equal, plain, offloaded)) and used.moved > 0
     gone = [size for what, size in from_the_cpu if what == "gone"]
     back = [size for what, size in from_the_cpu if what == "back"]
-    hidden = 3 * 8 * 8 // 1 * transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    hidden = 3 * 8 * 8 * transformer.config.num_attention_heads * transformer.config.attention_head_dim
     hidden //= transformer.config.patch_size[1] * transformer.config.patch_size[2]
     assert gone.count(hidden) >= 2, "the hidden states before both blocks"
     assert sorted(gone) == sorted(back), "each comes back once"

@@ -40,10 +40,8 @@ def test_a_folder_in_use_is_refused_until_its_process_dies(tmp_path: Path, cache
 
 def test_another_machine_that_shows_life_is_respected_and_a_dead_one_is_not(tmp_path: Path) -> None:
     elsewhere(tmp_path, time.time() - 5)
-    with (
-        pytest.raises(RuntimeError, match="in use: process 7 on another-machine, last seen 5 seconds ago"),
-        locked(tmp_path),
-    ):
+    said = "in use: process 7 on another-machine, last seen 5 seconds ago"
+    with pytest.raises(RuntimeError, match=said), locked(tmp_path):
         pass
     elsewhere(tmp_path, time.time() - STALE - 1)
     with locked(tmp_path):

@@ -37,9 +37,7 @@ def test_clips_of_one_file_and_copies_are_on_one_side() -> None:
     assert {c.key for c in train_on}.isdisjoint(c.key for c in held)
 
 
-@pytest.mark.parametrize(
-    ("share", "message"), [(1.0, "must be in"), (-0.1, "must be in"), (0.9, "leaves none to train")]
-)
+@pytest.mark.parametrize(("share", "message"), [(1.0, "must be in"), (-0.1, "must be in"), (0.9, "leaves none")])
 def test_shares_that_leave_nothing(share: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         hold_out([clip("a"), clip("b")], share)
