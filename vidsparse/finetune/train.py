@@ -17,6 +17,7 @@ from vidsparse.finetune.learner import Learner
 from vidsparse.finetune.low_rank import add_lora, recipe_of
 from vidsparse.finetune.noise import bounds_of, by_noise, shift_of, sparse_levels
 from vidsparse.finetune.objective import ExampleStream
+from vidsparse.finetune.optim.optimizers import know_states
 from vidsparse.finetune.process.precision import products_in_bf16
 from vidsparse.finetune.process.stopping import Stop, Stopped
 from vidsparse.finetune.record import log
@@ -130,6 +131,7 @@ class Training:
         Raises:
             ValueError: it belongs to another training.
         """
+        know_states(self.settings.optimizer)
         state, broken = load_checkpoint(self.folder / "checkpoints")
         for path in broken:
             self.say(f"{path} cannot be read and is skipped")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,29 @@ def test_a_training_resumes_to_the_bit(tmp_path: Path, cache: Path, name: str) -
     assert_same(train(tmp_path / "parts", cache, optimizer=name), whole)
     assert any(not torch.equal(whole[n], w) for n, w in train(tmp_path / "adamw", cache).items())
     assert len(lines(tmp_path / "whole")) == 2
+
+
+def test_a_fresh_process_reads_the_states_of_eight_bits(tmp_path: Path) -> None:
+    """The step itself is compiled, which takes a minute: only the file is tested here."""
+    if not importlib.util.find_spec("torchao"):
+        pytest.skip("torchao is not installed")
+    code = """
+        import sys, torch
+        from vidsparse.finetune.checkpoint import load_checkpoint, save_checkpoint
+        from vidsparse.finetune.optim.optimizers import know_states
+        from pathlib import Path
+        if sys.argv[2] == "write":
+            from torchao.optim.subclass_8bit import OptimState8bit
+            save_checkpoint(Path(sys.argv[1]), 1, {"optimizer": OptimState8bit.zeros((512, 16))}, keep=1)
+        else:
+            know_states("adamw-8bit")
+            state, broken = load_checkpoint(Path(sys.argv[1]))
+            assert not broken and state["optimizer"].shape == (512, 16), broken
+    """
+    for what in ("write", "read"):
+        command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "checkpoints"), what]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
 
 
 def test_lora_plus_gives_b_a_rate_of_its_own() -> None:
