@@ -146,8 +146,8 @@ def test_a_dry_run_writes_nothing(command: Any, tmp_path: Path) -> None:
 
 def test_options_by_the_names_of_diffusers_in_a_file(command: Any, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(
-        "output-dir: run\nmax-train-steps: 3\ngradient-accumulation-steps: 2\nlr-warmup-steps: 1\n"
-        "lr-scheduler: cosine\nlora-alpha: 4\nmixed-precision: 'no'\nmax-grad-norm: 0.5\ncheckpointing-steps: 7\nvideos: 6\n"
+        "output-dir: run\nmax-train-steps: 3\ngradient-accumulation-steps: 2\nlr-warmup-steps: 1\nlora-alpha: 4\n"
+        "lr-scheduler: cosine\nmixed-precision: 'no'\nmax-grad-norm: 0.5\ncheckpointing-steps: 7\nvideos: 6\n"
     )
     code, out, errors = command("--config", "run.yaml", "--cpu", "--dry-run")
     assert code == 0, errors

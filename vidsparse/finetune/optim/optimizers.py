@@ -80,7 +80,7 @@ def build_optimizer(
 
 
 def know_states(name: str) -> None:
-    """Import the package whose tensors the checkpoints of an optimizer hold: `torch.load` refuses kinds it never met."""
+    """Import the package whose tensors the states of an optimizer hold: `torch.load` refuses kinds it never met."""
     if name == "adamw-8bit" and find_spec("torchao"):
         import_module("torchao.optim")
 
