@@ -135,10 +135,10 @@ def test_a_folder_of_videos_from_the_command_line(command: Any, tmp_path: Path) 
 
 def test_a_dry_run_writes_nothing(command: Any, tmp_path: Path) -> None:
     asked = ["--out", "run", "--videos", 6, "--steps", 3, "--batch", 2, "--cpu", "--rank", 8, "--offload-activations"]
-    code, out, errors = command(*asked, "--frames", 33, "--validation-share", 0.2, "--dry-run")
+    code, out, errors = command(*asked, "--frames", 65, "--validation-share", 0.2, "--dry-run")
     assert code == 0, errors
     said = " ".join(out.split())
-    assert "5 of 33 frames, 64x64: 9x16x16 = 2,304 tokens" in said and "3 of 2 videos each: 1.2 epochs" in said
+    assert "5 of 65 frames, 64x64: 17x16x16 = 4,352 tokens" in said and "3 of 2 videos each: 1.2 epochs" in said
     assert "GB of activations; " in said and "in the CPU's memory" in said
     assert said.endswith("nothing was loaded: leave out --dry-run to train")
     assert not list(tmp_path.iterdir())
@@ -172,6 +172,7 @@ def test_a_signal_ends_with_how_to_go_on(tmp_path: Path) -> None:
         assert process.wait(timeout=60) == 130, "".join(said) + rest
     finally:
         process.kill()
+        process.communicate()
     (saved,) = (tmp_path / "run/checkpoints").iterdir()
     last = f"stopped after step {int(saved.name[5:])}, which is saved; the same command goes on from there"
     assert rest.splitlines()[-1] == last
