@@ -52,6 +52,11 @@ def test_one_bad_step_is_left_out_and_not_saved(tmp_path: Path, cache: Path, mon
     assert [line.get("skipped", 0) for line in lines(tmp_path / "whole")] == [0, 0, 1, 0, 0]
     assert [line["loss"] is None for line in lines(tmp_path / "whole")] == [False, False, True, False, False]
     with monkeypatch.context() as patched:
+        broken_at({1}, patched)
+        train(tmp_path / "later", cache, steps=4, save_every=2, keep=9)
+    names = sorted(path.name for path in (tmp_path / "later/checkpoints").iterdir())
+    assert names == ["step-0000003", "step-0000004"], "saved as soon as a step is made again"
+    with monkeypatch.context() as patched:
         broken_at({3}, patched)
         with pytest.raises(RuntimeError, match="in the last 1 of 4 steps; the checkpoint of step 2 is whole"):
             train(tmp_path / "last", cache, steps=4)
