@@ -75,8 +75,7 @@ def _rows(model: Model, settings: Settings, plan: Plan, processes: int, gpu: str
 
 def _time(plan: Plan, settings: Settings, gpu: str | None) -> str:
     """Seconds of a step and of the training on a known GPU; a prediction that no GPU has confirmed."""
-    from vidsparse.estimation.estimate import UTILIZATION
-    from vidsparse.estimation.gpus import GPUS
+    from vidsparse.estimation.gpus import GPUS, UTILIZATION
 
     known = [one for one in GPUS if gpu is not None and one.name.lower() in gpu.lower()]
     if not known:
