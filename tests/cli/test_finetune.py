@@ -39,7 +39,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, cache: 
         train(out, cache, pattern=StepSchedule(Radial(density=0.5), dense_layers=(99,)))
     with pytest.raises(FileNotFoundError, match="no LoRA 'nowhere'"):
         train(out, cache, start="nowhere")
-    with pytest.raises(ValueError, match=r"start='shapes-long' does not fit: .*in a training of rank 4 and"):
+    with pytest.raises(ValueError, match="was made for another model: it changes blocks"):
         train(out, cache, start="shapes-long")
     assert not out.exists()
 
