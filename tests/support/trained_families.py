@@ -28,6 +28,7 @@ from vidsparse.finetune import Bucket
 from vidsparse.shapes import model as shapes
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+QUERIES = ("to_query", "to_key", "to_value")  # of Kandinsky 5
 
 
 @dataclass(frozen=True)
@@ -260,10 +261,10 @@ CASES = {
     "cogvideox1.5-image": Case(cogvideox_15_image, Bucket(9, 64, 64), WORDS, "frames"),
     "mochi": Case(mochi, Bucket(13, 64, 64), WORDS),
     "kandinsky5": Case(
-        kandinsky, Bucket(9, 64, 64), WORDS, "last", targets=("to_query", "to_key", "to_value", "out_layer")
+        kandinsky, Bucket(9, 64, 64), WORDS, "last", targets=QUERIES
     ),
     "kandinsky5-image": Case(
-        kandinsky_image, Bucket(9, 64, 64), WORDS, "last", 1, ("to_query", "to_key", "to_value", "out_layer")
+        kandinsky_image, Bucket(9, 64, 64), WORDS, "last", 1, QUERIES
     ),
     "skyreels": Case(skyreels, LARGER, WORDS),
     "skyreels-image": Case(skyreels_image, LARGER, WORDS),
