@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -141,6 +142,25 @@ def test_a_killed_training_goes_on(tmp_path: Path, cache: Path) -> None:
     settings = dict(batch=1, steps=reached + 3, save_every=1)
     assert_same(train(tmp_path / "out", cache, **settings), train(tmp_path / "whole", cache, **settings))
     assert not list(checkpoints.glob(".step-*"))
+
+
+def test_the_checkpoint_of_an_earlier_version_goes_on(tmp_path: Path, cache: Path) -> None:
+    train(tmp_path, cache, steps=2)
+    newest = tmp_path / "checkpoints/step-0000002"
+    state = torch.load(newest / "state.pt", weights_only=True)
+    added = ("order", "dora", "optimizer", "loss_weighting", "lr_scheduler", "exclude", "timestep_sampling")
+    state["identity"] = {name: value for name, value in state["identity"].items() if name not in added}
+    for group in state["optimizer"]["param_groups"]:
+        del group["factor"]
+    del state["window"], state["skipped"]
+    shutil.rmtree(newest)
+    torch.save(state | {"losses": [1.0]}, tmp_path / "checkpoints/step-0000002.pt")
+    with pytest.raises(ValueError, match=r"of another training \(optimizer was 'adamw', is 'muon'\)"):
+        train(tmp_path, cache, optimizer="muon")
+    said: list[str] = []
+    train(tmp_path, cache, say=said.append)
+    assert said[0].endswith("an earlier version, which drew videos in another order; now each video once in an epoch")
+    assert said[1:] == ["resuming from step 2"]
 
 
 def test_checkpoints_of_another_training_are_refused(tmp_path: Path, cache: Path) -> None:

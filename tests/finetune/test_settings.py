@@ -31,9 +31,9 @@ SPARSE = Radial(density=0.3)
         ({"decay": 1.5}, r"decay=1\.5 must be in \[0, 1\]"),
         (
             {"lr_scheduler": "sine"},
-            r"lr_scheduler='sine' is unknown; choose one of constant, constant_with_warmup, linear",
+            r"lr_scheduler='sine' is unknown; choose one of constant, constant_with_warmup",
         ),
-        ({"lr_scheduler": "cosine", "decay": 0.5}, r"decay=0\.5 is for a constant rate; leave it out, cosine falls"),
+        ({"lr_scheduler": "cosine", "decay": 0.5}, r"decay=0\.5 is for a constant rate, and cosine falls by itself"),
         ({"lr_scheduler": "linear", "steps": 20}, r"warmup=20 leaves none of the 20 steps for linear to fall in"),
         ({"optimizer": "sgd"}, r"optimizer='sgd' is unknown; choose one of adamw, adamw-8bit, prodigy, muon"),
         ({"timestep_sampling": "even"}, r"timestep_sampling='even' is unknown; choose one of uniform, logit_normal"),

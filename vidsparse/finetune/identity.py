@@ -32,9 +32,7 @@ def check_same(before: Mapping[str, str], now: Mapping[str, str], folder: Path, 
     """
     known = {**_defaults(), **before}
     if "order" not in before:
-        say(
-            f"the checkpoints in {folder} are of an earlier version; from here on {ORDER}, in another order than before"
-        )
+        say(f"the checkpoints in {folder} are of an earlier version, which drew videos in another order; now {ORDER}")
         known["order"] = now.get("order", "")
     names = dict.fromkeys((*now, *before))
     changed = [f"{n} was {known.get(n)}, is {now.get(n)}" for n in names if known.get(n) != now.get(n)]

@@ -18,6 +18,7 @@ from vidsparse.finetune.learner import Learner
 from vidsparse.finetune.low_rank import add_lora, recipe_of
 from vidsparse.finetune.noise import bounds_of, by_noise, sparse_levels
 from vidsparse.finetune.objective import ExampleStream
+from vidsparse.finetune.optim.optimizers import know_states
 from vidsparse.finetune.process.precision import products_in_bf16
 from vidsparse.finetune.process.stopping import Stop, Stopped
 from vidsparse.finetune.record import log
@@ -132,6 +133,7 @@ class Training:
         Raises:
             ValueError: it belongs to another training.
         """
+        know_states(self.settings.optimizer)
         state, broken = load_checkpoint(self.folder / "checkpoints")
         for path in broken:
             self.say(f"{path} cannot be read and is skipped")
@@ -172,6 +174,7 @@ class Training:
             self._validate()
             if settings.sample_every:
                 self._sample_on_the_way()
+        due = False
         while self.step < settings.steps:
             started = time.perf_counter()
             learned = self.learner.learn(self.step, self.run.expect_another_video, self.stop.asked)
@@ -187,9 +190,11 @@ class Training:
             progress(self.step, learned.loss)
             if self.step % (settings.validate_every or settings.save_every) == 0 or last:
                 self._validate()
-            # A step that was left out may be the first of many: what is kept is from before it.
-            if (last or learned.asked or self.step % settings.save_every == 0) and not self.skipped:
+            due = due or last or bool(learned.asked) or self.step % settings.save_every == 0
+            # A step that was left out may be the first of many: what is saved is from before it, or after the next.
+            if due and not self.skipped:
                 self._save()
+                due = False
             if learned.asked and not last:
                 raise Stopped(learned.asked, self.saved)
             if settings.sample_every and self.step % settings.sample_every == 0 and not (last and settings.samples):

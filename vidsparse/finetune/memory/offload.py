@@ -58,13 +58,21 @@ class Offload:
         stays = tensor.device.type == "cpu" or storage.data_ptr() in self._kept
         if stays or tensor.numel() * tensor.element_size() < self._least:
             return tensor
+        return self._pack_large(tensor)
+
+    def _pack_large(self, tensor: torch.Tensor) -> Away:
+        storage = tensor.untyped_storage()
         key = storage.data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor._version
         if (known := self._known.get(key)) is not None and not known[0].expired():
             return known[1]
-        away = self._send(tensor)
-        away.before, self._last = self._last, away
+        away = self._keep(self._send(tensor), tensor)
         self._known[key] = StorageWeakRef(storage), away
-        self.moved += away.host.numel() * away.host.element_size()
+        return away
+
+    def _keep(self, away: Away, tensor: torch.Tensor) -> Away:
+        """Put what has left behind those that left before."""
+        away.before, self._last = self._last, away
+        self.moved += tensor.numel() * tensor.element_size()
         return away
 
     def unpack(self, packed: torch.Tensor | Away) -> torch.Tensor:
@@ -78,9 +86,7 @@ class Offload:
             here = torch.cuda.current_stream(packed.device)
             here.wait_event(packed.back)
             packed.home.record_stream(here)  # type: ignore[union-attr]
-        home = packed.home
-        assert home is not None
-        return home
+        return packed.home  # type: ignore[return-value]
 
     def _send(self, tensor: torch.Tensor) -> Away:
         if tensor.device.type != "cuda":

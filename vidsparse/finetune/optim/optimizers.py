@@ -79,6 +79,12 @@ def build_optimizer(
     return made
 
 
+def know_states(name: str) -> None:
+    """Import the package whose tensors the states of an optimizer hold: `torch.load` refuses kinds it never met."""
+    if name == "adamw-8bit" and find_spec("torchao"):
+        import_module("torchao.optim")
+
+
 def set_rates(optimizer: Any, rate: float) -> None:
     """Give each group of an optimizer its learning rate."""
     for group in optimizer.param_groups:
