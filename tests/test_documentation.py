@@ -52,6 +52,14 @@ def command_lines(text: str, program: str) -> Iterator[list[str]]:
                 yield words[words.index(program) + 1 :]
 
 
+def command_of(words: list[str]) -> tuple[Any, list[str]]:
+    """The command that words of a command line call, which may belong to a group, and the words after its name."""
+    command, rest = COMMANDS[words[0]], words[1:]
+    while rest and rest[0] in getattr(command, "commands", {}):
+        command, rest = command.commands[rest[0]], rest[1:]
+    return command, rest
+
+
 def options(command: Any) -> set[str]:
     return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
 
@@ -120,7 +128,8 @@ def test_what_the_readme_says_of_strict_is_true() -> None:
 @every(GUIDES)
 def test_command_lines_parse(page: Path) -> None:
     for command, *arguments in command_lines(page.read_text(), "vidsparse"):
-        asked = COMMANDS[command].make_context(command, arguments).params
+        called, arguments = command_of([command, *arguments])
+        asked = called.make_context(command, arguments).params
         if asked.get("pattern"):
             build_pattern(asked["pattern"], asked.get("density"), asked.get("settings"))
         if asked.get("correction"):
@@ -135,12 +144,13 @@ def test_inline_code_stays_on_its_line(page: Path) -> None:
 
 @every(GUIDES)
 def test_commands_and_options_in_a_sentence_exist(page: Path) -> None:
-    known = set[str]().union(*map(options, (PROGRAM, *COMMANDS.values()))) | {"--help"}
+    known = set[str]().union(*map(options, (PROGRAM, *COMMANDS.values(), *COMMANDS["lora"].commands.values())))
+    known |= {"--help"}
     for code in inline(page.read_text()):
         words = code.split()
         if words[0] == "vidsparse" and len(words) > 1 and not words[1].isupper() and not words[1].startswith("--"):
             asked = {word.partition("=")[0] for word in words if word.startswith("--")}
-            assert asked <= options(COMMANDS[words[1]]) | {"--help"}, code
+            assert asked <= options(command_of(words[1:])[0]) | {"--help"}, code
         elif words[0] == "vidsparse" or words[0].startswith("--"):
             asked = {word.partition("=")[0] for word in words if word.startswith("--")}
             assert asked <= known, code

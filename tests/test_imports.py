@@ -37,16 +37,17 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.cli": (
         *("diffusers", "matplotlib", "rich", "torch", "typer", "yaml"),
         *("vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.bench", "vidsparse.doctor"),
-        *("vidsparse.estimation", "vidsparse.finetune", "vidsparse.generation", "vidsparse.lora.files"),
-        "vidsparse.lora.source",
+        *("vidsparse.estimation", "vidsparse.finetune", "vidsparse.generation", "vidsparse.lora"),
         *("vidsparse.patterns.describe", "vidsparse.patterns.foreign"),
         *("vidsparse.patterns.names", "vidsparse.patterns.schedule", "vidsparse.pictures.map_picture"),
-        *("vidsparse.presets", "vidsparse.tuning", "vidsparse.ui"),
+        "vidsparse.pictures.recall_picture",
+        *("vidsparse.presets", "vidsparse.tuning", "vidsparse.ui", "vidsparse.webpage"),
     ),
     "vidsparse.ui": (
         *("gradio", "vidsparse", "vidsparse.corrections", "vidsparse.generation", "vidsparse.patterns"),
         "vidsparse.presets",
     ),
+    "vidsparse.webpage": ("jinja2", "markupsafe", "vidsparse.atomic"),
     "vidsparse.__main__": ("vidsparse.cli",),
     "vidsparse.caches": (
         *("diffusers", "torch", "vidsparse.runtime.blocks", "vidsparse.runtime.caches"),
@@ -57,11 +58,13 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("accelerate", "diffusers", "filelock", "matplotlib", "peft", "torch", "vidsparse.estimation"),
         *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.finetune.data", "vidsparse.generation"),
         *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.adapter"),
-        *("vidsparse.runtime.registry", "vidsparse.runtime.run", "vidsparse.runtime.sparsify", "vidsparse.serialize"),
+        *("vidsparse.runtime.pipeline", "vidsparse.runtime.registry", "vidsparse.runtime.run"),
+        *("vidsparse.runtime.sparsify", "vidsparse.serialize"),
     ),
     "vidsparse.finetune.data": (
-        *("safetensors", "torch", "vidsparse.atomic", "vidsparse.generation.media", "vidsparse.grid"),
-        "vidsparse.shapes.render",
+        "vidsparse.finetune.families",
+        *("PIL", "matplotlib", "numpy", "safetensors", "torch", "vidsparse.atomic", "vidsparse.generation.media"),
+        *("vidsparse.generation.video_file", "vidsparse.grid", "vidsparse.shapes.render"),
     ),
     "vidsparse.doctor": (
         *("accelerate", "diffusers", "peft", "torch", "vidsparse.atomic", "vidsparse.block_map"),
@@ -72,8 +75,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.presets", "vidsparse.runtime.registry"),
     ),
     "vidsparse.generation": (
-        *("PIL", "diffusers", "filelock", "huggingface_hub", "imageio", "numpy", "torch", "torchmetrics"),
+        *("PIL", "diffusers", "filelock", "huggingface_hub", "imageio", "imageio_ffmpeg", "numpy", "torch"),
         *(
+            "torchmetrics",
             "vidsparse.atomic",
             "vidsparse.attention",
             "vidsparse.block_map",
@@ -84,9 +88,11 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.patterns", "vidsparse.presets", "vidsparse.runtime", "vidsparse.shapes", "vidsparse_pipelines"),
     ),
     "vidsparse.lora": (
-        *("diffusers", "huggingface_hub", "peft", "safetensors", "torch"),
+        *("huggingface_hub", "peft", "safetensors", "torch"),
         *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.patterns", "vidsparse.serialize"),
         *("vidsparse.generation.frames", "vidsparse.generation.positions", "vidsparse.generation.scheduler"),
+        *("vidsparse.generation.transformers", "vidsparse.runtime.pipeline", "vidsparse.runtime.registry"),
+        "vidsparse_pipelines",
     ),
     "vidsparse.patterns.names": ("vidsparse.corrections", "vidsparse.patterns", "vidsparse.serialize"),
     "vidsparse.patterns.describe": ("vidsparse.patterns", "vidsparse.patterns.foreign", "vidsparse.patterns.names"),

@@ -66,17 +66,29 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
         for name in ("candidates", "capture", "measure", "probe", "search", "store")
     },
     "vidsparse/finetune/checks.py": ("cli/test_finetune.py", "cli/test_refusals.py"),
-    "vidsparse/finetune/data/captions.py": ("finetune/data/test_clips.py",),
-    "vidsparse/finetune/data/decoding.py": ("finetune/data/test_clips.py",),
+    "vidsparse/cli/clip_options.py": ("cli/test_preview.py", "cli/test_finetune.py"),
+    "vidsparse/generation/ffmpeg.py": ("generation/test_video_file.py",),
+    "vidsparse/finetune/data/contact_page.py": ("finetune/data/test_preview.py",),
+    "vidsparse/finetune/data/contact_sheet.py": ("finetune/data/test_preview.py",),
     "vidsparse/finetune/data/encoders.py": ("finetune/data/test_cache.py", "lora/test_files.py"),
     "vidsparse/finetune/data/fingerprint.py": ("finetune/data/test_cache.py",),
-    "vidsparse/finetune/data/folder.py": ("finetune/data/test_clips.py",),
+    "vidsparse/finetune/data/listing.py": ("finetune/data/test_captions.py",),
+    "vidsparse/finetune/data/pictures.py": ("finetune/data/test_folder.py",),
+    "vidsparse/finetune/data/sources.py": ("finetune/data/test_folder.py",),
     "vidsparse/finetune/data/synthetic.py": ("finetune/data/test_clips.py",),
+    "vidsparse/finetune/data/tables.py": ("finetune/data/test_captions.py",),
     "vidsparse/finetune/data/tensor_file.py": ("finetune/data/test_cache.py",),
+    "vidsparse/cli/finetune_options.py": ("cli/test_finetune.py",),
     "vidsparse/cli/finetune_plan.py": ("cli/test_finetune.py",),
     "vidsparse/cli/finetune_progress.py": ("cli/test_finetune.py",),
     "vidsparse/finetune/draws/example.py": ("finetune/test_objective.py",),
     "vidsparse/finetune/identity.py": ("finetune/test_resume.py",),
+    **{
+        f"vidsparse/finetune/families/{name}.py": ("finetune/families/test_registry.py",)
+        for name in (
+            *("__init__", "cogvideox", "hunyuan_video", "kandinsky5", "ltx", "mochi", "skyreels_v2", "task", "wan"),
+        )
+    },
     "vidsparse/finetune/job.py": TRAINING,
     "vidsparse/finetune/low_rank.py": ("finetune/test_targets.py", "finetune/test_learner.py"),
     "vidsparse/finetune/memory/live.py": ("finetune/memory/test_forecast.py",),
@@ -85,9 +97,14 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/finetune/process/trackers.py": ("finetune/test_settings.py",),
     "vidsparse/finetune/record/log.py": ("finetune/record/test_window.py", *TRAINING),
     "vidsparse/finetune/samples.py": TRAINING,
-    "vidsparse/finetune/start.py": TRAINING,
     "vidsparse/generation/conditions.py": ("generation/test_inputs.py", "cli/test_inputs.py"),
     "vidsparse/generation/config_files.py": ("generation/test_transformers.py", "cli/test_refusals.py"),
+    **{
+        f"vidsparse/lora/{name}.py": ("lora/test_formats.py", "lora/test_load.py")
+        for name in ("attach", "fitted", "names", "renamed", "stored")
+    },
+    "vidsparse/lora/families.py": ("lora/test_convert.py", "lora/test_originals.py"),
+    "vidsparse/lora/summary.py": ("cli/test_lora.py",),
     "vidsparse/lora/recipe.py": ("lora/test_files.py", "lora/test_refusals.py"),
     "vidsparse/lora/source.py": ("lora/test_files.py", "lora/test_refusals.py"),
     "vidsparse/patterns/base.py": ("patterns/test_every_pattern.py", "patterns/test_custom_pattern.py"),

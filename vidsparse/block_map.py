@@ -133,6 +133,11 @@ class BlockMap:
         return TileLayout(self.view, self.query_tile, self.key_tile, self.grid.prefix, self.grid.suffix)
 
     @property
+    def query_tile_of_token(self) -> torch.Tensor:
+        """The query tile that holds each video token, in raster order: int64 [video tokens]."""
+        return tile_of_token(self.view, self.query_tile)
+
+    @property
     def key_tile_of_token(self) -> torch.Tensor:
         """The key tile that holds each video token, in raster order: int64 [video tokens]."""
         return tile_of_token(self.view, self.key_tile)
@@ -251,7 +256,7 @@ class BlockMap:
         kept = torch.nn.functional.pad(kept, (0, 1, 0, 1), value=True)
         kept = torch.nn.functional.pad(kept, (0, 1), value=False)
         edges = (self.grid.prefix, self.grid.suffix)
-        row = torch.nn.functional.pad(tile_of_token(self.view, self.query_tile), edges, value=queries).to(device)
+        row = torch.nn.functional.pad(self.query_tile_of_token, edges, value=queries).to(device)
         column = torch.nn.functional.pad(self.key_tile_of_token, edges, value=keys).to(device)
         column = column.repeat(1 if extra_valid is None else len(extra_valid), 1)
         for sample, valid in enumerate([] if extra_valid is None else extra_valid.tolist()):

@@ -17,6 +17,7 @@ import tiny_lora
 import torch
 from command_line import PROMPT, refused, small_sample, tiny_pipeline, vidsparse_in_a_folder
 from needs import needs_weights
+from safetensors.torch import load_file, save_file
 
 import vidsparse as library
 from vidsparse import (
@@ -33,7 +34,7 @@ from vidsparse import (
     preset,
 )
 from vidsparse.cli.request import Request
-from vidsparse.generation.pipeline import load_loras
+from vidsparse.generation.pipeline import check_loras, load_loras
 from vidsparse.lora.source import FILE, find_lora
 from vidsparse.shapes import model as shapes
 
@@ -218,3 +219,43 @@ def test_positions_without_a_lora(given: dict[str, Any], lengths: tuple[int, int
 
 def test_a_lora_of_another_model_is_refused(vidsparse: Any, small: list[str], lora: Path) -> None:
     refused(vidsparse("generate", PROMPT, *small, "--lora", lora), "was made for another model: it changes blocks.")
+
+
+def test_an_expert_is_chosen_in_a_word(tmp_path: Path) -> None:
+    pipe = tiny_lora.pipeline()
+    pipe.register_modules(transformer_2=shapes.build_transformer(num_layers=2))
+    tiny_lora.add_lora(pipe.transformer)
+    file, before = library.save_lora(tmp_path / "lora", pipe, LoraRecipe()), tiny_lora.call(pipe.transformer)
+    save_file(load_file(file), file)
+    pipe.transformer.delete_adapters("default")
+    with pytest.raises(ValueError, match=r"does not say which .*--lora \S+@transformer or --lora \S+@transformer_2"):
+        check_loras([str(file)], ["transformer", "transformer_2"])
+    with pytest.raises(ValueError, match=r"is given twice; give it once, with a strength: \S+:2"):
+        check_loras([f"{file}@transformer", f"{file}:0.5@transformer"], ["transformer", "transformer_2"])
+    check_loras([f"{file}@transformer", f"{file}@transformer_2"], ["transformer", "transformer_2"])
+    load_loras(pipe, [f"{file}:3@transformer"])  # alpha is three times the rank, which that file does not say
+    torch.testing.assert_close(tiny_lora.call(pipe.transformer), before)
+
+
+def test_show_and_convert(vidsparse: Any, lora: Path, tmp_path: Path) -> None:
+    done = vidsparse("lora", "show", lora)
+    assert done.code == 0, done.err
+    text = re.sub(r"\s+", " ", done.out)
+    for part in ("form diffusers", "family Wan or", "for transformer", "changes 12 layers, in float32", "rank 2"):
+        assert part in text, part
+    assert "trained on 5 frames (the model on 33)" in text and re.search(r"blocks\.\*\.attn2\.to_v\W+6\W+2\W+8", text)
+    done = vidsparse("lora", "convert", lora, "comfy.safetensors", "--format", "comfy")
+    assert done.code == 0 and done.out == "wrote comfy.safetensors\n"
+    assert "note: pattern, positions and the rest of the recipe" in done.err
+    assert "diffusion_model.blocks.0.self_attn.v.lora_A.weight" in load_file("comfy.safetensors")
+    again = vidsparse("lora", "convert", lora, "comfy.safetensors", "--format", "musubi")
+    assert again.code == 1 and "comfy.safetensors is there already" in again.err
+    assert vidsparse("lora", "convert", lora, "comfy.safetensors", "--format", "musubi", "--overwrite").code == 0
+    assert "musubi-tuner" in vidsparse("lora", "show", "comfy.safetensors").out
+
+
+def test_show_a_lora_of_no_known_family(vidsparse: Any) -> None:
+    sides = {f"a.b.lora_{side}.weight": torch.ones(3, 3) for side in "AB"}
+    save_file(sides, "other.safetensors")
+    done = vidsparse("lora", "show", "other.safetensors")
+    assert done.code == 0 and "unknown: no family has these layers" in done.out and "not said" in done.out

@@ -41,6 +41,17 @@ def test_inspect_shows_and_draws_a_pattern(vidsparse: Any, pattern: str) -> None
     assert picture.width > 1000 and len(colours) > 50
 
 
+def test_inspect_predicts_memory_and_time(vidsparse: Any) -> None:
+    done = vidsparse("inspect", "--gpu", "rtx4090")  # 75,600 tokens, 40 heads of 128, two bytes each, four tensors
+    shown = " ".join(done.out.split())
+    assert "3.1 GB of query, key, value and output of a layer in bfloat16" in shown and " of map" in shown
+    dense, sparse = map(float, re.search(r"time on RTX 4090 ([\d.e+]+) ms dense, ([\d.]+) ms sparse", shown).groups())
+    assert dense == pytest.approx(4 * 75600**2 * 5120 / (0.5 * 165.2e12) * 1e3, rel=0.01)
+    bound = float(re.search(r"at most ([\d.]+)x faster", shown)[1])
+    assert dense / sparse == pytest.approx(bound, rel=0.02)
+    assert "time on" not in vidsparse("inspect").out
+
+
 def test_inspect_takes_other_heads_and_notes_odd_sizes(vidsparse: Any) -> None:
     size = ["--model-family", "shapes", "--frames", 35, "--height", 66, "--width", 64]
     done = vidsparse("inspect", *size, "--heads", 1, "--head-dim", 250, "--density", 0.5)

@@ -60,9 +60,13 @@ def test_skipped_steps_are_told_too(vidsparse: Any, small: list[str]) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_both_at_once_are_refused_by_every_command(vidsparse: Any, command: str) -> None:
-    needed = {"generate": [PROMPT], "compare": [PROMPT], "finetune": ["-o", "a"], "tune": ["-o", "a.json"]}.get(
-        command, []
-    )
+    needed = {
+        "generate": [PROMPT],
+        "compare": [PROMPT],
+        "finetune": ["-o", "a"],
+        "tune": ["-o", "a.json"],
+        "preview": ["a"],
+    }.get(command, [])
     done = vidsparse(command, *needed, "--quiet", "--verbose")
     assert done.code == 1 and os.listdir() == []
     assert done.err == "error: --quiet and --verbose contradict each other; give one of them\n"

@@ -69,6 +69,12 @@ def test_the_map_of_a_raster_line_is_drawn_on_the_video() -> None:
     assert "frame 4" in axes_of(map_figure(block_map, grid, "raster"))
 
 
+def test_the_legend_says_where_the_marked_tile_is() -> None:
+    block_map = Radial(0.5, tile=(2, 4, 4)).plan(VideoGrid(5, 7, 11))
+    texts = [text.get_text() for text in map_figure(block_map, block_map.grid, "", (4, 0, 9)).legends[0].get_texts()]
+    assert texts[0] == "marked query tile 14: latent frame 4, rows 0 to 3, columns 8 to 10"
+
+
 def test_a_single_frame_has_no_row_of_frames() -> None:
     grid = VideoGrid(1, 9, 30)
     axes = axes_of(map_figure(Radial(0.5).plan(grid), grid, "one"))

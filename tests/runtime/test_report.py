@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import dataclass
 
 import pytest
 import torch
 from tiny_wan import SPARSE, call, tiny
 
-from vidsparse import Radial, StepSchedule, VideoGrid, sparsify
+from vidsparse import Context, Radial, StepSchedule, VideoGrid, sparsify
+from vidsparse.block_map import Plan
 
 
 @torch.no_grad()
@@ -54,6 +57,26 @@ def test_a_report_says_when_sparsity_cannot_pay() -> None:
     assert (
         few.startswith("385 tokens are few") and "is high" in high and mostly.startswith("67% of the calls ran dense")
     )
+
+
+@torch.no_grad()
+def test_the_choice_of_tiles_is_timed_apart() -> None:
+    @dataclass(frozen=True)
+    class Slow(Radial):
+        def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
+            time.sleep(0.02)
+            return super().select(query, key, grid, context)
+
+    transformer = tiny()
+    with sparsify(transformer, StepSchedule(Slow(density=0.3, tile=(1, 4, 4)), dense_layers=(0,))) as run:
+        for timestep in (900.0, 500.0):
+            call(transformer, timestep=timestep)
+        call(transformer, timestep=500.0)
+    report = run.report()
+    for one in report.calls:
+        assert (one.choosing == 0) if one.reason else (0.02 * one.calls <= one.choosing <= one.seconds)
+    assert report.choosing_seconds == report.to_dict()["choosing_seconds"] == sum(c.choosing for c in report.calls)
+    assert 0.06 <= report.choosing_seconds <= report.seconds
 
 
 @torch.no_grad()

@@ -135,23 +135,31 @@ def hunyuan_15_image() -> Any:
     return _short(diffusers.HunyuanVideo15ImageToVideoPipeline(**_hunyuan_15(image=True)))
 
 
+def _velocity(pipe: Any) -> Any:
+    """With the scheduler of the published models."""
+    pipe.scheduler = diffusers.CogVideoXDDIMScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", snr_shift_scale=3.0
+    )
+    return pipe
+
+
 def cogvideox() -> Any:
-    return diffusers.CogVideoXPipeline(**_cogvideox())
+    return _velocity(diffusers.CogVideoXPipeline(**_cogvideox()))
 
 
 def cogvideox_image() -> Any:
-    return diffusers.CogVideoXImageToVideoPipeline(**_cogvideox(in_channels=8))
+    return _velocity(diffusers.CogVideoXImageToVideoPipeline(**_cogvideox(in_channels=8)))
 
 
 def cogvideox_15() -> Any:
-    return diffusers.CogVideoXPipeline(**_cogvideox(patch_size_t=2, patch_bias=False))
+    return _velocity(diffusers.CogVideoXPipeline(**_cogvideox(patch_size_t=2, patch_bias=False)))
 
 
 def cogvideox_15_image() -> Any:
     changes = dict(in_channels=8, patch_size_t=2, patch_bias=False, ofs_embed_dim=8)
     parts = _cogvideox(**changes)
     parts["vae"].register_to_config(invert_scale_latents=True)
-    return diffusers.CogVideoXImageToVideoPipeline(**parts)
+    return _velocity(diffusers.CogVideoXImageToVideoPipeline(**parts))
 
 
 def mochi() -> Any:

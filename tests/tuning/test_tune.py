@@ -94,7 +94,7 @@ def test_a_probe_measures_the_change_after_the_output_projection() -> None:
         wanted = (outputs[1] - outputs[0]).double().square().mean()
         # One head: its error is all of the layer's.
         torch.testing.assert_close(tally.errors[0][0, index], wanted, rtol=1e-3, atol=1e-10)
-        assert len(tally.seconds[index]) >= 2 and min(tally.seconds[index]) > 0
+        assert len(tally.turns.ratios[index]) >= 2 and min(tally.turns.ratios[index]) > 0
     handle.remove()
     assert tally.densities[0][0, 0] == 1 > tally.densities[0][0, 2] > tally.densities[0][0, 1]
 

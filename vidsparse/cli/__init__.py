@@ -10,17 +10,36 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from vidsparse.cli import bench, compare, doctor, estimate, finetune, generate, inspect, patterns, presets, tune, ui
+from vidsparse.cli import (
+    bench,
+    compare,
+    doctor,
+    estimate,
+    finetune,
+    generate,
+    inspect,
+    lora,
+    patterns,
+    presets,
+    preview,
+    tune,
+    ui,
+)
 from vidsparse.cli.libraries import silence
 from vidsparse.cli.messages import is_first
 from vidsparse.cli.signature import EXPECTED, takes_request, takes_volume
 from vidsparse.cli.versions import versions
+from vidsparse.cli.words import given_words
 
 WIDE = 80  # columns
 
 
 class Commands(TyperGroup):
-    """Ends a command that fails with one line on stderr: exit code 1 for an error, 130 for Ctrl-C."""
+    """Remembers what was typed, and ends a command that fails with one line: exit code 1, or 130 for Ctrl-C."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given_words.set((*args,))
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -69,6 +88,7 @@ app.command("generate")(takes_volume(takes_request(generate.generate)))
 app.command("compare")(takes_volume(takes_request(compare.compare)))
 app.command("ui")(takes_volume(ui.ui))
 app.command("finetune")(takes_volume(takes_request(finetune.finetune)))
+app.command("preview")(takes_volume(takes_request(preview.preview)))
 app.command("inspect")(takes_volume(inspect.inspect))
 app.command("patterns")(takes_volume(patterns.patterns))
 app.command("presets")(takes_volume(presets.presets))
@@ -76,6 +96,10 @@ app.command("estimate")(takes_volume(estimate.estimate))
 app.command("tune")(takes_volume(tune.tune))
 app.command("bench")(takes_volume(bench.bench))
 app.command("doctor")(takes_volume(doctor.doctor))
+loras = typer.Typer(no_args_is_help=True, rich_markup_mode=MARKUP, help="Show a LoRA, or write it for another program.")
+loras.command("show")(takes_volume(lora.show))
+loras.command("convert")(takes_volume(lora.convert))
+app.add_typer(loras, name="lora")
 
 
 def main() -> None:

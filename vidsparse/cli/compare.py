@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
@@ -16,12 +17,14 @@ from vidsparse.cli.files import (
     check_distinct,
     check_folder,
     check_output,
+    check_suffix,
     free_video,
     write_json,
 )
 from vidsparse.cli.frames import fitted
 from vidsparse.cli.messages import live_console, note, sampling_bar
 from vidsparse.cli.options import MACHINE, MANY
+from vidsparse.cli.page import comparison_page
 from vidsparse.cli.request import OneOrMany, Request
 from vidsparse.cli.versions import machine
 from vidsparse.cli.video import comment_of
@@ -35,6 +38,7 @@ PROMPTS_HELP = (
     "A study: a .txt file with a prompt on each line, or a .jsonl file with objects such as "
     '{"prompt": "a fox", "name": "fox", "seed": 1}. Each is made dense once, and under every setting.'
 )
+REPORT_HELP = "Also write a page, FILE.html, with videos, curves and figures inside, also of a study."
 OUT_HELP = (
     "With --prompts: the folder of the videos, summary.json and pareto.png. The same command again makes what is "
     "missing; videos that other options made are refused."
@@ -60,6 +64,7 @@ def compare(
     json_output: Annotated[
         Path | None, Option("--json", help="Also write the comparison as JSON; - is stdout and nothing else there.")
     ] = None,
+    report: Annotated[Path | None, Option(help=REPORT_HELP)] = None,
     overwrite: Annotated[bool, Option("--overwrite", help=OVERWRITE_HELP)] = False,
     dry_run: Annotated[bool, Option("--dry-run", help=DRY_RUN_HELP)] = False,
     lpips: Annotated[bool, Option("--lpips", help=LPIPS_HELP)] = False,
@@ -99,7 +104,13 @@ def compare(
             )
         if out is None:
             raise ValueError("--prompts needs --out, the folder that the videos and the summary go to")
-        study(request, Asked(prompts, out, settings_file, sweep or [], seeds or 1, rivals, lpips, dense_backend))
+        if report is not None and report.parent.resolve() == out.resolve():
+            check_folder(out)  # which the study makes
+            check_suffix(report, ".html")
+        else:
+            check_output(report, ".html", overwrite=True)  # like the summary, it is written again
+        asked = Asked(prompts, out, settings_file, sweep or [], seeds or 1, rivals, lpips, dense_backend, report)
+        study(request, asked)
         return
     many = {"out": out, "seeds": seeds, "settings": settings_file, "sweep": sweep or None, "rivals": rivals}
     if given := [f"--{name}" for name, value in many.items() if value not in (None, False)]:
@@ -110,10 +121,11 @@ def compare(
     for path in (output, dense_output, sparse_output):
         check_output(path, ".mp4", overwrite=overwrite)
     check_output(strip, ".png", overwrite=overwrite)
+    check_output(report, ".html", overwrite=overwrite)
     check_output(None if to_stdout else json_output, overwrite=overwrite)
     if output is None:
         check_folder(OUTPUTS)
-    check_distinct(output, dense_output, sparse_output, strip, json_output)
+    check_distinct(output, dense_output, sparse_output, strip, json_output, report)
     if dry_run:
         print_plan(request)
         return
@@ -123,6 +135,7 @@ def compare(
     from vidsparse.generation.metrics import Lpips
     from vidsparse.generation.video import default_scale, side_by_side, to_pixels, write_strip, write_video
     from vidsparse.patterns.names import name_of
+    from vidsparse.webpage.render import write_page
 
     pattern, correction, arguments = request.checked()
     if isinstance(pattern, Dense):
@@ -156,9 +169,14 @@ def compare(
         pixels = to_pixels(dense.frames, scale), to_pixels(sparse.frames, scale)
         comments = [comment_of(side, request, arguments) for side in (dense, sparse)]
         write_video(output, side_by_side(*pixels, ("dense", name)), fps, comments[1])
-        for path, own, comment in zip((dense_output, sparse_output), pixels, comments, strict=True):
-            if path is not None:
-                write_video(path, own, fps, comment)
+        outputs, videos = {"dense": dense_output, "sparse": sparse_output}, {}
+        with TemporaryDirectory() as folder:
+            for (side, path), own, comment in zip(outputs.items(), pixels, comments, strict=True):
+                if path is not None or report is not None:
+                    videos[side] = path or Path(folder) / f"{side}.mp4"
+                    write_video(videos[side], own, fps, comment)
+            if report is not None:
+                write_page(report, comparison_page(both, request, (pattern, correction), videos, result))
         if strip is not None:
             rows = {"dense": dense.frames, name: sparse.frames}
             write_strip(strip, rows, worst=both.difference.worst_frame)
@@ -168,7 +186,8 @@ def compare(
     if json_output is not None:
         write_json(json_output, result)
     _print(result, name, request)
-    written = [str(path) for path in (output, dense_output, sparse_output, strip, json_output) if path is not None]
+    files = output, dense_output, sparse_output, strip, json_output, report
+    written = [str(path) for path in files if path is not None]
     print("wrote", ", ".join(written))
 
 
@@ -179,6 +198,7 @@ def _result(both: Comparison, request: Request) -> dict[str, Any]:
         side: {
             **{clock: both.seconds(side, clock) for clock in both.clocks},
             "spread": {clock: both.spread(side, clock) for clock in both.clocks},
+            "peak_bytes": both.peak_bytes(side),
             "judge": request.known.judge(one.frames, request.prompt),
         }
         for side, one in (("dense", dense), ("sparse", sparse))

@@ -49,8 +49,11 @@ def print_plan(request: Request) -> None:
 
     from vidsparse.generation.forecast import weight_bytes
     from vidsparse.generation.frames import geometry
+    from vidsparse.generation.pipeline import check_loras
 
     pattern, correction, arguments = request.checked()
+    if request.lora:
+        check_loras(request.lora, request.known.transformers)
     known, (device, dtype) = request.known, request.place
     frames, height, width = request.size(arguments)
     found = request.forecast(pattern, arguments)

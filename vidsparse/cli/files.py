@@ -14,11 +14,11 @@ OUTPUTS = Path("outputs")  # the folder of videos that were given no name
 OVERWRITE_HELP = "Replace files that are there."
 
 
-def check_output(path: Path | None, suffix: str | None = None, *, overwrite: bool = False) -> None:
+def check_output(path: Path | None, *suffixes: str, overwrite: bool = False) -> None:
     """Refuse a path that a file cannot be written to, with the reason; None passes.
 
     Raises:
-        ValueError: another suffix than the format's.
+        ValueError: another suffix than those of its formats, where some are given.
         FileExistsError: a file is there, and may not be replaced.
         OSError: a directory, a device, a missing folder, a folder without write permission, or a name that is too long.
     """
@@ -28,13 +28,22 @@ def check_output(path: Path | None, suffix: str | None = None, *, overwrite: boo
         raise IsADirectoryError(f"cannot write {path}: it is a directory")
     if path.exists() and not path.is_file():
         raise OSError(f"cannot write {path}: it is a device or a pipe, and a file would take its place")
-    if suffix is not None and path.suffix.lower() != suffix:
-        raise ValueError(f"cannot write {path}: its name must end in {suffix}")
+    check_suffix(path, *suffixes)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} is there already; give another name, or --overwrite to replace it")
     _check_leave(path, path.parent)
+
+
+def check_suffix(path: Path, *suffixes: str) -> None:
+    """Refuse another suffix than these, where there are some.
+
+    Raises:
+        ValueError: says which there are.
+    """
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise ValueError(f"cannot write {path}: its name must end in {' or '.join(suffixes)}")
 
 
 def free_video(prompt: str, seed: int, of: str = "", *, overwrite: bool = False) -> Path:

@@ -14,9 +14,10 @@ from vidsparse.cli.frames import fitted
 from vidsparse.cli.messages import counted, is_first
 from vidsparse.cli.options import MACHINE, MANY
 from vidsparse.cli.request import OneOrMany, Request
-from vidsparse.cli.video import sample_video, scale_of, write_with_report
+from vidsparse.cli.video import report_of, sample_video, scale_of, write_with_report
 
 if TYPE_CHECKING:
+    from vidsparse.cli.page import Attention
     from vidsparse.generation.sample import Sample
 
 PROMPTS_HELP = (
@@ -28,6 +29,7 @@ OUT_HELP = (
     "With --prompts: the folder of the videos and their reports. The same command again makes what is missing or has "
     "failed. Videos that other options made are refused, not replaced."
 )
+REPORT_HELP = "Also write what ran, layer by layer: FILE.json, or FILE.html, a page with the video inside."
 
 
 def generate(
@@ -36,7 +38,7 @@ def generate(
         Path | None,
         Option("--output", "-o", help="Where the video goes.", show_default="a new name in outputs"),
     ] = None,
-    report: Annotated[Path | None, Option(help="Also write what ran, layer by layer, as JSON.")] = None,
+    report: Annotated[Path | None, Option(help=REPORT_HELP)] = None,
     overwrite: Annotated[bool, Option("--overwrite", help=OVERWRITE_HELP)] = False,
     dry_run: Annotated[bool, Option("--dry-run", help=DRY_RUN_HELP)] = False,
     prompts: Annotated[Path | None, Option(help=PROMPTS_HELP, rich_help_panel=MANY)] = None,
@@ -66,35 +68,41 @@ def generate(
         raise ValueError("--out is the folder of --prompts; one video goes to --output FILE.mp4")
     if not request.prompt:
         raise ValueError("the prompt is empty; say what the video shows, or give --prompts FILE and --out FOLDER")
+    check_distinct(output, report)
     check_output(output, ".mp4", overwrite=overwrite)
-    check_output(report, overwrite=overwrite)
+    check_output(report, ".json", ".html", overwrite=overwrite)
     if output is None:
         check_folder(OUTPUTS)
-    check_distinct(output, report)
     if dry_run:
         if ulysses is not None:
             request.check_shared(ulysses)
         print_plan(request)
         return
     if ulysses is None:
-        done, arguments = _sampled(request, shared=False)
+        done, arguments, attention = _sampled(request, shared=False)
     else:
         from vidsparse.generation.processes import check_processes, joined
 
         request = replace(request, device=check_processes(ulysses, request.device))
         request.check_shared(ulysses)
         with joined(str(request.device)):
-            done, arguments = _sampled(request, shared=True)
+            done, arguments, attention = _sampled(request, shared=True)
     if is_first():
         # Chosen late: another process may have made a video of this name meanwhile.
         output = output or free_video(request.prompt, request.seed, overwrite=overwrite)
-        score = write_with_report(done, request, arguments, output, report)
+        as_page = report is not None and report.suffix.lower() == ".html"
+        score = write_with_report(done, request, arguments, output, None if as_page else report)
+        if report is not None and as_page:
+            from vidsparse.cli.page import video_page
+            from vidsparse.webpage.render import write_page
+
+            write_page(report, video_page(done, request, attention, output, report_of(done, request, arguments, score)))
         _print(done, request, score)
         print(f"wrote {output}" + (f" and {report}" if report else ""))
 
 
-def _sampled(request: Request, shared: bool) -> tuple[Sample, dict[str, Any]]:
-    """Sample the video, on all GPUs together if it is shared; returns it and the arguments of the pipeline."""
+def _sampled(request: Request, shared: bool) -> tuple[Sample, dict[str, Any], Attention]:
+    """Sample the video, on all GPUs together if it is shared; also returns the arguments of the pipeline."""
     pattern, correction, arguments = request.checked()
     say_header(request, pattern, arguments)
     pipe, correction = request.load(pattern, correction)
@@ -103,7 +111,7 @@ def _sampled(request: Request, shared: bool) -> tuple[Sample, dict[str, Any]]:
         from vidsparse import enable_parallelism
 
         enable_parallelism(pipe)
-    return sample_video(pipe, request, pattern, correction, arguments), arguments
+    return sample_video(pipe, request, pattern, correction, arguments), arguments, (pattern, correction)
 
 
 def _print(done: Sample, request: Request, score: dict[str, float] | None) -> None:

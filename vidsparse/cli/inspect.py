@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from vidsparse.cli.files import OVERWRITE_HELP, check_output
+from vidsparse.cli.files import OVERWRITE_HELP, check_distinct, check_output
 from vidsparse.cli.frames import fitted, note_frames
 from vidsparse.cli.messages import live_console, note, sampling_bar
 from vidsparse.cli.options import FRAMES
@@ -16,11 +16,17 @@ from vidsparse.cli.patterns import DENSITY_HELP, PATTERN_HELP, SET_HELP
 
 if TYPE_CHECKING:
     from vidsparse import BlockMap, ChosenMap, HeadGroup, Pattern, VideoGrid
+    from vidsparse.estimation.gpus import Gpu
     from vidsparse.generation.frames import Geometry
 
 MODEL_HELP = (
     "A family such as wan, wan-5b, hunyuanvideo or ltxvideo; 'shapes'; a folder or Hub id; or a class of transformers."
 )
+GPU_HELP = "Also predict the time of a layer's attention on H100, H200, B200, A100, L40S, RTX 5090, 4090 or 3090."
+RECALL_HELP = (
+    "Also sample a dense video, and draw which share of the attention's mass the kept tiles hold, by layer and step."
+)
+PREDICTED = "bfloat16"  # of the predictions of memory and time
 EMPTY = 0.25  # of the slots of tiles: with more, another tile is worth a try
 SAMPLED_STEPS = 10  # of the generation whose middle step is drawn
 
@@ -35,28 +41,35 @@ def inspect(
     settings: Annotated[list[str] | None, Option("--set", help=SET_HELP)] = None,
     heads: Annotated[int | None, Option(min=1, show_default="of the model; wan: 40, as in the 14B model")] = None,
     head_dim: Annotated[int | None, Option(min=1, show_default="of the model")] = None,
+    gpu: Annotated[str | None, Option(help=GPU_HELP, show_default="no time")] = None,
     png: Annotated[Path | None, Option(help="Also draw the map.")] = None,
+    recall: Annotated[Path | None, Option(help=RECALL_HELP)] = None,
     overwrite: Annotated[bool, Option("--overwrite", help=OVERWRITE_HELP)] = False,
     prompt: Annotated[
         str | None,
-        Option(help="Of the video in which a pattern chooses the map that is drawn.", show_default="one, for shapes"),
+        Option(help="Of the video that is sampled for --recall, or for --png.", show_default="one, for shapes"),
     ] = None,
 ) -> None:
     """Show grid, tile, density and predicted FLOPs of a pattern for a size of video.
 
     A pattern that chooses tiles by content is drawn as it chose them in the middle layer and step of a short
-    generation, which needs the weights of --model: 'shapes', a folder or a Hub id.
+    generation, which needs the weights of --model: 'shapes', a folder or a Hub id. So does --recall.
     """
-    from vidsparse import BlockMap, Context, head_groups, plot
-    from vidsparse.atomic import replacing
+    from vidsparse import Context, head_groups
+    from vidsparse.estimation.gpus import find_gpu
     from vidsparse.generation.frames import check_map, geometry
     from vidsparse.patterns.names import build_pattern
 
-    check_output(png, ".png", overwrite=overwrite)
+    for path in (png, recall):
+        check_output(path, ".png", overwrite=overwrite)
+    check_distinct(png, recall)
+    chip = None if gpu is None else find_gpu(gpu)
     chosen = build_pattern(pattern, density, settings)
     by_content = chosen.reads_content
     if png is not None and by_content:
-        _check_drawable(model, pattern)
+        check_weights(model, f"pattern {pattern!r} chooses its tiles by content, so a map", "--png")
+    if recall is not None:
+        check_weights(model, "recall is measured in a video, so it", "--recall")
     known = geometry(model)
     grid = token_grid(known, frames, height, width)
     check_map(grid, chosen)
@@ -65,15 +78,35 @@ def inspect(
     groups = head_groups(planned, heads)
     for group in groups:
         name = f"{chosen!r}" if len(groups) == 1 else f"{chosen!r}, heads {', '.join(map(str, group.heads))}"
-        _print(grid, group.block_map, name, len(group.heads) * head_dim)
+        _print(grid, group.block_map, name, len(group.heads) * head_dim, chip)
     print(f"tokens of {model}: {known.adapter.layout}")
     if density is not None:
         _note_density(density, groups, heads)
-    if png is None:
-        return
+    if png is not None:
+        _draw(png, model, pattern, chosen, planned, grid, prompt, (frames, height, width))
+    if recall is not None:
+        from vidsparse.cli.recall import draw_recall
+
+        draw_recall(recall, model, chosen, prompt, (frames, height, width))
+
+
+def _draw(
+    png: Path,
+    model: str,
+    pattern: str,
+    chosen: Pattern,
+    planned: BlockMap | tuple[HeadGroup, ...],
+    grid: VideoGrid,
+    prompt: str | None,
+    size: tuple[int, int, int],
+) -> None:
+    """Draw the map of a pattern; a pattern that chooses by content chooses it in a video."""
+    from vidsparse import BlockMap, plot
+    from vidsparse.atomic import replacing
+
     plan, where = planned, ""
-    if by_content:
-        found, where = _sampled(model, chosen, prompt, (frames, height, width))
+    if chosen.reads_content:
+        found, where = _sampled(model, chosen, prompt, size)
         plan = found.plan
     head = 0 if isinstance(plan, BlockMap) else max(plan, key=lambda group: len(group.heads)).heads[0]
     with live_console().status("drawing the map"), replacing(png) as temporary:
@@ -96,11 +129,14 @@ def token_grid(known: Geometry, frames: int, height: int, width: int) -> VideoGr
     return grid
 
 
-def _check_drawable(model: str, pattern: str) -> None:
-    """Refuse to draw what only a real generation can tell.
+def check_weights(model: str, what: str, option: str) -> None:
+    """Refuse a model without weights where only a real video can tell.
+
+    Args:
+        what: needs them, the beginning of a sentence. option: that asks for it.
 
     Raises:
-        ValueError: says what can be drawn.
+        ValueError: says which models have weights.
     """
     from vidsparse.generation.models import find_model
 
@@ -108,22 +144,46 @@ def _check_drawable(model: str, pattern: str) -> None:
         find_model(model)
     except ValueError as error:
         raise ValueError(
-            f"pattern {pattern!r} chooses its tiles by content, so a map needs queries and keys of a real model, and "
-            f"{model!r} is only a size; give --model shapes, or the folder or Hub id of a pipeline, or leave out --png"
+            f"{what} needs queries and keys of a real model, and {model!r} is only a size; give --model shapes, or the "
+            f"folder or Hub id of a pipeline, or leave out {option}"
         ) from error
 
 
 def _sampled(model: str, chosen: Pattern, prompt: str | None, size: tuple[int, int, int]) -> tuple[ChosenMap, str]:
     """The map that a pattern chose in the middle layer and step of a generation, and which one it is."""
     from vidsparse.generation.chosen_map import chosen_map
+    from vidsparse.generation.transformers import attention_layers
+
+    layer, step = attention_layers(model) // 2, SAMPLED_STEPS // 2
+    pipe, arguments = short_video(model, prompt, size)
+    with sampling_bar() as bar:
+        found = chosen_map(
+            pipe,
+            chosen,
+            arguments,
+            layer=layer,
+            step=step,
+            on_step=lambda done, steps: bar("choosing tiles", done, steps),
+        )
+    return found, f", layer {layer}, step {step} of {SAMPLED_STEPS}"
+
+
+def short_video(model: str, prompt: str | None, size: tuple[int, int, int]) -> tuple[Any, dict[str, Any]]:
+    """The pipeline of a model, and the arguments of a generation of `SAMPLED_STEPS`.
+
+    Args:
+        prompt: None: the model's example. size: frames, height and width.
+
+    Raises:
+        ValueError: there is no prompt, or the pipeline does not take an argument.
+    """
     from vidsparse.generation.models import find_model
     from vidsparse.generation.pipeline import load_pipeline
-    from vidsparse.generation.transformers import attention_layers
 
     known = find_model(model)
     prompt = prompt or known.example_prompt
     if prompt is None:
-        raise ValueError(f"give a --prompt: the map is drawn as {model} chooses it in a video")
+        raise ValueError(f"give a --prompt: queries and keys come from a video that {model} makes")
     arguments = {
         **known.sampling,
         **dict(zip(("num_frames", "height", "width"), size, strict=True)),
@@ -131,19 +191,9 @@ def _sampled(model: str, chosen: Pattern, prompt: str | None, size: tuple[int, i
         "num_inference_steps": SAMPLED_STEPS,
     }
     known.check_arguments(arguments)
-    layer, step = attention_layers(model) // 2, SAMPLED_STEPS // 2
     with live_console().status(f"loading {model}"):
         pipe = load_pipeline(known)
-    with sampling_bar() as bar:
-        found = chosen_map(
-            pipe,
-            chosen,
-            fitted(pipe, arguments),
-            layer=layer,
-            step=step,
-            on_step=lambda done, steps: bar("choosing tiles", done, steps),
-        )
-    return found, f", layer {layer}, step {step} of {SAMPLED_STEPS}"
+    return pipe, fitted(pipe, arguments)
 
 
 def _note_density(asked: float, groups: tuple[HeadGroup, ...], heads: int) -> None:
@@ -157,11 +207,14 @@ def _note_density(asked: float, groups: tuple[HeadGroup, ...], heads: int) -> No
         )
 
 
-def _print(grid: VideoGrid, block_map: BlockMap, pattern: str, channels: int) -> None:
+def _print(grid: VideoGrid, block_map: BlockMap, pattern: str, channels: int, gpu: Gpu | None = None) -> None:
+    import torch
     from rich.console import Console
     from rich.table import Table
 
     from vidsparse.attention import dense_flops
+    from vidsparse.estimation.gpus import UTILIZATION
+    from vidsparse.estimation.work import attention_bytes
     from vidsparse.generation.forecast import bound
 
     seen = block_map.grid  # patterns in raster order see the tokens as one line
@@ -185,6 +238,17 @@ def _print(grid: VideoGrid, block_map: BlockMap, pattern: str, channels: int) ->
         "attention FLOPs": f"{flops_text(dense)} dense, {flops_text(dense * block_map.token_density)} sparse a layer",
         "bound": f"attention at most {bound(block_map):.2f}x faster, with the empty slots of tiles computed too",
     }
+    held = attention_bytes(grid.tokens, channels, getattr(torch, PREDICTED).itemsize)
+    listed = block_map.counts.nbytes + block_map.indices.nbytes
+    rows["memory"] = (
+        f"{bytes_text(held)} of query, key, value and output of a layer in {PREDICTED}; {bytes_text(listed)} of map"
+    )
+    if gpu is not None:
+        seconds = [gpu.seconds(dense / times, held) for times in (1.0, bound(block_map))]
+        rows[f"time on {gpu.name}"] = (
+            f"{seconds[0] * 1e3:.3g} ms dense, {seconds[1] * 1e3:.3g} ms sparse a layer: a roofline at "
+            f"{UTILIZATION:.0%} of {gpu.teraflops:g} TFLOP/s and all of {gpu.terabytes:g} TB/s; no GPU has confirmed it"
+        )
     table = Table.grid(padding=(0, 2))
     for name, text in rows.items():
         table.add_row(f"[bold]{name}", text)
@@ -200,6 +264,15 @@ def _print(grid: VideoGrid, block_map: BlockMap, pattern: str, channels: int) ->
 def sides_text(sides: tuple[int, int, int]) -> str:
     """The sides of a box, such as "4x8x8"."""
     return "x".join(map(str, sides))
+
+
+def bytes_text(number: float) -> str:
+    """Bytes with a unit, such as "3.1 GB"."""
+    for unit in ("bytes", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB"
 
 
 def flops_text(number: float) -> str:

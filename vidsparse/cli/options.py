@@ -18,8 +18,9 @@ BUDGET_HELP = (
 )
 SPARSE_COST_HELP = "With --budget: what a sparse step costs, as a share of a dense one."
 LORA_HELP = (
-    "'shapes-long', a folder or a Hub id; again for more. Pattern, schedule and frames of the first that says them "
-    "are used where none are given."
+    "'shapes-long', a file, a folder or a Hub id; again for more, which add up. LORA:0.8 gives a strength, "
+    "LORA@transformer_2 the expert, LORA:0.8@transformer_2 both. Pattern, schedule and frames of the first that says "
+    "them are used where none are given."
 )
 POSITIONS_HELP = "In videos longer than the model knows: plain, riflex or yarn."
 DTYPE_HELP = "float32, bfloat16 or float16; also fp32, bf16, fp16."

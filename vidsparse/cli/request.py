@@ -161,21 +161,23 @@ class Request:
 
     @functools.cached_property
     def loras(self) -> dict[str, LoraRecipe]:
-        """Name -> recipe of each LoRA.
+        """Recipe of each LoRA, by what was asked for.
 
         Raises:
             OSError: no such LoRA.
             ValueError: its file is not a LoRA, or of a later vidsparse.
         """
+        from vidsparse.lora.asked import AskedLora
         from vidsparse.lora.files import read_recipe
         from vidsparse.lora.source import checkpoint_of
         from vidsparse.patterns.foreign import foreign_class
 
         foreign_class(self.pattern)  # imported first: a LoRA may name a class that the user names, and no other
-        for name in self.lora or []:
-            if (file := checkpoint_of(name)) is not None:
-                note(f"{name} has no finished LoRA; the one of its checkpoint {file.parent.name} is used")
-        return {name: read_recipe(name) for name in self.lora or []}
+        asked = {lora: AskedLora.parse(lora).source for lora in self.lora or []}
+        for lora, source in asked.items():
+            if (file := checkpoint_of(source)) is not None:
+                note(f"{lora} has no finished LoRA; the one of its checkpoint {file.parent.name} is used")
+        return {lora: read_recipe(source) for lora, source in asked.items()}
 
     @property
     def recipe(self) -> LoraRecipe:
@@ -415,7 +417,7 @@ class Request:
         with live_console().status(f"loading {self.model}"):
             return load_pipeline(
                 self.known,
-                loras=list(self.loras),
+                loras=self.lora or [],
                 dtype=self.dtype,
                 device=self.device,
                 offload=self.offload,
@@ -424,6 +426,7 @@ class Request:
                 positions=self.positions,
                 frames=self.frames,
                 trained_frames=self.trained_frames,
+                note=note,
             )
 
     def fitting_correction(self, pipe: Any, pattern: Pattern, correction: Correction | None) -> Correction | None:

@@ -13,6 +13,7 @@ from vidsparse.cli.batch import allowed
 from vidsparse.cli.config import load_yaml
 from vidsparse.cli.options import ATTENTION
 from vidsparse.cli.request import Request
+from vidsparse.cli.words import option_names
 
 LOADED = {"lora"}  # options of attention that change the model itself, which all settings share
 BESIDES = {"steps"}
@@ -124,10 +125,7 @@ def _options() -> dict[str, str]:
     for name, hint in get_type_hints(Request, include_extras=True).items():
         option = get_args(hint)[1] if get_args(hint) else None
         if (getattr(option, "rich_help_panel", None) == ATTENTION and name not in LOADED) or name in BESIDES:
-            # Where an option is annotated, typer takes its first name for a default.
-            given: tuple[Any, ...] = getattr(option, "default", None), *(getattr(option, "param_decls", None) or ())
-            words = [word for word in given if isinstance(word, str) and word.startswith("--")] or [f"--{name}"]
-            found |= {word.removeprefix("--").replace("-", "_"): name for word in words}
+            found |= {word.removeprefix("--").replace("-", "_"): name for word in option_names(name, option)}
     return found
 
 

@@ -14,10 +14,12 @@ from vidsparse.cli.frames import fitted
 from vidsparse.cli.messages import live_console, note
 from vidsparse.cli.pareto import draw_pareto
 from vidsparse.cli.request import Request
+from vidsparse.cli.study_page import study_page
 from vidsparse.cli.study_table import print_tables
 from vidsparse.cli.versions import machine
 from vidsparse.cli.video import sample_video, write_with_report
 from vidsparse.generation.study import DENSE
+from vidsparse.webpage.render import write_page
 
 if TYPE_CHECKING:
     from vidsparse.generation.batch import Folder
@@ -37,6 +39,7 @@ class Asked:
         rivals: also dense videos in fewer steps, and how far apart those of two seeds are.
         lpips: also measure LPIPS.
         backend: of dense attention; None: the fastest.
+        report: the page that is written when all is done; None: none.
     """
 
     prompts: Path
@@ -47,6 +50,7 @@ class Asked:
     rivals: bool
     lpips: bool
     backend: str | None
+    report: Path | None = None
 
 
 class StudyRun:
@@ -64,6 +68,7 @@ class StudyRun:
         self.asked, self.folders, self.requests, self.rivals = asked, folders, requests, others
         self.made, self.backend, self.failures = made, backend, dict[tuple[str, str], str]()
         self.warm = set[str]()
+        self.corrections = dict[str, Any]()  # of each setting, once the model is loaded
 
     def forget_incomplete(self) -> None:
         """Make dense videos again whose frames are gone, where a setting is still to be compared with them."""
@@ -191,7 +196,11 @@ class StudyRun:
         }
         summary, picture = self.asked.out / "summary.json", self.asked.out / "pareto.png"
         write_json(summary, data)
-        drawn = draw_pareto(picture, rows, self.rivals)
+        written = [summary, *([picture] if draw_pareto(picture, rows, self.rivals) else [])]
+        if told and self.asked.report is not None:
+            with live_console().status("writing the page"):
+                write_page(self.asked.report, study_page(self, rows, data))
+            written.append(self.asked.report)
         if told:
             print_tables(rows, self.asked.out, self.backend or "", self.failures)
-            print("wrote", ", ".join(map(str, (summary, picture) if drawn else (summary,))))
+            print("wrote", ", ".join(map(str, written)))

@@ -54,7 +54,7 @@ def _costs(rows: Mapping[str, Row], backend: str) -> object:
                 f"{row.seconds.median:.2f} ({row.seconds.low:.2f}-{row.seconds.high:.2f})",
                 "" if row.speedup is None or setting == DENSE else f"{row.speedup.median:.2f}x",
                 f"{row.density:.3f}",
-                *([_with_interval(row.judge.get("mean"), 2)] if judged else []),
+                *([mean_text(row.judge.get("mean"), 2)] if judged else []),
             ]
             for setting, row in rows.items()
             if row.seconds is not None
@@ -74,7 +74,7 @@ def _distances(rows: Mapping[str, Row]) -> object:
     return _table(
         ["setting", *(MEASURES[name][0] for name in measured)],
         {
-            setting: [_with_interval(row.measures.get(name), MEASURES[name][1]) for name in measured]
+            setting: [mean_text(row.measures.get(name), MEASURES[name][1]) for name in measured]
             for setting, row in rows.items()
             if row.measures
         },
@@ -94,7 +94,7 @@ def _table(titles: list[str] | tuple[str, ...], rows: Mapping[str, list[str]], c
     return table
 
 
-def _with_interval(mean: Mean | None, digits: int) -> str:
+def mean_text(mean: Mean | None, digits: int) -> str:
     """A mean and half of its confidence interval, such as "31.2 ± 0.8"; "" without one."""
     if mean is None:
         return ""

@@ -71,31 +71,41 @@ def write_with_report(
     report: Path | None,
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, float] | None:
-    """Write a video, then what ran, and what else there is to say, as JSON; returns what the model's judge says."""
+    """Write a video, then its report as JSON; returns what the model's judge says. `more`: see `report_of`."""
     from vidsparse.generation.video import to_pixels, write_video
 
     pixels = to_pixels(done.frames, scale_of(done, request))
     write_video(output, pixels, request.frame_rate, comment_of(done, request, arguments))
     score = request.known.judge(done.frames, request.prompt)
     if report is not None:
-        write_json(
-            report,
-            {
-                "request": asdict(request),
-                "arguments": request.resolved(arguments),
-                **machine(*request.place),
-                "loras": {name: recipe.to_data() for name, recipe in request.loras.items()},
-                "seconds": {
-                    "total": done.seconds,
-                    "denoising": done.denoising_seconds,
-                    "attention": done.attention_seconds,
-                },
-                "judge": score,
-                **more,
-                "attention": done.report.to_dict(),
-            },
-        )
+        write_json(report, report_of(done, request, arguments, score, more))
     return score
+
+
+def report_of(
+    done: Sample,
+    request: Request,
+    arguments: dict[str, Any],
+    score: dict[str, float] | None,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """What ran, what it took, and what made it, as plain data.
+
+    Args:
+        score: of the model's judge. more: what else there is to say.
+    """
+    seconds = {"total": done.seconds, "denoising": done.denoising_seconds, "attention": done.attention_seconds}
+    return {
+        "request": asdict(request),
+        "arguments": request.resolved(arguments),
+        **machine(*request.place),
+        "loras": {name: recipe.to_data() for name, recipe in request.loras.items()},
+        "seconds": seconds | {"choosing": done.choosing_seconds},
+        "peak_bytes": done.peak_bytes,
+        "judge": score,
+        **more,
+        "attention": done.report.to_dict(),
+    }
 
 
 def comment_of(done: Sample, request: Request, arguments: dict[str, Any]) -> str:

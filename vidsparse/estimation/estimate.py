@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from vidsparse.estimation.gpus import Gpu, find_gpu
+from vidsparse.estimation.gpus import UTILIZATION, Gpu, find_gpu
 from vidsparse.estimation.known import known_model
 from vidsparse.estimation.published import KnownModel
-from vidsparse.estimation.work import Work, work
+from vidsparse.estimation.work import Work, attention_bytes, work
 from vidsparse.generation.dtypes import dtype_name
 from vidsparse.generation.forecast import Forecast, forecast_of
 from vidsparse.generation.frames import Geometry, geometry_of
@@ -20,7 +20,6 @@ from vidsparse.patterns import Dense, Pattern, Radial
 from vidsparse.presets import Preset, choose, preset
 from vidsparse.runtime.registry import adapter_of
 
-UTILIZATION = 0.5  # of a GPU's peak; dense attention and large linear layers are said to reach 0.5 to 0.75
 DENSITIES = 0.2, 0.4
 
 
@@ -168,13 +167,13 @@ def estimate(
     for name, pattern in {"dense": Dense(), **patterns}.items():
         forecast = forecast_of(geometry, layers, pattern, size, sizes["steps"])
         flops, calls = remaining(forecast, of_call, known.calls)
-        seconds = None if chip is None else _seconds(chip, utilization, flops, calls * parameters * bytes_each)
+        seconds = None if chip is None else chip.seconds(flops, calls * parameters * bytes_each, utilization)
         gained = known.calls * sizes["steps"] * of_call.total / flops
         settings.append(Setting(name, pattern, forecast, flops, forecast.bound, gained, seconds))
     return Estimate(
         *(known, geometry, parameters, *size, sizes["steps"], dtype, of_call),
         weights=known.experts * parameters * bytes_each,
-        activations=4 * (tokens + known.text) * geometry.heads * geometry.head_dim * bytes_each,
+        activations=attention_bytes(tokens + known.text, geometry.heads * geometry.head_dim, bytes_each),
         settings=tuple(settings),
         gpu=chip,
         utilization=utilization,
@@ -200,8 +199,3 @@ def remaining(forecast: Forecast, of_call: Work, calls: int) -> tuple[float, int
     computed = calls * (steps - len(forecast.skipped))
     attention = forecast.share(forecast.computed) * calls * steps * of_call.attention
     return attention + computed * (of_call.total - of_call.attention), computed
-
-
-def _seconds(gpu: Gpu, utilization: float, flops: float, read: float) -> float:
-    """A roofline: as long as the operations take, or as reading the weights takes."""
-    return max(flops / (gpu.teraflops * 1e12 * utilization), read / (gpu.terabytes * 1e12))

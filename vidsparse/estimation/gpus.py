@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+UTILIZATION = 0.5  # of a GPU's peak; dense attention and large linear layers are said to reach 0.5 to 0.75
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -22,6 +24,14 @@ class Gpu:
     terabytes: float
     gigabytes: int
     source: str
+
+    def seconds(self, flops: float, moved: float, utilization: float = UTILIZATION) -> float:
+        """A roofline: as long as operations take at a share of the peak, or as moving bytes takes.
+
+        Args:
+            flops: operations. moved: bytes read and written. utilization: the share.
+        """
+        return max(flops / (self.teraflops * 1e12 * utilization), moved / (self.terabytes * 1e12))
 
 
 GPUS = (

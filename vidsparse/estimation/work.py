@@ -48,6 +48,15 @@ class Work:
         return self.attention / self.total
 
 
+def attention_bytes(tokens: int, width: int, itemsize: int) -> int:
+    """Bytes of query, key, value and output of one layer of attention, for one call.
+
+    Args:
+        tokens: of the sequence. width: heads times head_dim. itemsize: bytes of a number.
+    """
+    return 4 * tokens * width * itemsize
+
+
 def work(cls: type[Any], config: dict[str, Any], known: Geometry, tokens: int, text: int) -> Work:
     """Count the operations of a call.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vidsparse.finetune.checks import check_pipeline
 from vidsparse.finetune.data.clips import Bucket, Clip, Skipped
+from vidsparse.finetune.data.cutting import Cutting
 from vidsparse.finetune.data.folder import folder_clips
 from vidsparse.finetune.data.synthetic import drawn_clips
 from vidsparse.finetune.job import finetune
@@ -15,6 +16,7 @@ from vidsparse.finetune.settings import Settings
 __all__ = [
     "Bucket",
     "Clip",
+    "Cutting",
     "Settings",
     "Skipped",
     "Stopped",

@@ -100,14 +100,15 @@ def finetune(
             store = Path(cache) if cache else folder / "cache"
             examples = _encoded(pipe, clips, store, accelerator, say, progress)
             others = _encoded(pipe, held_out, store, accelerator, say, progress) if held_out else None
-            frames = max(clip.bucket.frames for clip in clips)
             samples = None
             if settings.samples or settings.sample_every:
                 prompts = _prompts(pipe, settings, clips, examples, accelerator.device)
                 samples = Samples(prompts, folder / "samples", sampling or {}, fps, settings.seed)
             if not keep_parts:
                 _free(pipe, settings, samples is not None)
-            training = Training(pipe, examples, settings, frames, folder, accelerator, base, others, samples, stop, say)
+            training = Training(
+                pipe, examples, settings, examples.frames, folder, accelerator, base, others, samples, stop, say
+            )
             try:
                 return training.train(lambda step, loss: progress("training", step, settings.steps, loss))
             finally:
@@ -122,7 +123,7 @@ def _encoded(
     say: Callable[[str], None],
     progress: Callable[[str, int, int, float | None], None],
 ) -> Encoded:
-    """Encode clips and say which cannot be read; those are taken out of the list."""
+    """Encode clips, and say which cannot be read."""
     examples, skipped = encode(
         pipe,
         clips,
@@ -137,8 +138,6 @@ def _encoded(
         say(f"{video.path} is left out: {video.reason}")
     if skipped:
         say(f"{len(skipped)} of {len(clips)} videos are left out")
-    left_out = {video.path for video in skipped}
-    clips[:] = [clip for clip in clips if clip.path is None or clip.path not in left_out]
     return examples
 
 

@@ -3,53 +3,88 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from vidsparse.finetune.settings import Settings
+from vidsparse.lora.fitted import fit
+from vidsparse.lora.load import warn
+from vidsparse.lora.renamed import LowRank, Renamed
 from vidsparse.lora.source import find_lora
+from vidsparse.lora.stored import CONFIG_FILE, PEFT_FILE, read_stored
+from vidsparse.runtime.pipeline import uncompiled
 
 
-def start_weights(pipe: Any, settings: Settings, start: str) -> dict[str, torch.Tensor]:
+def start_weights(
+    pipe: Any, settings: Settings, start: str, note: Callable[[str], None] = warn
+) -> dict[str, torch.Tensor]:
     """The weights of a LoRA by their names in the transformer, in the scale of `settings.alpha`.
 
-    Targets that it does not have are missing here, and start as in any training.
+    With them a training begins with the output that `load_lora` gives. Layers of a lower rank are filled up with rows
+    that add nothing at first. Targets that the LoRA does not have are missing here, and start as in any training.
+
+    Args:
+        pipe, settings: of the training.
+        start: as `load_lora` takes it, from any trainer.
+        note: called with a line where parts of the file have no place in the transformer.
 
     Raises:
         OSError: the LoRA does not exist.
-        ValueError: it changes layers that are not targets, or has another rank.
+        ValueError: it is no LoRA of this model, changes layers that are not targets or norms or biases, or has a higher
+            rank.
+        NotImplementedError: DoRA, or another method than LoRA.
     """
-    file = find_lora(start)
-    place = {"weight_name": file.name, "use_safetensors": True, "return_lora_metadata": True}
-    stored, header = pipe.lora_state_dict(str(file.parent), **place)
-    weights = {name.removeprefix("transformer."): weight.float() for name, weight in stored.items()}
-    expected = _shapes(getattr(pipe, settings.transformer), settings)
-    found = {name: tuple(weight.shape) for name, weight in weights.items()}
-    other = sorted(name for name in found if expected.get(name) != found[name])
-    if other:
-        name = other[0]
-        targets = settings.targets if isinstance(settings.targets, str) else ", ".join(settings.targets)
-        raise ValueError(
-            f"start={start!r} does not fit: its {name} is {found[name]}, in a training of "
-            f"rank {settings.rank} and targets {targets} it is {expected.get(name, 'missing')}"
-        )
-    # The LoRA adds alpha / rank times the product of its weights; scaling keeps that the same under another scale.
-    before = (header or {}).get("transformer.lora_alpha", settings.rank) / settings.rank
-    factor = before / settings.scale
-    return {name: weight * factor if "lora_B" in name else weight for name, weight in weights.items()}
+    transformer, file = uncompiled(getattr(pipe, settings.transformer)), find_lora(start)
+    lora = fit(read_stored(file), transformer, file)
+    _check(lora, transformer, settings, start)
+    if lora.left_out:
+        note(f"{file}: parts without a place in {type(transformer).__name__} are left out: {lora.left_out_summary}")
+    # The LoRA adds its scale times the product of its weights; the division keeps that the same under another scale.
+    weights: dict[str, torch.Tensor] = {}
+    for layer, update in lora.updates.items():
+        up = update.up.double() * (update.scale / settings.scale)
+        weights[f"{layer}.lora_A.weight"] = _filled(update, settings)
+        weights[f"{layer}.lora_B.weight"] = torch.nn.functional.pad(up.float(), (0, settings.rank - update.rank))
+    return weights
 
 
 def start_hash(start: str) -> str:
-    """A hash of a LoRA's file."""
-    return hashlib.sha256(find_lora(start).read_bytes()).hexdigest()
+    """A hash of a LoRA's file, with the settings of peft beside it where they belong to it."""
+    file = find_lora(start)
+    beside = file.with_name(CONFIG_FILE)
+    foreign = file.name == PEFT_FILE and beside.is_file()
+    return hashlib.sha256(file.read_bytes() + (beside.read_bytes() if foreign else b"")).hexdigest()
 
 
-def _shapes(transformer: torch.nn.Module, settings: Settings) -> dict[str, tuple[int, ...]]:
-    """The shapes of a LoRA's weights, by name."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, layer in transformer.named_modules():
-        if isinstance(layer, torch.nn.Linear) and settings.is_target(name):
-            shapes[f"{name}.lora_A.weight"] = (settings.rank, layer.in_features)
-            shapes[f"{name}.lora_B.weight"] = (layer.out_features, settings.rank)
-    return shapes
+def _check(lora: Renamed, transformer: torch.nn.Module, settings: Settings, start: str) -> None:
+    if lora.differences:
+        raise ValueError(
+            f"start={start!r} also changes {', '.join(list(lora.differences)[:3])} outside of low-rank matrices, which "
+            "a training cannot hold; merge it into the model, or start from another LoRA"
+        )
+    targets = {
+        name
+        for name, layer in transformer.named_modules()
+        if isinstance(layer, torch.nn.Linear) and settings.is_target(name)
+    }
+    named = settings.targets if isinstance(settings.targets, str) else ", ".join(settings.targets)
+    for layer, update in lora.updates.items():
+        if layer not in targets or update.rank > settings.rank:
+            what = f"of rank {update.rank}" if layer in targets else "no target"
+            raise ValueError(
+                f"start={start!r} does not fit: its {layer} is {what}, in a training of rank {settings.rank} and "
+                f"targets {named}; choose rank and targets that hold it"
+            )
+        if update.magnitude is not None:
+            raise NotImplementedError(f"start={start!r} is a DoRA, and a training is of LoRA; start from a LoRA")
+
+
+def _filled(update: LowRank, settings: Settings) -> torch.Tensor:
+    """The first matrix with the rows of a training's own beginning, up to its rank."""
+    rows = torch.empty(settings.rank - update.rank, update.down.shape[1])
+    if len(rows):
+        generator = torch.Generator().manual_seed(settings.seed)
+        torch.nn.init.kaiming_uniform_(rows, a=5**0.5, generator=generator)  # as peft does
+    return torch.cat([update.down.float(), rows])

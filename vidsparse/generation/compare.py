@@ -53,6 +53,16 @@ class Comparison:
         found = self._all(side, clock)
         return min(found), max(found)
 
+    def typical(self, side: str) -> Sample:
+        """The sample of a side with the median of seconds in all; of two, the faster."""
+        samples: tuple[Sample, ...] = getattr(self, side)
+        return sorted(samples, key=lambda one: one.seconds)[(len(samples) - 1) // 2]
+
+    def peak_bytes(self, side: str) -> int | None:
+        """The most memory of a side, over its samples; None where it is unknown."""
+        found = [one.peak_bytes for one in getattr(self, side) if one.peak_bytes is not None]
+        return max(found, default=None)
+
     def speedup(self, clock: str) -> float:
         """Dense seconds over sparse ones, of medians."""
         return self.seconds("dense", clock) / self.seconds("sparse", clock)

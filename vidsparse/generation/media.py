@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vidsparse.generation import video_file
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from PIL.Image import Image
-
-
-# File types that imageio decodes with ffmpeg.
-SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 
 @dataclass(frozen=True)
@@ -86,15 +79,17 @@ def read_image(path: Path) -> Image:
 
 
 def read_video(path: Path, frames: int, last: bool = False) -> list[Image]:
-    """The first frames of a video, or the last ones, up to `frames`.
+    """The first frames of a video, or the last ones, up to `frames`: each stored frame once, as a player shows it.
 
     Raises:
-        ValueError: as `decode`.
+        ValueError: not a video, or a damaged one, with the reason.
     """
     from PIL import Image
 
-    decoded = decode(path)
-    return [Image.fromarray(frame) for frame in (deque(decoded, frames) if last else islice(decoded, frames))]
+    footage = video_file.look(path)
+    stored = range(len(footage.times))
+    wanted = stored[-frames:] if last else stored[:frames]
+    return [Image.fromarray(frame) for frame in video_file.read(path, footage, wanted)]
 
 
 def cover(image: Image, height: int, width: int) -> Image:
@@ -108,40 +103,6 @@ def cropped(media: Media, height: int, width: int) -> float:
     """The share of a picture that `cover` crops."""
     wide, asked = media.width / media.height, width / height
     return 1 - min(wide, asked) / max(wide, asked)
-
-
-def decode(path: Path, fps: float | None = None) -> Iterator[NDArray[np.uint8]]:
-    """Decode the frames of a video, uint8 [height, width, 3] each, one after the other.
-
-    Args:
-        path: of the video.
-        fps: frames per second to resample to, by dropping or repeating frames; None takes all frames as they are.
-
-    Raises:
-        ValueError: not a video, or a damaged one, with the reason.
-    """
-    import imageio.v2 as imageio
-
-    # Without -xerror ffmpeg invents frames where a file is damaged.
-    options: dict[str, Any] = {"input_params": ["-xerror"]}
-    if fps is not None:
-        options["output_params"] = ["-vf", f"fps={fps}"]
-    count, promised = 0, 0.0
-    try:
-        reader: Any  # imageio's types know neither its metadata nor its frames
-        with imageio.get_reader(path, "FFMPEG", **options) as reader:
-            meta = reader.get_meta_data()
-            # A container's duration is that of its longest stream, which may be the sound.
-            promised = 0.0 if meta.get("audio_codec") else meta["duration"] * (fps or meta["fps"])
-            for frame in reader:
-                count += 1
-                yield frame
-    except (OSError, RuntimeError) as error:
-        # ffmpeg prints what it tries line by line; the last line is the reason why it gave up.
-        reason = str(error).strip().rpartition("\n")[2]
-        raise ValueError(f"it cannot be decoded: {reason}") from error
-    if count < 0.9 * promised:
-        raise ValueError(f"it is damaged: its frames end after {count} of about {promised:.0f}")
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -171,18 +132,15 @@ def _look_at_image(path: Path, *state: int) -> Media:
 
 @lru_cache(maxsize=1024)
 def _look_at_video(path: Path, frames: int | None, *state: int) -> Media:
-    import imageio.v2 as imageio
-
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path} is not a video: its name must end in one of {', '.join(SUFFIXES)}")
-    count, shape = 0, (0, 0, 3)
+    if path.suffix.lower() not in video_file.SUFFIXES:
+        raise ValueError(f"{path} is not a video: its name must end in one of {', '.join(video_file.SUFFIXES)}")
     try:
-        for frame in islice(decode(path), frames):
-            count, shape = count + 1, frame.shape
+        footage = video_file.look(path)
+        if footage.cut and (frames is None or frames > footage.frames):
+            raise ValueError(f"it is damaged: the file ends after {footage.frames} frames")
+        wanted = range(footage.frames)[:frames]
+        for _ in video_file.read(path, footage, wanted):
+            continue  # decoded to know that it can be
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
-    if not count:
-        raise ValueError(f"{path} is a video without frames")
-    reader: Any  # imageio's types know no metadata
-    with imageio.get_reader(path, "FFMPEG") as reader:
-        return Media(path, *shape[:2], count, reader.get_meta_data()["fps"])
+    return Media(path, footage.height, footage.width, len(wanted), footage.fps)

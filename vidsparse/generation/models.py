@@ -101,6 +101,13 @@ class Model:
             raise OSError(f"cannot load model {self.name!r}: it has no {INDEX}, so it is not a pipeline")
         return index
 
+    @property
+    def transformers(self) -> tuple[str, ...]:
+        """Names of its transformers in the pipeline. Raises: see `parts`."""
+        from vidsparse.runtime.pipeline import TRANSFORMERS
+
+        return tuple(name for name in TRANSFORMERS if (self.parts.get(name) or [None])[0]) or TRANSFORMERS[:1]
+
     @cached_property
     def pipeline_class(self) -> Any:
         """The class of the pipeline, from its settings alone.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,11 @@ from vidsparse.generation.frames import pipeline_geometry
 from vidsparse.generation.models import Model, source_of
 from vidsparse.generation.positions import KINDS, extend_positions
 from vidsparse.generation.scheduler import build_scheduler, check_sampler
-from vidsparse.lora.files import load_lora, read_recipe
+from vidsparse.lora.asked import AskedLora
+from vidsparse.lora.files import read_recipe
+from vidsparse.lora.load import chosen_transformer, load_lora, warn
 from vidsparse.lora.recipe import LoraRecipe
+from vidsparse.lora.source import find_lora
 from vidsparse.runtime.gates import GATE, has_gates, load_gates
 from vidsparse.runtime.pipeline import transformers_of
 from vidsparse.runtime.registry import adapter_for
@@ -33,12 +36,13 @@ def load_pipeline(
     positions: str | None = None,
     frames: int | None = None,
     trained_frames: int | None = None,
+    note: Callable[[str], None] = warn,
 ) -> Any:
     """Load a pipeline, ready to be called, with its progress bar off.
 
     Args:
         model: from `find_model`.
-        loras: names, folders, files or Hub ids, all active; the first decides positions and scheduler.
+        loras: each as `AskedLora.parse` reads it, all active; the first decides positions and scheduler.
         dtype: a name that `dtype_name` knows, such as "bf16"; by default float32 on a CPU, else bfloat16.
         device: such as "cpu" or "cuda:1"; by default a GPU if there is one.
         offload: keep on the GPU only what computes.
@@ -46,10 +50,11 @@ def load_pipeline(
         positions: see `extend_positions`; by default those of the LoRA, else of the model. They depend on `frames`,
             the length of the videos, and `trained_frames`, that which the model knows; both default to the LoRA's,
             else the model's own.
+        note: called with a line where parts of a LoRA have no place in the model.
 
     Raises:
-        ValueError: an unknown device, dtype, sampler or kind of positions, before anything is loaded; a LoRA of
-            another model.
+        ValueError: an unknown device, dtype, sampler or kind of positions, or a LoRA that leaves open which of two
+            transformers it is for, before anything is loaded; a LoRA of another model.
         NotImplementedError: a model whose scheduler does not take the sampler or the shift.
         OSError: the files of model or LoRA are missing or cannot be read.
     """
@@ -60,10 +65,12 @@ def load_pipeline(
     if offload and device == "cpu":
         raise ValueError("offloading moves idle models from a GPU to the CPU, but the device is the CPU; leave it out")
     dtype = dtype_name(dtype or default_dtype(device))
+    if loras:
+        check_loras(loras, model.transformers)
     pipe = model.load(getattr(torch, dtype))
     _load_gates(pipe, model)
     scheduler, recipe = pipe.scheduler, first_recipe(loras)
-    load_loras(pipe, loras)
+    load_loras(pipe, loras, note)
     if positions is not None:
         own = model.default("num_frames")
         lengths = frames or recipe.frames or own, trained_frames or recipe.trained_frames or own
@@ -77,19 +84,31 @@ def load_pipeline(
     return pipe
 
 
-def load_loras(pipe: Any, sources: Sequence[str]) -> None:
-    """Load LoRAs side by side, all active. Raises: see `vidsparse.load_lora`."""
-    names = [f"lora_{i}" for i in range(len(sources))]
+def check_loras(loras: Sequence[str], transformers: Sequence[str]) -> None:
+    """Refuse LoRAs that are asked for twice, or that leave open which of several transformers they are for.
+
+    Raises:
+        ValueError: so it is.
+        OSError: no such LoRA.
+    """
+    asked = [AskedLora.parse(lora) for lora in loras]
+    for i, lora in enumerate(asked):
+        if any((lora.source, lora.transformer) == (other.source, other.transformer) for other in asked[:i]):
+            raise ValueError(f"the LoRA {lora.source} is given twice; give it once, with a strength: {lora.source}:2")
+        chosen_transformer(find_lora(lora.source), transformers, lora.transformer)
+
+
+def load_loras(pipe: Any, loras: Sequence[str], note: Callable[[str], None] = warn) -> None:
+    """Load LoRAs side by side, all active, each as `AskedLora.parse` reads it. Raises: see `vidsparse.load_lora`."""
     # The first is loaded last: where several change positions it decides, as it does for the attention.
-    for source, name in reversed(list(zip(sources, names, strict=True))):
-        load_lora(pipe, source, name)
-    if names:
-        pipe.set_adapters(names)
+    for i, lora in reversed(list(enumerate(map(AskedLora.parse, loras)))):
+        choice = {"transformer": lora.transformer, "strength": lora.strength}
+        load_lora(pipe, lora.source, f"lora_{i}", **choice, note=note)
 
 
-def first_recipe(sources: Sequence[str]) -> LoraRecipe:
+def first_recipe(loras: Sequence[str]) -> LoraRecipe:
     """The recipe of the first LoRA that has one; an empty recipe otherwise. Raises: see `vidsparse.load_lora`."""
-    return LoraRecipe.first_known(read_recipe(source) for source in sources)
+    return LoraRecipe.first_known(read_recipe(AskedLora.parse(lora).source) for lora in loras)
 
 
 def check_device(name: str | None) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidsparse.corrections import Correction
+from vidsparse.generation.peak_memory import PeakMemory
 from vidsparse.generation.scheduler import seed_steps
 from vidsparse.generation.strength import steps_run
 from vidsparse.patterns import Pattern
@@ -35,17 +36,24 @@ class Sample:
         report: what ran in the attention layers.
         seconds: in all.
         denoising_seconds: until the last denoising step was done; None for a pipeline that does not tell of its steps.
+        peak_bytes: the most memory meanwhile, see `PeakMemory`; None where it cannot be measured.
     """
 
     frames: Frames
     report: Report
     seconds: float
     denoising_seconds: float | None
+    peak_bytes: int | None = None
 
     @property
     def attention_seconds(self) -> float:
         """Seconds in attention layers, projections included."""
         return self.report.seconds
+
+    @property
+    def choosing_seconds(self) -> float:
+        """Seconds of these in which the pattern chose its tiles."""
+        return self.report.choosing_seconds
 
 
 def sample(
@@ -80,6 +88,7 @@ def sample(
     with sparsify(pipe, pattern, correction=correction, impl=impl) as run:
         on_run(run)
         on_step(0, steps)
+        memory = PeakMemory(pipe._execution_device)
         started = time.perf_counter()
         # On the device that computes: `pipe.device` is the CPU while modules wait there for their turn.
         denoising = Stopwatch(pipe._execution_device)
@@ -103,4 +112,5 @@ def sample(
         if not math.isfinite(frames.sum()):
             raise ValueError("the video holds values that are not finite; try another dtype: bfloat16 or float32")
         seconds = time.perf_counter() - started
-        return Sample(frames, run.report(), seconds, None if denoised is None else denoised.seconds())
+        denoised_after = None if denoised is None else denoised.seconds()
+        return Sample(frames, run.report(), seconds, denoised_after, memory.bytes())

@@ -54,7 +54,7 @@ class Row:
 
 def essentials(report: Mapping[str, Any]) -> dict[str, Any]:
     """What a summary needs of the report of a video, which has all layers besides."""
-    kept = {name: report.get(name) for name in ("seconds", "judge", "difference", "another_seed")}
+    kept = {name: report.get(name) for name in ("seconds", "judge", "difference", "another_seed", "peak_bytes")}
     return {**kept, "density": report["attention"]["density"]}
 
 

@@ -10,6 +10,7 @@ from vidsparse.corrections import Correction
 from vidsparse.generation.positions import KINDS
 from vidsparse.generation.scheduler import check_sampler
 from vidsparse.patterns import Pattern
+from vidsparse.runtime.pipeline import TRANSFORMERS
 from vidsparse.serialize import from_data, to_data
 
 
@@ -24,7 +25,8 @@ class LoraRecipe:
         inference_steps: denoising steps of that generation.
         positions: "plain", "riflex" or "yarn", see `extend_positions`.
         sampler, flow_shift: of that generation, see `build_scheduler`.
-        transformer: which transformer of the pipeline it changes; Wan 2.2 has a `transformer_2`.
+        transformer: which transformer of the pipeline it changes; Wan 2.2 has a `transformer_2`, MiniMax-H3 a
+            `transformer_ref`.
         base: id of the base model.
         version: of vidsparse; `save_lora` writes it.
     """
@@ -50,8 +52,8 @@ class LoraRecipe:
             count = getattr(self, name)
             if count is not None and (not isinstance(count, int) or count < 1):
                 raise ValueError(f"{name}={count!r} must be a whole number of at least 1, or None")
-        if self.transformer not in ("transformer", "transformer_2"):
-            raise ValueError(f"transformer={self.transformer!r} must be 'transformer' or 'transformer_2'")
+        if self.transformer not in TRANSFORMERS:
+            raise ValueError(f"transformer={self.transformer!r} must be one of {', '.join(TRANSFORMERS)}")
         if self.positions not in (None, *KINDS):
             raise ValueError(f"positions={self.positions!r} must be one of {', '.join(KINDS)}, or None")
         if self.positions is not None and (self.frames is None or self.trained_frames is None):

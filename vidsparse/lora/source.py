@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from vidsparse.lora.stored import CONFIG_FILE, PEFT_FILE
+
 KNOWN = {"shapes-long": Path(__file__).parents[1] / "shapes/loras/long"}
 FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it
 
@@ -72,4 +74,7 @@ def _download(repository: str, name: str | None) -> Path:
         other = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
         if name is not None or not other:
             raise OSError(f"no LoRA {repository!r}: there is no such folder here, and the Hub says: {error}") from error
-    return Path(hf_hub_download(repository, _choose(list_repo_files(repository), repository)))
+    names = list_repo_files(repository)
+    if (name := _choose(names, repository)) == PEFT_FILE and CONFIG_FILE in names:
+        hf_hub_download(repository, CONFIG_FILE)  # into the same folder, for `read_stored`
+    return Path(hf_hub_download(repository, name))

@@ -68,9 +68,23 @@ def map_figure(block_map: Map, grid: VideoGrid, title: str, query: Place | None 
         _draw_slices(parts[1], seen, query)
         if grid.frames > 1:
             _draw_frames(parts[2], seen, query[0])
-        shown = {"marked query tile": QUERY, "key tiles that it sees": KEPT, "dropped": DROPPED}
+        marked = f"marked query tile {tile}: {_sides((rows.view(grid.view) == tile).nonzero())}"
+        shown = {marked: QUERY, "key tiles that it sees": KEPT, "dropped": DROPPED}
         legend(figure, [(text, {"facecolor": colour}) for text, colour in shown.items()], 3)
     return figure
+
+
+def _sides(places: torch.Tensor) -> str:
+    """Where tokens are, such as "latent frame 4, rows 8 to 15, columns 8 to 15".
+
+    Args:
+        places: int64 [tokens, 3].
+    """
+    parts = []
+    for noun, along in zip(("latent frame", "row", "column"), places.unbind(dim=1), strict=True):
+        first, last = int(along.min()), int(along.max())
+        parts.append(f"{noun} {first}" if first == last else f"{noun}s {first} to {last}")
+    return ", ".join(parts)
 
 
 def _densities(block_map: Map) -> str:

@@ -74,7 +74,7 @@ class Call:
     Attributes:
         reason: why the call runs the model's own attention, or None where it is sparse.
         context: layer, step and branch. memories: batch size -> what is kept of this branch from step to step.
-        parts: what has run sparse. stopwatch: of the layer.
+        parts: what has run sparse. stopwatch: of the layer. choosing: of the choice of tiles, once it is made.
         unrecorded: of a dense call inside a graph of `torch.compile`, until it is recorded.
         ranks: the GPUs that share the video, or None. ends: how many tokens at the start and at the end of the sequence
             each of them has, see `Adapter.ends`.
@@ -90,6 +90,7 @@ class Call:
     reason: str | None = None
     parts: list[Part] = field(default_factory=list)
     stopwatch: Stopwatch | None = None
+    choosing: Stopwatch | None = None
     unrecorded: Unrecorded | None = None
     ranks: Ranks | None = None
     ends: tuple[int, int] = (0, 0)
@@ -181,7 +182,9 @@ class Call:
         options, memory = self.options, self._memory(len(given.query))
         query, key, value, extra_valid, _ = given
         context = replace(context, value=value, extra_valid=extra_valid, memory=memory.pattern)
+        choosing = Stopwatch(query.device)
         groups = head_groups(options.pattern.select(query, key, self.grid, context), query.shape[2])
+        self.choosing = choosing.stop()
         self.maps.add(context, self.grid, groups)
         # Drop the correction's state for head groups that no longer exist.
         for gone in memory.correction.keys() - {group.heads for group in groups}:

@@ -179,6 +179,7 @@ class Layer:
     @untraced
     def _record(self, call: Call, shapes: list[torch.Size]) -> None:
         stopwatch, call.stopwatch = call.stopwatch, None
+        choosing, call.choosing = call.choosing, None
         if stopwatch is not None:
             stopwatch.stop()
         parts, call.parts = call.parts, []
@@ -202,7 +203,7 @@ class Layer:
         )
         if parts and call.densities is None:
             call.densities = mean_densities(parts)
-        self.log.add(record, call.densities, stopwatch)
+        self.log.add(record, call.densities, stopwatch, choosing)
 
     def forget(self, branch: int | None = None) -> None:
         """Free what is kept from step to step, of one branch or of all."""

@@ -34,6 +34,7 @@ class LayerCall:
         seconds: of the whole attention layer, projections included, over all calls. Where `torch.compile` puts the
             projections into a graph, of attention alone; 0 for a dense call there. The first call of a layer is left
             out if the inputs of the transformer came from another device than the one that computes.
+        choosing: seconds of these in which the pattern chose its tiles; 0 for dense calls.
         flops, dense_flops: of attention's two matrix products, as run and as dense, over all calls; what a correction
             adds to sparse attention is not counted.
         steps: how many steps the run has, 0 while unknown.
@@ -53,6 +54,7 @@ class LayerCall:
     density: float = 1.0
     token_density: float = 1.0
     seconds: float = 0.0
+    choosing: float = 0.0
     flops: float = 0.0
     steps: int = 0
     kept_bytes: int = 0
@@ -75,6 +77,7 @@ class LayerCall:
             density=share * self.density + (1 - share) * other.density,
             token_density=share * self.token_density + (1 - share) * other.token_density,
             seconds=self.seconds + other.seconds,
+            choosing=self.choosing + other.choosing,
             flops=self.flops + other.flops,
             dense_flops=self.dense_flops + other.dense_flops,
             kept_bytes=max(self.kept_bytes, other.kept_bytes),
@@ -113,7 +116,7 @@ class Log:
     def __init__(self) -> None:
         self.maps = ChosenMaps()
         self._calls: dict[tuple[object, ...], LayerCall] = {}
-        self._pending: list[tuple[LayerCall, torch.Tensor | None, Stopwatch | None]] = []
+        self._pending: list[tuple[LayerCall, torch.Tensor | None, Stopwatch | None, Stopwatch | None]] = []
         self._expected: Counter[tuple[str, int, int]] = Counter()  # transformer, layer, step
         self._savers: dict[tuple[str, int, int], dict[str, None]] = {}  # in order, each once
 
@@ -123,15 +126,22 @@ class Log:
         if saver is not None:
             self._savers.setdefault((transformer, layer, step), {})[saver] = None
 
-    def add(self, call: LayerCall, densities: torch.Tensor | None, stopwatch: Stopwatch | None) -> None:
+    def add(
+        self,
+        call: LayerCall,
+        densities: torch.Tensor | None,
+        stopwatch: Stopwatch | None,
+        choosing: Stopwatch | None = None,
+    ) -> None:
         """Add one call.
 
         Args:
             call: density, seconds and FLOPs are added to it later.
             densities: of video tile pairs and of token pairs, float64 [2]; None for a dense call.
             stopwatch: stopped; None for a call that was not timed.
+            choosing: of the choice of tiles, stopped; None for a call without one.
         """
-        self._pending.append((call, densities, stopwatch))
+        self._pending.append((call, densities, stopwatch, choosing))
         if len(self._pending) >= PENDING_CALLS:
             self._settle()
 
@@ -161,13 +171,14 @@ class Log:
 
     def _settle(self) -> None:
         """Add the pending calls, with their numbers, to the sums: memory stays bounded in a long training."""
-        for call, densities, stopwatch in self._pending:
+        for call, densities, stopwatch, choosing in self._pending:
             density, token_density = (1.0, 1.0) if densities is None else densities.tolist()
             call = replace(
                 call,
                 density=density,
                 token_density=token_density,
                 seconds=0.0 if stopwatch is None else stopwatch.seconds(),
+                choosing=0.0 if stopwatch is None or choosing is None else choosing.seconds(),
                 flops=token_density * call.dense_flops,
             )
             known = self._calls.get(call.way)
@@ -225,6 +236,11 @@ class Report:
     def seconds(self) -> float:
         """Seconds in the attention layers."""
         return sum(c.seconds for c in self.calls)
+
+    @property
+    def choosing_seconds(self) -> float:
+        """Seconds of these in which the pattern chose its tiles."""
+        return sum(c.choosing for c in self.calls)
 
     @property
     def flops_saved(self) -> float:
@@ -287,6 +303,7 @@ class Report:
             "density": self.density,
             "token_density": self.token_density,
             "seconds": self.seconds,
+            "choosing_seconds": self.choosing_seconds,
             "flops_saved": self.flops_saved,
             "kept_bytes": self.kept_bytes,
             "sparse_calls": self.sparse_calls,

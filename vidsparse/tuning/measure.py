@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from vidsparse.runtime.registry import adapter_for
 from vidsparse.runtime.sparsify import sparsify
 from vidsparse.tuning.capture import Captured, Reference
 from vidsparse.tuning.probe import Tally, probe
+from vidsparse.tuning.turns import Turns
 
 MIDDLE = 0.3  # density of the candidate that tries out layers and phases
 SHARES = 0.0, 0.1, 0.25, 0.5  # of the steps: where phases start
@@ -150,9 +150,8 @@ def measure(
     errors *= (in_output / errors[..., usual].sum(dim=2).clamp(min=TINY))[..., None, None]
     in_video = _of_phases(pipe, videos[0], phases, candidates[usual], on_stage)
     errors *= (in_video / in_output.sum(dim=1).clamp(min=TINY))[:, None, None, None]
-    everywhere = [tally for of_phase in tallies.values() for tally in of_phase]
-    seconds = (median(s for tally in everywhere for s in tally.seconds[index]) for index in range(len(candidates)))
-    return Measurement(errors, densities, tuple(seconds), phases, videos[0].reference.branches)
+    turns = Turns.joined([tally.turns for of_phase in tallies.values() for tally in of_phase])
+    return Measurement(errors, densities, turns.seconds(), phases, videos[0].reference.branches)
 
 
 def _of_layers(

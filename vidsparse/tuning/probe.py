@@ -16,6 +16,7 @@ from vidsparse.runtime.heads import dense_attention
 from vidsparse.runtime.registry import adapter_for
 from vidsparse.runtime.sparsify import sparsify
 from vidsparse.runtime.stopwatch import Stopwatch
+from vidsparse.tuning.turns import Turns
 
 
 @dataclass
@@ -26,12 +27,12 @@ class Tally:
         errors: layer -> float64 [heads, candidates]: the mean square, over tokens and channels of the layer's output,
             of what the candidate changes in it through that head.
         densities: layer -> float64 [heads, candidates], of token pairs.
-        seconds: candidate -> seconds of choosing and attention of a head, one number for each layer.
+        turns: seconds of choosing and attention of a head, of each candidate in each layer, beside dense attention.
     """
 
     errors: dict[int, torch.Tensor] = field(default_factory=dict)
     densities: dict[int, torch.Tensor] = field(default_factory=dict)
-    seconds: dict[int, list[float]] = field(default_factory=dict)
+    turns: Turns = field(default_factory=Turns)
 
     def stacked(self, name: str) -> torch.Tensor:
         """Errors or densities of all layers: float64 [layers, heads, candidates]."""
@@ -73,18 +74,28 @@ class _Probe(Pattern):
         exact = dense_attention(query, key, value, grid, context.extra_valid)
         gram = self._gram(layer, heads, query.shape[3]).to(query.device)
         errors, densities = (torch.zeros(heads, len(self.candidates), dtype=torch.float64) for _ in range(2))
-        for index, candidate in enumerate(self.candidates):
+
+        def dense() -> float:
             stopwatch = Stopwatch(query.device)
-            plan = candidate.select(query, key, grid, replace(context, memory={}))
+            dense_attention(query, key, value, grid, context.extra_valid)
+            return stopwatch.stop().seconds() / heads
+
+        def run(index: int) -> float:
+            stopwatch, ran = Stopwatch(query.device), []
+            plan = self.candidates[index].select(query, key, grid, replace(context, memory={}))
             for group in head_groups(plan, heads):
+                q, k, v = (x[:, :, list(group.heads)] for x in (query, key, value))
+                ran.append((group, sparse_attention(q, k, v, group.block_map, extra_valid=context.extra_valid)))
+            seconds = stopwatch.stop().seconds() / heads
+            for group, found in ran:
                 own = list(group.heads)
-                q, k, v = (x[:, :, own] for x in (query, key, value))
-                found = sparse_attention(q, k, v, group.block_map, extra_valid=context.extra_valid)
                 lost = (found - exact[:, :, own]).float()
                 spread = torch.einsum("bthd,hde,bthe->h", lost, gram[own], lost)
                 errors[own, index] = spread.double().cpu() / (lost.shape[0] * lost.shape[1])
                 densities[own, index] = group.block_map.head_densities[1].cpu().expand(len(own))
-            self.tally.seconds.setdefault(index, []).append(stopwatch.stop().seconds() / heads)
+            return seconds
+
+        self.tally.turns.take(len(self.candidates), run, dense, first=layer)
         self.tally.errors[layer], self.tally.densities[layer] = errors, densities
         return Dense().plan(grid, context)
 

@@ -8,18 +8,21 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from gloo import on_ranks
 from quantised import needs, torchao_weights
 from small_videos import SMALL, leaves_pipes, write_video
+from torch import distributed
 
 from vidsparse.doctor import Twin
 from vidsparse.finetune.data import tensor_file
-from vidsparse.finetune.data.cache import Encoded, encode
+from vidsparse.finetune.data.cache import Encoded, encode, read_ahead
 from vidsparse.finetune.data.clips import Bucket, Clip
 from vidsparse.finetune.data.encoders import Encoders
 from vidsparse.finetune.data.fingerprint import fingerprint
@@ -197,6 +200,62 @@ def test_processes_share_the_work_and_see_all_of_it(pipe: Any, tmp_path: Path) -
     for encoded, skipped in results.values():
         assert encoded.captions == [clips[i].caption for i in (0, 2, 3)]
         assert [(s.path.name, s.reason) for s in skipped] == [("broken.mp4", "it is damaged")]
+
+
+def share(data: Path, cache: Path) -> tuple[list[str], str]:
+    """What this process decodes of a folder, and the hash of what all processes have encoded."""
+    rank, read = distributed.get_rank(), list[str]()
+    clips, _ = folder_clips(data, [(32, 32)], [5], cache=cache, rank=rank, world=2)
+
+    def reading(clip: Clip) -> torch.Tensor:
+        read.append(str(clip.path and clip.path.name))
+        return clip.read()
+
+    mine = [replace(clip, read=partial(reading, clip)) for clip in clips]
+    encoded, _ = encode(load_pipeline(), mine, cache, rank=rank, world=2, wait=distributed.barrier)
+    return read, encoded.fingerprint
+
+
+def test_two_gloo_processes_decode_each_clip_once(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for index in range(4):
+        write_video(tmp_path / f"data/{index}.mp4", frames=5 + index)
+        (tmp_path / f"data/{index}.txt").write_text("a white square standing still on a black background")
+    (first, one), (second, other) = on_ranks(2, share, tmp_path / "data", tmp_path / "cache")
+    assert (first, second) == (["0.mp4", "2.mp4"], ["1.mp4", "3.mp4"]) and one == other
+
+
+def test_captions_and_repeats_are_examples_of_one_file(pipe: Any, tmp_path: Path) -> None:
+    clip = clip_of(0)
+    clips = [replace(clip, repeats=2), replace(clip, caption="a red circle", repeats=2), clip_of(1, Bucket(9, 32, 16))]
+    encoded, _ = encode(pipe, clips, tmp_path)
+    assert encoded.captions == [clip.caption] * 2 + ["a red circle"] * 2 + [clips[2].caption]
+    assert len(list(tmp_path.glob("latents-*"))) == 2 and encoded.frames == 9
+
+
+def test_a_broken_clip_takes_no_other_of_its_file_with_it(pipe: Any, tmp_path: Path) -> None:
+    path = Path("take.mp4")
+    good = replace(clip_of(0), path=path)
+    broken = replace(clip_of(1, Bucket(9, 32, 32)), path=path, read=unreadable)
+    encoded, skipped = encode(pipe, [good, broken, replace(broken, caption="another")], tmp_path)
+    assert (len(encoded), encoded.frames, len(skipped)) == (1, 5, 1)
+
+
+def test_the_next_clips_are_decoded_while_one_is_encoded(pipe: Any, tmp_path: Path) -> None:
+    started, ready = list[int](), threading.Event()
+
+    def reading(index: int) -> torch.Tensor:
+        started.append(index)
+        if index == 1:
+            ready.set()  # only if it is read beside the first
+        assert index != 0 or ready.wait(60)
+        return clip_of(index).read()
+
+    clips = [replace(clip_of(index), read=partial(reading, index)) for index in range(6)]
+    ahead = read_ahead(clips)
+    assert torch.equal(next(ahead), clip_of(0).read())  # type: ignore[arg-type]
+    assert len(started) < 6, "no more than memory is there for"
+    assert [torch.equal(video, clip_of(i).read()) for i, video in enumerate(ahead, 1)] == [True] * 5  # type: ignore[arg-type]
 
 
 def test_a_video_that_breaks_while_it_is_read_is_left_out(pipe: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import diffusers
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import load_file
 from trained_families import CASES, Case
 from twins import ignores_warnings
@@ -30,6 +30,12 @@ pytestmark = [
     pytest.mark.parametrize("case", CASES.values(), ids=CASES),
 ]
 LEVEL = 0.7
+
+
+@pytest.fixture(autouse=True)
+def no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some pipelines take a sample of the image's latents, a training takes their mean."""
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
 
 
 def clip_of(case: Case) -> Clip:
@@ -81,7 +87,7 @@ def test_a_call_is_the_one_of_the_pipeline(case: Case) -> None:
     channels = example.latents.shape[1]
     if task.from_image and not case.kept:  # what stands beside the noisy latents
         beside = [layout(case, call["hidden_states"], example)[:, channels:] for call in (ours, theirs)]
-        torch.testing.assert_close(*beside, atol=0.05 if "cog" in task.family.lower() else 1e-5, rtol=0)
+        torch.testing.assert_close(*beside, atol=1e-5, rtol=0)
 
 
 def layout(case: Case, hidden: torch.Tensor, example: Example) -> torch.Tensor:
@@ -127,10 +133,12 @@ def test_the_target_generates_the_clip(case: Case, monkeypatch: pytest.MonkeyPat
     for name in ("transformer", "transformer_2"):
         if isinstance(model := getattr(pipe, name, None), torch.nn.Module):
             monkeypatch.setattr(model, "forward", perfect.__get__(model))
+    if task.family == "Kandinsky 5" and case.kept:  # it changes the first four frames afterwards
+        monkeypatch.setattr(pipe, "normalize_first_frame", lambda latents: latents)
     out = generate(pipe, case, 6, "latent")
     found = layout(case, out, example)
     torch.testing.assert_close(found[:, :, case.kept :], clean[:, :, case.kept :], atol=2e-3, rtol=1e-3)
-    if not case.kept:  # else the pipeline samples the latents of the image
+    if not case.kept:
         video = clip_of(case).read()[None]
         with torch.no_grad():
             known = pipe.vae.decode(pipe.vae.encode(video).latent_dist.mean, return_dict=False)[0]
@@ -189,6 +197,8 @@ def test_a_lora_learns_resumes_and_loads(case: Case, tmp_path: Path) -> None:
         alone.transformer.load_lora_adapter(str(tmp_path / "whole"), prefix="transformer")
     theirs = _answer(alone, case)
     assert not torch.allclose(plain, theirs, atol=1e-6)
+    if not case.loads:
+        return  # nor does vidsparse.load_lora
     ours = case.pipe()
     vidsparse.load_lora(ours, tmp_path / "whole")
     torch.testing.assert_close(_answer(ours, case), theirs)

@@ -15,7 +15,7 @@ from vidsparse.finetune.memory.forecast import StepForecast
 from vidsparse.finetune.memory.live import LiveBytes
 from vidsparse.finetune.memory.plan import plan_training
 from vidsparse.finetune.objective import loss_of
-from vidsparse.finetune.task import WanTask
+from vidsparse.finetune.families.wan import WanTask
 from vidsparse.generation.models import find_model
 from vidsparse.shapes.model import load_pipeline
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from vidsparse.finetune.data.clips import Clip, Skipped
 from vidsparse.finetune.data.encoders import Encoders, check_bucket, moved
 from vidsparse.finetune.families.task import MAIN
 
+AHEAD = 2  # videos that are decoded while one is encoded
+
 
 class Encoded:
     """The encoded examples of a training, read from disk one by one.
@@ -24,12 +28,14 @@ class Encoded:
     Attributes:
         captions: of the examples.
         words: length to which their embeddings are padded with zeros; None: each has its own.
+        frames: of the longest example.
         fingerprint: hash of the data: equal ones give a training the same numbers.
         empty_text: embedding of the empty caption, [words, width], for training without a caption.
     """
 
-    def __init__(self, captions: list[str], latents: list[Path], texts: dict[str, Path], words: int | None):
-        self.captions, self.words, self._latents, self._texts = captions, words, latents, texts
+    def __init__(self, captions: list[str], latents: list[Path], texts: dict[str, Path], words: int | None, frames: int):
+        self.captions, self.words, self.frames = captions, words, frames
+        self._latents, self._texts = latents, texts
         # The file names are hashes of everything that decides their content.
         names = [(path.name, texts[caption].name) for path, caption in zip(latents, captions, strict=True)]
         self.fingerprint = hashlib.sha256(repr(names).encode()).hexdigest()
@@ -85,13 +91,13 @@ def encode(
         clips: the clips of the training.
         folder: the cache, created if it does not exist. Trainings may share it, even at the same time.
         progress: called with how many items this process has encoded, and how many it has to encode.
-        rank, world: this process encodes clips[rank::world].
+        rank, world: this process encodes every `world`-th video from `rank` on.
         wait: returns when all processes have called it.
         device: where the encoders compute; each is there only while it has something to encode, and on the CPU
             afterwards. None: where they are.
 
     Returns:
-        The examples of all processes in the order of the clips, and the clips that could not be read.
+        The examples of all processes in the order of the clips, and the files of those that could not be read.
 
     Raises:
         NotImplementedError: a pipeline of another family.
@@ -109,9 +115,9 @@ def encode(
     captions = sorted({"", *(clip.caption for clip in clips)})
     texts = {caption: folder / f"text-{encoders.text_key(caption)}.safetensors" for caption in captions}
 
-    unseen = {
-        p: c for p, c in zip(latents[rank::world], clips[rank::world], strict=True) if tensor_file.shape(p) is None
-    }
+    # Clips with several captions, or equal ones, have one file.
+    share = list(dict(zip(latents, clips, strict=True)).items())[rank::world]
+    unseen = {path: clip for path, clip in share if tensor_file.shape(path) is None}
     unread = {texts[c]: c for c in captions[rank::world] if tensor_file.shape(texts[c]) is None}
     total = len(unseen) + len(unread)
     with moved(encoders.parts("text"), device if unread else None):
@@ -122,34 +128,54 @@ def encode(
                 said[MAIN] = _without_padding(said[MAIN])
             tensor_file.write(path, said)
     with moved(encoders.parts("video"), device if unseen else None):
-        for done, (path, clip) in enumerate(unseen.items(), len(unread)):
+        videos = read_ahead(list(unseen.values()))
+        for done, (path, video) in enumerate(zip(unseen, videos, strict=True), len(unread)):
             progress(done, total)
-            _encode_clip(encoders, clip, path)
+            if isinstance(video, ValueError):
+                _reason(path).write_text(str(video), encoding="utf-8")  # for the other processes
+            else:
+                tensor_file.write(path, encoders.encode_video(video))
+                _reason(path).unlink(missing_ok=True)
     progress(total, total)
     wait()
 
-    kept, skipped = list[int](), list[Skipped]()
+    kept, skipped = list[int](), dict[Path, Skipped]()
     for index, (clip, path) in enumerate(zip(clips, latents, strict=True)):
         if tensor_file.shape(path) is not None:
-            kept.append(index)
+            kept += [index] * clip.repeats
         elif clip.path is not None:
-            skipped.append(Skipped(clip.path, _reason(path).read_text(encoding="utf-8")))
+            skipped[path] = Skipped(clip.path, _reason(path).read_text(encoding="utf-8"))
     if not kept:
-        raise ValueError(f"none of the {len(clips)} videos can be read; {skipped[0].path}: {skipped[0].reason}")
-    return Encoded([clips[i].caption for i in kept], [latents[i] for i in kept], texts, encoders.padded), skipped
+        first = next(iter(skipped.values()))
+        raise ValueError(f"none of the {len(clips)} videos can be read; {first.path}: {first.reason}")
+    longest = max(clips[index].bucket.frames for index in kept)
+    examples = [clips[i].caption for i in kept], [latents[i] for i in kept]
+    return Encoded(*examples, texts, encoders.padded, longest), list(skipped.values())
 
 
-def _encode_clip(encoders: Encoders, clip: Clip, path: Path) -> None:
-    """Write the latents of a clip, or the reason why it cannot be read, for the other processes."""
+def read_ahead(clips: Sequence[Clip]) -> Iterator[torch.Tensor | ValueError]:
+    """The videos of clips in their order, or why one cannot be read; the next are decoded while one is worked on."""
+    with ThreadPoolExecutor(AHEAD) as pool:
+        coming = deque[Future[torch.Tensor | ValueError]]()
+        try:
+            for clip in clips:
+                coming.append(pool.submit(_read, clip))
+                if len(coming) > AHEAD:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            for future in coming:
+                future.cancel()
+
+
+def _read(clip: Clip) -> torch.Tensor | ValueError:
     try:
-        video = clip.read()
+        return clip.read()
     except ValueError as error:
         if clip.path is None:
             raise  # no file to blame
-        _reason(path).write_text(str(error), encoding="utf-8")
-    else:
-        tensor_file.write(path, encoders.encode_video(video))
-        _reason(path).unlink(missing_ok=True)
+        return error
 
 
 def _reason(path: Path) -> Path:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.nn.functional import interpolate
 
 from vidsparse.grid import latent_frames
 
@@ -40,7 +39,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Clip:
-    """A video with its caption, not yet in memory.
+    """A video, or a part of one, with its caption, not yet in memory.
 
     Attributes:
         key: hash of the content: clips with equal key and bucket show the same video.
@@ -49,6 +48,9 @@ class Clip:
         read: returns the video, float32 [3, frames, height, width] in [-1, 1], of the bucket's size; raises
             `ValueError` with the reason if it cannot be decoded.
         path: of its file; None for a synthetic clip.
+        span: seconds of its file at which it begins and ends; None if its file has no times.
+        fps: frames a second of its file; None if its file has no times.
+        repeats: how many times it counts as an example.
     """
 
     key: str
@@ -56,11 +58,14 @@ class Clip:
     bucket: Bucket
     read: Callable[[], torch.Tensor]
     path: Path | None = None
+    span: tuple[float, float] | None = None
+    fps: float | None = None
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A video that a training skips, and why."""
+    """A file that a training skips, and why."""
 
     path: Path
     reason: str
@@ -81,22 +86,11 @@ def choose_bucket(
     """
     fitting = [count for count in frame_counts if count <= frames]
     if not fitting:
-        raise ValueError(f"it has {frames} frames, and the shortest clips have {min(frame_counts)}")
+        counted = f"{frames} frame{'s' if frames != 1 else ''}"
+        raise ValueError(f"it has {counted}, and the shortest clips have {min(frame_counts)}")
 
     def distance(size: tuple[int, int]) -> tuple[float, float]:
         aspect = abs(math.log(size[0] / size[1]) - math.log(height / width))
         return aspect, abs(math.log(size[0] * size[1]) - math.log(height * width))
 
     return Bucket(max(fitting), *min(sizes, key=distance))
-
-
-def fit(frame: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Resize a frame with antialiasing and its aspect ratio until it covers the size, then crop its centre.
-
-    Takes and returns float [3, height, width] in [-1, 1].
-    """
-    scale = max(height / frame.shape[1], width / frame.shape[2])
-    covering = max(height, round(frame.shape[1] * scale)), max(width, round(frame.shape[2] * scale))
-    resized = interpolate(frame[None], covering, mode="bicubic", antialias=True)[0].clamp(-1, 1)
-    top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
-    return resized[:, top : top + height, left : left + width]

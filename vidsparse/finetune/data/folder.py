@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
+from vidsparse.finetune.data.captions import Entry, read_entries
+from vidsparse.finetune.data.clips import Clip, Skipped
+from vidsparse.finetune.data.cutting import Cutting, shown
+from vidsparse.finetune.data.sources import READER, Source, forget_older, look_at_all
 
-from vidsparse.finetune.data import tensor_file
-from vidsparse.finetune.data.captions import read_captions
-from vidsparse.finetune.data.clips import Clip, Skipped, choose_bucket
-from vidsparse.finetune.data.decoding import measure_clip, read_video
+RATES = 4  # that a message names
+FIRST = Cutting()
 
 
 def folder_clips(
@@ -23,23 +24,36 @@ def folder_clips(
     fps: float | None = None,
     cache: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    cutting: Cutting = FIRST,
+    caption_lines: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    say: Callable[[str], None] = lambda text: None,
 ) -> tuple[list[Clip], list[Skipped]]:
-    """The videos of a folder as clips, each in the bucket that fits it best; a clip is the beginning of its video.
+    """The videos of a folder as clips, each in the bucket that fits it best.
 
-    Captions are in `metadata.jsonl` (lines with `file_name` and `caption` or `text`) or in a .txt beside each video.
-    A video is decoded once, up to the longest clip, to count its frames.
+    Videos, animations (GIF, WebP, APNG), still images, which are clips of one frame, and folders of frames. Captions
+    are in `metadata.csv`, `metadata.jsonl`, `captions.csv`, `captions.jsonl`, or in a .txt beside each video. A clip
+    with several captions is an example for each of them. Videos below a folder whose name ends in @3 count three times.
 
     Args:
         folder: of the videos.
         sizes: (height, width) in pixels, for `choose_bucket`.
         frame_counts: lengths in frames, for `choose_bucket`.
-        fps: frames per second to resample to. None takes the frames at any rate: fast and slow videos then look alike
-            to a model, which counts frames and not seconds.
-        cache: caches the counts, so that the next training starts at once; may be the folder of `encode`.
-        progress: called with the number of videos that were measured, and of all.
+        fps: frames per second to resample to, by time. None takes each stored frame once: fast and slow videos then
+            look alike to a model, which counts frames and not seconds. Images and folders of frames have no times, and
+            are taken as they are.
+        cache: remembers what is in the files, so that the next training starts at once; may be the folder of `encode`.
+        progress: called with the number of files that were looked at, and of all.
+        cutting: where in its video each clip begins.
+        caption_lines: whether each line of a .txt is a caption of its own.
+        rank, world: this process looks at its share of the files; what others have looked at it reads from the cache.
+        say: called with what a user should know, one line each.
 
     Returns:
-        The clips in the order of their paths, and what was skipped: no caption, no file, too short, not decodable.
+        The clips in the order of their paths, and each file that is not used: no caption, no file, too short, not
+        decodable, neither a video nor an image.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -50,49 +64,64 @@ def folder_clips(
         raise ValueError(f"sizes={sizes!r} and frame_counts={frame_counts!r} need at least one each")
     if fps is not None and not fps > 0:
         raise ValueError(f"fps={fps} must be above 0, or None to take the frames as they are")
-    captions, skipped = read_captions(folder)
-    clips, longest = [], max(frame_counts)
-    for done, (path, caption) in enumerate(captions.items(), 1):
+    entries, skipped = read_entries(folder, caption_lines, cache)
+    if cache is not None and rank == 0 and forget_older(cache):
+        say(f"an earlier version read the videos in {cache} in another way; they are encoded again")
+    sources = look_at_all(list(dict.fromkeys(entry.path for entry in entries)), cache, rank, world, progress)
+    clips = list[Clip]()
+    for entry in entries:
+        source = sources[entry.path]
         try:
-            key = _key(path, fps)
-            size = _cached_size(cache, f"look-{key[:32]}-{longest}", partial(measure_clip, path, longest, fps))
-            bucket = choose_bucket(*size, sizes, frame_counts)
-            clips.append(Clip(key, caption, bucket, partial(read_video, path, bucket, fps), path))
+            if isinstance(source, str):
+                raise ValueError(source)
+            clips += _cut(entry, source, sizes, frame_counts, fps, cutting)
         except ValueError as error:
-            skipped.append(Skipped(path, str(error)))
-        progress(done, len(captions))
+            skipped.append(Skipped(entry.path, str(error)))
     if not clips:
-        raise ValueError(f"no video in {folder} can be trained on: {_found(folder, skipped)}")
+        raise ValueError(f"no video in {folder} can be trained on: {_found(skipped)}")
+    if fps is not None and (rates := _rates(clips)):
+        say(f"videos are resampled to {fps:g} frames a second; they have {rates}")
     return clips, skipped
 
 
-def _key(path: Path, fps: float | None) -> str:
-    content = hashlib.sha256(f"{fps} ".encode())
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                content.update(block)
-    except OSError as error:
-        raise ValueError(f"it cannot be read: {error.strerror}") from error
-    return content.hexdigest()
+def _cut(
+    entry: Entry,
+    source: Source,
+    sizes: Sequence[tuple[int, int]],
+    frame_counts: Sequence[int],
+    fps: float | None,
+    cutting: Cutting,
+) -> Iterator[Clip]:
+    """The clips of a video, or of the part of it that an entry names.
+
+    Raises:
+        ValueError: it is too short, or has no times to take a part by.
+    """
+    seen = source.seen
+    timed = len(seen.times) > 0
+    if not timed and (entry.start is not None or entry.end is not None):
+        raise ValueError("it has no times, so that no part of it can begin at a second")
+    stored = shown(seen.times, fps, entry.start, entry.end) if timed else list(range(seen.frames))
+    for first, bucket in cutting.cut(len(stored), seen.height, seen.width, sizes, frame_counts):
+        frames = stored[first : first + bucket.frames]
+        span = (seen.times[frames[0]] - seen.times[0], seen.times[frames[-1]] - seen.times[0]) if timed else None
+        key = hashlib.sha256(repr((READER, source.content, frames)).encode()).hexdigest()
+        read = partial(source.read, frames, bucket.height, bucket.width)
+        for caption in entry.captions:
+            yield Clip(key, caption, bucket, read, entry.path, span, seen.fps, entry.repeats)
 
 
-def _cached_size(cache: Path | None, name: str, measure: Callable[[], tuple[int, int, int]]) -> tuple[int, int, int]:
-    """Frames, height and width of a video: from the cache, or measured and written there."""
-    if cache is None:
-        return measure()
-    path = cache / f"{name}.safetensors"
-    if tensor_file.shape(path) is None:
-        cache.mkdir(parents=True, exist_ok=True)
-        tensor_file.write(path, torch.tensor(measure()))
-    frames, height, width = tensor_file.read(path).tolist()
-    return frames, height, width
+def _rates(clips: Sequence[Clip]) -> str:
+    """The rates of the files of clips, the most frequent first."""
+    counted = Counter({clip.path: clip.fps for clip in clips if clip.fps is not None}.values()).most_common()
+    named = [f"{fps:g} ({number:,} {'file' if number == 1 else 'files'})" for fps, number in counted[:RATES]]
+    rest = sum(number for _, number in counted[RATES:])
+    return ", ".join([*named, *([f"other rates ({rest:,})"] if rest else [])])
 
 
-def _found(folder: Path, skipped: list[Skipped]) -> str:
+def _found(skipped: list[Skipped]) -> str:
     """Describe the content of an unusable folder, for its error."""
-    if skipped:
-        first = "; ".join(f"{s.path.name}: {s.reason}" for s in skipped[:3])
-        return f"{len(skipped)} left out ({first}{'; ...' if len(skipped) > 3 else ''})"
-    kinds = Counter(path.suffix or path.name for path in folder.rglob("*") if path.is_file())
-    return f"it has {', '.join(f'{n} {kind}' for kind, n in kinds.most_common(5)) or 'no files'}"
+    if not skipped:
+        return "it has no files"
+    first = "; ".join(f"{s.path.name}: {s.reason}" for s in skipped[:3])
+    return f"{len(skipped)} left out ({first}{'; ...' if len(skipped) > 3 else ''})"

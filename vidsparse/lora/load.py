@@ -1,0 +1,200 @@
+"""Loads LoRAs of any trainer into pipelines, and removes them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from vidsparse.generation.frames import pipeline_geometry
+from vidsparse.generation.positions import ExtendedPositions, extend_positions
+from vidsparse.generation.scheduler import build_scheduler
+from vidsparse.lora.attach import Changed, attach, free_name
+from vidsparse.lora.files import HEADER, recipe_in, require_peft, transformer_of
+from vidsparse.lora.fitted import fit
+from vidsparse.lora.recipe import LoraRecipe
+from vidsparse.lora.source import find_lora
+from vidsparse.lora.stored import Stored, experts_in, read_names, read_stored
+from vidsparse.runtime.pipeline import transformers_of, uncompiled
+
+CONNECTORS = "connectors.", "text_embedding_projection."  # of LTX-2: what stands between its text encoder and it
+
+
+@dataclass
+class _Added:
+    """What `load_lora` changed in a pipeline besides low-rank updates."""
+
+    before: Any  # the scheduler before the first LoRA
+    scheduler: Any = None  # the scheduler of the last one
+    positions: list[ExtendedPositions] = field(default_factory=list)
+    parameters: list[Changed] = field(default_factory=list)
+
+
+_added: WeakKeyDictionary[Any, _Added] = WeakKeyDictionary()
+
+
+def warn(text: str) -> None:
+    """Give a note as a warning of Python."""
+    warnings.warn(text, stacklevel=3)
+
+
+def load_lora(
+    pipe: Any,
+    source: str | Path,
+    adapter_name: str | None = None,
+    *,
+    transformer: str | None = None,
+    strength: float = 1.0,
+    note: Callable[[str], None] = warn,
+) -> LoraRecipe:
+    """Load a LoRA into a pipeline, with the positions that it was trained with and the scheduler that it is for.
+
+        recipe = vidsparse.load_lora(pipe, "shapes-long")
+        with vidsparse.sparsify(pipe, recipe.pattern, correction=recipe.correction):
+            video = pipe("a red circle moving left on a blue background", num_frames=recipe.frames).frames[0]
+
+        vidsparse.unload_lora(pipe)
+
+    It is active beside those that were loaded before: their updates add up. Files of other trainers load too, see
+    "LoRAs" in the documentation. What a file changes outside of low-rank updates, such as norms, is changed in the
+    parameters themselves; `strength` applies to it, `pipe.set_adapters` does not.
+
+    Args:
+        pipe: a diffusers pipeline; not offloaded yet if positions, norms or biases change.
+        source: "shapes-long", a folder, a safetensors file or a Hub id, of vidsparse or not.
+        adapter_name: for `pipe.set_adapters`; by default "default_0", "default_1", ...
+        transformer: of the pipeline: "transformer" or "transformer_2". By default the file says it, or there is but
+            one.
+        strength: what the LoRA adds is multiplied with this.
+        note: called with a line where parts of the file have no place in the model; by default `warnings.warn`.
+
+    Returns:
+        The recipe in the file; None for what it does not say.
+
+    Raises:
+        OSError: no such name, file, folder or Hub id.
+        ValueError: not a LoRA, an incomplete one, one for another model, a recipe that this version of vidsparse cannot
+            read, a file that leaves open which of two transformers it is for, or a model with fused projections.
+        TypeError: a pipeline that loads no LoRA.
+        NotImplementedError: another method than LoRA, or a pipeline whose scheduler does not take the recipe's sampler
+            or shift.
+        ImportError: peft is missing.
+    """
+    models = _models(pipe)
+    require_peft()
+    file = find_lora(source)
+    stored = read_stored(file)
+    recipe = recipe_in(file, stored.header)
+    name = chosen_transformer(file, models, transformer)
+    model = uncompiled(transformer_of(pipe, name))
+    recipe = replace(recipe, transformer=name)
+    scheduler = build_scheduler(pipe.scheduler, recipe.sampler, recipe.flow_shift)
+    fitted = [(place, fit(part, place, file)) for place, part in _places(pipe, model, stored)]
+    for place, lora in fitted:
+        if lora.left_out:
+            note(f"{file}: parts without a place in {type(place).__name__} are left out: {lora.left_out_summary}")
+    if stored.is_bare_peft:
+        note(f"{file} does not say its alpha, and no adapter_config.json is beside it: alpha is taken to be the rank")
+    adapter_name = adapter_name or free_name(models.values())
+    positions = _extend_positions(pipe, model, recipe)
+    added = _added.setdefault(pipe, _Added(pipe.scheduler))
+    try:
+        for place, lora in fitted:
+            added.parameters += attach(pipe, place, lora, adapter_name, strength)
+    except BaseException:
+        for extended in positions:
+            extended.restore()
+        raise
+    added.positions += positions
+    pipe.scheduler = added.scheduler = scheduler
+    return recipe
+
+
+def unload_lora(pipe: Any) -> None:
+    """Remove all LoRAs of a pipeline, with the positions, norms, biases and scheduler that `load_lora` gave it.
+
+    A scheduler that was set after `load_lora` stays. Does nothing to a pipeline without LoRAs.
+
+    Args:
+        pipe: a diffusers pipeline; not offloaded if positions, norms or biases were changed.
+
+    Raises:
+        TypeError: a pipeline that loads no LoRA.
+    """
+    models = _models(pipe)
+    if hasattr(pipe, "unload_lora_weights"):
+        pipe.unload_lora_weights()
+    for model in [*models.values(), getattr(pipe, "connectors", None)]:
+        if getattr(model, "peft_config", None):
+            model.unload_lora()
+    added = _added.pop(pipe, None)
+    if added is None:
+        return
+    for change in reversed(added.parameters):
+        change.restore()
+    for positions in reversed(added.positions):
+        positions.restore()
+    if pipe.scheduler is added.scheduler:
+        pipe.scheduler = added.before
+
+
+def chosen_transformer(file: Path, names: Sequence[str] | Mapping[str, Any], asked: str | None) -> str:
+    """Which transformer of a pipeline a LoRA is for: what is asked for, else what its file says, else the only one.
+
+    Args:
+        file: of the LoRA.
+        names: of the pipeline's transformers.
+        asked: one of them, or None.
+
+    Raises:
+        ValueError: a name that the pipeline lacks, a file for several, or one that leaves it open.
+    """
+    if asked is not None:
+        if asked not in names:
+            raise ValueError(f"{file} is asked for in {asked!r}, which the pipeline lacks; it has {', '.join(names)}")
+        return asked
+    stored, header = read_names(file)
+    if HEADER in header and "transformer" in json.loads(header[HEADER]):
+        return recipe_in(file, header).transformer
+    experts = experts_in(stored)
+    if len(experts) > 1:
+        raise ValueError(f"{file} is for {' and '.join(sorted(experts))}; write a file for each of them")
+    if experts - {"transformer"}:  # the name of the first is what any file of diffusers begins with
+        return experts.pop()
+    if len(names) == 1:
+        return next(iter(names))
+    forms = " or ".join(f"--lora {file}@{name}" for name in names)
+    raise ValueError(
+        f"{file} does not say which of {' and '.join(names)} it is for; choose with {forms}, in Python with "
+        f"load_lora(pipe, source, transformer={[*names][-1]!r})"
+    )
+
+
+def _models(pipe: Any) -> dict[str, Any]:
+    """The transformers of a pipeline. Raises TypeError where they load no LoRA."""
+    found = {} if not hasattr(pipe, "scheduler") else transformers_of(pipe)
+    if not found or not all(hasattr(model, "load_lora_adapter") for model in found.values()):
+        kind = type(next(iter(found.values()), pipe)).__name__
+        raise TypeError(f"{kind} loads no LoRA; pass a diffusers pipeline whose transformer has load_lora_adapter")
+    return found
+
+
+def _places(pipe: Any, model: Any, stored: Stored) -> list[tuple[Any, Stored]]:
+    """The models that a file is for, each with its part of the file."""
+    connectors = getattr(pipe, "connectors", None)
+    if not hasattr(connectors, "load_lora_adapter"):
+        return [(model, stored)]
+    parts = stored.part(CONNECTORS, True), stored.part(CONNECTORS, False)
+    return [(place, part) for place, part in zip((connectors, model), parts, strict=True) if part.layers]
+
+
+def _extend_positions(pipe: Any, model: Any, recipe: LoraRecipe) -> list[ExtendedPositions]:
+    if recipe.positions is None or recipe.frames is None or recipe.trained_frames is None:
+        return []
+    known = pipeline_geometry(pipe)
+    frames, trained_frames = (known.frames(count)[1] for count in (recipe.frames, recipe.trained_frames))
+    return [extend_positions(model, frames, trained_frames, recipe.positions)]
