@@ -268,12 +268,8 @@ CASES = {
     "cogvideox1.5": Case(cogvideox_15, Bucket(9, 64, 64), WORDS, "frames"),
     "cogvideox1.5-image": Case(cogvideox_15_image, Bucket(9, 64, 64), WORDS, "frames"),
     "mochi": Case(mochi, Bucket(13, 64, 64), WORDS),
-    "kandinsky5": Case(
-        kandinsky, Bucket(9, 64, 64), WORDS, "last", targets=QUERIES
-    ),
-    "kandinsky5-image": Case(
-        kandinsky_image, Bucket(9, 64, 64), WORDS, "last", 1, QUERIES
-    ),
+    "kandinsky5": Case(kandinsky, Bucket(9, 64, 64), WORDS, "last", targets=QUERIES),
+    "kandinsky5-image": Case(kandinsky_image, Bucket(9, 64, 64), WORDS, "last", 1, QUERIES),
     "skyreels": Case(skyreels, LARGER, WORDS),
     "skyreels-image": Case(skyreels_image, LARGER, WORDS),
     "skyreels-forcing": Case(skyreels_forcing, LARGER, WORDS | {"base_num_frames": 9, "ar_step": 0}),

@@ -20,7 +20,7 @@ from vidsparse import Dense, Pattern, Radial
 from vidsparse.finetune import Clip, Settings, drawn_clips, finetune
 from vidsparse.finetune.data.encoders import Encoders
 from vidsparse.finetune.draws.example import Example
-from vidsparse.finetune.families import TASKS, TrainingTask, task_for
+from vidsparse.finetune.families import TrainingTask, task_for
 from vidsparse.finetune.families.task import MAIN, first_frame, statistics
 from vidsparse.finetune.objective import loss_of
 
@@ -169,7 +169,15 @@ def train(case: Case, folder: Path, cache: Path, pattern: Pattern, **changes: An
     settings = Settings(**{"pattern": pattern, "targets": case.targets, **SMALL, **changes})
     clip, said = clip_of(case), []
     finetune(
-        case.pipe(), [clip], settings, folder, base="tiny", cache=cache, validation_clips=[clip], cpu=True, say=said.append
+        case.pipe(),
+        [clip],
+        settings,
+        folder,
+        base="tiny",
+        cache=cache,
+        validation_clips=[clip],
+        cpu=True,
+        say=said.append,
     )
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return load_file(folder / "pytorch_lora_weights.safetensors"), lines

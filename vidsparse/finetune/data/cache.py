@@ -33,7 +33,9 @@ class Encoded:
         empty_text: embedding of the empty caption, [words, width], for training without a caption.
     """
 
-    def __init__(self, captions: list[str], latents: list[Path], texts: dict[str, Path], words: int | None, frames: int):
+    def __init__(
+        self, captions: list[str], latents: list[Path], texts: dict[str, Path], words: int | None, frames: int
+    ):
         self.captions, self.words, self.frames = captions, words, frames
         self._latents, self._texts = latents, texts
         # The file names are hashes of everything that decides their content.
