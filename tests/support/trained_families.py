@@ -42,7 +42,7 @@ class Case:
     """
 
     build: Callable[[], Any]
-    bucket: Bucket = Bucket(9, 16, 16)
+    bucket: Bucket
     call: dict[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
     hidden: str = "video"
     kept: int = 0

@@ -105,7 +105,10 @@ def laid_out(case: Case, answer: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_target_generates_the_clip(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that answers the target gives the clip back, under the pipeline's scheduler and through its decoder."""
+    """A model that answers the target gives the clip back, under the pipeline's scheduler and through its decoder.
+
+    Five steps divide the 1000 timesteps of CogVideoX, whose scheduler else ends above timestep 0.
+    """
     pipe = case.pipe()
     task, example = encoded(pipe, case)
     clean = example.latents
@@ -135,7 +138,7 @@ def test_the_target_generates_the_clip(case: Case, monkeypatch: pytest.MonkeyPat
             monkeypatch.setattr(model, "forward", perfect.__get__(model))
     if task.family == "Kandinsky 5" and case.kept:  # it changes the first four frames afterwards
         monkeypatch.setattr(pipe, "normalize_first_frame", lambda latents: latents)
-    out = generate(pipe, case, 6, "latent")
+    out = generate(pipe, case, 5, "latent")
     found = layout(case, out, example)
     torch.testing.assert_close(found[:, :, case.kept :], clean[:, :, case.kept :], atol=2e-3, rtol=1e-3)
     if not case.kept:
@@ -143,7 +146,7 @@ def test_the_target_generates_the_clip(case: Case, monkeypatch: pytest.MonkeyPat
         with torch.no_grad():
             known = pipe.vae.decode(pipe.vae.encode(video).latent_dist.mean, return_dict=False)[0]
         expected = pipe.video_processor.postprocess_video(known, output_type="np")
-        assert abs(generate(pipe, case, 6, "np") - expected).max() < 5e-3
+        assert abs(generate(pipe, case, 5, "np") - expected).max() < 5e-3
 
 
 def test_latents_are_the_inverse_of_the_decoder_s(case: Case) -> None:
