@@ -19,7 +19,7 @@ import torch
 
 from vidsparse.finetune import folder_clips
 from vidsparse.finetune.data.cache import encode
-from vidsparse.finetune.data.encoders import WanEncoders
+from vidsparse.finetune.data.encoders import Encoders
 from vidsparse.shapes.model import load_pipeline
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     width, height = map(int, asked.size.split("x"))
     pipe = load_pipeline()
     if asked.no_vae:
-        vars_of: Any = WanEncoders
+        vars_of: Any = Encoders
         vars_of.encode_video = lambda self, video: video[:1, :1, :1, :1].clone()
     with tempfile.TemporaryDirectory() as folder:
         started, before = time.perf_counter(), _processor()

@@ -62,6 +62,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.runtime.sparsify", "vidsparse.serialize"),
     ),
     "vidsparse.finetune.data": (
+        "vidsparse.finetune.families",
         *("PIL", "matplotlib", "numpy", "safetensors", "torch", "vidsparse.atomic", "vidsparse.generation.media"),
         *("vidsparse.generation.video_file", "vidsparse.grid", "vidsparse.shapes.render"),
     ),

@@ -83,6 +83,10 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/cli/finetune_progress.py": ("cli/test_finetune.py",),
     "vidsparse/finetune/draws/example.py": ("finetune/test_objective.py",),
     "vidsparse/finetune/identity.py": ("finetune/test_resume.py",),
+    **{
+        f"vidsparse/finetune/families/{name}.py": ("finetune/families/test_registry.py",)
+        for name in (*("cogvideox", "hunyuan_video", "kandinsky5", "ltx", "mochi", "skyreels_v2", "task", "wan"),)
+    },
     "vidsparse/finetune/job.py": TRAINING,
     "vidsparse/finetune/low_rank.py": ("finetune/test_targets.py", "finetune/test_learner.py"),
     "vidsparse/finetune/memory/live.py": ("finetune/memory/test_forecast.py",),

@@ -25,6 +25,9 @@ class Examples:
     def text(self, index: int) -> torch.Tensor:
         return torch.full((2, 3), float(index))
 
+    def more(self, index: int, captioned: bool = True) -> dict[str, torch.Tensor]:
+        return {"mask": torch.full((2,), float(index if captioned else -1))}
+
 
 def sampler(**changes: Any) -> ExampleStream:
     settings = dict(batch=1, rank=0, world=1, shift=3.0, bounds=(0.0, 1.0), caption_dropout=0.0, seed=7)
@@ -32,7 +35,12 @@ def sampler(**changes: Any) -> ExampleStream:
 
 
 def same(a: Example, b: Example) -> bool:
-    return all(map(torch.equal, vars(a).values(), vars(b).values()))
+    tensors = [(x.latents, x.noise, x.text, x.level) for x in (a, b)]
+    return (
+        all(map(torch.equal, *tensors))
+        and a.more.keys() == b.more.keys()
+        and all(torch.equal(a.more[name], b.more[name]) for name in a.more)
+    )
 
 
 def test_processes_draw_what_one_draws_with_a_larger_batch() -> None:

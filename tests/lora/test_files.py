@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from tiny_lora import RECIPE, TARGETS, add_lora, call, pipeline, saved_lora, trained_pipeline
 
 from vidsparse import LoraRecipe, Radial, extend_positions, load_lora, save_lora, sparsify, unload_lora
-from vidsparse.finetune.data.encoders import WanEncoders
+from vidsparse.finetune.data.encoders import Encoders
+from vidsparse.finetune.families.task import MAIN
 from vidsparse.finetune.objective import Example, flow_loss
 from vidsparse.lora.files import read_recipe
 from vidsparse.lora.source import FILE, KNOWN, find_lora
@@ -267,8 +268,8 @@ def test_the_lora_that_ships() -> None:
     scene, paths = training_example(random.Random("not in the training"), 129)
     video = render(scene, paths, 129, 64, 64)
     with torch.no_grad():
-        latents = WanEncoders(pipe).encode_video(video)[None]
-        text = WanEncoders(pipe).encode_text(scene.caption)[None]
+        latents = Encoders(pipe).encode_video(video)[MAIN][None]
+        text = Encoders(pipe).encode_text(scene.caption)[MAIN][None]
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
         example = Example(latents, noise, text, torch.tensor([0.7]))
         losses = []

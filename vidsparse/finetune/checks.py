@@ -9,12 +9,14 @@ import torch
 
 from vidsparse.finetune.data.clips import Bucket
 from vidsparse.finetune.data.encoders import check_bucket
-from vidsparse.finetune.noise import bounds_of, by_noise, shift_of, sparse_levels
+from vidsparse.finetune.families import task_for
+from vidsparse.finetune.noise import bounds_of, by_noise, sparse_levels
 from vidsparse.finetune.settings import Settings
 from vidsparse.finetune.start import start_weights
-from vidsparse.finetune.task import task_for
 from vidsparse.generation.scheduler import build_scheduler
 from vidsparse.runtime.sparsify import sparsify
+
+ANY = Bucket(33, 256, 256)  # a size for what depends on one where none is known
 
 
 def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()) -> None:
@@ -25,7 +27,7 @@ def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()
         buckets: sizes of the clips.
 
     Raises:
-        NotImplementedError: not a text-to-video pipeline of Wan's kind, or a scheduler of another kind.
+        NotImplementedError: a pipeline or a model that cannot be trained, or a scheduler of another kind.
         ValueError: a weighting of the loss that the model has no meaning for; the transformer does not exist or has a
             LoRA; targets do not exist; the initial LoRA has another shape; the pattern is for another model; the
             schedule is dense at all noise levels of this transformer; or the model does not take a size.
@@ -34,7 +36,7 @@ def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()
     """
     import peft  # noqa: F401
 
-    task = task_for(pipe)
+    task, buckets = task_for(pipe), list(buckets)
     settings.weighting.check(task)
     transformer = getattr(pipe, settings.transformer, None)
     if not isinstance(transformer, torch.nn.Module):
@@ -47,8 +49,11 @@ def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()
     if settings.start is not None:
         start_weights(pipe, settings, settings.start)
     scheduler = build_scheduler(pipe.scheduler, settings.sampler, settings.flow_shift)
-    shift_of(scheduler)
-    pattern = by_noise(settings.pattern, scheduler, settings.inference_steps)
+    largest = max(buckets, key=lambda bucket: (bucket.frames, bucket.height * bucket.width), default=ANY)
+    view = task.view(largest.frames, largest.height, largest.width)
+    task.shift(scheduler, view)
+    levels = task.levels(scheduler, settings.inference_steps, view)
+    pattern = by_noise(settings.pattern, scheduler, settings.inference_steps, levels)
     sparsify(transformer, pattern, correction=settings.correction).restore()
     sparse, own = sparse_levels(pattern), bounds_of(pipe, settings.transformer)
     if not max(sparse[0], own[0]) < min(sparse[1], own[1]):

@@ -13,6 +13,8 @@ from vidsparse.finetune.checks import check_pipeline
 from vidsparse.finetune.data.cache import Encoded, encode
 from vidsparse.finetune.data.clips import Clip
 from vidsparse.finetune.data.encoders import moved
+from vidsparse.finetune.families import task_for
+from vidsparse.finetune.families.task import first_frame
 from vidsparse.finetune.process.accelerator import accelerator_for, check_launch
 from vidsparse.finetune.process.lock import locked_for_all
 from vidsparse.finetune.process.stopping import stopping
@@ -52,8 +54,8 @@ def finetune(
     `accelerate launch` each process calls it, and each step has the videos of all processes.
 
     Args:
-        pipe: a `WanPipeline`, with weights already in the dtype they should be stored in; moved to the device of the
-            training.
+        pipe: a pipeline of `vidsparse.finetune.families.TASKS`, with weights already in the dtype they should be
+            stored in; moved to the device of the training.
         clips: from `folder_clips` or `drawn_clips`.
         settings: everything that decides the result.
         folder: receives the LoRA, `checkpoints`, `samples`, `log.jsonl`, `loss.png` and TensorBoard's files. One
@@ -100,7 +102,7 @@ def finetune(
             others = _encoded(pipe, held_out, store, accelerator, say, progress) if held_out else None
             samples = None
             if settings.samples or settings.sample_every:
-                prompts = _prompts(pipe, settings, examples, accelerator.device)
+                prompts = _prompts(pipe, settings, clips, examples, accelerator.device)
                 samples = Samples(prompts, folder / "samples", sampling or {}, fps, settings.seed)
             if not keep_parts:
                 _free(pipe, settings, samples is not None)
@@ -139,18 +141,29 @@ def _encoded(
     return examples
 
 
-def _prompts(pipe: Any, settings: Settings, examples: Encoded, device: torch.device) -> tuple[Prompt, ...]:
-    """The prompts of the sample videos; where none are given, a caption, whose embedding is there."""
+def _prompts(
+    pipe: Any, settings: Settings, clips: Sequence[Clip], examples: Encoded, device: torch.device
+) -> tuple[Prompt, ...]:
+    """The prompts of the sample videos; where none are given, a caption, whose embedding is there.
+
+    A video that starts from an image starts from the first frame of the first clip.
+    """
+    task = task_for(pipe)
+    if not task.embeds_prompts:
+        image = first_frame(clips[0].read()) if task.from_image else None
+        return tuple(Prompt(text, image=image) for text in settings.sample_prompts or (examples.captions[0],))
     if not settings.sample_prompts:
         return (Prompt(examples.captions[0], examples.text(0)[None], examples.empty_text[None]),)
-    with moved(pipe.text_encoder, device):
+    with moved((pipe.text_encoder,), device):
         return read_prompts(pipe, settings.sample_prompts, examples.words)
 
 
 def _free(pipe: Any, settings: Settings, samples: bool) -> None:
     """Take the parts that a training does not use out of a pipeline, so that their memory is free."""
+    task = task_for(pipe)
     expert = {"transformer": "transformer_2", "transformer_2": "transformer"}[settings.transformer]
-    for name in ("text_encoder", *(() if samples else ("vae", expert))):
+    text = task.text_parts if task.embeds_prompts or not samples else ()
+    for name in (*text, *(() if samples else (*task.video_parts, expert))):
         if getattr(pipe, name, None) is not None:
             setattr(pipe, name, None)
     gc.collect()

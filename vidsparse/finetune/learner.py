@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vidsparse.finetune.families import TrainingTask
 from vidsparse.finetune.memory.offload import offloading
 from vidsparse.finetune.objective import ExampleStream, loss_of
 from vidsparse.finetune.optim.optimizers import build_optimizer, rate_groups, set_rates
 from vidsparse.finetune.settings import Settings
-from vidsparse.finetune.task import TrainingTask
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -72,13 +72,14 @@ def sparse_levels(pattern: Pattern) -> tuple[float, float]:
     return low, high
 
 
-def by_noise(pattern: Pattern, scheduler: Any, steps: int) -> Pattern:
+def by_noise(pattern: Pattern, scheduler: Any, steps: int, levels: Sequence[float] | None = None) -> Pattern:
     """Convert the ranges of steps of a pattern to ranges of noise: a training draws levels and has no steps.
 
     Args:
         pattern: the pattern of a generation.
         scheduler: of the pipeline; gives the noise levels of a generation.
         steps: denoising steps of that generation.
+        levels: its noise levels, where the scheduler alone does not decide them.
 
     Raises:
         ValueError: a schedule that leaves no step of the generation sparse, or one within another pattern.
@@ -91,10 +92,10 @@ def by_noise(pattern: Pattern, scheduler: Any, steps: int) -> Pattern:
                 f"{name}({within[0]}=StepSchedule(...)) has its schedule inside; use StepSchedule({name}(...))"
             )
         return pattern
-    inner = by_noise(pattern.pattern, scheduler, steps)
+    inner = by_noise(pattern.pattern, scheduler, steps, levels)
     if not (pattern.dense_steps or pattern.dense_last_steps or pattern.steps):
         return replace(pattern, pattern=inner)
-    levels = _levels(scheduler, steps)
+    levels = generation_levels(scheduler, steps) if levels is None else levels
     by_step = replace(pattern, dense_layers=(), sigmas=None)
     sparse = [i for i in range(steps) if not by_step.schedules_dense(Context(step=i, steps=steps))]
     if not sparse:
@@ -107,9 +108,9 @@ def by_noise(pattern: Pattern, scheduler: Any, steps: int) -> Pattern:
     return StepSchedule(inner, dense_layers=pattern.dense_layers, sigmas=(low, high))
 
 
-def _levels(scheduler: Any, steps: int) -> Sequence[float]:
-    """The noise levels of a generation, falling from 1."""
+def generation_levels(scheduler: Any, steps: int, **spacing: Any) -> Sequence[float]:
+    """The noise levels of a generation, falling from 1; `spacing` is what else the pipeline gives `set_timesteps`."""
     own = copy.deepcopy(scheduler)
-    own.set_timesteps(steps)
+    own.set_timesteps(**spacing) if "sigmas" in spacing else own.set_timesteps(steps, **spacing)
     levels: list[float] = (own.timesteps.double() / own.config.num_train_timesteps).tolist()
     return levels

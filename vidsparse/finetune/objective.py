@@ -17,8 +17,10 @@ import torch
 from vidsparse.finetune.draws.example import Example
 from vidsparse.finetune.draws.levels import UNIFORM, LevelSampling
 from vidsparse.finetune.draws.order import Epochs
+from vidsparse.finetune.families import TrainingTask
+from vidsparse.finetune.families.wan import WanTask
 from vidsparse.finetune.noise import draw_levels, share_of
-from vidsparse.finetune.task import LossWeighting, TrainingTask, WanTask
+from vidsparse.finetune.weighting import LossWeighting
 
 __all__ = ["Example", "ExampleStream", "flow_loss", "loss_of"]
 
@@ -40,6 +42,8 @@ class ExampleStream:
         sampling: density of the noise levels.
         sparse: noise levels (low, high] at which attention is sparse. Either all levels of a step are in this range or
             none, so that no process waits for another whose attention is dense.
+        shift_of: the shift for latents of a video, where it depends on their size; `shift` then decides how many steps
+            are sparse.
     """
 
     examples: Encoded
@@ -52,6 +56,7 @@ class ExampleStream:
     caption_dropout: float
     sparse: tuple[float, float] = (0.0, 1.0)
     sampling: LevelSampling = UNIFORM
+    shift_of: Callable[[torch.Tensor], float] | None = None
 
     @cached_property
     def epochs(self) -> Epochs:
@@ -69,19 +74,28 @@ class ExampleStream:
         latents = self.examples.latents(index)
         noise = torch.randn(latents.shape, generator=generator)
         # One draw per stratum, so that the levels of a step cover their range evenly.
-        share = self._to_side(side, (torch.rand(1, generator=generator) + place) / total)
+        shift = self.shift if self.shift_of is None else self.shift_of(latents)
+        share = self._to_side(side, (torch.rand(1, generator=generator) + place) / total, shift)
         dropped = float(torch.rand(1, generator=generator)) < self.caption_dropout
         text = self.examples.empty_text if dropped else self.examples.text(index)
-        level = draw_levels(share, self.shift, self.bounds, self.sampling)
-        return Example(latents[None], noise[None], text[None], level)
+        more = {name: x[None] for name, x in self.examples.more(index, captioned=not dropped).items()}
+        level = draw_levels(share, shift, self.bounds, self.sampling)
+        return Example(latents[None], noise[None], text[None], level, more)
 
-    def _to_side(self, side: float, share: torch.Tensor) -> torch.Tensor:
+    def _to_side(self, side: float, share: torch.Tensor, shift: float) -> torch.Tensor:
         """Map numbers in (0, 1) to the sparse levels or to the dense ones, each with the probability of its range."""
-        low, high = (share_of(level, self.shift, self.bounds, self.sampling) for level in self.sparse)
-        if side < high - low:
+        low, high = self._sparse_shares(self.shift)
+        is_sparse = side < high - low
+        if shift != self.shift:
+            low, high = self._sparse_shares(shift)
+        if is_sparse:
             return low + (high - low) * share
         share = (1 - high + low) * share
         return share + (high - low) * (share > low)
+
+    def _sparse_shares(self, shift: float) -> tuple[float, float]:
+        low, high = (share_of(level, shift, self.bounds, self.sampling) for level in self.sparse)
+        return low, high
 
 
 def loss_of(
@@ -103,7 +117,9 @@ def loss_of(
     Returns:
         The loss to learn from, which is weighted, and the plain one, without a gradient, for the log.
     """
-    answer = transformer(**task.arguments(task.noisy(example), example, dtype), return_dict=False)[0]
+    out = transformer(**task.arguments(task.noisy(example), example, dtype), return_dict=False)
+    # Kandinsky 5 returns no tuple.
+    answer = task.predicted(out if isinstance(out, torch.Tensor) else out[0], example)
     loss = torch.nn.functional.mse_loss(answer.float(), task.target(example))
     if weighting.kind == "none":
         return loss, loss.detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,18 @@ from vidsparse.generation.scheduler import seed_steps
 
 
 class Prompt(NamedTuple):
-    """A prompt and its embeddings [1, words, width], with and without text."""
+    """What a sample video is made from.
+
+    Attributes:
+        text: of the prompt.
+        embeds, negative_embeds: [1, words, width], with and without text; None: the pipeline embeds the text itself.
+        image: that the video starts from, or None.
+    """
 
     text: str
-    embeds: torch.Tensor
-    negative_embeds: torch.Tensor
+    embeds: torch.Tensor | None = None
+    negative_embeds: torch.Tensor | None = None
+    image: Any = None
 
 
 @dataclass(frozen=True)
@@ -68,36 +76,50 @@ def write_samples(
 ) -> list[Path]:
     """Write one mp4 for each prompt, `step-STEP-NUMBER.mp4`, with the current weights.
 
-    The VAE and all transformers compute on `device`, and move back to their devices afterwards.
+    The VAE and all transformers compute on `device`, and move back to their devices afterwards; so do all other parts
+    of the pipeline where a prompt has no embeddings.
     """
     from diffusers.utils.export_utils import export_to_video
 
     folder.mkdir(parents=True, exist_ok=True)
-    models = [m for m in (pipe.vae, pipe.transformer, getattr(pipe, "transformer_2", None)) if m is not None]
+    embedded = all(prompt.embeds is not None for prompt in prompts)
+    parts = (pipe.vae, pipe.transformer, getattr(pipe, "transformer_2", None))
+    parts = parts if embedded else tuple(pipe.components.values())
+    models = [model for model in parts if isinstance(model, torch.nn.Module)]
     before = [(model, model.device, model.training) for model in models]
     text_encoder, entry, written = pipe.text_encoder, pipe.config["text_encoder"], []
     # Without its text encoder, which is no longer needed, the pipeline has all its models on one device.
-    pipe.text_encoder = None
+    if embedded:
+        pipe.text_encoder = None
     try:
         for model in models:
             model.to(device).eval()
         for number, prompt in enumerate(prompts):
-            embeds = (x.to(device) for x in (prompt.embeds, prompt.negative_embeds))
             generator = torch.Generator().manual_seed(seed + number)
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 seed_steps(seed + number)
-                frames = pipe(**_embedded(*embeds), generator=generator, output_type="np", **sampling).frames[0]
+                frames = pipe(
+                    **_arguments(pipe, prompt, sampling, device), generator=generator, output_type="np"
+                ).frames[0]
             path = folder / f"step-{step:07d}-{number}.mp4"
             with replacing(path) as temporary:
                 export_to_video(list(frames), str(temporary), fps=fps)
             written.append(path)
     finally:
-        pipe.text_encoder = text_encoder
-        pipe.register_to_config(text_encoder=entry)  # without this the pipeline could not be saved
+        if embedded:
+            pipe.text_encoder = text_encoder
+            pipe.register_to_config(text_encoder=entry)  # without this the pipeline could not be saved
         for model, home, training in before:
             model.to(home).train(training)
     return written
 
 
-def _embedded(embeds: torch.Tensor, negative_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"prompt_embeds": embeds, "negative_prompt_embeds": negative_embeds}
+def _arguments(pipe: Any, prompt: Prompt, sampling: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The arguments of `pipe(...)` for a prompt."""
+    if prompt.embeds is not None and prompt.negative_embeds is not None:
+        embeds = prompt.embeds.to(device), prompt.negative_embeds.to(device)
+        return {**sampling, "prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1]}
+    # Some pipelines take their size from the image.
+    taken = inspect.signature(type(pipe).__call__).parameters
+    image = {} if prompt.image is None else {"image": prompt.image}
+    return {name: value for name, value in sampling.items() if name in taken} | {"prompt": prompt.text} | image

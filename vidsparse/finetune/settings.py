@@ -13,7 +13,7 @@ from vidsparse.finetune.optim.optimizers import check_optimizer
 from vidsparse.finetune.optim.rates import RateSchedule
 from vidsparse.finetune.process.trackers import tracker_names
 from vidsparse.finetune.targets import check_targets, matches
-from vidsparse.finetune.task import LossWeighting
+from vidsparse.finetune.weighting import LossWeighting
 from vidsparse.generation.positions import KINDS
 from vidsparse.generation.scheduler import check_sampler
 from vidsparse.patterns import Pattern

@@ -12,10 +12,11 @@ import torch
 
 from vidsparse.finetune.checkpoint import load_checkpoint, save_checkpoint
 from vidsparse.finetune.data.fingerprint import fingerprint
+from vidsparse.finetune.families import task_for
 from vidsparse.finetune.identity import ORDER, check_same, comparable
 from vidsparse.finetune.learner import Learner
 from vidsparse.finetune.low_rank import add_lora, recipe_of
-from vidsparse.finetune.noise import bounds_of, by_noise, shift_of, sparse_levels
+from vidsparse.finetune.noise import bounds_of, by_noise, sparse_levels
 from vidsparse.finetune.objective import ExampleStream
 from vidsparse.finetune.optim.optimizers import know_states
 from vidsparse.finetune.process.precision import products_in_bf16
@@ -27,7 +28,6 @@ from vidsparse.finetune.record.window import Window, peak_memory
 from vidsparse.finetune.samples import Samples
 from vidsparse.finetune.settings import PRECISIONS, Settings
 from vidsparse.finetune.start import start_hash
-from vidsparse.finetune.task import task_for
 from vidsparse.generation.positions import extend_positions
 from vidsparse.generation.scheduler import build_scheduler
 from vidsparse.grid import latent_frames
@@ -87,18 +87,20 @@ class Training:
         self.task = task_for(pipe)
         self.recipe = recipe_of(settings, frames, base, say)
         scheduler = build_scheduler(pipe.scheduler, settings.sampler, settings.flow_shift)
-        self.pattern = by_noise(settings.pattern, scheduler, settings.inference_steps)
+        levels = self.task.levels(scheduler, settings.inference_steps, examples.view)
+        self.pattern = by_noise(settings.pattern, scheduler, settings.inference_steps, levels)
         stream = ExampleStream(
             examples,
             seed=settings.seed,
             batch=settings.batch,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
-            shift=shift_of(scheduler),
+            shift=self.task.shift(scheduler, examples.view),
             bounds=bounds_of(pipe, settings.transformer),
             caption_dropout=settings.caption_dropout,
             sparse=sparse_levels(self.pattern),
             sampling=settings.level_sampling,
+            shift_of=lambda latents: self.task.shift(scheduler, (latents.shape[1], latents.shape[2], latents.shape[3])),
         )
         self.validation = None
         if held_out is not None:
@@ -115,7 +117,7 @@ class Training:
         self.module.train()
         self.scheduler, pipe.scheduler = pipe.scheduler, scheduler
         lengths = frames, self.recipe.trained_frames or frames
-        latent, trained = (latent_frames(count, pipe.vae_scale_factor_temporal) for count in lengths)
+        latent, trained = (latent_frames(count, self.task.stride[0]) for count in lengths)
         self.positions = extend_positions(self.module, latent, trained, settings.positions)
         self.run = sparsify(self.module, self.pattern, correction=settings.correction)
         self.learner = Learner(self.module, weights, settings, accelerator, self.task, stream, state)

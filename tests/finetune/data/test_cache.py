@@ -24,7 +24,7 @@ from vidsparse.doctor import Twin
 from vidsparse.finetune.data import tensor_file
 from vidsparse.finetune.data.cache import Encoded, encode, read_ahead
 from vidsparse.finetune.data.clips import Bucket, Clip
-from vidsparse.finetune.data.encoders import WanEncoders
+from vidsparse.finetune.data.encoders import Encoders
 from vidsparse.finetune.data.fingerprint import fingerprint
 from vidsparse.finetune.data.folder import folder_clips
 from vidsparse.finetune.data.synthetic import drawn_clips
@@ -86,8 +86,8 @@ def test_what_is_cached_is_not_encoded_again(pipe: Any, tmp_path: Path, monkeypa
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(WanEncoders, "encode_video", refuse)
-    monkeypatch.setattr(WanEncoders, "encode_text", refuse)
+    monkeypatch.setattr(Encoders, "encode_video", refuse)
+    monkeypatch.setattr(Encoders, "encode_text", refuse)
     again, skipped = encode(pipe, [replace(clip, read=refuse) for clip in clips], tmp_path)
     assert skipped == []
     for index in range(4):
@@ -96,7 +96,7 @@ def test_what_is_cached_is_not_encoded_again(pipe: Any, tmp_path: Path, monkeypa
 
 
 def test_another_clip_caption_size_or_model_is_another_entry(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    clip, encoders = clip_of(0), WanEncoders(pipe)
+    clip, encoders = clip_of(0), Encoders(pipe)
     keys = [
         encoders.video_key(clip),
         encoders.video_key(clip_of(1)),
@@ -106,9 +106,9 @@ def test_another_clip_caption_size_or_model_is_another_entry(pipe: Any, monkeypa
     ]
     assert encoders.video_key(replace(clip, caption="another")) == keys[0]
     monkeypatch.setattr(pipe.tokenizer, "model_max_length", 16)
-    keys.append(WanEncoders(pipe).text_key("a red circle"))
+    keys.append(Encoders(pipe).text_key("a red circle"))
     monkeypatch.setattr(pipe.vae, "use_tiling", True)
-    keys.append(WanEncoders(pipe).video_key(clip))
+    keys.append(Encoders(pipe).video_key(clip))
     assert len(set(keys)) == len(keys)
 
 

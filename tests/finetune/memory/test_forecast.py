@@ -10,12 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vidsparse import Dense, Radial, StepSchedule, sparsify
 from vidsparse.finetune import Bucket, Settings, drawn_clips
+from vidsparse.finetune.families.wan import WanTask
 from vidsparse.finetune.low_rank import add_lora
 from vidsparse.finetune.memory.forecast import StepForecast
 from vidsparse.finetune.memory.live import LiveBytes
 from vidsparse.finetune.memory.plan import plan_training
 from vidsparse.finetune.objective import loss_of
-from vidsparse.finetune.task import WanTask
 from vidsparse.generation.models import find_model
 from vidsparse.shapes.model import load_pipeline
 

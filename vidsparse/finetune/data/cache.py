@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from torch.nn.functional import pad
 
 from vidsparse.finetune.data import tensor_file
 from vidsparse.finetune.data.clips import Clip, Skipped
-from vidsparse.finetune.data.encoders import WanEncoders, check_bucket, moved
+from vidsparse.finetune.data.encoders import Encoders, check_bucket, moved
+from vidsparse.finetune.families.task import MAIN
 
 AHEAD = 2  # videos that are decoded while one is encoded
 
@@ -24,13 +27,15 @@ class Encoded:
 
     Attributes:
         captions: of the examples.
-        words: length to which their embeddings are padded.
+        words: length to which their embeddings are padded with zeros; None: each has its own.
         frames: of the longest example.
         fingerprint: hash of the data: equal ones give a training the same numbers.
         empty_text: embedding of the empty caption, [words, width], for training without a caption.
     """
 
-    def __init__(self, captions: list[str], latents: list[Path], texts: dict[str, Path], words: int, frames: int):
+    def __init__(
+        self, captions: list[str], latents: list[Path], texts: dict[str, Path], words: int | None, frames: int
+    ):
         self.captions, self.words, self.frames = captions, words, frames
         self._latents, self._texts = latents, texts
         # The file names are hashes of everything that decides their content.
@@ -45,13 +50,30 @@ class Encoded:
         """float32 [channels, latent frames, latent height, latent width], normalised for the transformer."""
         return tensor_file.read(self._latents[index])
 
+    @cached_property
+    def view(self) -> tuple[int, int, int]:
+        """Latent frames, height and width of the largest example."""
+        sizes = {shape[1:] for path in self._latents if (shape := tensor_file.shape(path)) is not None}
+        frames, height, width = max(sizes, key=math.prod)
+        return frames, height, width
+
+    def more(self, index: int, captioned: bool = True) -> dict[str, torch.Tensor]:
+        """What the transformer takes besides latents and text, by name: masks, pooled text, latents of an image.
+
+        Args:
+            index: of the example. captioned: whether with its caption, or with the empty one.
+        """
+        text = self._texts[self.captions[index] if captioned else ""]
+        both = {**tensor_file.read_all(self._latents[index]), **tensor_file.read_all(text)}
+        return {name: tensor for name, tensor in both.items() if name != MAIN}
+
     def text(self, index: int) -> torch.Tensor:
         """Embedding of the caption, [words, width] in the text encoder's dtype, padded as the pipeline does."""
         return self._embedding(self.captions[index])
 
     def _embedding(self, caption: str) -> torch.Tensor:
         said = tensor_file.read(self._texts[caption])
-        return pad(said, (0, 0, 0, self.words - len(said)))
+        return said if self.words is None else pad(said, (0, 0, 0, self.words - len(said)))
 
 
 def encode(
@@ -67,7 +89,7 @@ def encode(
     """Encode the captions and then the clips that the cache lacks. The encoders are not needed afterwards.
 
     Args:
-        pipe: a `WanPipeline`.
+        pipe: a pipeline that can be trained.
         clips: the clips of the training.
         folder: the cache, created if it does not exist. Trainings may share it, even at the same time.
         progress: called with how many items this process has encoded, and how many it has to encode.
@@ -86,7 +108,7 @@ def encode(
     """
     if not clips:
         raise ValueError("there are no clips to encode")
-    encoders = WanEncoders(pipe)
+    encoders = Encoders(pipe)
     for clip in clips:
         check_bucket(pipe, clip.bucket)
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,11 +122,14 @@ def encode(
     unseen = {path: clip for path, clip in share if tensor_file.shape(path) is None}
     unread = {texts[c]: c for c in captions[rank::world] if tensor_file.shape(texts[c]) is None}
     total = len(unseen) + len(unread)
-    with moved(pipe.text_encoder, device if unread else None):
+    with moved(encoders.parts("text"), device if unread else None):
         for done, (path, caption) in enumerate(unread.items()):
             progress(done, total)
-            tensor_file.write(path, _without_padding(encoders.encode_text(caption)))
-    with moved(pipe.vae, device if unseen else None):
+            said = encoders.encode_text(caption)
+            if encoders.padded is not None:
+                said[MAIN] = _without_padding(said[MAIN])
+            tensor_file.write(path, said)
+    with moved(encoders.parts("video"), device if unseen else None):
         videos = read_ahead(list(unseen.values()))
         for done, (path, video) in enumerate(zip(unseen, videos, strict=True), len(unread)):
             progress(done, total)
@@ -127,7 +152,7 @@ def encode(
         raise ValueError(f"none of the {len(clips)} videos can be read; {first.path}: {first.reason}")
     longest = max(clips[index].bucket.frames for index in kept)
     examples = [clips[i].caption for i in kept], [latents[i] for i in kept]
-    return Encoded(*examples, texts, encoders.words, longest), list(skipped.values())
+    return Encoded(*examples, texts, encoders.padded, longest), list(skipped.values())
 
 
 def read_ahead(clips: Sequence[Clip]) -> Iterator[torch.Tensor | ValueError]:

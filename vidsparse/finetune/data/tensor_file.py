@@ -1,8 +1,9 @@
-"""Files of one tensor each, which are complete or absent."""
+"""Files of one tensor each, and of others beside it, which are complete or absent."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,16 +16,21 @@ NAME, SUFFIX = "tensor", ".safetensors"
 STALE = 3600  # seconds, more than any live process takes to write one file
 
 
-def write(path: Path, tensor: torch.Tensor) -> None:
-    """Write a tensor under a temporary name, then rename it.
+def write(path: Path, tensors: torch.Tensor | Mapping[str, torch.Tensor]) -> None:
+    """Write tensors under a temporary name, then rename it.
+
+    Args:
+        path: of the file.
+        tensors: one, or several by name, of which one is named `NAME`.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written; other files do not change.
     """
+    named = {NAME: tensors} if isinstance(tensors, torch.Tensor) else tensors
     try:
         with replacing(path) as temporary:
             # Serialised first: the writer of safetensors does not raise OSError if the disk is full.
-            temporary.write_bytes(save({NAME: tensor.cpu().contiguous()}))
+            temporary.write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in named.items()}))
     except OSError as error:
         reason = error.strerror or error
         raise OSError(
@@ -33,9 +39,14 @@ def write(path: Path, tensor: torch.Tensor) -> None:
 
 
 def read(path: Path) -> torch.Tensor:
-    """The tensor of a file, on the CPU."""
+    """The main tensor of a file, on the CPU."""
+    return read_all(path)[NAME]
+
+
+def read_all(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a file by name, on the CPU."""
     # Not memory-mapped: a mapped file that shrinks or is removed crashes the process.
-    return load(path.read_bytes())[NAME]
+    return load(path.read_bytes())
 
 
 def shape(path: Path) -> tuple[int, ...] | None:

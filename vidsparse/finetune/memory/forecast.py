@@ -13,13 +13,13 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from vidsparse.estimation.work import work
 from vidsparse.finetune.data.clips import Bucket
+from vidsparse.finetune.families import TrainingTask
 from vidsparse.finetune.low_rank import lora_config
 from vidsparse.finetune.memory.live import LiveBytes
 from vidsparse.finetune.memory.offload import LEAST
 from vidsparse.finetune.noise import share_of, sparse_levels
 from vidsparse.finetune.objective import loss_of
 from vidsparse.finetune.settings import Settings
-from vidsparse.finetune.task import TrainingTask
 from vidsparse.generation.forecast import forecast_of
 from vidsparse.generation.frames import geometry_of
 from vidsparse.generation.transformers import defaults, without_weights

@@ -10,16 +10,16 @@ import diffusers
 import torch
 
 from vidsparse.finetune.data.clips import Bucket, Clip
+from vidsparse.finetune.families import task_for
 from vidsparse.finetune.memory.forecast import StepForecast, forecast_step
-from vidsparse.finetune.noise import by_noise, shift_of
+from vidsparse.finetune.noise import by_noise
 from vidsparse.finetune.settings import Settings
 from vidsparse.finetune.targets import check_targets
-from vidsparse.finetune.task import task_for
 from vidsparse.generation.config_files import INDEX, read_config
 from vidsparse.generation.frames import vae_stride
 from vidsparse.generation.models import Model, source_of
 from vidsparse.generation.scheduler import build_scheduler
-from vidsparse.generation.transformers import configured_transformers, without_weights
+from vidsparse.generation.transformers import configured_transformers, defaults, without_weights
 from vidsparse.runtime.registry import adapter_of
 
 
@@ -70,37 +70,41 @@ def plan_training(
         ValueError: targets, sizes or a weighting of the loss that do not fit the model.
         OSError: the settings of the model cannot be read.
     """
-    task = task_for(model.pipeline_class)
-    settings.weighting.check(task)
+    task_for(model.pipeline_class)  # refuses first what cannot be trained at all
     transformers = configured_transformers(model.name)
     if settings.transformer not in transformers:
         raise ValueError(
             f"transformer={settings.transformer!r} does not exist in {model.name}; it has {', '.join(transformers)}"
         )
     cls, config = transformers[settings.transformer]
-    check_targets(without_weights(cls, config), settings.targets, settings.exclude)
     source = source_of(model.name)
     own = read_config(source, "scheduler/scheduler_config.json") or {}
     scheduler = getattr(diffusers, own.get("_class_name", "UniPCMultistepScheduler")).from_config(own)
+    stride = vae_stride(read_config(source, "vae/config.json")) or adapter_of(cls).vae_stride
+    index = read_config(source, INDEX) or {}
+    full = {**defaults(cls), **config}
+    task = task_for(model.pipeline_class, config=full, pipeline=index, scheduler=scheduler, stride=stride)
+    settings.weighting.check(task)
+    check_targets(without_weights(cls, config), settings.targets, settings.exclude)
     scheduler = build_scheduler(scheduler, settings.sampler, settings.flow_shift)
-    boundary = (read_config(source, INDEX) or {}).get("boundary_ratio")
+    boundary = index.get("boundary_ratio")
     bounds = (0.0, 1.0)
     if boundary is not None:
         bounds = (boundary, 1.0) if settings.transformer == "transformer" else (0.0, boundary)
-    stride = vae_stride(read_config(source, "vae/config.json")) or adapter_of(cls).vae_stride
     counts = Counter(clip.bucket for clip in clips)
     sizes = {}
     for bucket in counts:
-        patch = config.get("patch_size", (1, 2, 2))[-1]
-        bucket.check(stride[0], stride[1] * patch)
+        bucket.check(stride[0], task.side)
+        view = task.view(bucket.frames, bucket.height, bucket.width)
+        levels = task.levels(scheduler, settings.inference_steps, view)
         sizes[bucket] = forecast_step(
             cls,
             config,
             task,
             settings,
             bucket,
-            pattern=by_noise(settings.pattern, scheduler, settings.inference_steps),
-            shift=shift_of(scheduler),
+            pattern=by_noise(settings.pattern, scheduler, settings.inference_steps, levels),
+            shift=task.shift(scheduler, view),
             bounds=bounds,
             vae_stride=stride,
             words=model.default("max_sequence_length") or 512,

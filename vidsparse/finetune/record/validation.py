@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidsparse.finetune.data.clips import Clip
+from vidsparse.finetune.families import TrainingTask
 from vidsparse.finetune.objective import Example, loss_of
-from vidsparse.finetune.task import TrainingTask
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -82,7 +82,8 @@ class Validation:
         name = sha256(f"{self.seed}-{index}-{level:.6f}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(name[:7], "big"))
         noise = torch.randn(latents.shape, generator=generator)
-        return Example(latents[None], noise[None], self.examples.text(index)[None], torch.tensor([level]))
+        more = {name: x[None] for name, x in self.examples.more(index).items()}
+        return Example(latents[None], noise[None], self.examples.text(index)[None], torch.tensor([level]), more)
 
     @torch.no_grad()
     def measure(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from diffusers import DDPMScheduler, WanPipeline
 from diffusers.training_utils import compute_loss_weighting_for_sd3, compute_snr
 
 from vidsparse.finetune.draws.example import Example
+from vidsparse.finetune.families import task_for
+from vidsparse.finetune.families.wan import WanTask
 from vidsparse.finetune.objective import loss_of
-from vidsparse.finetune.task import LossWeighting, WanTask, task_for
+from vidsparse.finetune.weighting import LossWeighting
 
 LEVELS = torch.tensor([0.1, 0.5, 0.9])
 
@@ -33,7 +33,7 @@ def test_min_snr_is_the_paper_for_each_prediction() -> None:
     clipped = torch.minimum(snr, torch.full_like(snr, 5.0))
     weights = {"epsilon": clipped / snr, "v_prediction": clipped / (snr + 1), "sample": clipped}
     for prediction, expected in weights.items():
-        task = replace(Denoising(), prediction=prediction)
+        task = type("Task", (Denoising,), {"prediction": prediction})()
         LossWeighting("min_snr").check(task)
         torch.testing.assert_close(LossWeighting("min_snr").weight(LEVELS, task), expected)
         with pytest.raises(ValueError, match=f"'cosmap' is not for a model that predicts {prediction}"):

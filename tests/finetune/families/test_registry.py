@@ -1,0 +1,229 @@
+"""Each family that can be trained, beside the pipeline of diffusers that generates with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from safetensors.torch import load_file
+from trained_families import CASES, Case
+from twins import ignores_warnings
+
+import vidsparse
+from vidsparse import Dense, Pattern, Radial
+from vidsparse.finetune import Clip, Settings, drawn_clips, finetune
+from vidsparse.finetune.data.encoders import Encoders
+from vidsparse.finetune.draws.example import Example
+from vidsparse.finetune.families import TrainingTask, task_for
+from vidsparse.finetune.families.task import MAIN, first_frame, statistics
+from vidsparse.finetune.objective import loss_of
+
+pytestmark = [
+    ignores_warnings,
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.parametrize("case", CASES.values(), ids=CASES),
+]
+LEVEL = 0.7
+
+
+@pytest.fixture(autouse=True)
+def no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some pipelines take a sample of the image's latents, a training takes their mean."""
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+
+
+def clip_of(case: Case) -> Clip:
+    return drawn_clips(1, case.bucket)[0]
+
+
+def encoded(pipe: Any, case: Case) -> tuple[TrainingTask, Example]:
+    """The first clip as an example, encoded as a training does it."""
+    encoders, clip = Encoders(pipe), clip_of(case)
+    video, text = encoders.encode_video(clip.read()), encoders.encode_text(clip.caption)
+    more = {name: x[None] for found in (video, text) for name, x in found.items() if name != MAIN}
+    latents = video[MAIN][None]
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+    return encoders.task, Example(latents, noise, text[MAIN][None], torch.tensor([LEVEL]), more)
+
+
+def generate(pipe: Any, case: Case, steps: int, output: str) -> Any:
+    asked: dict[str, Any] = {"height": case.bucket.height, "width": case.bucket.width, **case.call}
+    if task_for(pipe).from_image:
+        asked["image"] = first_frame(clip_of(case).read())
+    if type(pipe).__name__ == "HunyuanVideo15ImageToVideoPipeline":  # takes its size from the image
+        del asked["height"], asked["width"]
+    asked |= {"num_frames": case.bucket.frames, "num_inference_steps": steps, "output_type": output}
+    return pipe(prompt=clip_of(case).caption, generator=torch.Generator().manual_seed(3), **asked).frames
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.allclose(a, b)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def test_a_call_is_the_one_of_the_pipeline(case: Case) -> None:
+    pipe = case.pipe()
+    task, example = encoded(pipe, case)
+    calls: list[dict[str, Any]] = []
+    hook = pipe.transformer.register_forward_pre_hook(lambda m, a, named: calls.append(named), with_kwargs=True)
+    generate(pipe, case, 2, "latent")
+    hook.remove()
+    theirs = {name: value for name, value in calls[0].items() if name not in ("attention_kwargs", "return_dict")}
+    ours = task.arguments(task.noisy(example), example, torch.float32)
+    assert ours.keys() == theirs.keys()
+    for name in ours.keys() - {"hidden_states", "timestep"}:
+        assert same(ours[name], theirs[name]), name
+    for name in ("hidden_states", "timestep"):
+        assert ours[name].shape == theirs[name].shape, name
+    channels = example.latents.shape[1]
+    if task.from_image and not case.kept:  # what stands beside the noisy latents
+        beside = [layout(case, call["hidden_states"], example)[:, channels:] for call in (ours, theirs)]
+        torch.testing.assert_close(*beside, atol=1e-5, rtol=0)
+
+
+def layout(case: Case, hidden: torch.Tensor, example: Example) -> torch.Tensor:
+    """Hidden states as [1, channels, frames, height, width]."""
+    if case.hidden == "tokens":
+        return hidden.transpose(1, 2).unflatten(2, example.latents.shape[2:])
+    return {"video": hidden, "frames": hidden.transpose(1, 2), "last": hidden.movedim(-1, 1)}[case.hidden]
+
+
+def laid_out(case: Case, answer: torch.Tensor) -> torch.Tensor:
+    """The inverse of `layout`."""
+    if case.hidden == "tokens":
+        return answer.flatten(2).transpose(1, 2)
+    return {"video": answer, "frames": answer.transpose(1, 2), "last": answer.movedim(1, -1)}[case.hidden]
+
+
+def test_the_target_generates_the_clip(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that answers the target gives the clip back, under the pipeline's scheduler and through its decoder.
+
+    Five steps divide the 1000 timesteps of CogVideoX, whose scheduler else ends above timestep 0.
+    """
+    pipe = case.pipe()
+    task, example = encoded(pipe, case)
+    clean = example.latents
+    if case.kept:
+        clean = torch.cat([example.more["first"], clean[:, :, case.kept :]], dim=2)
+    channels = clean.shape[1]
+
+    def perfect(self: Any, *args: Any, **named: Any) -> Any:
+        noisy = layout(case, named["hidden_states"], example)[:, :channels].float()
+        if task.prediction == "v_prediction":
+            level = (named["timestep"].flatten()[:1] + 0.5) / 1000
+            alpha = pipe.scheduler.alphas_cumprod[named["timestep"].long()[0]]
+            noise = (noisy - alpha**0.5 * clean) / (1 - alpha) ** 0.5
+        else:
+            level = named["timestep"].flatten().max()[None] / 1000
+            level = 1 - level if task.family == "Mochi" else level
+            noise = clean + (noisy - clean) / level
+        target = task.target(Example(clean, noise, example.text, level, example.more))
+        answer = torch.cat([torch.zeros_like(clean[:, :, : case.kept]), target], dim=2)
+        answer = laid_out(case, answer)
+        if named.get("return_dict", True):
+            return diffusers.models.modeling_outputs.Transformer2DModelOutput(sample=answer)
+        return (answer,)
+
+    for name in ("transformer", "transformer_2"):
+        if isinstance(model := getattr(pipe, name, None), torch.nn.Module):
+            monkeypatch.setattr(model, "forward", perfect.__get__(model))
+    if task.family == "Kandinsky 5" and case.kept:  # it changes the first four frames afterwards
+        monkeypatch.setattr(pipe, "normalize_first_frame", lambda latents: latents)
+    out = generate(pipe, case, 5, "latent")
+    found = layout(case, out, example)
+    torch.testing.assert_close(found[:, :, case.kept :], clean[:, :, case.kept :], atol=2e-3, rtol=1e-3)
+    if not case.kept:
+        video = clip_of(case).read()[None]
+        with torch.no_grad():
+            known = pipe.vae.decode(pipe.vae.encode(video).latent_dist.mean, return_dict=False)[0]
+        expected = pipe.video_processor.postprocess_video(known, output_type="np")
+        assert abs(generate(pipe, case, 5, "np") - expected).max() < 5e-3
+
+
+def test_latents_are_the_inverse_of_the_decoder_s(case: Case) -> None:
+    pipe = case.pipe()
+    vae = pipe.vae
+    middle, spread = statistics(vae, "latents_mean"), statistics(vae, "latents_std")
+    with torch.no_grad():
+        mean = vae.encode(clip_of(case).read()[None]).latent_dist.mean[0]
+    latents = Encoders(pipe).encode_video(clip_of(case).read())[MAIN][:, -mean.shape[1] :]
+    back = latents / getattr(vae.config, "scaling_factor", 1.0)
+    back = back if middle is None or spread is None else back * spread + middle
+    torch.testing.assert_close(back, mean, rtol=1e-5, atol=1e-5)
+
+
+SMALL: dict[str, Any] = dict(rank=4, steps=4, learning_rate=3e-3, warmup=1, precision="no", log_every=2, save_every=2)
+SMALL |= dict(caption_dropout=0.0, gradient_checkpointing=True, inference_steps=10, samples=False, log_with="none")
+SPARSE = Radial(density=0.5, tile=(1, 2, 2))
+
+
+def train(case: Case, folder: Path, cache: Path, pattern: Pattern, **changes: Any) -> tuple[Any, list[dict[str, Any]]]:
+    """Train on one clip, which measures the loss too; the weights and the log."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    settings = Settings(**{"pattern": pattern, "targets": case.targets, **SMALL, **changes})
+    clip, said = clip_of(case), []
+    finetune(
+        case.pipe(),
+        [clip],
+        settings,
+        folder,
+        base="tiny",
+        cache=cache,
+        validation_clips=[clip],
+        cpu=True,
+        say=said.append,
+    )
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return load_file(folder / "pytorch_lora_weights.safetensors"), lines
+
+
+def test_a_lora_learns_resumes_and_loads(case: Case, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    whole, lines = train(case, tmp_path / "whole", cache, SPARSE)
+    losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    assert losses[-1] < losses[0]
+    assert lines[-1].get("density", lines[-2].get("density")) < 1, "no layer ran sparse"
+    _, lines = train(case, tmp_path / "dense", cache, Dense(), steps=2)
+    losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    assert losses[-1] < losses[0]
+
+    train(case, tmp_path / "parts", cache, SPARSE, steps=2)
+    parts, _ = train(case, tmp_path / "parts", cache, SPARSE)
+    assert parts.keys() == whole.keys() and all(torch.equal(parts[name], whole[name]) for name in whole)
+
+    plain = _answer(case.pipe(), case)
+    alone = case.pipe()
+    if case.loads:
+        alone.load_lora_weights(tmp_path / "whole")
+    else:
+        alone.transformer.load_lora_adapter(str(tmp_path / "whole"), prefix="transformer")
+    theirs = _answer(alone, case)
+    assert not torch.allclose(plain, theirs, atol=1e-6)
+    if not case.loads:
+        return  # nor does vidsparse.load_lora
+    ours = case.pipe()
+    vidsparse.load_lora(ours, tmp_path / "whole")
+    torch.testing.assert_close(_answer(ours, case), theirs)
+
+
+@torch.no_grad()
+def _answer(pipe: Any, case: Case) -> torch.Tensor:
+    task, example = encoded(pipe, case)
+    answers: list[torch.Tensor] = []
+
+    def call(**arguments: Any) -> Any:
+        out = pipe.transformer(**arguments)
+        answers.append(out if isinstance(out, torch.Tensor) else out[0])
+        return out
+
+    loss_of(call, example, task)
+    return answers[0]

@@ -1,0 +1,53 @@
+"""Mochi: text to video. Time runs from 0 for pure noise to 1000 for none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vidsparse.finetune.draws.example import Example
+from vidsparse.finetune.families.task import MAIN, Tensors, TrainingTask, View, device_of
+from vidsparse.runtime.adapter import TRAIN_TIMESTEPS
+
+FIRST_HALF = 0.025  # noise that the first half of a generation's steps removes
+
+
+@dataclass(frozen=True)
+class MochiTask(TrainingTask):
+    """Text to video: T5's embedding with its mask. At level s the timestep is 1000 (1 - s), and the answer x - n."""
+
+    family = "Mochi"
+    pipelines = ("MochiPipeline",)
+
+    @torch.no_grad()
+    def encode_text(self, pipe: Any, caption: str, words: int | None) -> Tensors:
+        asked = dict(do_classifier_free_guidance=False, max_sequence_length=words)
+        text, mask, *_ = pipe.encode_prompt(caption, device=device_of(pipe.text_encoder), **asked)
+        return {MAIN: text[0].cpu(), "mask": mask[0].cpu()}
+
+    def arguments(self, noisy: torch.Tensor, example: Example, dtype: torch.dtype) -> dict[str, Any]:
+        return super().arguments(noisy, example, dtype) | {
+            "timestep": TRAIN_TIMESTEPS * (1 - example.level),
+            "encoder_attention_mask": example.more["mask"],
+        }
+
+    def target(self, example: Example) -> torch.Tensor:
+        return example.latents - example.noise
+
+    def levels(self, scheduler: Any, steps: int, view: View) -> Sequence[float]:
+        from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
+
+        # The scheduler has no shift of its own.
+        return [float(level) for level in linear_quadratic_schedule(steps, FIRST_HALF)]
+
+    def latent_channels(self, config: Mapping[str, Any]) -> int:
+        return int(config["in_channels"])
+
+    def text_width(self, config: Mapping[str, Any]) -> int:
+        return int(config["text_embed_dim"])
+
+    def blank_inputs(self, config: Mapping[str, Any], view: View, words: int) -> Tensors:
+        return {"mask": torch.empty(1, words)}
