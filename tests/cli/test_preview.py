@@ -48,7 +48,7 @@ def test_what_cannot_be_meant_is_refused_before_any_work(vidsparse: Any, folder:
     for options, says in (
         (["-o", folder / "a.gif"], "its name must end in .png or .html"),
         (["--clips", "middle"], "clips='middle' is unknown; choose first, chunk"),
-        (["--clip-stride", 3], "slide needs a stride, others take none"),
+        (["--clip-stride", 3], "stride=3 (--clip-stride) is for clips='slide' alone"),
         (["--size", "big"], "--size 'big' must be WIDTHxHEIGHT"),
     ):
         done = vidsparse("preview", folder / "data", *options)
