@@ -46,6 +46,8 @@ def read_entries(folder: Path, lines: bool = False, without: Path | None = None)
         ValueError: a line of a table that cannot be read, or two captions for one video.
     """
     if not folder.is_dir():
+        if folder.exists():
+            raise NotADirectoryError(f"{folder} is a file; give the folder that holds the videos and their captions")
         raise FileNotFoundError(f"no folder {folder} exists; give one with videos and their captions")
     folder = Path(os.path.normpath(folder))
     listing = list_folder(folder, without)
