@@ -55,10 +55,11 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse": ("lazy_loader",),  # what it exports stands in __init__.pyi
     "vidsparse.finetune": (
-        *("accelerate", "diffusers", "peft", "torch"),
+        *("accelerate", "diffusers", "filelock", "matplotlib", "peft", "torch", "vidsparse.estimation"),
         *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.finetune.data", "vidsparse.generation"),
         *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.adapter"),
-        *("vidsparse.runtime.pipeline", "vidsparse.runtime.sparsify", "vidsparse.serialize"),
+        *("vidsparse.runtime.pipeline", "vidsparse.runtime.registry", "vidsparse.runtime.run"),
+        *("vidsparse.runtime.sparsify", "vidsparse.serialize"),
     ),
     "vidsparse.finetune.data": (
         *("PIL", "matplotlib", "numpy", "safetensors", "torch", "vidsparse.atomic", "vidsparse.generation.media"),

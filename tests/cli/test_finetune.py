@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +39,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, cache: 
         train(out, cache, pattern=StepSchedule(Radial(density=0.5), dense_layers=(99,)))
     with pytest.raises(FileNotFoundError, match="no LoRA 'nowhere'"):
         train(out, cache, start="nowhere")
-    with pytest.raises(ValueError, match=r"start='shapes-long' does not fit: .*in a training of rank 4 and"):
+    with pytest.raises(ValueError, match="was made for another model: it changes blocks"):
         train(out, cache, start="shapes-long")
     assert not out.exists()
 
@@ -79,8 +84,11 @@ def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
 def test_a_lora_from_the_command_line(command: Any, tmp_path: Path, cache: Path) -> None:
     asked = ["--out", "run", "--frames", 9, "--size", "16x16", "--videos", 2, "--rank", 2, "--cache", cache, "--cpu"]
     asked += ["--density", 0.5, "--set", "tile=(1,2,2)", "--dense-steps", 1, "--precision", "no", "--log-every", 1]
+    asked += ["--no-samples"]
     code, out, errors = command(*asked, "--steps", 1)
     assert code == 0, errors
+    assert re.search(r"^step 1 of 1, loss \d\.\d{4}$", errors, re.MULTILINE)
+    assert (tmp_path / "run/loss.png").is_file()
     assert out.splitlines()[-1] == "wrote the LoRA to run; vidsparse generate --lora run uses it"
     recipe = read_recipe(tmp_path / "run")
     assert (recipe.frames, recipe.trained_frames, recipe.base) == (9, 33, "shapes")
@@ -101,7 +109,20 @@ def test_a_folder_of_videos_from_the_command_line(command: Any, tmp_path: Path) 
     for video in list(data.iterdir()):
         video.with_suffix(".txt").write_text("a red circle moving left on a blue background")
     asked = ["--out", "run", "--data", "data", "--frames", 5, "--frames", 9, "--size", "16x16", "--size", "32x16"]
-    asked += ["--cpu", "--rank", 2, "--set", "tile=(1,2,2)", "--precision", "no", "--steps", 2, "--batch", 2]
+    asked += [
+        "--cpu",
+        "--rank",
+        2,
+        "--set",
+        "tile=(1,2,2)",
+        "--precision",
+        "no",
+        "--steps",
+        2,
+        "--batch",
+        2,
+        "--no-samples",
+    ]
     code, _, errors = command(*asked, "--fps", 0)
     assert code == 0, errors
     said = " ".join(errors.split())
@@ -110,6 +131,52 @@ def test_a_folder_of_videos_from_the_command_line(command: Any, tmp_path: Path) 
     assert read_recipe(tmp_path / "run").frames == 9
     cached = [tuple(load_file(path)["tensor"].shape) for path in (tmp_path / "run/cache").glob("latents-*")]
     assert sorted(cached) == [(8, 2, 4, 4), (8, 3, 4, 8)]
+
+
+def test_a_dry_run_writes_nothing(command: Any, tmp_path: Path) -> None:
+    asked = ["--out", "run", "--videos", 6, "--steps", 3, "--batch", 2, "--cpu", "--rank", 8, "--offload-activations"]
+    code, out, errors = command(*asked, "--frames", 65, "--validation-share", 0.2, "--dry-run")
+    assert code == 0, errors
+    said = " ".join(out.split())
+    assert "5 of 65 frames, 64x64: 17x16x16 = 4,352 tokens" in said and "3 of 2 videos each: 1.2 epochs" in said
+    assert "GB of activations; " in said and "in the CPU's memory" in said
+    assert said.endswith("nothing was loaded: leave out --dry-run to train")
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_by_the_names_of_diffusers_in_a_file(command: Any, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        "output-dir: run\nmax-train-steps: 3\ngradient-accumulation-steps: 2\nlr-warmup-steps: 1\nlora-alpha: 4\n"
+        "lr-scheduler: cosine\nmixed-precision: 'no'\nmax-grad-norm: 0.5\ncheckpointing-steps: 7\nvideos: 6\n"
+    )
+    code, out, errors = command("--config", "run.yaml", "--cpu", "--dry-run")
+    assert code == 0, errors
+    assert "3 of 2 videos each: 1 epochs" in " ".join(out.split())
+
+
+def test_a_signal_ends_with_how_to_go_on(tmp_path: Path) -> None:
+    asked = ["--frames", 9, "--size", "16x16", "--videos", 2, "--rank", 2, "--cpu", "--precision", "no", "--no-samples"]
+    asked += ["--set", "tile=(1,2,2)", "--steps", 100_000, "--log-every", 1, "-o", "run"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "vidsparse", "finetune", *map(str, asked)]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE)
+    try:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if re.match(r"step \d+ of 100,000, loss .*, .* seconds a step, .* left", line):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == 130, "".join(said) + rest
+    finally:
+        process.kill()
+        process.communicate()
+    (saved,) = (tmp_path / "run/checkpoints").iterdir()
+    last = f"stopped after step {int(saved.name[5:])}, which is saved; the same command goes on from there"
+    assert rest.splitlines()[-1] == last
+    assert (saved / "pytorch_lora_weights.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
@@ -143,6 +210,11 @@ def test_launchers_leave_each_option_to_the_command() -> None:
         (["--pattern", "spiral"], "pattern 'spiral' is unknown"),
         (["--positions", "ntk"], "positions='ntk' is unknown; choose one of plain, riflex"),
         (["--model", "nowhere"], "model 'nowhere' is unknown"),
+        (["--validation-data", "nowhere"], "--validation-data: no folder nowhere; give one with videos"),
+        (["--validation-share", 1], "validation_share=1.0 must be in [0, 1), a part of the videos"),
+        (["--loss-weighting", "min_snr"], "is not for a model that predicts flow; choose one of none"),
+        (["--lr-scheduler", "sine"], "lr_scheduler='sine' is unknown; choose one of constant"),
+        (["--exclude", "to_z"], "exclude to_z do not exist; choose from"),
     ],
 )
 def test_bad_options_are_one_line(command: Any, tmp_path: Path, arguments: list[object], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from vidsparse import (
 )
 from vidsparse.cli.request import Request
 from vidsparse.generation.pipeline import check_loras, load_loras
+from vidsparse.lora.source import FILE, find_lora
 from vidsparse.shapes import model as shapes
 
 vidsparse = pytest.fixture(vidsparse_in_a_folder)
@@ -151,6 +153,22 @@ def test_a_preset_goes_before_a_lora(lora: Path) -> None:
     assert Request(PROMPT, lora=[str(lora)], preset="shapes").build_pattern() == SHAPES
     with pytest.raises(ValueError, match=r"--preset shapes has a pattern of its own; leave out --pattern radial"):
         Request(PROMPT, preset="shapes", pattern="radial").build_pattern()
+
+
+def test_a_training_that_has_not_finished_gives_the_lora_of_its_newest_checkpoint(
+    lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (9, 100):
+        shutil.copytree(lora, tmp_path / f"checkpoints/step-{step:07d}")
+    (tmp_path / "checkpoints/step-0000200").mkdir()  # without a LoRA, as earlier versions wrote them
+    newest = tmp_path / "checkpoints/step-0000100" / FILE
+    assert find_lora(tmp_path) == newest
+    assert Request(PROMPT, lora=[str(tmp_path)]).recipe.frames == RECIPE.frames
+    assert "has no finished LoRA; the one of its checkpoint step-0000100 is used" in capsys.readouterr().err
+    shutil.copy(newest, tmp_path / FILE)
+    assert find_lora(tmp_path) == tmp_path / FILE
+    assert Request(PROMPT, lora=[str(tmp_path)]).recipe.frames == RECIPE.frames
+    assert "checkpoint" not in capsys.readouterr().err
 
 
 def test_a_lora_of_a_pattern_without_a_schedule_runs_without_one(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +18,15 @@ from vidsparse.cli import app
 vidsparse = pytest.fixture(vidsparse_in_a_folder)
 tiny = pytest.fixture(scope="session")(tiny_pipeline)
 small = pytest.fixture(small_sample)
-COMMANDS: list[str] = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def commands(group: Any, before: str = "") -> Iterator[str]:
+    """The commands of a group, and those of the groups in it."""
+    for name, found in group.commands.items():
+        yield from commands(found, f"{name} ") if hasattr(found, "commands") else [before + name]
+
+
+COMMANDS = list(commands(typer.main.get_command(app)))
 LIBRARIES = (
     "import logging, os, sys, warnings\n"
     "from vidsparse.cli import main\n"
@@ -66,8 +75,10 @@ def test_both_at_once_are_refused_by_every_command(vidsparse: Any, command: str)
         "finetune": ["-o", "a"],
         "tune": ["-o", "a.json"],
         "preview": ["a"],
+        "lora show": ["a"],
+        "lora convert": ["a", "b", "--format", "comfy"],
     }.get(command, [])
-    done = vidsparse(command, *needed, "--quiet", "--verbose")
+    done = vidsparse(*command.split(), *needed, "--quiet", "--verbose")
     assert done.code == 1 and os.listdir() == []
     assert done.err == "error: --quiet and --verbose contradict each other; give one of them\n"
 

@@ -90,11 +90,11 @@ def test_some_captions_are_dropped() -> None:
 def test_the_loss_is_that_of_the_flow() -> None:
     example = sampler().draw(0, 0)
 
-    def perfect(noisy: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, return_dict: bool) -> Any:
+    def perfect(hidden_states: torch.Tensor, timestep: torch.Tensor, **others: Any) -> Any:
         torch.testing.assert_close(timestep, 1000 * example.level)
         # From noisy = (1 - s) x + s n and x: n - x = (noisy - x) / s.
-        return ((noisy - example.latents) / example.level,)
+        return ((hidden_states - example.latents) / example.level,)
 
     assert flow_loss(perfect, example) < 1e-10
-    nothing = flow_loss(lambda noisy, *_, **__: (torch.zeros_like(noisy),), example)
+    nothing = flow_loss(lambda hidden_states, **_: (torch.zeros_like(hidden_states),), example)
     torch.testing.assert_close(nothing, (example.noise - example.latents).square().mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -105,9 +106,7 @@ def test_killed_while_it_saves_a_checkpoint(tmp_path: Path, cache: Path) -> None
     _, errors = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, errors
     names = sorted(path.name for path in (tmp_path / "out/checkpoints").iterdir())
-    assert (
-        len(names) == 3 and names[0].startswith(".step-0000003") and names[1:] == ["step-0000001.pt", "step-0000002.pt"]
-    )
+    assert len(names) == 3 and names[0].startswith(".step-0000003") and names[1:] == ["step-0000001", "step-0000002"]
     settings = dict(batch=1, steps=5, save_every=1)
     said: list[str] = []
     assert_same(
@@ -121,7 +120,7 @@ def test_a_full_disk_keeps_the_checkpoints(tmp_path: Path, cache: Path, full_dis
     written = (tmp_path / "pytorch_lora_weights.safetensors").read_bytes()
     with (
         full_disk(),
-        pytest.raises(OSError, match=r"cannot write checkpoint .*step-0000004.pt: .*; the earlier ones are"),
+        pytest.raises(OSError, match=r"cannot write checkpoint .*step-0000004: .*; the earlier ones are"),
     ):
         train(tmp_path, cache, steps=4, log_every=9)
     assert (tmp_path / "pytorch_lora_weights.safetensors").read_bytes() == written
@@ -132,17 +131,36 @@ def test_a_killed_training_goes_on(tmp_path: Path, cache: Path) -> None:
     process = start([sys.executable], tmp_path, cache, batch=1, steps=100_000)
     checkpoints = tmp_path / "out/checkpoints"
     try:
-        while process.poll() is None and not list(checkpoints.glob("step-*.pt")):
+        while process.poll() is None and not list(checkpoints.glob("step-*")):
             time.sleep(0.05)
     finally:
         process.send_signal(signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, errors
-    (checkpoints / ".step-0999999-0a.pt").write_bytes(b"half a checkpoint")
-    reached = max(int(path.stem[5:]) for path in checkpoints.glob("step-*.pt"))
+    (checkpoints / ".step-0999999-0a").mkdir()
+    reached = max(int(path.name[5:]) for path in checkpoints.glob("step-*"))
     settings = dict(batch=1, steps=reached + 3, save_every=1)
     assert_same(train(tmp_path / "out", cache, **settings), train(tmp_path / "whole", cache, **settings))
     assert not list(checkpoints.glob(".step-*"))
+
+
+def test_the_checkpoint_of_an_earlier_version_goes_on(tmp_path: Path, cache: Path) -> None:
+    train(tmp_path, cache, steps=2)
+    newest = tmp_path / "checkpoints/step-0000002"
+    state = torch.load(newest / "state.pt", weights_only=True)
+    added = ("order", "dora", "optimizer", "loss_weighting", "lr_scheduler", "exclude", "timestep_sampling")
+    state["identity"] = {name: value for name, value in state["identity"].items() if name not in added}
+    for group in state["optimizer"]["param_groups"]:
+        del group["factor"]
+    del state["window"], state["skipped"]
+    shutil.rmtree(newest)
+    torch.save(state | {"losses": [1.0]}, tmp_path / "checkpoints/step-0000002.pt")
+    with pytest.raises(ValueError, match=r"of another training \(optimizer was 'adamw', is 'muon'\)"):
+        train(tmp_path, cache, optimizer="muon")
+    said: list[str] = []
+    train(tmp_path, cache, say=said.append)
+    assert said[0].endswith("an earlier version, which drew videos in another order; now each video once in an epoch")
+    assert said[1:] == ["resuming from step 2"]
 
 
 def test_checkpoints_of_another_training_are_refused(tmp_path: Path, cache: Path) -> None:

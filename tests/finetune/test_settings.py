@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 from vidsparse import Radial, Reshaped
 from vidsparse.finetune.settings import Settings
@@ -30,7 +29,24 @@ SPARSE = Radial(density=0.3)
         ({"positions": "riflex"}, r"positions='riflex' needs trained_frames"),
         ({"correction": Reshaped()}, r"Reshaped\(.*needs consecutive denoising steps, which training does not have"),
         ({"decay": 1.5}, r"decay=1\.5 must be in \[0, 1\]"),
-        ({"sample_every": 5}, r"sample_every=5 needs sample_prompts"),
+        (
+            {"lr_scheduler": "sine"},
+            r"lr_scheduler='sine' is unknown; choose one of constant, constant_with_warmup",
+        ),
+        ({"lr_scheduler": "cosine", "decay": 0.5}, r"decay=0\.5 is for a constant rate, and cosine falls by itself"),
+        ({"lr_scheduler": "linear", "steps": 20}, r"warmup=20 leaves none of the 20 steps for linear to fall in"),
+        ({"optimizer": "sgd"}, r"optimizer='sgd' is unknown; choose one of adamw, adamw-8bit, prodigy, muon"),
+        ({"timestep_sampling": "even"}, r"timestep_sampling='even' is unknown; choose one of uniform, logit_normal"),
+        ({"logit_std": 0.0}, r"logit_std=0\.0 must be above 0"),
+        ({"mode_scale": 2.0}, r"mode_scale=2\.0 must be from -1 to 1\.75"),
+        ({"loss_weighting": "snr"}, r"loss_weighting='snr' is unknown; choose one of none, sigma_sqrt"),
+        ({"snr_gamma": 0.0}, r"snr_gamma=0\.0 must be above 0"),
+        ({"dropout": 1.0}, r"dropout=1\.0 must be in \[0, 1\)"),
+        ({"lora_plus_ratio": 0.0}, r"lora_plus_ratio=0\.0 must be above 0"),
+        ({"log_with": "mlflow"}, r"log_with='mlflow' is unknown; choose one of auto, tensorboard, wandb"),
+        ({"sample_steps": 0}, r"sample_steps=0 must be 1 or more"),
+        ({"offload_activations": True, "gradient_checkpointing": False}, r"moves what gradient_checkpointing keeps"),
+        ({"dora": True, "start": "shapes-long"}, r"start begins with the output of a LoRA, which dora changes"),
     ],
 )
 def test_bad_settings(changes: dict[str, Any], message: str) -> None:
@@ -44,18 +60,21 @@ def test_the_rate_rises_stays_and_falls() -> None:
     assert Settings(SPARSE, steps=10, warmup=0, learning_rate=1.0).rate(9) == 1.0
 
 
+def test_the_scale_is_that_of_peft() -> None:
+    assert Settings(SPARSE, rank=16, alpha=8.0).scale == 0.5
+    assert Settings(SPARSE, rank=16, alpha=8.0, rslora=True).scale == 2.0
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("optim.optimizers", "process.trackers"):
+        monkeypatch.setattr(f"vidsparse.finetune.{module}.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="optimizer='prodigy' needs prodigyopt: pip install prodigyopt"):
+        Settings(SPARSE, optimizer="prodigy")
+    with pytest.raises(ImportError, match="log_with='wandb' needs wandb, which cannot be imported: pip install wandb"):
+        Settings(SPARSE, log_with="wandb")
+    Settings(SPARSE, log_with="auto")
+
+
 def test_a_pattern_must_be_one() -> None:
     with pytest.raises(TypeError, match="must be a pattern"):
         Settings("radial")  # type: ignore[arg-type]
-
-
-def test_targets_that_do_not_exist_are_named_with_those_that_do() -> None:
-    class Attention(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.to_q, self.to_out = torch.nn.Linear(2, 2), torch.nn.ModuleList([torch.nn.Linear(2, 2)])
-
-    model = torch.nn.ModuleDict({"attn": Attention()})
-    Settings(SPARSE, targets=("to_q", "to_out.0")).check_targets(model)
-    with pytest.raises(ValueError, match=r"targets to_z, q do not exist; choose from to_out\.0, to_q"):
-        Settings(SPARSE, targets=("to_z", "to_q", "q")).check_targets(model)

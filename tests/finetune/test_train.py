@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from tiny_training import PATTERN, SMALL, assert_same, lines, pipeline, train
+from tiny_training import PATTERN, SMALL, assert_same, lines, measured, pipeline, train
 
 from vidsparse import (
     BlockMap,
@@ -77,7 +78,7 @@ def test_the_file_has_the_precision_of_the_training(tmp_path: Path, cache: Path)
     weights = train(tmp_path, cache, precision="bf16")
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     # It learns in float32.
-    learnt = torch.load(max((tmp_path / "checkpoints").iterdir()), weights_only=True)["weights"]
+    learnt = torch.load(max((tmp_path / "checkpoints").iterdir()) / "state.pt", weights_only=True)["weights"]
     assert {weight.dtype for weight in learnt.values()} == {torch.float32}
     stored = {name.replace(".default", ""): weight.bfloat16() for name, weight in learnt.items()}
     assert_same({name.removeprefix("transformer."): weight for name, weight in weights.items()}, stored)
@@ -86,7 +87,7 @@ def test_the_file_has_the_precision_of_the_training(tmp_path: Path, cache: Path)
 def test_the_log_goes_on_from_the_checkpoint(tmp_path: Path, cache: Path) -> None:
     whole = train(tmp_path / "whole", cache, steps=8, save_every=3)
     train(tmp_path / "parts", cache, steps=5, save_every=3)
-    (tmp_path / "parts/checkpoints/step-0000005.pt").unlink()  # as if it had been killed before
+    shutil.rmtree(tmp_path / "parts/checkpoints/step-0000005")  # as if it had been killed before
     with (tmp_path / "parts/log.jsonl").open("a") as log:
         log.write('{"step": 6, "lo')
     assert_same(train(tmp_path / "parts", cache, steps=8, save_every=3), whole)
@@ -105,7 +106,7 @@ def test_the_running_average_is_what_is_saved_and_stays(tmp_path: Path, cache: P
     stays = {name.replace(".default", ""): p for name, p in pipe.transformer.named_parameters() if "lora" in name}
     assert_same({f"transformer.{name}": weight for name, weight in stays.items()}, averaged)
     # Both trained the same weights: the checkpoints agree.
-    states = [torch.load(tmp_path / str(ema) / "checkpoints/step-0000004.pt")["weights"] for ema in (None, 0.5)]
+    states = [torch.load(tmp_path / str(ema) / "checkpoints/step-0000004/state.pt")["weights"] for ema in (None, 0.5)]
     assert_same(*states)
 
 
@@ -213,10 +214,10 @@ def test_sample_videos_show_what_was_asked_for(tmp_path: Path, cache: Path) -> N
     plain = train(tmp_path / "plain", cache)
     sampled = train(tmp_path / "sampled", cache, pipe := pipeline(), sample_every=2, sample_prompts=prompts)
     videos = sorted(path.name for path in (tmp_path / "sampled/samples").iterdir())
-    assert videos == [f"step-{step:07d}-{i}.mp4" for step in (2, 4) for i in range(2)]
+    assert videos == [f"step-{step:07d}-{i}.mp4" for step in (0, 2, 4) for i in range(2)]
     # Sampling leaves no trace, in the training, its log or the pipeline.
     assert_same(sampled, plain)
-    found, expected = ([dict(x, seconds=0) for x in lines(tmp_path / name)] for name in ("sampled", "plain"))
+    found, expected = ([measured(line) for line in lines(tmp_path / name)] for name in ("sampled", "plain"))
     assert found == expected
     assert pipe.config["text_encoder"] == pipeline().config["text_encoder"] and pipe.text_encoder is not None
 
@@ -228,7 +229,7 @@ def test_another_sampler_and_shift_are_trained_for_and_taken_out_again(tmp_path:
     train(tmp_path / "sde", cache, pipe, sampler="sde", flow_shift=9.0, sample_every=4, sample_prompts=prompts)
     recipe = read_recipe(tmp_path / "sde")
     assert (recipe.sampler, recipe.flow_shift) == ("sde", 9.0) and pipe.scheduler is before
-    assert len(list((tmp_path / "sde" / "samples").iterdir())) == 1
+    assert len(list((tmp_path / "sde" / "samples").iterdir())) == 2  # at step 0 and at step 4
     losses = [[line["loss"] for line in lines(tmp_path / name)] for name in ("own", "sde")]
     assert all(own != other for own, other in zip(*losses, strict=True)), "the noise levels are others"
 
@@ -240,7 +241,7 @@ def test_the_expert_of_low_noise(tmp_path: Path, cache: Path, monkeypatch: pytes
         sampled_with.append(str(pipe.transformer.attn_processors))
         return write_samples(pipe, *arguments)
 
-    monkeypatch.setattr("vidsparse.finetune.train.write_samples", write)
+    monkeypatch.setattr("vidsparse.finetune.samples.write_samples", write)
     pipe = pipeline()
     pipe.register_modules(transformer_2=pipeline().transformer.eval())
     pipe.register_to_config(boundary_ratio=0.9)

@@ -18,7 +18,7 @@ from vidsparse.shapes import model
 BUCKET = Bucket(9, 16, 16)  # 3x4x4 tokens
 PATTERN = StepSchedule(Radial(density=0.5, tile=(1, 2, 2)), dense_steps=3, dense_layers=(0,))
 SMALL: dict[str, Any] = dict(rank=4, steps=4, learning_rate=3e-3, warmup=2, precision="no", log_every=2, save_every=2)
-SMALL |= dict(caption_dropout=0.0, gradient_checkpointing=False, inference_steps=20)
+SMALL |= dict(caption_dropout=0.0, gradient_checkpointing=False, inference_steps=20, samples=False)
 
 
 def pipeline(**changes: Any) -> WanPipeline:
@@ -34,7 +34,13 @@ def pipeline(**changes: Any) -> WanPipeline:
 
 
 def train(
-    folder: Path, cache: Path, pipe: Any = None, videos: int = 4, say: Any = lambda text: None, **changes: Any
+    folder: Path,
+    cache: Path,
+    pipe: Any = None,
+    videos: int = 4,
+    say: Any = lambda text: None,
+    validation_share: float = 0.0,
+    **changes: Any,
 ) -> dict[str, torch.Tensor]:
     """Train, and read the weights that were written."""
     settings = Settings(**{"pattern": PATTERN, **SMALL, **changes})
@@ -48,6 +54,7 @@ def train(
         base="tiny",
         sampling=sampling,
         cache=cache,
+        validation_share=validation_share,
         cpu=True,
         say=say,
     )
@@ -56,6 +63,12 @@ def train(
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def measured(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of the log without what differs from run to run: times and memory."""
+    changing = ("seconds", "seconds_per_step", "videos_per_second", "peak_memory")
+    return {name: value for name, value in line.items() if name not in changing}
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

@@ -168,10 +168,15 @@ class Request:
         """
         from vidsparse.lora.asked import AskedLora
         from vidsparse.lora.files import read_recipe
+        from vidsparse.lora.source import checkpoint_of
         from vidsparse.patterns.foreign import foreign_class
 
         foreign_class(self.pattern)  # imported first: a LoRA may name a class that the user names, and no other
-        return {lora: read_recipe(AskedLora.parse(lora).source) for lora in self.lora or []}
+        asked = {lora: AskedLora.parse(lora).source for lora in self.lora or []}
+        for lora, source in asked.items():
+            if (file := checkpoint_of(source)) is not None:
+                note(f"{lora} has no finished LoRA; the one of its checkpoint {file.parent.name} is used")
+        return {lora: read_recipe(source) for lora, source in asked.items()}
 
     @property
     def recipe(self) -> LoraRecipe:

@@ -8,6 +8,9 @@ from vidsparse.finetune.data.cutting import Cutting
 from vidsparse.finetune.data.folder import folder_clips
 from vidsparse.finetune.data.synthetic import drawn_clips
 from vidsparse.finetune.job import finetune
+from vidsparse.finetune.process.accelerator import check_launch
+from vidsparse.finetune.process.stopping import Stopped
+from vidsparse.finetune.record.validation import hold_out
 from vidsparse.finetune.settings import Settings
 
 __all__ = [
@@ -16,8 +19,11 @@ __all__ = [
     "Cutting",
     "Settings",
     "Skipped",
+    "Stopped",
+    "check_launch",
     "check_pipeline",
     "drawn_clips",
     "finetune",
     "folder_clips",
+    "hold_out",
 ]

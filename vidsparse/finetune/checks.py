@@ -12,6 +12,7 @@ from vidsparse.finetune.data.encoders import check_bucket
 from vidsparse.finetune.noise import bounds_of, by_noise, shift_of, sparse_levels
 from vidsparse.finetune.settings import Settings
 from vidsparse.finetune.start import start_weights
+from vidsparse.finetune.task import task_for
 from vidsparse.generation.scheduler import build_scheduler
 from vidsparse.runtime.sparsify import sparsify
 
@@ -25,20 +26,16 @@ def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()
 
     Raises:
         NotImplementedError: not a text-to-video pipeline of Wan's kind, or a scheduler of another kind.
-        ValueError: the transformer does not exist or has a LoRA; targets do not exist; the initial LoRA has another
-            shape; the pattern is for another model; the schedule is dense at all noise levels of this transformer; or
-            the model does not take a size.
+        ValueError: a weighting of the loss that the model has no meaning for; the transformer does not exist or has a
+            LoRA; targets do not exist; the initial LoRA has another shape; the pattern is for another model; the
+            schedule is dense at all noise levels of this transformer; or the model does not take a size.
         OSError: the initial LoRA does not exist.
         ImportError: peft is missing.
     """
     import peft  # noqa: F401
-    from diffusers import WanPipeline
 
-    known = isinstance(pipe, WanPipeline)
-    if not known or pipe.config.get("expand_timesteps", False):
-        raise NotImplementedError(
-            f"{type(pipe).__name__} cannot be trained: finetune supports WanPipeline, text to video with one timestep"
-        )
+    task = task_for(pipe)
+    settings.weighting.check(task)
     transformer = getattr(pipe, settings.transformer, None)
     if not isinstance(transformer, torch.nn.Module):
         raise ValueError(f"transformer={settings.transformer!r} does not exist in the pipeline; use 'transformer'")

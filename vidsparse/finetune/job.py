@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vidsparse.finetune.checks import check_pipeline
-from vidsparse.finetune.data.cache import encode
+from vidsparse.finetune.data.cache import Encoded, encode
 from vidsparse.finetune.data.clips import Clip
-from vidsparse.finetune.samples import read_prompts
+from vidsparse.finetune.data.encoders import moved
+from vidsparse.finetune.process.accelerator import accelerator_for, check_launch
+from vidsparse.finetune.process.lock import locked_for_all
+from vidsparse.finetune.process.stopping import stopping
+from vidsparse.finetune.record.validation import hold_out
+from vidsparse.finetune.samples import Prompt, Samples, read_prompts
 from vidsparse.finetune.settings import Settings
-from vidsparse.finetune.train import Training, accelerator_for
+from vidsparse.finetune.train import Training
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def finetune(
@@ -26,7 +35,10 @@ def finetune(
     sampling: Mapping[str, Any] | None = None,
     fps: int = 16,
     cache: str | Path | None = None,
+    validation_share: float = 0.0,
+    validation_clips: Sequence[Clip] = (),
     cpu: bool = False,
+    keep_parts: bool = True,
     say: Callable[[str], None] = print,
     progress: Callable[[str, int, int, float | None], None] = lambda task, done, total, loss: None,
 ) -> Path:
@@ -44,12 +56,17 @@ def finetune(
             training.
         clips: from `folder_clips` or `drawn_clips`.
         settings: everything that decides the result.
-        folder: receives the LoRA, `checkpoints`, `samples`, `log.jsonl` and TensorBoard's files.
+        folder: receives the LoRA, `checkpoints`, `samples`, `log.jsonl`, `loss.png` and TensorBoard's files. One
+            training at a time uses it.
         base: name of the base model, for the LoRA's file.
         sampling: arguments of `pipe(...)` for sample videos.
         fps: frames per second of sample videos.
         cache: folder of latents and embeddings; by default `folder/cache`.
+        validation_share: fraction of the videos that are not trained on; their loss goes into the log.
+        validation_clips: further clips of this kind.
         cpu: train on the CPU even if there is a GPU.
+        keep_parts: leave the pipeline whole. False frees the text encoder, and without sample videos the VAE and the
+            other expert, once all is encoded.
         say: called with messages for the user, one line each, in the main process only.
         progress: called with the task ("encoding" or "training"), what is done and the total, and the loss.
 
@@ -57,47 +74,86 @@ def finetune(
         The folder, for `vidsparse.load_lora` and `pipe.load_lora_weights`.
 
     Raises:
-        NotImplementedError: a pipeline or scheduler that cannot be trained.
-        ImportError: peft is missing.
+        NotImplementedError: a pipeline or scheduler that cannot be trained, or what accelerate's settings switch on.
+        ImportError: peft, a tracker or an optimizer is missing.
         ValueError: targets, sizes or checkpoints that do not fit the model or the settings; no readable clip; a
             precision that the device does not support, or that differs from accelerate's in this process.
         OSError: the disk is full; files written before are complete.
+        RuntimeError: another process trains in the folder, or losses are not finite.
+        Stopped: SIGINT or SIGTERM asked the training to stop; the step is finished and saved.
     """
     folder = Path(folder)
-    check_pipeline(pipe, settings, {clip.bucket for clip in clips})
+    check_launch()
+    clips, held_out = hold_out(clips, validation_share)
+    held_out += validation_clips
+    check_pipeline(pipe, settings, {clip.bucket for clip in (*clips, *held_out)})
     cpu = cpu or not torch.accelerator.is_available()  # accelerate joins processes on a CPU only if told to
     if settings.precision == "fp16" and cpu:
         raise ValueError("precision='fp16' needs a GPU; use 'bf16' on a CPU")
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = accelerator_for(settings, folder, cpu)
-    if not accelerator.is_main_process:
-        say = _nothing
-    for encoder in (pipe.vae, pipe.text_encoder):
-        encoder.to(accelerator.device)
+    with stopping() as stop:
+        accelerator = accelerator_for(settings, folder, cpu, say)
+        say = say if accelerator.is_main_process else _nothing
+        with locked_for_all(folder, accelerator):
+            store = Path(cache) if cache else folder / "cache"
+            examples = _encoded(pipe, clips, store, accelerator, say, progress)
+            others = _encoded(pipe, held_out, store, accelerator, say, progress) if held_out else None
+            samples = None
+            if settings.samples or settings.sample_every:
+                prompts = _prompts(pipe, settings, examples, accelerator.device)
+                samples = Samples(prompts, folder / "samples", sampling or {}, fps, settings.seed)
+            if not keep_parts:
+                _free(pipe, settings, samples is not None)
+            training = Training(
+                pipe, examples, settings, examples.frames, folder, accelerator, base, others, samples, stop, say
+            )
+            try:
+                return training.train(lambda step, loss: progress("training", step, settings.steps, loss))
+            finally:
+                training.close()
+
+
+def _encoded(
+    pipe: Any,
+    clips: list[Clip],
+    cache: Path,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+    progress: Callable[[str, int, int, float | None], None],
+) -> Encoded:
+    """Encode clips, and say which cannot be read."""
     examples, skipped = encode(
         pipe,
         clips,
-        Path(cache) if cache else folder / "cache",
+        cache,
         progress=lambda done, total: progress("encoding", done, total, None),
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         wait=accelerator.wait_for_everyone,
+        device=accelerator.device,
     )
     for video in skipped:
         say(f"{video.path} is left out: {video.reason}")
     if skipped:
         say(f"{len(skipped)} of {len(clips)} videos are left out")
-    prompts = read_prompts(pipe, settings.sample_prompts, examples.words) if settings.sample_every else ()
-    for encoder in (pipe.vae, pipe.text_encoder):
-        encoder.to("cpu")
-    sampling = sampling or {}
-    training = Training(
-        pipe, examples, settings, examples.frames, folder, accelerator, base, prompts, sampling, fps, say
-    )
-    try:
-        return training.train(lambda step, loss: progress("training", step, settings.steps, loss))
-    finally:
-        training.close()
+    return examples
+
+
+def _prompts(pipe: Any, settings: Settings, examples: Encoded, device: torch.device) -> tuple[Prompt, ...]:
+    """The prompts of the sample videos; where none are given, a caption, whose embedding is there."""
+    if not settings.sample_prompts:
+        return (Prompt(examples.captions[0], examples.text(0)[None], examples.empty_text[None]),)
+    with moved(pipe.text_encoder, device):
+        return read_prompts(pipe, settings.sample_prompts, examples.words)
+
+
+def _free(pipe: Any, settings: Settings, samples: bool) -> None:
+    """Take the parts that a training does not use out of a pipeline, so that their memory is free."""
+    expert = {"transformer": "transformer_2", "transformer_2": "transformer"}[settings.transformer]
+    for name in ("text_encoder", *(() if samples else ("vae", expert))):
+        if getattr(pipe, name, None) is not None:
+            setattr(pipe, name, None)
+    gc.collect()
 
 
 def _nothing(text: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from vidsparse.finetune.draws.levels import UNIFORM, LevelSampling
 from vidsparse.patterns import Context, Pattern, StepSchedule
 
 
@@ -36,17 +37,29 @@ def bounds_of(pipe: Any, transformer: str) -> tuple[float, float]:
     return (boundary, 1.0) if transformer == "transformer" else (0.0, boundary)
 
 
-def draw_levels(uniform: torch.Tensor, shift: float, bounds: tuple[float, float] = (0.0, 1.0)) -> torch.Tensor:
-    """Turn numbers that are uniform in (0, 1) into noise levels within `bounds`, spaced by a scheduler's shift."""
-    low, high = (level / (shift - (shift - 1) * level) for level in bounds)
-    uniform = low + (high - low) * uniform
-    return shift * uniform / (1 + (shift - 1) * uniform)
+def draw_levels(
+    share: torch.Tensor, shift: float, bounds: tuple[float, float] = (0.0, 1.0), sampling: LevelSampling = UNIFORM
+) -> torch.Tensor:
+    """Turn numbers that are uniform in (0, 1) into noise levels within `bounds`, spaced by a scheduler's shift.
+
+    Each number is the share of all draws within the bounds that are at lower levels.
+    """
+    low, high = (sampling.share(_unshifted(level, shift)) for level in bounds)
+    u = sampling.quantile(low + (high - low) * share)
+    return shift * u / (1 + (shift - 1) * u)
 
 
-def uniform_of(level: float, shift: float, bounds: tuple[float, float] = (0.0, 1.0)) -> float:
-    """The uniform number that `draw_levels` turns into a level; 0 or 1 for a level out of bounds."""
-    low, high, own = (x / (shift - (shift - 1) * x) for x in (*bounds, level))
+def share_of(
+    level: float, shift: float, bounds: tuple[float, float] = (0.0, 1.0), sampling: LevelSampling = UNIFORM
+) -> float:
+    """The number that `draw_levels` turns into a level; 0 or 1 for a level out of bounds."""
+    low, high, own = (sampling.share(_unshifted(x, shift)) for x in (*bounds, level))
     return min(1.0, max(0.0, (own - low) / (high - low)))
+
+
+def _unshifted(level: float, shift: float) -> float:
+    """The u of a noise level."""
+    return level / (shift - (shift - 1) * level)
 
 
 def sparse_levels(pattern: Pattern) -> tuple[float, float]:

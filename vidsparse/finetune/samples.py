@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,33 @@ class Prompt(NamedTuple):
     text: str
     embeds: torch.Tensor
     negative_embeds: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The sample videos of a training.
+
+    Attributes:
+        prompts: of the videos.
+        folder: that receives them.
+        sampling: arguments of `pipe(...)`; the denoising steps are given with each call.
+        fps: frames per second.
+        seed: of the first prompt; each further one has the next.
+    """
+
+    prompts: tuple[Prompt, ...]
+    folder: Path
+    sampling: Mapping[str, Any]
+    fps: int
+    seed: int
+
+    def write(self, pipe: Any, step: int, steps: int, device: torch.device, say: Callable[[str], None]) -> None:
+        """Write one video for each prompt, or say that there is no memory for it: the training matters more."""
+        sampling = {**self.sampling, "num_inference_steps": steps}
+        try:
+            write_samples(pipe, self.prompts, self.folder, step, sampling, self.fps, self.seed, device)
+        except torch.OutOfMemoryError:
+            say(f"no sample videos at step {step}: out of memory; --no-samples leaves them out")
 
 
 @torch.no_grad()

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from vidsparse.corrections import Correction, Reshaped
+from vidsparse.finetune.draws.levels import LevelSampling
+from vidsparse.finetune.optim.optimizers import check_optimizer
+from vidsparse.finetune.optim.rates import RateSchedule
+from vidsparse.finetune.process.trackers import tracker_names
+from vidsparse.finetune.targets import check_targets, matches
+from vidsparse.finetune.task import LossWeighting
 from vidsparse.generation.positions import KINDS
 from vidsparse.generation.scheduler import check_sampler
 from vidsparse.patterns import Pattern
 
 # Precision -> dtype of the LoRA's file; None: that of the training.
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Settings that may change when a training is resumed; `steps` too, unless the learning rate depends on it.
+FREE = (
+    *("start", "batch", "log_every", "save_every", "keep", "log_with", "offload_activations"),
+    *("sample_every", "sample_prompts", "sample_steps", "samples", "validate_every"),
+)
 
 
 @dataclass(frozen=True)
@@ -24,17 +36,29 @@ class Settings:
             `StepSchedule` means the same noise levels in both, see `vidsparse.finetune.noise`.
         correction: estimates what the dropped tiles would have added, or None.
         rank, alpha: of the LoRA; alpha None is the rank, so that its output has a factor of 1.
-        targets: endings of the names of the layers that the LoRA changes.
+        targets: endings of the names of the layers that the LoRA changes, or as one string a regular expression that
+            matches whole names, or "all-linear", as in peft.
+        exclude: endings, or a regular expression, of layers that it does not change.
+        rslora: scale by alpha / sqrt(rank) (arXiv 2312.03732). dora: also learn the length of each weight's rows (arXiv
+            2402.09353). dropout: fraction of the LoRA's inputs that a step leaves out.
         start: an initial LoRA of this rank, as `load_lora` finds it. Targets that it does not have (with None all of
             them) start with a contribution of 0.
         transformer: "transformer", or "transformer_2" for the expert of low noise.
         steps: optimizer steps in total.
-        batch: videos of a step in each process. Each is a separate pass, of any size: one fills a GPU.
-        learning_rate: the peak of AdamW's learning rate.
-        warmup: steps in which the rate rises to its peak.
-        decay: fraction of all steps, at the end, in which the rate falls to 0. With a decay, a resumed training cannot
-            change its number of steps.
-        weight_decay, clip: of AdamW; the largest norm of the gradient.
+        batch: videos of a step in each process. Each is a separate pass, of any size, and their gradients add up: this
+            is the number of passes that other trainers call gradient accumulation.
+        optimizer: "adamw", "adamw-8bit", "prodigy" or "muon", see `build_optimizer`.
+        learning_rate: its peak.
+        lora_plus_ratio: learning rate of the LoRA's matrices B by that of A (LoRA+); None: the same.
+        lr_scheduler: "constant_with_warmup", "constant", "linear", "cosine", "cosine_with_restarts" or "polynomial".
+        warmup: steps in which the rate rises to its peak. lr_num_cycles, lr_power: of restarts and of the polynomial.
+        decay: fraction of all steps, at the end, in which a constant rate falls to 0. With a decay, or a schedule that
+            falls by itself, a resumed training cannot change its number of steps.
+        weight_decay, clip: of the optimizer; the largest norm of the gradient.
+        timestep_sampling: density of the noise levels before the shift: "uniform", "logit_normal" or "mode".
+        logit_mean, logit_std, mode_scale: of these densities, see `LevelSampling`.
+        loss_weighting: factor of the loss by noise level: "none", "sigma_sqrt", "cosmap" or "min_snr".
+        snr_gamma: of "min_snr".
         caption_dropout: fraction of the videos that train without their caption, for classifier-free guidance.
         ema: decay of the running average of the weights that is saved; None saves the weights themselves.
         positions: "plain", "riflex" or "yarn": how rotary positions extend beyond the frames that the model was trained
@@ -47,26 +71,46 @@ class Settings:
         precision: "bf16" or "fp16" (GPU only) computes in that dtype, "no" in the dtype of the weights. The LoRA learns
             in float32; its file has the precision, with "no" float32.
         gradient_checkpointing: recompute activations in the backward to save their memory.
+        offload_activations: keep what gradient checkpointing keeps in the CPU's memory.
         seed: of the LoRA's initial weights, the order of the videos, the noise and its levels.
-        log_every, save_every, sample_every: steps between two log lines, checkpoints and samples; 0 never samples.
+        log_every, save_every: steps between two log lines and between two checkpoints.
+        log_with: "tensorboard", "wandb", "all", "none", or "auto": TensorBoard where it is installed.
         keep: how many checkpoints are kept.
-        sample_prompts: prompts of the sample videos.
+        validate_every: steps between two losses of held-out videos; 0: `save_every`.
+        samples: write sample videos at the end. sample_every: also at step 0 and after every so many steps; 0: not.
+        sample_prompts: prompts of the sample videos; without any, the caption of one video.
+        sample_steps: denoising steps of those on the way; None: a third of `inference_steps`.
     """
 
     pattern: Pattern
     correction: Correction | None = None
     rank: int = 128
     alpha: float | None = None
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    targets: tuple[str, ...] | str = ("to_q", "to_k", "to_v", "to_out.0")
+    exclude: tuple[str, ...] | str = ()
+    rslora: bool = False
+    dora: bool = False
+    dropout: float = 0.0
     start: str | None = None
     transformer: str = "transformer"
     steps: int = 1000
     batch: int = 1
+    optimizer: str = "adamw"
     learning_rate: float = 1e-4
+    lora_plus_ratio: float | None = None
+    lr_scheduler: str = "constant_with_warmup"
     warmup: int = 20
+    lr_num_cycles: int = 1
+    lr_power: float = 1.0
     decay: float = 0.0
     weight_decay: float = 0.0
     clip: float = 1.0
+    timestep_sampling: str = "uniform"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    mode_scale: float = 1.29
+    loss_weighting: str = "none"
+    snr_gamma: float = 5.0
     caption_dropout: float = 0.1
     ema: float | None = None
     positions: str = "plain"
@@ -76,26 +120,31 @@ class Settings:
     flow_shift: float | None = None
     precision: str = "bf16"
     gradient_checkpointing: bool = True
+    offload_activations: bool = False
     seed: int = 0
     log_every: int = 10
     save_every: int = 100
+    log_with: str = "auto"
     keep: int = 2
+    validate_every: int = 0
+    samples: bool = True
     sample_every: int = 0
     sample_prompts: tuple[str, ...] = ()
+    sample_steps: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rank", "steps", "batch", "inference_steps", "log_every", "save_every", "keep"):
+        optional = [] if self.sample_steps is None else ["sample_steps"]
+        for name in ("rank", "steps", "batch", "inference_steps", "log_every", "save_every", "keep", *optional):
             _at_least(name, getattr(self, name), 1)
-        for name in ("warmup", "weight_decay", "sample_every"):
+        for name in ("warmup", "weight_decay", "sample_every", "validate_every"):
             _at_least(name, getattr(self, name), 0)
-        for name in ("learning_rate", "clip", *(["alpha"] if self.alpha is not None else [])):
+        given = [name for name in ("alpha", "lora_plus_ratio") if getattr(self, name) is not None]
+        for name in ("learning_rate", "clip", *given):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")
-        for name in ("caption_dropout", *(["ema"] if self.ema is not None else [])):
+        for name in ("caption_dropout", "dropout", *(["ema"] if self.ema is not None else [])):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"decay={self.decay} must be in [0, 1], a part of the steps")
         if not self.targets:
             raise ValueError("targets is empty; name layers such as to_q")
         if self.precision not in PRECISIONS:
@@ -112,33 +161,50 @@ class Settings:
                 f"correction={self.correction!r} needs consecutive denoising steps, which training does not have; use "
                 "another correction"
             )
-        if self.sample_every and not self.sample_prompts:
-            raise ValueError(f"sample_every={self.sample_every} needs sample_prompts")
+        if self.dora and self.start is not None:
+            raise ValueError("start begins with the output of a LoRA, which dora changes; leave one of them out")
+        if self.offload_activations and not self.gradient_checkpointing:
+            raise ValueError("offload_activations moves what gradient_checkpointing keeps; switch that on too")
         if not isinstance(self.pattern, Pattern):
             raise TypeError(f"pattern={self.pattern!r} must be a pattern, such as vidsparse.Radial(density=0.2)")
+        # Each refuses what it does not take.
+        check_optimizer(self.optimizer)
+        tracker_names(self.log_with)
+        _ = self.rates, self.level_sampling, self.weighting
+
+    @property
+    def rates(self) -> RateSchedule:
+        """The course of the learning rate."""
+        return RateSchedule(self.lr_scheduler, self.steps, self.warmup, self.decay, self.lr_num_cycles, self.lr_power)
+
+    @property
+    def level_sampling(self) -> LevelSampling:
+        """The density of the noise levels."""
+        return LevelSampling(self.timestep_sampling, self.logit_mean, self.logit_std, self.mode_scale)
+
+    @property
+    def weighting(self) -> LossWeighting:
+        """The factor of the loss by noise level."""
+        return LossWeighting(self.loss_weighting, self.snr_gamma)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, from 0."""
-        falling = (self.steps - step) / (self.decay * self.steps) if self.decay else 1.0
-        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup), falling)
+        return self.learning_rate * self.rates.factor(step)
+
+    @property
+    def scale(self) -> float:
+        """The factor of the product of the LoRA's matrices."""
+        alpha = self.rank if self.alpha is None else self.alpha
+        return alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def is_target(self, name: str) -> bool:
+        """Whether the LoRA changes the linear layer of this name."""
+        wanted = self.targets == "all-linear" or matches(name, self.targets)
+        return wanted and not (self.exclude and matches(name, self.exclude))
 
     def check_targets(self, transformer: torch.nn.Module) -> None:
-        """Refuse targets that match no linear layer of a transformer.
-
-        Raises:
-            ValueError: with the endings that exist.
-        """
-        linear = [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
-        unknown = [t for t in self.targets if not any(name == t or name.endswith(f".{t}") for name in linear)]
-        if unknown:
-            ends = sorted({_end(name) for name in linear})
-            raise ValueError(f"targets {', '.join(unknown)} do not exist; choose from {', '.join(ends)}")
-
-
-def _end(name: str) -> str:
-    """The last part of a module's name; if that is a number, the last two parts."""
-    *before, last = name.split(".")
-    return f"{before[-1]}.{last}" if last.isdigit() and before else last
+        """Refuse targets that match no linear layer of a transformer. Raises: see `check_targets`."""
+        check_targets(transformer, self.targets, self.exclude)
 
 
 def _at_least(name: str, value: float, least: int) -> None:

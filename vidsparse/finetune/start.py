@@ -41,11 +41,10 @@ def start_weights(
     _check(lora, transformer, settings, start)
     if lora.left_out:
         note(f"{file}: parts without a place in {type(transformer).__name__} are left out: {lora.left_out_summary}")
-    # The LoRA adds alpha / rank times the product of its weights; scaling keeps that the same under another alpha.
-    alpha = settings.rank if settings.alpha is None else settings.alpha
+    # The LoRA adds its scale times the product of its weights; the division keeps that the same under another scale.
     weights: dict[str, torch.Tensor] = {}
     for layer, update in lora.updates.items():
-        up = update.up.double() * (update.scale * settings.rank / alpha)
+        up = update.up.double() * (update.scale / settings.scale)
         weights[f"{layer}.lora_A.weight"] = _filled(update, settings)
         weights[f"{layer}.lora_B.weight"] = torch.nn.functional.pad(up.float(), (0, settings.rank - update.rank))
     return weights
@@ -68,14 +67,15 @@ def _check(lora: Renamed, transformer: torch.nn.Module, settings: Settings, star
     targets = {
         name
         for name, layer in transformer.named_modules()
-        if isinstance(layer, torch.nn.Linear) and any(name == t or name.endswith(f".{t}") for t in settings.targets)
+        if isinstance(layer, torch.nn.Linear) and settings.is_target(name)
     }
+    named = settings.targets if isinstance(settings.targets, str) else ", ".join(settings.targets)
     for layer, update in lora.updates.items():
         if layer not in targets or update.rank > settings.rank:
             what = f"of rank {update.rank}" if layer in targets else "no target"
             raise ValueError(
                 f"start={start!r} does not fit: its {layer} is {what}, in a training of rank {settings.rank} and "
-                f"targets {', '.join(settings.targets)}; choose rank and targets that hold it"
+                f"targets {named}; choose rank and targets that hold it"
             )
         if update.magnitude is not None:
             raise NotImplementedError(f"start={start!r} is a DoRA, and a training is of LoRA; start from a LoRA")

@@ -4,39 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vidsparse.finetune import log
 from vidsparse.finetune.checkpoint import load_checkpoint, save_checkpoint
 from vidsparse.finetune.data.fingerprint import fingerprint
+from vidsparse.finetune.identity import ORDER, check_same, comparable
+from vidsparse.finetune.learner import Learner
+from vidsparse.finetune.low_rank import add_lora, recipe_of
 from vidsparse.finetune.noise import bounds_of, by_noise, shift_of, sparse_levels
-from vidsparse.finetune.objective import ExampleStream, flow_loss
-from vidsparse.finetune.samples import Prompt, write_samples
+from vidsparse.finetune.objective import ExampleStream
+from vidsparse.finetune.optim.optimizers import know_states
+from vidsparse.finetune.process.precision import products_in_bf16
+from vidsparse.finetune.process.stopping import Stop, Stopped
+from vidsparse.finetune.record import log
+from vidsparse.finetune.record.curve import draw_curve
+from vidsparse.finetune.record.validation import Validation
+from vidsparse.finetune.record.window import Window, peak_memory
+from vidsparse.finetune.samples import Samples
 from vidsparse.finetune.settings import PRECISIONS, Settings
-from vidsparse.finetune.start import start_hash, start_weights
+from vidsparse.finetune.start import start_hash
+from vidsparse.finetune.task import task_for
 from vidsparse.generation.positions import extend_positions
 from vidsparse.generation.scheduler import build_scheduler
 from vidsparse.grid import latent_frames
-from vidsparse.lora.files import LoraRecipe, save_lora
+from vidsparse.lora.files import save_lora
 from vidsparse.runtime.sparsify import sparsify
-from vidsparse.serialize import to_data
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from vidsparse.corrections import Correction
     from vidsparse.finetune.data.cache import Encoded
-    from vidsparse.patterns import Pattern
 
-WRAPPED = ("forward", "_original_forward")  # attributes that accelerate sets on a model in lower precision
-# Settings that may change when a training is resumed.
-FREE = ("start", "steps", "batch", "log_every", "save_every", "keep", "sample_every", "sample_prompts")
+# Steps in a row that are left out before the training ends. A scaler finds its scale by leaving out the first steps.
+MOST_SKIPPED, MOST_SCALED = 5, 25
 
 
 class Training:
@@ -47,13 +51,13 @@ class Training:
         examples: the encoded videos and captions.
         settings: how to train.
         frames: frames (not latent) of the longest video, the length that the LoRA is for.
-        folder: receives `log.jsonl`, `checkpoints`, `samples` and in the end the LoRA. With a checkpoint in it, the
-            training resumes, and computes what an uninterrupted one would have.
+        folder: receives `log.jsonl`, `loss.png`, `checkpoints`, `samples` and in the end the LoRA. With a checkpoint in
+            it, the training resumes, and computes what an uninterrupted one would have.
         accelerator: from `accelerator_for(settings)`.
         base: name of the base model, for the LoRA's file.
-        prompts: of sample videos.
-        sampling: arguments of `pipe(...)` for sample videos.
-        fps: frames per second of sample videos.
+        held_out: encoded videos that measure the loss and are not trained on, or None.
+        samples: writes the sample videos, or None.
+        stop: signals that ask the training to stop.
         say: called with messages for the user, one line each.
 
     Raises:
@@ -69,31 +73,22 @@ class Training:
         folder: Path,
         accelerator: Accelerator,
         base: str,
-        prompts: tuple[Prompt, ...],
-        sampling: Mapping[str, Any],
-        fps: int = 16,
+        held_out: Encoded | None = None,
+        samples: Samples | None = None,
+        stop: Stop | None = None,
         say: Callable[[str], None] = print,
     ):
         self.pipe, self.settings, self.folder, self.accelerator = pipe, settings, folder, accelerator
-        self.prompts, self.sampling, self.fps, self.say = prompts, sampling, fps, say
-        self.step, self.seconds, self.losses = 0, 0.0, list[float]()
+        self.samples, self.stop, self.say = samples, stop or Stop(), say
+        self.step, self.seconds, self.skipped = 0, 0.0, 0
+        self.saved: int | None = None  # step of the last checkpoint
+        self.window = Window()
         self.module: Any = getattr(pipe, settings.transformer)
-        trained_frames = settings.trained_frames or frames
-        self.recipe = LoraRecipe(
-            pattern=_nameable(settings.pattern, say),
-            correction=_nameable(settings.correction, say),
-            frames=frames,
-            trained_frames=trained_frames,
-            inference_steps=settings.inference_steps,
-            positions=settings.positions,
-            sampler=settings.sampler,
-            flow_shift=settings.flow_shift,
-            transformer=settings.transformer,
-            base=base,
-        )
+        self.task = task_for(pipe)
+        self.recipe = recipe_of(settings, frames, base, say)
         scheduler = build_scheduler(pipe.scheduler, settings.sampler, settings.flow_shift)
         self.pattern = by_noise(settings.pattern, scheduler, settings.inference_steps)
-        self.stream = ExampleStream(
+        stream = ExampleStream(
             examples,
             seed=settings.seed,
             batch=settings.batch,
@@ -103,18 +98,32 @@ class Training:
             bounds=bounds_of(pipe, settings.transformer),
             caption_dropout=settings.caption_dropout,
             sparse=sparse_levels(self.pattern),
+            sampling=settings.level_sampling,
         )
-        identity = {"model": fingerprint(self.module), "shift": str(self.stream.shift), "data": examples.fingerprint}
-        identity |= {"videos of a step": str(settings.batch * accelerator.num_processes)}
+        self.validation = None
+        if held_out is not None:
+            share = accelerator.process_index, accelerator.num_processes
+            self.validation = Validation(held_out, stream.bounds, settings.seed, *share)
+        identity = {"model": fingerprint(self.module), "shift": str(stream.shift), "data": examples.fingerprint}
+        identity |= {"videos of a step": str(settings.batch * accelerator.num_processes), "order": ORDER}
         identity |= {} if settings.start is None else {"start": start_hash(settings.start)}
-        self.identity = {**identity, "frames": str(frames), **_comparable(settings)}
+        self.identity = {**identity, "frames": str(frames), **comparable(settings)}
         state = self._last_checkpoint()
-        self._add_lora()
+        weights = add_lora(pipe, settings)
+        if settings.gradient_checkpointing:
+            self.module.enable_gradient_checkpointing()
+        self.module.train()
         self.scheduler, pipe.scheduler = pipe.scheduler, scheduler
-        latent, trained = (latent_frames(count, pipe.vae_scale_factor_temporal) for count in (frames, trained_frames))
+        lengths = frames, self.recipe.trained_frames or frames
+        latent, trained = (latent_frames(count, pipe.vae_scale_factor_temporal) for count in lengths)
         self.positions = extend_positions(self.module, latent, trained, settings.positions)
         self.run = sparsify(self.module, self.pattern, correction=settings.correction)
-        self._prepare(state)
+        self.learner = Learner(self.module, weights, settings, accelerator, self.task, stream, state)
+        if state is not None:
+            self.step = self.saved = state["step"]
+            self.seconds, self.skipped = state["seconds"], state.get("skipped", 0)
+            self.window = Window.from_state(state["window"]) if "window" in state else Window()
+            say(f"resuming from step {self.step}")
 
     def _last_checkpoint(self) -> dict[str, Any] | None:
         """The state of the last checkpoint, or None.
@@ -122,262 +131,177 @@ class Training:
         Raises:
             ValueError: it belongs to another training.
         """
+        know_states(self.settings.optimizer)
         state, broken = load_checkpoint(self.folder / "checkpoints")
         for path in broken:
             self.say(f"{path} cannot be read and is skipped")
         if state is not None:
-            _check_same(state["identity"], self.identity, self.folder)
+            check_same(state["identity"], self.identity, self.folder, self.say)
         return state
 
-    def _add_lora(self) -> None:
-        from diffusers.training_utils import cast_training_params
-        from peft import LoraConfig, set_peft_model_state_dict
-
-        settings = self.settings
-        self.module.requires_grad_(False)
-        torch.manual_seed(settings.seed)
-        alpha = settings.rank if settings.alpha is None else settings.alpha
-        lora: Any = dict(r=settings.rank, lora_alpha=alpha, target_modules=list(settings.targets))
-        start = None if settings.start is None else start_weights(self.pipe, settings, settings.start)
-        self.module.add_adapter(LoraConfig(**lora))
-        if start is not None:
-            set_peft_model_state_dict(self.module, start)
-        cast_training_params([self.module], dtype=torch.float32)
-        if settings.gradient_checkpointing:
-            self.module.enable_gradient_checkpointing()
-        self.module.train()
-        self.weights = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
-
-    def _prepare(self, state: dict[str, Any] | None) -> None:
-        """Restore optimizer and running average from the checkpoint, then move the model to its device."""
-        from diffusers.training_utils import EMAModel
-
-        settings, weights = self.settings, list(self.weights.values())
-        optimizer = torch.optim.AdamW(
-            weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
-        )
-        self.average = None if settings.ema is None else EMAModel(weights, decay=settings.ema)
-        if state is not None:
-            for name, weight in self.weights.items():
-                weight.data.copy_(state["weights"][name])
-            optimizer.load_state_dict(state["optimizer"])
-            if self.average is not None:
-                self.average.load_state_dict(state["average"])
-            self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
-            self.say(f"resuming from step {self.step}")
-        self.forward = {name: self.module.__dict__[name] for name in WRAPPED if name in self.module.__dict__}
-        self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
-        if state is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            self.average.to(self.accelerator.device)
-
     def train(self, progress: Callable[[int, float], None] = lambda step, loss: None) -> Path:
-        """Train up to `settings.steps` and write the LoRA; the transformer keeps it.
+        """Train up to `settings.steps`, write the LoRA and the last sample videos; the transformer keeps the LoRA.
 
         Args:
             progress: called after each step with the number of completed steps and the loss of this step.
 
         Returns:
             The folder of the LoRA, for `pipe.load_lora_weights` and `vidsparse.load_lora`.
+
+        Raises:
+            RuntimeError: losses or gradients were not finite in several steps in a row, or in the last.
+            Stopped: a signal asked for it; the step is finished and saved.
         """
         if self.accelerator.is_main_process:
-            log.forget_after(self.folder, self.step)
-        with self._products_in_bf16():
-            self._train(progress)
-        if self.average is not None:
-            self.average.copy_to(self.weights.values())
-        if self.accelerator.is_main_process:
-            save_lora(self.folder, self.pipe, self.recipe, dtype=PRECISIONS[self.settings.precision])
-        self.accelerator.wait_for_everyone()
+            log.forget_after(self.folder, self.step or -1)
+        on_cpu = self.accelerator.device.type == "cpu"
+        with products_in_bf16(self.settings.precision == "bf16" and on_cpu):
+            with self.stop.patient():
+                self._train(progress)
+            self.learner.keep_average()
+            if self.accelerator.is_main_process:
+                self._write_lora(self.folder)
+            self.accelerator.wait_for_everyone()
+            if self.samples is not None and self.settings.samples:
+                self._sample(self.settings.inference_steps)
         return self.folder
 
     def _train(self, progress: Callable[[int, float], None]) -> None:
         settings = self.settings
+        if not self.step:
+            self._validate()
+            if settings.sample_every:
+                self._sample_on_the_way()
+        due = False
         while self.step < settings.steps:
             started = time.perf_counter()
-            self.losses.append(self._learn())
-            self.seconds += time.perf_counter() - started
+            learned = self.learner.learn(self.step, self.run.expect_another_video, self.stop.asked)
+            seconds = time.perf_counter() - started
+            self.seconds += seconds
+            self.window.add(learned, seconds)
+            self.skipped = 0 if learned.made else self.skipped + 1
             self.step += 1
-            progress(self.step, self.losses[-1])
             last = self.step == settings.steps
+            self._check_finite(last)
             if last or self.step % settings.log_every == 0:
                 self._log()
-            if last or self.step % settings.save_every == 0:
+            progress(self.step, learned.loss)
+            if self.step % (settings.validate_every or settings.save_every) == 0 or last:
+                self._validate()
+            due = due or last or bool(learned.asked) or self.step % settings.save_every == 0
+            # A step that was left out may be the first of many: what is saved is from before it, or after the next.
+            if due and not self.skipped:
                 self._save()
-            if settings.sample_every and (last or self.step % settings.sample_every == 0):
-                self._sample()
+                due = False
+            if learned.asked and not last:
+                raise Stopped(learned.asked, self.saved)
+            if settings.sample_every and self.step % settings.sample_every == 0 and not (last and settings.samples):
+                self._sample_on_the_way()
 
     def close(self) -> None:
         """Undo all changes to the pipeline but the LoRA: sparse attention, positions, scheduler."""
         self.run.restore()
         self.positions.restore()
         self.pipe.scheduler = self.scheduler
-        for name in WRAPPED:
-            self.module.__dict__.pop(name, None)
-        self.module.__dict__.update(self.forward)
-        # Free DDP first: freed last, it waits for gloo's threads while holding the GIL, which they wait for.
-        del self.model
-        self.accelerator.free_memory()
-        self.accelerator.end_training()
+        self.learner.close()
 
-    def _learn(self) -> float:
-        """Make one optimizer step. Returns the mean loss over all videos of all processes."""
-        settings, accelerator, losses = self.settings, self.accelerator, []
-        dtype = self.module.dtype if settings.precision == "no" else torch.float32
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.rate(self.step)
-        for part in range(settings.batch):
-            example = self.stream.draw(self.step, part).to(accelerator.device)
-            self.run.expect_another_video()
-            with accelerator.accumulate(self.model):
-                loss = flow_loss(self.model, example, dtype)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(self.weights.values(), settings.clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            losses.append(loss.detach())
-        if self.average is not None:
-            self.average.step(self.weights.values())
-        return float(accelerator.gather(torch.stack(losses)).mean())
+    def _check_finite(self, last: bool) -> None:
+        """End a training that no longer learns.
+
+        Raises:
+            RuntimeError: too many steps in a row were left out, or the last one.
+        """
+        scaled = self.accelerator.scaler is not None
+        if self.skipped >= (MOST_SCALED if scaled else MOST_SKIPPED) or (last and self.skipped and not scaled):
+            self._log()
+            kept = (
+                "no checkpoint was written" if self.saved is None else f"the checkpoint of step {self.saved} is whole"
+            )
+            raise RuntimeError(
+                f"the loss or the gradient was not finite in the last {self.skipped} of {self.step} steps; {kept}; try "
+                "a lower learning rate, a longer warm-up or precision='no', in another folder"
+            )
+
+    def _measure_attention(self) -> None:
+        """Move what sparse attention has reported to the window, before something else reports."""
+        steps = self.window.steps - sum(count for count, _, _ in self.window.attention)
+        if steps:
+            report = self.run.report()
+            own = torch.tensor([report.density, report.flops_saved], device=self.accelerator.device)
+            # Processes compute videos of the same sizes on average, so their means have equal weight.
+            density, saved = self.accelerator.gather(own).view(-1, 2).mean(dim=0).tolist()
+            self.window.attention.append((steps, density, saved))
+        self.run.reset()
 
     def _log(self) -> None:
         """Write a JSON line and tracker values: means since the last line, over all processes."""
-        report = self.run.report()
-        self.run.reset()
-        attention = torch.tensor([report.density, report.flops_saved], device=self.accelerator.device)
-        # Processes compute videos of the same sizes on average, so their means have equal weight.
-        density, flops_saved = self.accelerator.gather(attention).view(-1, 2).mean(dim=0).tolist()
-        line = {
-            "step": self.step,
-            "loss": sum(self.losses) / len(self.losses),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        self._measure_attention()
+        line = {"step": self.step, **self.window.line()}
+        videos = self.window.steps * self.settings.batch * self.accelerator.num_processes
+        line |= {
+            "learning_rate": self.settings.rate(self.step - 1),
             "seconds": round(self.seconds, 2),
-            "density": density,
-            "flops_saved": flops_saved,
+            "videos_per_second": round(videos / self.window.seconds, 4) if self.window.seconds else None,
+            "peak_memory": peak_memory(self.accelerator.device),
         }
-        self.losses = []
-        self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=self.step)
+        self.window = Window()
+        self._write(line)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self.accelerator.log({name: value for name, value in log.flat(line) if name != "step"}, step=self.step)
         if self.accelerator.is_main_process:
             log.append(self.folder, line)
 
+    def _validate(self) -> None:
+        """Log the loss of the held-out videos."""
+        if self.validation is None:
+            return
+        self._measure_attention()
+        with self.learner.averaged():
+            line = self.validation.measure(
+                self.learner.model, self.module, self.task, self.run, self.accelerator, self.learner.dtype
+            )
+        self.run.reset()
+        self._write({"step": self.step, **line})
+
     def _save(self) -> None:
-        if self.accelerator.is_main_process:
-            state = {
-                "identity": self.identity,
-                "seconds": self.seconds,
-                "losses": self.losses,
-                "weights": {name: weight.detach().cpu() for name, weight in self.weights.items()},
-                "optimizer": self.optimizer.state_dict(),
-                "average": None if self.average is None else self.average.state_dict(),
-                "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
-            }
-            save_checkpoint(self.folder / "checkpoints", self.step, state, self.settings.keep)
+        self._measure_attention()
+        if not self.learner.is_finite():
+            raise RuntimeError(f"the LoRA is not finite after step {self.step}; try a lower learning rate")
+        self.saved = self.step
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "identity": self.identity,
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "window": self.window.state(),
+            **self.learner.state(),
+        }
+        with self.learner.averaged():
+            save_checkpoint(
+                self.folder / "checkpoints", self.step, state, self.settings.keep, write_lora=self._write_lora
+            )
+        draw_curve(self.folder)
 
-    def _sample(self) -> None:
-        with self._averaged(), self._other_expert_sparse():
-            if self.accelerator.is_main_process:
-                write_samples(
-                    self.pipe,
-                    self.prompts,
-                    self.folder / "samples",
-                    self.step,
-                    self.sampling,
-                    self.fps,
-                    self.settings.seed,
-                    self.accelerator.device,
-                )
-                self.run.reset()
-        self.accelerator.wait_for_everyone()
+    def _write_lora(self, folder: Path) -> None:
+        save_lora(folder, self.pipe, self.recipe, dtype=PRECISIONS[self.settings.precision])
 
-    @contextlib.contextmanager
-    def _other_expert_sparse(self) -> Iterator[None]:
-        """Within the context, the expert that is not trained, if there is one, is sparse as in a generation."""
+    def _sample_on_the_way(self) -> None:
+        if self.samples is not None:
+            steps = self.settings.sample_steps or max(1, self.settings.inference_steps // 3)
+            with self.learner.averaged():
+                self._sample(steps)
+
+    def _sample(self, inference_steps: int) -> None:
+        """Write sample videos; the other expert, if there is one, is sparse as in a generation."""
+        self._measure_attention()
         experts = {name: getattr(self.pipe, name, None) for name in ("transformer", "transformer_2")}
         with contextlib.ExitStack() as sparse:
             for name, expert in experts.items():
                 if expert is not None and name != self.settings.transformer:
                     sparse.enter_context(sparsify(expert, self.pattern, correction=self.settings.correction))
-            yield
-
-    @contextlib.contextmanager
-    def _products_in_bf16(self) -> Iterator[None]:
-        """Within the context, a CPU also computes float32 products with its bfloat16 units, with that precision.
-
-        Under autocast these are the scores of sparse attention: keys and values come from bfloat16 and lose nothing;
-        the scaled queries are rounded once more.
-        """
-        before = torch.get_float32_matmul_precision()
-        if self.settings.precision == "bf16" and self.accelerator.device.type == "cpu":
-            torch.set_float32_matmul_precision("medium")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Within the context, the LoRA has the running average of its weights, if there is one."""
-        if self.average is None:
-            yield
-            return
-        weights = list(self.weights.values())
-        self.average.store(weights)
-        self.average.copy_to(weights)
-        try:
-            yield
-        finally:
-            self.average.restore(weights)
-
-
-def accelerator_for(settings: Settings, folder: Path, cpu: bool) -> Accelerator:
-    """The accelerator of a training; it writes TensorBoard's files to `folder` if tensorboard is installed.
-
-    Raises:
-        ValueError: accelerate already uses another precision in this process.
-    """
-    from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs, is_tensorboard_available
-
-    tracked = is_tensorboard_available()
-    accelerator = Accelerator(
-        mixed_precision=settings.precision,
-        gradient_accumulation_steps=settings.batch,
-        cpu=cpu,
-        log_with="tensorboard" if tracked else None,
-        project_dir=folder,
-        # While one process still encodes, the others wait.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
-    )
-    if tracked:
-        accelerator.init_trackers("tensorboard")
-    return accelerator
-
-
-def _nameable(value: Pattern | Correction | None, say: Callable[[str], None]) -> Any:
-    """A pattern or correction for the LoRA's file; None, with a message, if a file cannot name it."""
-    if value is None:
-        return None
-    try:
-        to_data(value)
-    except TypeError:
-        say(f"the LoRA's file cannot name {value}; pass it to vidsparse.sparsify wherever the LoRA is used")
-        return None
-    return value
-
-
-def _comparable(settings: Settings) -> dict[str, str]:
-    """The settings that decide the result, as text for a checkpoint."""
-    free = [name for name in FREE if name != "steps" or not settings.decay]
-    return {f.name: repr(getattr(settings, f.name)) for f in fields(settings) if f.name not in free}
-
-
-def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    names = dict.fromkeys((*now, *before))
-    changed = [f"{n} was {before.get(n)}, is {now.get(n)}" for n in names if before.get(n) != now.get(n)]
-    if changed:
-        raise ValueError(
-            f"the checkpoints in {folder} are of another training ({'; '.join(changed)}); "
-            "resume with its settings, or choose another folder"
-        )
+            if self.accelerator.is_main_process and self.samples is not None:
+                self.samples.write(self.pipe, self.step, inference_steps, self.accelerator.device, self.say)
+        self.run.reset()
+        self.accelerator.wait_for_everyone()

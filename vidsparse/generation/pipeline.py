@@ -102,8 +102,7 @@ def load_loras(pipe: Any, loras: Sequence[str], note: Callable[[str], None] = wa
     """Load LoRAs side by side, all active, each as `AskedLora.parse` reads it. Raises: see `vidsparse.load_lora`."""
     # The first is loaded last: where several change positions it decides, as it does for the attention.
     for i, lora in reversed(list(enumerate(map(AskedLora.parse, loras)))):
-        choice = {"transformer": lora.transformer, "strength": lora.strength}
-        load_lora(pipe, lora.source, f"lora_{i}", **choice, note=note)
+        load_lora(pipe, lora.source, f"lora_{i}", transformer=lora.transformer, strength=lora.strength, note=note)
 
 
 def first_recipe(loras: Sequence[str]) -> LoraRecipe:

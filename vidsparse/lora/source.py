@@ -16,7 +16,8 @@ def find_lora(source: str | Path) -> Path:
     """The file of a LoRA, from the Hub if it is not here.
 
     Args:
-        source: a known name, a file, a folder, or a Hub id, also with a file: owner/name/file.safetensors.
+        source: a known name, a file, a folder, or a Hub id, also with a file: owner/name/file.safetensors. Of the
+            folder of a training that has not finished, the LoRA of the newest checkpoint.
 
     Raises:
         OSError: no such name, file, folder or Hub id.
@@ -33,7 +34,7 @@ def find_lora(source: str | Path) -> Path:
             raise ValueError(f"{path} is not a LoRA: expected a safetensors file, whose name ends in .safetensors")
         return path
     if path.is_dir():
-        return path / _choose((inside.name for inside in path.iterdir()), source)
+        return checkpoint_of(path) or path / _choose((inside.name for inside in path.iterdir()), source)
     found = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)(?:/(.+\.safetensors))?", str(source))
     if found is None:
         raise FileNotFoundError(
@@ -41,6 +42,15 @@ def find_lora(source: str | Path) -> Path:
             f"names are {', '.join(KNOWN)}"
         )
     return _download(found[1], found[2])
+
+
+def checkpoint_of(source: str | Path) -> Path | None:
+    """The LoRA of the newest checkpoint in the folder of a training; None where there is a finished LoRA, or none."""
+    folder = Path(source)
+    if not (folder / "checkpoints").is_dir() or any(folder.glob("*.safetensors")):
+        return None
+    saved = {int(path.parent.name[5:]): path for path in folder.glob(f"checkpoints/step-*/{FILE}")}
+    return saved[max(saved)] if saved else None
 
 
 def _choose(names: Iterable[str], source: str | Path) -> str:

@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from gloo import on_ranks
+from quantised import needs, torchao_weights
 from small_videos import SMALL, leaves_pipes, write_video
 from torch import distributed
 
+from vidsparse.doctor import Twin
 from vidsparse.finetune.data import tensor_file
 from vidsparse.finetune.data.cache import Encoded, encode, read_ahead
 from vidsparse.finetune.data.clips import Bucket, Clip
@@ -107,6 +110,14 @@ def test_another_clip_caption_size_or_model_is_another_entry(pipe: Any, monkeypa
     monkeypatch.setattr(pipe.vae, "use_tiling", True)
     keys.append(WanEncoders(pipe).video_key(clip))
     assert len(set(keys)) == len(keys)
+
+
+def test_a_quantised_weight_counts_as_the_tensors_inside_it() -> None:
+    needs("torchao")
+    model, other = (torchao_weights(Twin(WanTransformer3DModel)) for _ in range(2))
+    assert fingerprint(model) == fingerprint(other)
+    next(weight for weight in other.parameters() if hasattr(weight, "qdata")).qdata.add_(1)
+    assert fingerprint(model) != fingerprint(other)
 
 
 def test_a_fingerprint_is_of_weights_and_settings() -> None:

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from vidsparse.finetune.data import tensor_file
 from vidsparse.finetune.data.clips import Clip, Skipped
-from vidsparse.finetune.data.encoders import WanEncoders, check_bucket
+from vidsparse.finetune.data.encoders import WanEncoders, check_bucket, moved
 
 AHEAD = 2  # videos that are decoded while one is encoded
 
@@ -62,16 +62,19 @@ def encode(
     rank: int = 0,
     world: int = 1,
     wait: Callable[[], None] = lambda: None,
+    device: torch.device | None = None,
 ) -> tuple[Encoded, list[Skipped]]:
-    """Encode the clips and captions that the cache lacks. The encoders are not needed afterwards.
+    """Encode the captions and then the clips that the cache lacks. The encoders are not needed afterwards.
 
     Args:
-        pipe: a `WanPipeline` whose VAE and text encoder are on the devices where they should compute.
+        pipe: a `WanPipeline`.
         clips: the clips of the training.
         folder: the cache, created if it does not exist. Trainings may share it, even at the same time.
         progress: called with how many items this process has encoded, and how many it has to encode.
         rank, world: this process encodes every `world`-th video from `rank` on.
         wait: returns when all processes have called it.
+        device: where the encoders compute; each is there only while it has something to encode, and on the CPU
+            afterwards. None: where they are.
 
     Returns:
         The examples of all processes in the order of the clips, and the files of those that could not be read.
@@ -97,17 +100,20 @@ def encode(
     unseen = {path: clip for path, clip in share if tensor_file.shape(path) is None}
     unread = {texts[c]: c for c in captions[rank::world] if tensor_file.shape(texts[c]) is None}
     total = len(unseen) + len(unread)
-    progress(0, total)
-    for done, (path, video) in enumerate(zip(unseen, read_ahead(list(unseen.values())), strict=True), 1):
-        if isinstance(video, ValueError):
-            _reason(path).write_text(str(video), encoding="utf-8")  # for the other processes
-        else:
-            tensor_file.write(path, encoders.encode_video(video))
-            _reason(path).unlink(missing_ok=True)
-        progress(done, total)
-    for done, (path, caption) in enumerate(unread.items(), len(unseen) + 1):
-        tensor_file.write(path, _without_padding(encoders.encode_text(caption)))
-        progress(done, total)
+    with moved(pipe.text_encoder, device if unread else None):
+        for done, (path, caption) in enumerate(unread.items()):
+            progress(done, total)
+            tensor_file.write(path, _without_padding(encoders.encode_text(caption)))
+    with moved(pipe.vae, device if unseen else None):
+        videos = read_ahead(list(unseen.values()))
+        for done, (path, video) in enumerate(zip(unseen, videos, strict=True), len(unread)):
+            progress(done, total)
+            if isinstance(video, ValueError):
+                _reason(path).write_text(str(video), encoding="utf-8")  # for the other processes
+            else:
+                tensor_file.write(path, encoders.encode_video(video))
+                _reason(path).unlink(missing_ok=True)
+    progress(total, total)
     wait()
 
     kept, skipped = list[int](), dict[Path, Skipped]()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -75,6 +77,19 @@ class WanEncoders:
         asked = dict(do_classifier_free_guidance=False, max_sequence_length=self.words, device=device)
         embedding: torch.Tensor = self.pipe.encode_prompt(caption, **asked)[0][0]
         return embedding.cpu()
+
+
+@contextmanager
+def moved(module: Any, device: torch.device | None) -> Iterator[None]:
+    """Within the context, an encoder is on a device, and on the CPU afterwards; None leaves it where it is."""
+    if device is None:
+        yield
+        return
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to("cpu")
 
 
 def _device(module: Any) -> torch.device:

@@ -1,0 +1,115 @@
+"""What is predicted from settings alone, against a real step of the small model that ships."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vidsparse import Dense, Radial, StepSchedule, sparsify
+from vidsparse.finetune import Bucket, Settings, drawn_clips
+from vidsparse.finetune.low_rank import add_lora
+from vidsparse.finetune.memory.forecast import StepForecast
+from vidsparse.finetune.memory.live import LiveBytes
+from vidsparse.finetune.memory.plan import plan_training
+from vidsparse.finetune.objective import loss_of
+from vidsparse.finetune.task import WanTask
+from vidsparse.generation.models import find_model
+from vidsparse.shapes.model import load_pipeline
+
+BUCKET = Bucket(33, 64, 64)
+
+
+def predicted(settings: Settings) -> StepForecast:
+    return plan_training(find_model("shapes"), settings, drawn_clips(1, BUCKET), torch.float32).largest
+
+
+def step_of(settings: Settings) -> Any:
+    """A function that runs a real pass; before it, the transformer has the LoRA with a gradient."""
+    pipe = load_pipeline()
+    weights = add_lora(pipe, settings)
+    module = pipe.transformer
+    if settings.gradient_checkpointing:
+        module.enable_gradient_checkpointing()
+    module.train()
+    for weight in weights.values():
+        weight.grad = torch.zeros_like(weight)
+
+    def step() -> None:
+        task = WanTask()
+        example = task.blank(module.config, (9, 16, 16), 16)
+        example = type(example)(*(torch.rand_like(x) for x in vars(example).values()))
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
+            loss, _ = loss_of(module, example, task)
+        loss.backward()
+
+    return module, step
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_memory_is_that_of_a_real_step(checkpointing: bool, precision: str) -> None:
+    """The real step is sparse, on the CPU; every tensor that an operator makes is counted while it lives."""
+    settings = Settings(
+        Radial(density=0.3, tile=(1, 8, 8)), rank=16, gradient_checkpointing=checkpointing, precision=precision
+    )
+    module, step = step_of(settings)
+    live = LiveBytes()
+    with sparsify(module, settings.pattern), live:
+        weights = list(module.parameters())
+        live.leave_out([*weights, *module.buffers(), *(w.grad for w in weights if w.grad is not None)])
+        step()
+    found = predicted(settings)
+    assert found.activations == pytest.approx(live.peak, rel=0.15)
+    of_model = [w for name, w in module.named_parameters() if "lora" not in name]
+    assert found.weights == sum(w.numel() * w.element_size() for w in (*of_model, *module.buffers()))
+    assert found.lora == sum(8 * w.numel() for w in module.parameters() if w.requires_grad)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_operations_are_those_of_a_real_step(checkpointing: bool) -> None:
+    """Dense, in the model's own attention, as PyTorch counts them."""
+    settings = Settings(Dense(), rank=2, gradient_checkpointing=checkpointing, precision="no")
+    _, step = step_of(settings)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        step()
+    found = predicted(settings)
+    # The math backend keeps its scores: it computes four products backward, not five.
+    assert found.density == 1.0
+    assert found.flops == pytest.approx(counter.get_total_flops(), rel=0.15)
+
+
+def test_what_settings_change() -> None:
+    base = dict(rank=16, precision="no")
+    plain = predicted(Settings(Dense(), **base))  # type: ignore[arg-type]
+    away = predicted(Settings(Dense(), offload_activations=True, **base))  # type: ignore[arg-type]
+    assert 0 < away.offloaded < plain.activations and away.memory == plain.memory - away.offloaded
+    averaged = predicted(Settings(Dense(), ema=0.9, **base))  # type: ignore[arg-type]
+    assert averaged.states * 2 == plain.states * 3
+    sparse = predicted(Settings(StepSchedule(Radial(density=0.3), dense_steps=3), inference_steps=30, **base))  # type: ignore[arg-type]
+    assert 0.3 < sparse.density < 1 and sparse.flops < plain.flops
+
+
+def test_a_plan_counts_clips_and_epochs() -> None:
+    clips = [*drawn_clips(3, BUCKET), *drawn_clips(1, Bucket(9, 64, 64))]
+    plan = plan_training(find_model("shapes"), Settings(Dense(), rank=2, steps=6, batch=2), clips, torch.float32, 2)
+    assert plan.clips == {BUCKET: 3, Bucket(9, 64, 64): 1} and plan.epochs == 6.0 and plan.videos == 4
+    assert plan.largest is plan.sizes[BUCKET]
+    assert plan.flops == pytest.approx((3 * plan.sizes[BUCKET].flops + plan.sizes[Bucket(9, 64, 64)].flops) / 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": ("to_z",)}, "targets to_z do not exist"),
+        ({"transformer": "transformer_2"}, "transformer='transformer_2' does not exist in shapes; it has transformer"),
+        ({"loss_weighting": "min_snr"}, "is not for a model that predicts flow"),
+    ],
+)
+def test_what_a_training_refuses_a_plan_refuses(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        predicted(Settings(Dense(), **changes))
+    with pytest.raises(ValueError, match="10 frames do not fit"):
+        plan_training(find_model("shapes"), Settings(Dense()), drawn_clips(1, Bucket(10, 64, 64)), torch.float32)

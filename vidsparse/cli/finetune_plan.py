@@ -1,0 +1,91 @@
+"""`vidsparse finetune --dry-run`: what a training will do, from settings alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vidsparse.cli.finetune_progress import duration
+from vidsparse.cli.inspect import flops_text, sides_text
+from vidsparse.cli.messages import counted
+
+if TYPE_CHECKING:
+    import torch
+
+    from vidsparse.finetune import Clip, Settings
+    from vidsparse.finetune.memory.plan import Plan
+    from vidsparse.generation.models import Model
+
+DRY_RUN_HELP = "Show what would be trained, with memory and time; load no weights and write nothing."
+
+
+def print_finetuning(
+    model: Model, settings: Settings, clips: Sequence[Clip], dtype: torch.dtype, gpu: str | None
+) -> None:
+    """Print the plan of a training.
+
+    Args:
+        model: that is trained. settings: of the training.
+        clips: to train on.
+        dtype: that weights are stored in.
+        gpu: name of the GPU that a time is given for; None: there is none.
+
+    Raises: see `plan_training`.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from vidsparse.finetune.memory.plan import plan_training
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    plan = plan_training(model, settings, clips, dtype, processes)
+    table = Table.grid(padding=(0, 2))
+    for name, text in _rows(model, settings, plan, processes, gpu):
+        table.add_row(f"[bold]{name}", text.replace("[", r"\["))
+    Console(highlight=False).print(table)
+    print("nothing was loaded: leave out --dry-run to train")
+
+
+def _rows(model: Model, settings: Settings, plan: Plan, processes: int, gpu: str | None) -> list[tuple[str, str]]:
+    rows = [
+        ("model", f"{model.name}, {settings.transformer}"),
+        ("attention", repr(settings.pattern)),
+    ]
+    for size, one in plan.sizes.items():
+        tokens = f"{sides_text(one.grid.view)} = {one.grid.tokens:,} tokens"
+        rows.append(("clips", f"{plan.clips[size]:,} of {size.frames} frames, {size.width}x{size.height}: {tokens}"))
+    share = f"{counted(plan.videos, 'video')} each" + (f", in {processes} processes" if processes > 1 else "")
+    rows.append(("steps", f"{plan.steps:,} of {share}: {plan.epochs:.3g} epochs"))
+    largest = plan.largest
+    offloaded = f"; {_gigabytes(largest.offloaded)} in the CPU's memory" if largest.offloaded else ""
+    rows += [
+        (
+            "memory",
+            f"{_gigabytes(largest.memory)} in each process: {_gigabytes(largest.weights)} of weights, "
+            f"{_gigabytes(largest.lora)} of LoRA and gradient, {_gigabytes(largest.states)} of optimizer and average, "
+            f"{_gigabytes(largest.activations)} of activations{offloaded}",
+        ),
+        ("", "text encoder and VAE are not counted, nor what the GPU's own libraries take"),
+        ("density", f"{largest.density:.2f} of dense attention, on average over layers and noise levels"),
+        ("a step", f"{flops_text(plan.flops * settings.batch)} in each process{_time(plan, settings, gpu)}"),
+    ]
+    return rows
+
+
+def _time(plan: Plan, settings: Settings, gpu: str | None) -> str:
+    """Seconds of a step and of the training on a known GPU; a prediction that no GPU has confirmed."""
+    from vidsparse.estimation.gpus import GPUS, UTILIZATION
+
+    known = [one for one in GPUS if gpu is not None and one.name.lower() in gpu.lower()]
+    if not known:
+        return "; no time is known for this device"
+    seconds = plan.flops * settings.batch / (known[0].teraflops * 1e12 * UTILIZATION)
+    return (
+        f"; at {UTILIZATION:.0%} of the peak of {known[0].name} {seconds:.3g} seconds, "
+        f"{duration(seconds * plan.steps)} for all"
+    )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"

@@ -1,0 +1,1 @@
+"""What a training draws: the order of the videos, and their noise."""

@@ -1,0 +1,197 @@
+"""What a training step will take, before anything is loaded: it runs on tensors that have a size and no content."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from vidsparse.estimation.work import work
+from vidsparse.finetune.data.clips import Bucket
+from vidsparse.finetune.low_rank import lora_config
+from vidsparse.finetune.memory.live import LiveBytes
+from vidsparse.finetune.memory.offload import LEAST
+from vidsparse.finetune.noise import share_of, sparse_levels
+from vidsparse.finetune.objective import loss_of
+from vidsparse.finetune.settings import Settings
+from vidsparse.finetune.task import TrainingTask
+from vidsparse.generation.forecast import forecast_of
+from vidsparse.generation.frames import geometry_of
+from vidsparse.generation.transformers import defaults, without_weights
+from vidsparse.grid import VideoGrid
+from vidsparse.patterns import Pattern, StepSchedule
+
+# Bytes that an optimizer keeps for each number of the LoRA.
+STATES = {"adamw": 8, "adamw-8bit": 2, "prodigy": 16, "muon": 4}
+# Operations of a backward pass by those of its forward pass: weights that are frozen have no gradient, and attention
+# computes its scores again and four gradients from them.
+LINEAR, ATTENTION = 1.0, 2.5
+
+
+@dataclass(frozen=True)
+class StepForecast:
+    """What one pass of a training takes: one video, forward and backward.
+
+    Attributes:
+        grid: of the video's tokens.
+        weights: bytes of the transformer. lora: of the LoRA and its gradient. states: of the optimizer and the running
+            average.
+        activations: the most bytes of all other tensors at once, with dense attention.
+        offloaded: bytes of these that wait in the CPU's memory.
+        flops: forward, recomputed and backward, by the density of attention.
+        density: mean density of attention over layers and noise levels, with kept tiles as a whole.
+    """
+
+    grid: VideoGrid
+    weights: int
+    lora: int
+    states: int
+    activations: int
+    offloaded: int
+    flops: float
+    density: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes on the device of the training, all together."""
+        return self.weights + self.lora + self.states + self.activations
+
+
+def forecast_step(
+    cls: type[Any],
+    config: Mapping[str, Any],
+    task: TrainingTask,
+    settings: Settings,
+    bucket: Bucket,
+    *,
+    pattern: Pattern,
+    shift: float,
+    bounds: tuple[float, float],
+    vae_stride: tuple[int, int],
+    words: int,
+    dtype: torch.dtype,
+) -> StepForecast:
+    """Predict one pass.
+
+    Args:
+        cls, config: class and settings of the transformer.
+        task: of its family.
+        settings: of the training.
+        bucket: size of the video.
+        pattern: of the training, by noise level.
+        shift, bounds: of the noise levels.
+        vae_stride: of the VAE in time and space.
+        words: of the text.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: a size that the model does not take.
+    """
+    known = geometry_of(cls, dict(config), vae_stride)
+    size = bucket.frames, bucket.height, bucket.width
+    grid = known.grid(*size)
+    module = without_weights(cls, dict(config)).to(dtype)
+    layers = len(known.adapter.self_attentions(module))
+    weights = sum(_bytes(tensor) for tensor in (*module.parameters(), *module.buffers()))
+    module.requires_grad_(False)
+    from peft import LoraConfig
+
+    module.add_adapter(lora_config(settings, LoraConfig))
+    view = (known.frames(bucket.frames)[1], bucket.height // vae_stride[1], bucket.width // vae_stride[1])
+    full = {**defaults(cls), **config}
+    live, kept = _run(module, task, settings, lambda: task.blank(full, view, words), dtype)
+    lora = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
+    offloaded = max(0, kept - 2 * grid.tokens * known.heads * known.head_dim * _itemsize(settings, dtype))
+    offloaded = offloaded if settings.offload_activations else 0
+    of_call = work(cls, dict(config), known, grid.tokens, words)
+    again = 1.0 if settings.gradient_checkpointing else 0.0
+    density = _density(pattern, known, layers, size, shift, bounds, settings)
+    linear = of_call.projections + of_call.others
+    flops = linear * (1 + again + LINEAR)
+    flops += (of_call.attention * density + of_call.text) * (1 + again + ATTENTION)
+    average = 0 if settings.ema is None else 4
+    return StepForecast(
+        grid=grid,
+        weights=weights,
+        lora=8 * lora,
+        states=(STATES[settings.optimizer] + average) * lora,
+        activations=live - offloaded,
+        offloaded=offloaded,
+        flops=flops,
+        density=density,
+    )
+
+
+def _run(module: Any, task: TrainingTask, settings: Settings, example: Any, dtype: torch.dtype) -> tuple[int, int]:
+    """Run a pass on tensors without content.
+
+    Returns:
+        The most bytes beside weights and gradients, and those of large tensors that the forward pass keeps.
+    """
+    if settings.gradient_checkpointing:
+        module.enable_gradient_checkpointing()
+    module.train()
+    live, kept = LiveBytes(), dict[int, int]()
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if _bytes(tensor) >= LEAST and not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage()._cdata] = _bytes(tensor)
+        return tensor
+
+    half = {"no": None, "bf16": torch.bfloat16, "fp16": torch.bfloat16}[settings.precision]
+    cast = contextlib.nullcontext() if half is None else torch.autocast("cpu", half)
+    with FakeTensorMode():
+        _without_content(module)
+        weights = list(module.parameters())
+        for weight in weights:
+            if weight.requires_grad:
+                weight.grad = torch.zeros_like(weight)
+        with live:
+            live.leave_out((*weights, *module.buffers(), *(w.grad for w in weights if w.grad is not None)))
+            with cast, saved_tensors_hooks(pack, lambda tensor: tensor):
+                loss, _ = loss_of(module, example(), task, dtype=dtype if half is None else torch.float32)
+            loss.backward()
+    return live.peak, sum(kept.values())
+
+
+def _without_content(module: torch.nn.Module) -> None:
+    """Replace weights on the meta device by fake ones of a CPU, which autocast and attention treat as real."""
+    for part in module.modules():
+        for name, weight in part._parameters.items():
+            if weight is not None:
+                dtype = torch.float32 if weight.requires_grad else weight.dtype
+                new = torch.empty(weight.shape, dtype=dtype)
+                part._parameters[name] = torch.nn.Parameter(new, requires_grad=weight.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def _density(
+    pattern: Pattern,
+    known: Any,
+    layers: int,
+    size: tuple[int, int, int],
+    shift: float,
+    bounds: tuple[float, float],
+    settings: Settings,
+) -> float:
+    """What attention computes, as a share of dense attention, on average over layers and noise levels."""
+    low, high = (share_of(level, shift, bounds, settings.level_sampling) for level in sparse_levels(pattern))
+    while isinstance(pattern, StepSchedule) and pattern.sigmas is not None:
+        pattern = StepSchedule(pattern.pattern, dense_layers=pattern.dense_layers)
+    found = forecast_of(known, layers, pattern, size, 1)
+    return 1 - (high - low) * (1 - found.share(found.computed))
+
+
+def _itemsize(settings: Settings, dtype: torch.dtype) -> int:
+    return dtype.itemsize if settings.precision == "no" else 2
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

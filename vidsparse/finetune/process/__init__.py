@@ -1,0 +1,1 @@
+"""The processes of a training: what accelerate may set, signals, and the lock of a folder."""

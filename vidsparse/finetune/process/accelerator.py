@@ -1,0 +1,82 @@
+"""The accelerator of a training, and what of accelerate's settings a training does not serve."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vidsparse.finetune.process.trackers import tracker_names
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from vidsparse.finetune.settings import Settings
+
+# The variables with which `accelerate launch` passes on a plugin -> its name. A LoRA's training divides videos alone.
+PLUGINS = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+    "ACCELERATE_DYNAMO_BACKEND": "torch.compile (dynamo)",
+}
+OFF = ("", "0", "false", "no", "none")
+ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+
+
+def check_launch(environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse what `accelerate launch` or `accelerate config` switch on and a training does not serve.
+
+    Raises:
+        NotImplementedError: with the names of all that is on.
+    """
+    wanted = [name for variable, name in PLUGINS.items() if environment.get(variable, "").lower() not in OFF]
+    if wanted:
+        raise NotImplementedError(
+            f"accelerate's settings switch on {' and '.join(wanted)}, which finetune does not serve: it divides the "
+            "videos of a step among processes; start it with torchrun, or choose a plain MULTI_GPU setting in "
+            "`accelerate config`"
+        )
+
+
+def accelerator_for(settings: Settings, folder: Path, cpu: bool, say: Callable[[str], None] = print) -> Accelerator:
+    """The accelerator of a training, with its trackers.
+
+    Args:
+        settings: of the training; they decide what accelerate would otherwise read from the environment.
+        folder: receives TensorBoard's and wandb's files.
+        cpu: compute on the CPU.
+        say: called with messages for the user.
+
+    Raises:
+        NotImplementedError: see `check_launch`.
+        ValueError: accelerate already uses another precision in this process.
+        ImportError: a tracker's package is missing.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+
+    check_launch()
+    trackers = tracker_names(settings.log_with)
+    other = os.environ.get(ACCUMULATION, "1")
+    if other != "1" and other != str(settings.batch):
+        say(f"accelerate's gradient accumulation of {other} is not used: --batch decides, here {settings.batch}")
+    accelerator = Accelerator(
+        mixed_precision=settings.precision,
+        # A plugin, because the environment would replace a number.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.batch),
+        cpu=cpu,
+        log_with=list(trackers) or None,
+        project_dir=folder,
+        # While one process still encodes, the others wait.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+    )
+    if trackers:
+        own: dict[str, Any] = {"wandb": {"dir": str(folder), "name": folder.resolve().name}}
+        # The name of TensorBoard's folder, and of a project of wandb.
+        project = "tensorboard" if trackers == ("tensorboard",) else "vidsparse"
+        accelerator.init_trackers(project, init_kwargs={name: own[name] for name in trackers if name in own})
+    return accelerator
