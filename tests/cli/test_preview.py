@@ -48,13 +48,16 @@ def test_what_cannot_be_meant_is_refused_before_any_work(vidsparse: Any, folder:
     for options, says in (
         (["-o", folder / "a.gif"], "its name must end in .png or .html"),
         (["--clips", "middle"], "clips='middle' is unknown; choose first, chunk"),
-        (["--clip-stride", 3], "slide needs a stride, others take none"),
+        (["--clip-stride", 3], "stride=3 (--clip-stride) is for clips='slide' alone"),
         (["--size", "big"], "--size 'big' must be WIDTHxHEIGHT"),
     ):
         done = vidsparse("preview", folder / "data", *options)
         assert done.code == 1 and says in done.err, options
     done = vidsparse("preview", folder / "nowhere")
     assert done.code == 1 and "no folder" in done.err
+    (folder / "alone.mp4").touch()
+    done = vidsparse("preview", folder / "alone.mp4")
+    assert done.code == 1 and "alone.mp4 is a file; give the folder" in done.err
     done = vidsparse("finetune", "--data", folder / "data", "-o", folder / "run", "--clips", "middle")
     assert done.code == 1 and "clips='middle' is unknown" in done.err
 

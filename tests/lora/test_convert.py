@@ -88,7 +88,7 @@ def test_diffusers_reads_it(family: str, form: Any, tmp_path: Path) -> None:
 def test_the_recipe_stays_behind(folder: Path, tmp_path: Path) -> None:
     notes: list[str] = []
     there = convert_lora(folder, tmp_path / "new/there.safetensors", "comfy", note=notes.append)
-    assert len(notes) == 1 and "pattern, positions and the rest of the recipe" in notes[0]
+    assert len(notes) == 1 and "without pattern, positions and sampler: ComfyUI" in notes[0]
     assert not read_recipe(there).is_known
     own = convert_lora(folder, tmp_path / "own.safetensors", "diffusers", note=notes.append)
     assert read_recipe(own).pattern == RECIPE.pattern and len(notes) == 1
@@ -129,8 +129,11 @@ def test_what_cannot_be_written(folder: Path, tmp_path: Path) -> None:
         convert_lora(folder, tmp_path / "out", "comfy")
     with pytest.raises(ValueError, match="form='kohya' is unknown; choose one of comfy, musubi, diffusers"):
         convert_lora(folder, out, "kohya")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="'dalle' is no family that is known; choose one of Allegro"):
+    with pytest.raises(ValueError, match="'dalle' is not a known family; choose one of allegro"):
         convert_lora(folder, out, "comfy", "dalle")
+    with pytest.raises(ValueError, match="was made for another model than HunyuanVideoTransformer3DModel"):
+        convert_lora(folder, out, "comfy", "hunyuanvideo")
+    assert not out.exists()
     model = twin("CogVideoXTransformer3DModel").build()
     file = as_diffusers(tmp_path / "cog.safetensors", model, random_updates(model))
     with pytest.raises(NotImplementedError, match="names of CogVideoXTransformer3DModel in its original code are not"):

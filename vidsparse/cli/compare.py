@@ -59,7 +59,7 @@ def compare(
     sparse_output: Annotated[Path | None, Option(help="Also write the sparse video alone.")] = None,
     strip: Annotated[Path | None, Option(help="Also write a PNG with frames of both.")] = None,
     repeat: Annotated[
-        int | None, Option(min=1, help="Sample each so often, by turns; times are medians.", show_default="2")
+        int | None, Option(min=1, help="Samplings of each side, in turns; times are medians.", show_default="2")
     ] = None,
     json_output: Annotated[
         Path | None, Option("--json", help="Also write the comparison as JSON; - is stdout and nothing else there.")
@@ -250,7 +250,7 @@ def _print(result: dict[str, Any], name: str, request: Request) -> None:
     psnr = "identical" if result["psnr"] is None else f"{result['psnr']:.1f} dB"
     table.add_row("PSNR to dense", "", psnr, "")
     if (worst := result["worst_frame"]) is not None:
-        table.add_row(f"PSNR of the worst frame, {worst}", "", f"{result['frame_psnr'][worst]:.1f} dB", "")
+        table.add_row(f"PSNR of the worst frame ({worst})", "", f"{result['frame_psnr'][worst]:.1f} dB", "")
     shown = {"ssim": "SSIM to dense", "ms_ssim": "MS-SSIM to dense", "flicker": "flicker", "lpips": "LPIPS to dense"}
     for measure, title in shown.items():
         if (value := result[measure]) is not None:

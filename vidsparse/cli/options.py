@@ -22,12 +22,14 @@ LORA_HELP = (
     "LORA@transformer_2 the expert, LORA:0.8@transformer_2 both. Pattern, schedule and frames of the first that says "
     "them are used where none are given."
 )
-POSITIONS_HELP = "In videos longer than the model knows: plain, riflex or yarn."
+POSITIONS_HELP = "In videos longer than those the model was trained on: plain, riflex or yarn."
 DTYPE_HELP = "float32, bfloat16 or float16; also fp32, bf16, fp16."
 IMAGE_HELP = "A file: the first frame of the video."
 LAST_IMAGE_HELP = "A file: the last frame of the video."
 VIDEO_HELP = "A file: the video that is changed, or continued, whichever the pipeline does."
-STRENGTH_HELP = "How much of --video changes: of the steps, this share runs, the last ones."
+STRENGTH_HELP = "How much of --video changes: the share of the steps that runs, counted from the last step."
+SCALE_HELP = "Enlarge the video: each pixel is drawn N by N."
+SCALE_DEFAULT = "4 for small videos, else 1"
 SAMPLER_HELP = "sde draws fresh noise in every step, which helps long videos; own is the model's."
 
 

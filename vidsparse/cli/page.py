@@ -104,7 +104,7 @@ def comparison_page(
         facts=known,
         command=given_command(),
         report=report,
-        split_note=f"{SPLIT_NOTE} Of the sample of each side that took the median of seconds.",
+        split_note=f"{SPLIT_NOTE} Each bar is the sample with the median of the seconds, of two the faster.",
     )
 
 

@@ -27,6 +27,8 @@ from vidsparse.cli.options import (
     PRESET_HELP,
     PROFILE_HELP,
     SAMPLER_HELP,
+    SCALE_DEFAULT,
+    SCALE_HELP,
     SPARSE_COST_HELP,
     STEPS,
     STRENGTH_HELP,
@@ -108,20 +110,17 @@ class Request:
     sampler: Annotated[str | None, Option(help=SAMPLER_HELP, rich_help_panel=VIDEO, show_default="own")] = None
     positions: Annotated[str | None, Option(help=POSITIONS_HELP, rich_help_panel=VIDEO, show_default="plain")] = None
     trained_frames: Annotated[
-        int | None, Option(min=1, help="Frames that the model knows.", rich_help_panel=VIDEO, show_default=OWN)
+        int | None, Option(min=1, help="Frames that the model was trained on.", rich_help_panel=VIDEO, show_default=OWN)
     ] = None
     flow_shift: Annotated[
         float | None,
         Option(help="The higher, the more steps at high noise.", rich_help_panel=VIDEO, show_default=OWN),
     ] = None
-    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Of the noise.", rich_help_panel=VIDEO)] = 0
+    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Seed of the noise.", rich_help_panel=VIDEO)] = 0
     fps: Annotated[int | None, Option(min=1, help="Frames a second.", rich_help_panel=VIDEO, show_default=OWN)] = None
-    scale: Annotated[
-        int | None,
-        Option(
-            min=1, help="Show each pixel as so many.", rich_help_panel=VIDEO, show_default="4 for small videos, else 1"
-        ),
-    ] = None
+    scale: Annotated[int | None, Option(min=1, help=SCALE_HELP, rich_help_panel=VIDEO, show_default=SCALE_DEFAULT)] = (
+        None
+    )
 
     dtype: Annotated[
         str | None,

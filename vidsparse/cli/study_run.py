@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidsparse.atomic import leftovers
-from vidsparse.cli.dry_run import say_header
+from vidsparse.cli.dry_run import header
 from vidsparse.cli.files import write_json
 from vidsparse.cli.frames import fitted
-from vidsparse.cli.messages import live_console, note
+from vidsparse.cli.messages import live_console, note, say
 from vidsparse.cli.pareto import draw_pareto
 from vidsparse.cli.request import Request
 from vidsparse.cli.study_page import study_page
@@ -84,8 +84,8 @@ class StudyRun:
         from vidsparse.generation.metrics import Lpips
 
         leaders = {setting: next(iter(of_setting.values())) for setting, of_setting in self.requests.items()}
-        for one in leaders.values():
-            say_header(one, one.build_pattern(), one.build_arguments())
+        for setting, one in leaders.items():
+            say(f"{setting}: {header(one, one.build_pattern(), one.build_arguments())}")
         dense = leaders[DENSE]
         self.pipe, self.lpips = dense.load_pipe(), Lpips() if self.asked.lpips else None
         self.corrections = {

@@ -16,11 +16,12 @@ from vidsparse.lora.files import HEADER, lora_header, write_lora
 from vidsparse.lora.load import warn
 from vidsparse.lora.names import Names
 from vidsparse.lora.originals import ORIGINALS
-from vidsparse.lora.renamed import LowRank, Renamed, renamed, row_counts
+from vidsparse.lora.renamed import LowRank, Renamed, check_placed, renamed, row_counts
 from vidsparse.lora.source import find_lora
 from vidsparse.lora.stored import read_stored
 
 Form = Literal["comfy", "musubi", "diffusers"]
+READERS: dict[str, str] = {"comfy": "ComfyUI", "musubi": "musubi-tuner"}
 MLP_RATIO = 4  # of HunyuanVideo, whose feed-forward may be missing in a file where the original code stacks it
 
 
@@ -46,8 +47,8 @@ def convert_lora(
 
     Raises:
         OSError: no such LoRA, or the file cannot be written.
-        ValueError: not a LoRA, one of a family that is not known, one that several families have with other original
-            names, or another form, family or ending.
+        ValueError: not a LoRA, one of another family than `family` or of a family that is not known, one that several
+            families have with other original names, or another form, family or ending.
         NotImplementedError: DoRA in a foreign form, or a family whose original names are not known.
     """
     if form not in get_args(Form):
@@ -60,6 +61,7 @@ def convert_lora(
     family = families().get(family, family) if family is not None else _family(stored.layers, file)
     names = names_of(family)
     lora = renamed(stored, names)
+    check_placed(lora, family, file)
     if form == "diffusers":
         _left_behind(lora, note, file, out)
         header = lora_header(peft_settings(lora.updates, names.layers))
@@ -70,7 +72,7 @@ def convert_lora(
         if form == "musubi":
             _left_behind(lora, note, file, out)
         if HEADER in stored.header:
-            note(f"pattern, positions and the rest of the recipe in {file} do not travel: {form} has no place for them")
+            note(f"{out} is without pattern, positions and sampler: {READERS[form]} has no place for them")
     if lora.left_out:
         note(f"{file}: parts that {family} does not have are left out: {lora.left_out_summary}")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import torch
 
+from vidsparse.generation.frames import families
 from vidsparse.generation.transformers import defaults
 from vidsparse.lora.fitted import names_in
 from vidsparse.lora.names import Names
@@ -29,7 +30,7 @@ def names_of(family: str) -> Names:
         ValueError: another name.
     """
     if family not in ADAPTERS:
-        raise ValueError(f"{family!r} is no family that is known; choose one of {', '.join(ADAPTERS)}")
+        raise ValueError(f"{family!r} is not a known family; choose one of {', '.join(sorted(families()))}")
     cls = getattr(importlib.import_module("diffusers"), family)
     settings = defaults(cls)
     with torch.device("meta"):

@@ -13,7 +13,7 @@ import torch
 
 from vidsparse.lora.names import Names
 from vidsparse.lora.originals import ORIGINALS
-from vidsparse.lora.renamed import OF_IMAGES, UNKNOWN, LowRank, Renamed, renamed
+from vidsparse.lora.renamed import OF_IMAGES, UNKNOWN, LowRank, Renamed, check_placed, renamed
 from vidsparse.lora.stored import Stored
 
 FIRST_LAYERS = ("patch_embedding", "vace_patch_embedding", "patch_embed.proj", "x_embedder.proj", "proj_in")
@@ -57,10 +57,7 @@ def fit(stored: Stored, model: torch.nn.Module, file: Path) -> Renamed:
                 )
         if not differences:
             del found.differences[layer]
-    placed, unknown = len({*found.updates, *found.differences}), found.left_out.get(UNKNOWN, [])
-    if not placed or placed < len(unknown):
-        changes = next((name for known in found.left_out.values() for name in known), "nothing")
-        raise ValueError(f"{file} was made for another model than {kind}: it changes {changes}, which does not exist")
+    check_placed(found, kind, file)
     _check_fused(found.updates, model, file)
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
@@ -89,6 +90,23 @@ def renamed(stored: Stored, names: Names, head: int | None = None) -> Renamed:
     for name in stored.unread:
         result.left_out[_kind(name)].append(name)
     return result
+
+
+def check_placed(lora: Renamed, kind: str, file: Path) -> None:
+    """Refuse a LoRA most of whose layers are unknown to a model.
+
+    Args:
+        lora: the LoRA under diffusers' names.
+        kind: class of the model.
+        file: for the error.
+
+    Raises:
+        ValueError: no layer has a place, or fewer have one than have unknown names.
+    """
+    placed, unknown = len({*lora.updates, *lora.differences}), lora.left_out.get(UNKNOWN, [])
+    if not placed or placed < len(unknown):
+        changes = next((name for known in lora.left_out.values() for name in known), "nothing")
+        raise ValueError(f"{file} was made for another model than {kind}: it changes {changes}, which does not exist")
 
 
 def _add_update(result: Renamed, update: Update, stored: Stored, found: Found, heads: int | None) -> None:

@@ -31,7 +31,7 @@ def find_lora(source: str | Path) -> Path:
     path = Path(source)
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise ValueError(f"{path} must be a file of safetensors, and its name end so")
+            raise ValueError(f"{path} is not a LoRA: expected a safetensors file, whose name ends in .safetensors")
         return path
     if path.is_dir():
         return checkpoint_of(path) or path / _choose((inside.name for inside in path.iterdir()), source)

@@ -55,7 +55,7 @@ function nameSides() {
   const [left, right] = ["left", "right"].map((side) => shown[+byId(side).value].setting);
   byId("wipe-text").textContent = `Left of the line: ${left}. Right of it: ${right}. Drag it.`;
   byId("difference-text").textContent =
-    `What differs between ${left} and ${right}, times ${byId("amplify").value}; black is equal. Of the compressed videos; the figures are of the frames before.`;
+    `What differs between ${left} and ${right}, times ${byId("amplify").value}; black is equal. Shown are the compressed videos; the figures were measured before compression.`;
   byId("amplified").textContent = `x${byId("amplify").value}`;
 }
 

@@ -39,7 +39,9 @@ def test_captions_of_metadata_and_of_text_files(tmp_path: Path) -> None:
         "e.M4V": ("e",),
         "train/c.webm": ("c",),
     }
-    assert reasons(tmp_path) == {"train/d.mov": "it has no caption: neither in metadata.jsonl nor in d.txt beside it"}
+    assert reasons(tmp_path) == {
+        "train/d.mov": "it has no caption: write one to d.txt beside it, or to a table such as metadata.jsonl"
+    }
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,8 @@ def test_a_video_of_the_length_of_a_clip_is_one_clip() -> None:
         ("uniform", None, "clips='uniform' is unknown"),
         ("uniform:0", None, "must take 1 clip or more"),
         ("chunk:2", None, "clips='chunk:2' is unknown"),
-        ("slide", None, "slide needs a stride"),
-        ("chunk", 3, "slide needs a stride, others take none"),
+        ("slide", None, "clips='slide' needs a stride: .*--clip-stride"),
+        ("chunk", 3, r"stride=3 \(--clip-stride\) is for clips='slide' alone"),
         ("slide", 0, "must be 1 frame or more"),
     ],
 )

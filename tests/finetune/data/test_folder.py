@@ -153,6 +153,10 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path: Path) -> None
     reasons = {s.path.name: s.reason for s in skipped}
     assert reasons.keys() == {Path(name).name for name in names[1:]}
     assert reasons["short.mp4"] == "it has 4 frames, and the shortest clips have 5"
+    slower = folder_clips(tmp_path, SIZE, [3], fps=10)[1]
+    assert {s.path.name: s.reason for s in slower}["short.mp4"] == (
+        "it has 2 frames, and the shortest clips have 3 at 10 frames a second"
+    )
     assert "cannot be decoded: Error opening input files: Invalid data" in reasons["text.mp4"]
     assert reasons["notes.pdf"] == "its ending .pdf is not that of a video or an image"
     assert calls == [(i, 4) for i in range(1, 5)]

@@ -46,6 +46,8 @@ def read_entries(folder: Path, lines: bool = False, without: Path | None = None)
         ValueError: a line of a table that cannot be read, or two captions for one video.
     """
     if not folder.is_dir():
+        if folder.exists():
+            raise NotADirectoryError(f"{folder} is a file; give the folder that holds the videos and their captions")
         raise FileNotFoundError(f"no folder {folder} exists; give one with videos and their captions")
     folder = Path(os.path.normpath(folder))
     listing = list_folder(folder, without)
@@ -70,8 +72,8 @@ def read_entries(folder: Path, lines: bool = False, without: Path | None = None)
         if not path.exists():
             skipped.append(Skipped(path, f"there is no such file, but {source} names it"))
         elif not captions:
-            beside = f"{path.stem}.txt beside it"
-            skipped.append(Skipped(path, f"it has no caption: neither in {TABLES[0]} nor in {beside}"))
+            missing = f"it has no caption: write one to {path.stem}.txt beside it, or to a table such as {TABLES[0]}"
+            skipped.append(Skipped(path, missing))
         else:
             entries.append(Entry(path, captions, start, end, repeats_of(path, folder)))
     used = {entry.path for entry in entries} | {text for text, _ in texts.values()}

@@ -35,8 +35,12 @@ class Cutting:
             raise ValueError(f"clips={self.kind!r} is unknown; choose {EXPECTED}")
         if self.count < 1:
             raise ValueError(f"clips=uniform:{self.count} must take 1 clip or more")
-        if (self.kind == "slide") != (self.stride is not None):
-            raise ValueError(f"clips={self.kind!r} with stride={self.stride}: slide needs a stride, others take none")
+        if self.kind == "slide" and self.stride is None:
+            raise ValueError("clips='slide' needs a stride: frames from one clip to the next (--clip-stride 16)")
+        if self.kind != "slide" and self.stride is not None:
+            raise ValueError(
+                f"stride={self.stride} (--clip-stride) is for clips='slide' alone, not for clips={self.kind!r}"
+            )
         if self.stride is not None and self.stride < 1:
             raise ValueError(f"stride={self.stride} must be 1 frame or more")
 

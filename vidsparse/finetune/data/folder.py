@@ -102,7 +102,11 @@ def _cut(
     if not timed and (entry.start is not None or entry.end is not None):
         raise ValueError("it has no times, so that no part of it can begin at a second")
     stored = shown(seen.times, fps, entry.start, entry.end) if timed else list(range(seen.frames))
-    for first, bucket in cutting.cut(len(stored), seen.height, seen.width, sizes, frame_counts):
+    try:
+        cuts = cutting.cut(len(stored), seen.height, seen.width, sizes, frame_counts)
+    except ValueError as error:  # counts frames after resampling, of which the file may store more
+        raise ValueError(f"{error} at {fps:g} frames a second" if timed and fps else str(error)) from None
+    for first, bucket in cuts:
         frames = stored[first : first + bucket.frames]
         span = (seen.times[frames[0]] - seen.times[0], seen.times[frames[-1]] - seen.times[0]) if timed else None
         key = hashlib.sha256(repr((READER, source.content, frames)).encode()).hexdigest()
