@@ -55,7 +55,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse": ("lazy_loader",),  # what it exports stands in __init__.pyi
     "vidsparse.finetune": (
-        *("accelerate", "diffusers", "filelock", "matplotlib", "peft", "torch", "vidsparse.estimation"),
+        *("PIL", "accelerate", "diffusers", "filelock", "matplotlib", "peft", "torch", "vidsparse.estimation"),
         *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.finetune.data", "vidsparse.generation"),
         *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.adapter"),
         *("vidsparse.runtime.pipeline", "vidsparse.runtime.registry", "vidsparse.runtime.run"),

@@ -78,6 +78,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/finetune/data/synthetic.py": ("finetune/data/test_clips.py",),
     "vidsparse/finetune/data/tables.py": ("finetune/data/test_captions.py",),
     "vidsparse/finetune/data/tensor_file.py": ("finetune/data/test_cache.py",),
+    "vidsparse/cli/generation_options.py": ("cli/test_generate.py",),
     "vidsparse/cli/finetune_options.py": ("cli/test_finetune.py",),
     "vidsparse/cli/finetune_plan.py": ("cli/test_finetune.py",),
     "vidsparse/cli/finetune_progress.py": ("cli/test_finetune.py",),
