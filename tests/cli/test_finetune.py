@@ -61,7 +61,7 @@ def test_frames_that_the_vae_does_not_take(tmp_path: Path, cache: Path) -> None:
 
 
 def test_another_pipeline_is_not_trained(tmp_path: Path) -> None:
-    with pytest.raises(NotImplementedError, match="object cannot be trained: finetune supports WanPipeline"):
+    with pytest.raises(NotImplementedError, match="object cannot be trained; finetune trains WanPipeline"):
         finetune(object(), [], Settings(PATTERN), tmp_path, base="none")
 
 

@@ -216,6 +216,9 @@ def _kandinsky(cls: Any) -> Any:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
     )
     pipe.prompt_template, pipe.prompt_template_encode_start_idx = "a {}", 1
+    for parameter in pipe.transformer.parameters():
+        if not parameter.any():  # gates begin at zero, where attention changes nothing
+            torch.nn.init.normal_(parameter, std=0.2)
     return pipe
 
 

@@ -57,7 +57,7 @@ class Samples:
 
 
 @torch.no_grad()
-def read_prompts(pipe: Any, texts: tuple[str, ...], words: int) -> tuple[Prompt, ...]:
+def read_prompts(pipe: Any, texts: tuple[str, ...], words: int | None) -> tuple[Prompt, ...]:
     """Embed prompts on the text encoder's device, padded to `words` like the captions of the training."""
     asked = dict(device=pipe.text_encoder.device, max_sequence_length=words)
     return tuple(Prompt(text, *pipe.encode_prompt(text, **asked)) for text in texts)
@@ -86,7 +86,7 @@ def write_samples(
     parts = (pipe.vae, pipe.transformer, getattr(pipe, "transformer_2", None))
     parts = parts if embedded else tuple(pipe.components.values())
     models = [model for model in parts if isinstance(model, torch.nn.Module)]
-    before = [(model, model.device, model.training) for model in models]
+    before: list[tuple[torch.nn.Module, Any, bool]] = [(model, model.device, model.training) for model in models]
     text_encoder, entry, written = pipe.text_encoder, pipe.config["text_encoder"], []
     # Without its text encoder, which is no longer needed, the pipeline has all its models on one device.
     if embedded:

@@ -273,11 +273,11 @@ def test_a_video_that_breaks_while_it_is_read_is_left_out(pipe: Any, tmp_path: P
 def test_what_cannot_be_encoded_is_refused_before_anything_is(
     pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class WanImageToVideoPipeline:
+    class AllegroPipeline:
         pass
 
-    with pytest.raises(NotImplementedError, match="WanImageToVideoPipeline"):
-        encode(WanImageToVideoPipeline(), [clip_of(0)], tmp_path / "cache")
+    with pytest.raises(NotImplementedError, match="AllegroPipeline cannot be trained"):
+        encode(AllegroPipeline(), [clip_of(0)], tmp_path / "cache")
     with pytest.raises(ValueError, match="no clips"):
         encode(pipe, [], tmp_path / "cache")
     with pytest.raises(ValueError, match="use 5 or 9"):

@@ -54,6 +54,9 @@ def test_noise_depends_on_the_video_and_the_level() -> None:
         def text(self, index: int) -> torch.Tensor:
             return torch.zeros(2, 3)
 
+        def more(self, index: int) -> dict[str, torch.Tensor]:
+            return {}
+
     data: Any = Examples()
     validation = Validation(data, (0.0, 0.9), seed=1)
     assert validation.levels == pytest.approx((0.09, 0.27, 0.45, 0.63, 0.81))

@@ -28,5 +28,5 @@ class Example:
 
     def to(self, device: torch.device) -> Example:
         """The same on a device."""
-        tensors = (x.to(device) for x in (self.latents, self.noise, self.text, self.level))
-        return Example(*tensors, {name: x.to(device) for name, x in self.more.items()})
+        latents, noise, text, level = (x.to(device) for x in (self.latents, self.noise, self.text, self.level))
+        return Example(latents, noise, text, level, {name: x.to(device) for name, x in self.more.items()})

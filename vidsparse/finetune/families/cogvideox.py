@@ -73,7 +73,7 @@ class CogVideoXTask(TrainingTask):
         return velocity
 
     def snr(self, level: torch.Tensor) -> torch.Tensor:
-        alpha = self.scheduler.alphas_cumprod.to(level.device)[timestep_of(level)]
+        alpha: torch.Tensor = self.scheduler.alphas_cumprod.to(level.device)[timestep_of(level)]
         return alpha / (1 - alpha)
 
     def shift(self, scheduler: Any, view: View) -> float:

@@ -50,7 +50,8 @@ class LTXTask(TrainingTask):
         }
 
     def predicted(self, answer: torch.Tensor, example: Example) -> torch.Tensor:
-        return answer.transpose(1, 2).unflatten(2, example.latents.shape[2:])
+        latents: torch.Tensor = answer.transpose(1, 2).unflatten(2, example.latents.shape[2:])
+        return latents
 
     def shift(self, scheduler: Any, view: View) -> float:
         return math.exp(self._mu(scheduler, view)) if _by_length(scheduler) else shift_of(scheduler)
