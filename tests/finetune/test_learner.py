@@ -90,7 +90,7 @@ def test_kinds_of_lora_resume_to_the_bit_and_load(tmp_path: Path, cache: Path, c
 
 
 def test_a_model_whose_timesteps_are_per_token_is_trained(tmp_path: Path, cache: Path) -> None:
-    """Wan TI2V-5B: with text alone all tokens have one timestep, and a scalar means the same."""
+    """Wan TI2V-5B is called with a timestep for each token; with text alone all are one, and a scalar means the same."""
     pipe = pipeline(patch_size=(1, 2, 2))
     pipe.register_to_config(expand_timesteps=True)
     hidden, text = torch.randn(1, 8, 3, 4, 4), torch.randn(1, 5, 64)
@@ -101,5 +101,8 @@ def test_a_model_whose_timesteps_are_per_token_is_trained(tmp_path: Path, cache:
         )
     torch.testing.assert_close(once, each)
     weights = train(tmp_path / "per-token", cache, pipe, samples=True)
-    assert_same(weights, train(tmp_path / "plain", cache, pipeline(patch_size=(1, 2, 2))))
+    plain = train(tmp_path / "plain", cache, pipeline(patch_size=(1, 2, 2)))
+    assert weights.keys() == plain.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, plain[name], rtol=1e-3, atol=1e-5)  # four steps of roundings
     assert (tmp_path / "per-token/samples/step-0000004-0.mp4").is_file(), "a generation has a timestep for each token"
