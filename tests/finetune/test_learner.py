@@ -90,7 +90,7 @@ def test_kinds_of_lora_resume_to_the_bit_and_load(tmp_path: Path, cache: Path, c
 
 
 def test_a_model_whose_timesteps_are_per_token_is_trained(tmp_path: Path, cache: Path) -> None:
-    """Wan TI2V-5B is called with a timestep for each token; with text alone all are one, and a scalar means the same."""
+    """Wan TI2V-5B gets a timestep for each token; with text alone they are equal, and a scalar means the same."""
     pipe = pipeline(patch_size=(1, 2, 2))
     pipe.register_to_config(expand_timesteps=True)
     hidden, text = torch.randn(1, 8, 3, 4, 4), torch.randn(1, 5, 64)
