@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 
 from vidsparse.shapes.world import ENDLESS, World
 
-SHORT = 3  # latent frames, which are nine frames of video
-
 
 @dataclass(frozen=True)
 class Phase:
@@ -21,8 +19,9 @@ class Phase:
         batch: videos of a step.
         rate: factor of the learning rate at the first and at the last step.
         sparse: share of the steps of whole clips, or of their parts, with sparse attention.
-        short: share of the steps that see the first `SHORT` latent frames of their clips alone, with dense attention.
-            An outline is a matter of single frames, and such a step costs a fifth of a whole one.
+        short: share of the steps, or of their parts, that see the first frames of their clips alone, with dense
+            attention. An outline is a matter of single frames, and such a step costs a fifth of a whole one.
+        short_frames: how many latent frames those are.
         parts: in which the videos of a step go through the transformer, to save memory.
         asked: held-out videos that each checkpoint is asked about, for the log.
         seconds: after which the phase ends even if steps are left; the rate falls accordingly.
@@ -35,6 +34,7 @@ class Phase:
     rate: tuple[float, float]
     sparse: float = 0.0
     short: float = 0.0
+    short_frames: int = 3
     parts: int = 1
     asked: int = 32
     seconds: float = math.inf
@@ -64,8 +64,8 @@ PLANS = {
     "cpu": Plan(
         (
             Phase("patch4", 4, 3000, 8, (1.0, 0.8)),
-            Phase("patch2", 2, 1500, 8, (0.8, 0.3), short=0.6, asked=16),
-            Phase("patch1", 1, 600, 8, (0.3, 0.0), sparse=0.8, short=0.7, parts=4, asked=4),
+            Phase("patch2", 2, 1300, 8, (0.8, 0.3), short=0.6, asked=16),
+            Phase("patch1", 1, 320, 8, (0.3, 0.0), sparse=0.9, short=0.85, short_frames=2, parts=4, asked=2),
         )
     ),
     # Eight minutes of a GPU with the autoencoder, the latents and a strip; no GPU has run it yet.

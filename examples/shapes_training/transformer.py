@@ -14,7 +14,7 @@ from flow import Flow, Prompts
 from latents import Pool, Statistics, read_pool
 from optimization import SAVE_SECONDS, SEED, Stage, optimizers
 from outlines import OutlineReader
-from plan import SHORT, Phase, Plan
+from plan import Phase, Plan
 from safetensors import safe_open
 from safetensors.torch import save_file
 from stored_attention import store_attention
@@ -162,7 +162,7 @@ class Training:
         def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
             part = next(parts)
             if rng.random() < phase.short:
-                return flow.loss(pool, rng, part, SHORT)
+                return flow.loss(pool, rng, part, phase.short_frames)
             if rng.random() >= phase.sparse:
                 return flow.loss(pool, rng, part)
             with vidsparse.sparsify(transformer, vidsparse.Radial(self.plan.density)):
