@@ -50,6 +50,8 @@ def test_what_cannot_be_meant_is_refused_before_any_work(vidsparse: Any, folder:
         (["--clips", "middle"], "clips='middle' is unknown; choose first, chunk"),
         (["--clip-stride", 3], "stride=3 (--clip-stride) is for clips='slide' alone"),
         (["--size", "big"], "--size 'big' must be WIDTHxHEIGHT"),
+        (["--size", "65x64"], "width 65 of the clips must be a multiple of 4"),
+        (["--frames", 10], "clips of 10 frames do not fit the VAE's stride of 4 in time; use 9 or 13"),
     ):
         done = vidsparse("preview", folder / "data", *options)
         assert done.code == 1 and says in done.err, options

@@ -142,14 +142,19 @@ def buckets_of(model: Model, frames: list[int] | None, sizes: list[str] | None) 
     """Every length in every size; what is not given is the model's.
 
     Raises:
-        ValueError: a size that is none.
+        ValueError: a size that is none, or that does not become whole latents and whole patches of them.
     """
     from vidsparse.finetune import Bucket
+    from vidsparse.generation.frames import geometry
 
     own_size = model.default("height"), model.default("width")
     every = [height_and_width(text) for text in sizes or []] or [own_size]
     counts = frames or [model.longer_frames or model.default("num_frames")]
-    return [Bucket(count, *size) for count in counts for size in every]
+    buckets = [Bucket(count, *size) for count in counts for size in every]
+    known = geometry(model.name)
+    for bucket in buckets:
+        bucket.check(known.frame_stride, known.side)
+    return buckets
 
 
 def height_and_width(text: str) -> tuple[int, int]:
