@@ -31,7 +31,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "examples.shapes_training": (
         *("diffusers", "imageio", "safetensors", "torch", "vidsparse", "vidsparse.atomic", "vidsparse.runtime.adapter"),
         "vidsparse.shapes",
-        *("vidsparse_kernels.cpu.attention", "vidsparse_kernels.cpu.threads", "vidsparse_pipelines.wan"),
+        *("vidsparse_kernels.cpu.threads", "vidsparse_pipelines.wan"),
         *sorted(path.stem for path in (ROOT / "examples/shapes_training").glob("*.py") if path.stem != "__main__"),
     ),
     "vidsparse.cli": (

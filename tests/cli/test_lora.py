@@ -246,7 +246,7 @@ def test_show_and_convert(vidsparse: Any, lora: Path, tmp_path: Path) -> None:
     assert "trained on 5 frames (the model on 33)" in text and re.search(r"blocks\.\*\.attn2\.to_v\W+6\W+2\W+8", text)
     done = vidsparse("lora", "convert", lora, "comfy.safetensors", "--format", "comfy")
     assert done.code == 0 and done.out == "wrote comfy.safetensors\n"
-    assert "note: pattern, positions and the rest of the recipe" in done.err
+    assert "note: comfy.safetensors is without pattern, positions and sampler" in done.err
     assert "diffusion_model.blocks.0.self_attn.v.lora_A.weight" in load_file("comfy.safetensors")
     again = vidsparse("lora", "convert", lora, "comfy.safetensors", "--format", "musubi")
     assert again.code == 1 and "comfy.safetensors is there already" in again.err

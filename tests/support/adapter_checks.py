@@ -17,8 +17,10 @@ def attentions(transformer: Any) -> Mapping[str, Any]:
 
 def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys() and any("to_q" in name for name in found)
+    # A gradient that is small because its terms cancel has the roundings of the large ones that it was made of.
+    largest = max(float(wanted.abs().max()) for wanted in expected.values())
     for name, wanted in expected.items():
-        atol = 1e-4 * float(wanted.abs().max()) + 1e-8
+        atol = 1e-4 * float(wanted.abs().max()) + 1e-5 * largest + 1e-8
         torch.testing.assert_close(found[name], wanted, rtol=1e-3, atol=atol, msg=name)
 
 

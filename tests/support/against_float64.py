@@ -87,7 +87,7 @@ def plain(mask: torch.Tensor) -> Attention:
 
 
 def assert_close(results: Results, expected: Results, bound: Results, dtype: torch.dtype) -> None:
-    """Each error is at most twice that of `bound` plus one rounding."""
+    """Each error is at most twice that of `bound` plus one rounding, in dv also that of an exponential."""
     single = torch.finfo(torch.float32).eps
     for name, wanted in expected.items():
         assert torch.equal(results[name].isneginf(), wanted.isneginf()), f"{name}: other rows are empty"
@@ -97,5 +97,7 @@ def assert_close(results: Results, expected: Results, bound: Results, dtype: tor
             # The lse is float32, whatever the dtype of the inputs. dq and dk sum differences of float32 numbers of size
             # 10, which may cancel to nothing.
             band = (single if name == "lse" else torch.finfo(dtype).eps) / 2 * wanted[alive].abs().max().item()
+            if name == "dv":  # of one token plain attention takes no exponential; those of a CPU are right to two units
+                band += 2 * single * wanted[alive].abs().max().item()
             allowed = 2 * allowed + band + (10 * single if name in ("dq", "dk") else single)
             assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
