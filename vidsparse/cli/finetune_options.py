@@ -39,7 +39,7 @@ class Finetuning(ClipOptions):
         Option(
             "--model",
             "--pretrained-model-name-or-path",
-            help="'shapes', the folder of a Wan pipeline, or a Hub id.",
+            help="'shapes', the folder of a diffusers pipeline, or a Hub id.",
         ),
     ] = "shapes"
 
