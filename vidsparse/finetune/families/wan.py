@@ -76,8 +76,9 @@ class WanImageTask(WanTask):
         if self.by_token:
             return {"first": latents_of(pipe.vae, pixels_of(pipe, image, video)[0][:, None])}
         frames, height, width = video.shape[1:]
-        size = len(pipe.vae.config.latents_mean), height, width, frames, torch.float32, torch.device("cpu")
-        pixels = pixels_of(pipe, image, video).to(device_of(pipe.vae))
+        place = device_of(pipe.vae)
+        size = len(pipe.vae.config.latents_mean), height, width, frames, torch.float32, place
+        pixels = pixels_of(pipe, image, video).to(place)
         with torch.no_grad():
             beside = pipe.prepare_latents(pixels, 1, *size, latents=torch.zeros(()))[1][0].float().cpu()
         if self.config.get("image_dim") is None:
