@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import fields
@@ -16,7 +15,7 @@ from vidsparse.cli.files import check_folder
 from vidsparse.cli.finetune_options import Finetuning
 from vidsparse.cli.finetune_plan import DRY_RUN_HELP, print_finetuning
 from vidsparse.cli.finetune_progress import training_progress
-from vidsparse.cli.messages import live_console, note, say
+from vidsparse.cli.messages import is_first, live_console, note, say
 
 if TYPE_CHECKING:
     from vidsparse.finetune import Bucket, Clip
@@ -65,7 +64,7 @@ def finetune(request: Finetuning, *, dry_run: Annotated[bool, Option("--dry-run"
         clips, _ = hold_out(_clips(request, request.data, buckets, model, None), request.validation_share)
         print_finetuning(model, settings, clips, getattr(torch, _dtype(request, model)), _gpu(request))
         return
-    main = _is_main()
+    main = is_first()
     with live_console().status(f"loading {request.model}"):
         pipe = load_pipeline(model, device="cpu", dtype=_dtype(request, model))
     check_pipeline(pipe, settings, buckets)
@@ -131,11 +130,6 @@ def layers(text: str) -> tuple[str, ...] | str:
     if text == "all-linear" or set(text) & set("*+?[](){}|^$\\"):
         return text
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _is_main() -> bool:
-    """Whether this process is the first of those that a launcher has started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def buckets_of(model: Model, frames: list[int] | None, sizes: list[str] | None) -> list[Bucket]:

@@ -19,7 +19,6 @@ from vidsparse.finetune.families.task import (
     latents_of,
     pixels_of,
 )
-from vidsparse.finetune.noise import generation_levels
 from vidsparse.runtime.adapter import TRAIN_TIMESTEPS
 
 
@@ -82,9 +81,6 @@ class CogVideoXTask(TrainingTask):
                 f"{type(scheduler).__name__} cannot be used for training: it must predict velocities"
             )
         return 1.0  # all timesteps alike
-
-    def levels(self, scheduler: Any, steps: int, view: View) -> Sequence[float]:
-        return generation_levels(scheduler, steps)
 
     def _rotary(self, size: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions of a video of latents, as the pipeline computes them."""

@@ -15,14 +15,11 @@ from vidsparse.finetune.families.task import (
     TrainingTask,
     View,
     device_of,
-    first_frame,
-    latents_of,
-    pixels_of,
+    image_latents,
 )
 
 SMALL, LARGE = (1, 2, 2), (1, 3.16, 3.16)  # factors of positions in videos of about 480 lines, and in others
 SMALL_SIDES = range(480, 855)  # pixels
-POOLED = 77  # tokens of CLIP
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class Kandinsky5ImageTask(Kandinsky5Task):
     _given = 1
 
     def condition(self, pipe: Any, video: torch.Tensor) -> Tensors:
-        return {"first": latents_of(pipe.vae, pixels_of(pipe, first_frame(video), video)[0][:, None])}
+        return {"first": image_latents(pipe, video)}
 
     def _with_noise(self, example: Example) -> torch.Tensor:
         return torch.cat([example.more["first"], super()._with_noise(example)[:, :, 1:]], dim=2)

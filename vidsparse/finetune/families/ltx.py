@@ -11,13 +11,11 @@ import torch
 
 from vidsparse.finetune.draws.example import Example
 from vidsparse.finetune.families.task import (
-    MAIN,
     Tensors,
     TrainingTask,
     View,
-    device_of,
-    first_frame,
-    latents_of,
+    image_latents,
+    masked_text,
 )
 from vidsparse.finetune.noise import generation_levels, shift_of
 
@@ -31,11 +29,8 @@ class LTXTask(TrainingTask):
     family = "LTX-Video"
     pipelines = ("LTXPipeline",)
 
-    @torch.no_grad()
     def encode_text(self, pipe: Any, caption: str, words: int | None) -> Tensors:
-        asked = dict(do_classifier_free_guidance=False, max_sequence_length=words)
-        text, mask, *_ = pipe.encode_prompt(caption, device=device_of(pipe.text_encoder), **asked)
-        return {MAIN: text[0].cpu(), "mask": mask[0].cpu()}
+        return masked_text(pipe, caption, words)
 
     def arguments(self, noisy: torch.Tensor, example: Example, dtype: torch.dtype) -> dict[str, Any]:
         frames, height, width = noisy.shape[2:]
@@ -85,9 +80,7 @@ class LTXImageTask(LTXTask):
     from_image = True
 
     def condition(self, pipe: Any, video: torch.Tensor) -> Tensors:
-        height, width = video.shape[2:]
-        pixels = pipe.video_processor.preprocess(first_frame(video), height=height, width=width)
-        return {"first": latents_of(pipe.vae, pixels[0][:, None])}
+        return {"first": image_latents(pipe, video)}
 
     def noisy(self, example: Example) -> torch.Tensor:
         return torch.cat([example.more["first"], super().noisy(example)[:, :, 1:]], dim=2)

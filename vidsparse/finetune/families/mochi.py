@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vidsparse.finetune.draws.example import Example
-from vidsparse.finetune.families.task import MAIN, Tensors, TrainingTask, View, device_of
+from vidsparse.finetune.families.task import Tensors, TrainingTask, View, masked_text
 from vidsparse.runtime.adapter import TRAIN_TIMESTEPS
 
 FIRST_HALF = 0.025  # noise that the first half of a generation's steps removes
@@ -22,11 +22,8 @@ class MochiTask(TrainingTask):
     family = "Mochi"
     pipelines = ("MochiPipeline",)
 
-    @torch.no_grad()
     def encode_text(self, pipe: Any, caption: str, words: int | None) -> Tensors:
-        asked = dict(do_classifier_free_guidance=False, max_sequence_length=words)
-        text, mask, *_ = pipe.encode_prompt(caption, device=device_of(pipe.text_encoder), **asked)
-        return {MAIN: text[0].cpu(), "mask": mask[0].cpu()}
+        return masked_text(pipe, caption, words)
 
     def arguments(self, noisy: torch.Tensor, example: Example, dtype: torch.dtype) -> dict[str, Any]:
         return super().arguments(noisy, example, dtype) | {

@@ -218,6 +218,19 @@ def first_frame(video: torch.Tensor) -> Any:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
+def image_latents(pipe: Any, video: torch.Tensor) -> torch.Tensor:
+    """Latents float32 [channels, 1, height, width] of the first frame of a video, as a pipeline prepares it."""
+    return latents_of(pipe.vae, pixels_of(pipe, first_frame(video), video)[0][:, None])
+
+
+@torch.no_grad()
+def masked_text(pipe: Any, caption: str, words: int | None) -> Tensors:
+    """The embedding of a caption and its mask, from pipelines whose `encode_prompt` gives both first."""
+    asked = dict(do_classifier_free_guidance=False, max_sequence_length=words)
+    text, mask, *_ = pipe.encode_prompt(caption, device=device_of(pipe.text_encoder), **asked)
+    return {MAIN: text[0].cpu(), "mask": mask[0].cpu()}
+
+
 def pixels_of(pipe: Any, image: Any, video: torch.Tensor) -> torch.Tensor:
     """The image [1, 3, height, width] as a pipeline prepares it."""
     height, width = video.shape[2:]

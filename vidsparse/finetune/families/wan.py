@@ -50,9 +50,6 @@ class WanTask(TrainingTask):
             arguments["timestep"] = token_timesteps(example.level, noisy.shape, given=0)
         return arguments
 
-    def latent_channels(self, config: Mapping[str, Any]) -> int:
-        return int(config["out_channels"] or config["in_channels"])
-
 
 @dataclass(frozen=True)
 class WanImageTask(WanTask):
