@@ -71,7 +71,7 @@ PLANS = {
             Phase("patch4", 4, 3000, 8, (1.0, 0.8)),
             Phase("patch2", 2, 1300, 8, (0.8, 0.3), short=0.6, asked=16),
             Phase("patch1", 1, 320, 8, (0.3, 0.0), sparse=0.9, short=0.85, short_frames=2, parts=4, asked=2),
-            Phase("guided", 1, 130, 8, (0.3, 0.0), 0.97, 0.3, 2, (9.0, 3.0), guide="patch2", parts=4, asked=4),
+            Phase("guided", 1, 160, 8, (0.3, 0.0), 0.97, 0.3, 2, (9.0, 3.0), guide="patch2", parts=4, asked=4),
         )
     ),
     # Eight minutes of a GPU with the autoencoder, the latents and a strip; no GPU has run it yet.
