@@ -44,8 +44,7 @@ class Guide:
     """What classifier-free guidance adds to the flow, as a transformer that is not trained tells it.
 
     A model that learns the flow and this needs no second call for each step of the sampling. What differs from
-    distilling a guided teacher (Meng et al., 2023): the flow itself is that of the data, so the pupil goes on learning,
-    and the guide may be a cheaper model of coarser tokens.
+    distilling a guided teacher (Meng et al., 2023): the flow itself is that of the data, so the pupil goes on learning.
 
     Attributes:
         transformer: that tells it.

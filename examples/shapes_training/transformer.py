@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -133,7 +134,7 @@ class Training:
 
     def _run_phase(self, phase: Phase, weights: Weights, until: float) -> Weights:
         transformer, reader = build(weights, phase.patch, self.device)
-        guide = self._guide(phase) if phase.guide else None
+        guide = self._guide(phase, weights) if phase.guidance != 1 else None
         flow = Flow(
             transformer,
             reader,
@@ -167,7 +168,9 @@ class Training:
                 return flow.loss(pool, rng, part, phase.short_frames)
             if rng.random() >= phase.sparse:
                 return flow.loss(pool, rng, part)
-            with vidsparse.sparsify(transformer, vidsparse.Radial(self.plan.density)):
+            with ExitStack() as sparse:
+                for model in (transformer, guide.transformer) if guide else (transformer,):
+                    sparse.enter_context(vidsparse.sparsify(model, vidsparse.Radial(self.plan.density)))
                 return flow.loss(pool, rng, part)
 
         def at_save() -> dict[str, float]:
@@ -189,18 +192,18 @@ class Training:
         )
         return self._keep(stage, phase)
 
-    def _guide(self, phase: Phase) -> Guide:
-        path = self.folder / f"{phase.guide}.safetensors"
+    def _guide(self, phase: Phase, weights: Weights) -> Guide:
+        """The guide of a phase: the weights that the phase began with, kept in a file of the folder."""
+        path = self.folder / f"{phase.name}_guide.safetensors"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: {phase.name} needs the weights that {phase.guide} ended with")
-        weights = Weights.read(path)
-        return Guide(build(weights, weights.patch, self.device)[0].requires_grad_(False), phase.guidance)
+            if weights.phase == phase.name:
+                raise FileNotFoundError(f"{path} is missing; continue {phase.name} in the folder where it began")
+            weights.write(path)
+        return Guide(build(Weights.read(path), phase.patch, self.device)[0].requires_grad_(False), phase.guidance)
 
     def _keep(self, stage: Stage, phase: Phase) -> Weights:
         weights = Weights(
             stage.averages["transformer"], phase.patch, stage.averages["reader"], phase.name, stage.step, stage.done
         )
         weights.write(self.folder / "transformer.safetensors")
-        if stage.done:  # a later phase may ask this one for guidance
-            weights.write(self.folder / f"{phase.name}.safetensors")
         return weights

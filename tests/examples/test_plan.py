@@ -50,7 +50,8 @@ def test_a_dry_run_of_all_commands(command: Any, tmp_path: Path, monkeypatch: py
     assert (weights.phase, weights.step, weights.patch) == ("patch2", 2, 2)
     assert (tmp_path / "strip.png").stat().st_size > 1000
     assert not list(tmp_path.rglob("*.tmp"))
-    assert Weights.read(tmp_path / "patch4.safetensors").done  # the guide of the phase after it
+    # The guide is the model as the phase found it.
+    assert Weights.read(tmp_path / "patch2_guide.safetensors").phase == "patch4"
 
     # A machine that has the repository alone goes on from what was kept.
     command(["keep", *options])
