@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,43 +38,15 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Guide:
-    """What classifier-free guidance adds to the flow, as a transformer that is not trained tells it.
-
-    A model that learns the flow and this needs no second call for each step of the sampling. What differs from
-    distilling a guided teacher (Meng et al., 2023): the flow itself is that of the data, so the pupil goes on learning.
-
-    Attributes:
-        transformer: that tells it.
-        scale: of the guidance; 1 adds nothing.
-    """
-
-    transformer: WanTransformer3DModel
-    scale: float
-
-    @torch.no_grad()
-    def __call__(
-        self, noisy: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor, empty: torch.Tensor
-    ) -> torch.Tensor:
-        """`scale - 1` times how the flow with the prompts [batch, words, width] differs from that with none."""
-        both = torch.cat((condition, empty.expand_as(condition)))
-        with lower_precision(noisy.device.type):
-            flow = self.transformer(noisy.repeat(2, 1, 1, 1, 1), timestep.repeat(2), both).sample.float()
-        with_prompt, without = flow.chunk(2)
-        return (self.scale - 1) * (with_prompt - without)
-
-
-@dataclass(frozen=True)
 class Flow:
     """What a training step asks of the transformer.
 
     Attributes:
         transformer, reader: what is trained.
-        guide: what guidance would add to the flow; None: the flow is learnt as it is.
         prompts, statistics: how prompts become embeddings, and latents are normalised.
         batch: videos of a step; their noise levels are a draw from each of as many strata.
         parts: in which the videos of a step go through the transformer.
-        shifts: of the noise levels of whole clips and of short ones; more is more noise.
+        shift: of the noise levels; more is more noise.
         device: where the transformer is.
     """
 
@@ -86,9 +56,8 @@ class Flow:
     statistics: Statistics
     batch: int
     parts: int
-    shifts: tuple[float, float]
+    shift: float
     device: str
-    guide: Guide | None = None
 
     def loss(
         self, pool: Pool, rng: random.Random, part: int = 0, latent_frames: int | None = None
@@ -106,13 +75,11 @@ class Flow:
         # The pipeline pads to 512 words unless told otherwise: the model must not care.
         condition = self.prompts(texts, 512 if rng.random() < 0.05 else MAX_WORDS)
         uniform = (torch.rand(len(strata)) + strata) / self.batch
-        shift = self.shifts[latent_frames is not None]
-        sigma = (shift * uniform / (1 + (shift - 1) * uniform)).to(self.device)
+        sigma = (self.shift * uniform / (1 + (self.shift - 1) * uniform)).to(self.device)
         patch = self.transformer.config.patch_size[1]
         grid = latent.shape[2], latent.shape[3] // patch, latent.shape[4] // patch
         drawn = outlines(examples, *grid, self.device)
-        added = None if self.guide is None else partial(self.guide, empty=self.prompts([""], condition.shape[1]))
-        errors = self.errors(latent, torch.randn_like(latent), sigma, condition, added)
+        errors = self.errors(latent, torch.randn_like(latent), sigma, condition)
         with lower_precision(latent.device.type):
             seen = self.reader.loss(drawn)
         high = sigma > 0.75
@@ -123,22 +90,14 @@ class Flow:
         return errors.mean() + seen / 2, details
 
     def errors(
-        self,
-        latent: torch.Tensor,
-        noise: torch.Tensor,
-        sigma: torch.Tensor,
-        condition: torch.Tensor,
-        added: Callable[..., torch.Tensor] | None = None,
+        self, latent: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor
     ) -> torch.Tensor:
-        """Mean squared error of the predicted flow, noise minus latent and what is added, for each video: float32."""
+        """Mean squared error of the predicted flow, noise minus latent, for each video: float32 [batch]."""
         level = sigma[:, None, None, None, None]
         noisy = (1 - level) * latent + level * noise
-        target = noise - latent
-        if added is not None:
-            target = target + added(noisy, 1000 * sigma, condition)
         with lower_precision(latent.device.type):
             flow = self.transformer(noisy, 1000 * sigma, condition).sample
-        return (flow.float() - target).square().mean(dim=(1, 2, 3, 4))
+        return (flow.float() - (noise - latent)).square().mean(dim=(1, 2, 3, 4))
 
     @torch.no_grad()
     def examine(self, pool: Pool) -> dict[str, float]:

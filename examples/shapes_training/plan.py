@@ -22,9 +22,6 @@ class Phase:
         short: share of the steps, or of their parts, that see the first frames of their clips alone, with dense
             attention. An outline is a matter of single frames, and such a step costs a fifth of a whole one.
         short_frames: how many latent frames those are.
-        shifts: of the noise levels of whole clips and of short ones; more is more noise.
-        guidance: scale of the classifier-free guidance that the model learns to have built in, so that sampling needs
-            one call a step; 1 is none.
         parts: in which the videos of a step go through the transformer, to save memory.
         asked: held-out videos that each checkpoint is asked about, for the log.
         seconds: after which the phase ends even if steps are left; the rate falls accordingly.
@@ -38,8 +35,6 @@ class Phase:
     sparse: float = 0.0
     short: float = 0.0
     short_frames: int = 3
-    shifts: tuple[float, float] = (5.0, 5.0)
-    guidance: float = 1.0
     parts: int = 1
     asked: int = 32
     seconds: float = math.inf
@@ -53,12 +48,14 @@ class Plan:
         phases: each goes on from the weights of the one before.
         world: what is drawn.
         learning_rate: of Muon; AdamW has half of it.
+        shift: of the noise levels in training.
         density: of the sparse steps.
     """
 
     phases: tuple[Phase, ...]
     world: World = ENDLESS
     learning_rate: float = 3e-3
+    shift: float = 5.0
     density: float = 0.2
 
 
@@ -69,7 +66,6 @@ PLANS = {
             Phase("patch4", 4, 3000, 8, (1.0, 0.8)),
             Phase("patch2", 2, 1300, 8, (0.8, 0.3), short=0.6, asked=16),
             Phase("patch1", 1, 320, 8, (0.3, 0.0), sparse=0.9, short=0.85, short_frames=2, parts=4, asked=2),
-            Phase("guided", 1, 200, 8, (0.3, 0.0), 0.95, 0.3, 2, (9.0, 3.0), guidance=2.0, parts=4, asked=4),
         )
     ),
     # Eight minutes of a GPU with the autoencoder, the latents and a strip; no GPU has run it yet.
@@ -82,10 +78,7 @@ PLANS = {
     ),
     # A dry run.
     "tiny": Plan(
-        (
-            Phase("patch4", 4, 2, 2, (1.0, 0.5)),
-            Phase("patch2", 2, 2, 2, (0.5, 0.0), sparse=1.0, short=0.5, guidance=2.0, parts=2),
-        ),
+        (Phase("patch4", 4, 2, 2, (1.0, 0.5)), Phase("patch2", 2, 2, 2, (0.5, 0.0), sparse=1.0, short=0.5, parts=2)),
         replace(ENDLESS, size=32, frames=5),
     ),
 }

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import random
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from flow import Flow, Guide, Prompts
+from flow import Flow, Prompts
 from latents import Pool, Statistics, read_pool
 from optimization import SAVE_SECONDS, SEED, Stage, optimizers
 from outlines import OutlineReader
@@ -134,7 +133,6 @@ class Training:
 
     def _run_phase(self, phase: Phase, weights: Weights, until: float) -> Weights:
         transformer, reader = build(weights, phase.patch, self.device)
-        guide = self._guide(phase, weights) if phase.guidance != 1 else None
         flow = Flow(
             transformer,
             reader,
@@ -142,9 +140,8 @@ class Training:
             self.statistics,
             phase.batch,
             phase.parts,
-            phase.shifts,
+            self.plan.shift,
             self.device,
-            guide,
         )
         rate = self.plan.learning_rate
         stage = Stage(
@@ -168,9 +165,7 @@ class Training:
                 return flow.loss(pool, rng, part, phase.short_frames)
             if rng.random() >= phase.sparse:
                 return flow.loss(pool, rng, part)
-            with ExitStack() as sparse:
-                for model in (transformer, guide.transformer) if guide else (transformer,):
-                    sparse.enter_context(vidsparse.sparsify(model, vidsparse.Radial(self.plan.density)))
+            with vidsparse.sparsify(transformer, vidsparse.Radial(self.plan.density)):
                 return flow.loss(pool, rng, part)
 
         def at_save() -> dict[str, float]:
@@ -191,15 +186,6 @@ class Training:
             at_save=at_save,
         )
         return self._keep(stage, phase)
-
-    def _guide(self, phase: Phase, weights: Weights) -> Guide:
-        """The guide of a phase: the weights that the phase began with, kept in a file of the folder."""
-        path = self.folder / f"{phase.name}_guide.safetensors"
-        if not path.is_file():
-            if weights.phase == phase.name:
-                raise FileNotFoundError(f"{path} is missing; continue {phase.name} in the folder where it began")
-            weights.write(path)
-        return Guide(build(Weights.read(path), phase.patch, self.device)[0].requires_grad_(False), phase.guidance)
 
     def _keep(self, stage: Stage, phase: Phase) -> Weights:
         weights = Weights(
