@@ -1,10 +1,10 @@
 """Dense, fewer steps, caches, sparse attention, and both under one budget: what each costs and what it changes.
 
-Every way samples the same prompts and seeds of the `shapes` model, by turns. Seconds are a processor's in denoising, so
+Every way samples the same prompts and seeds of a `shapes` model, by turns. Seconds are a processor's in denoising, so
 that other work on the machine counts less, relative to the dense video of the same prompt and seed. PSNR is against
 that video; the judge says whether the prompt is shown.
 
-python benchmarks/caches.py    # a quarter of an hour on one core; writes results/caches.json and results/caches.png
+python benchmarks/caches.py    # a quarter of an hour on one core; writes caches.json and caches.png in results/MODEL
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import diffusers
 import torch
+from subject import add_model, results_of
 
 import vidsparse
 from vidsparse.atomic import replacing
@@ -26,8 +27,6 @@ from vidsparse.generation.metrics import difference
 from vidsparse.generation.models import find_model
 from vidsparse.generation.sample import Sample, sample
 from vidsparse.shapes.scene import held_out_scenes
-
-RESULTS = Path(__file__).parent / "results"
 
 # Prompt and seed -> the video, and processor seconds of its denoising.
 Way = Callable[[str, int], tuple[Sample, float]]
@@ -44,10 +43,12 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=0.4, help="of FirstBlockCache")
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=RESULTS / "caches.json", help="the plot goes beside it")
+    parser.add_argument("--out", type=Path, help="default: results/MODEL/caches.json; the plot goes beside it")
+    add_model(parser)
     arguments = parser.parse_args()
+    out = arguments.out or results_of(arguments.model) / "caches.json"
 
-    model = find_model("shapes")
+    model = find_model(arguments.model)
     pipe = model.load(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     ends = dict(dense_steps=2, dense_last_steps=1)
@@ -121,9 +122,9 @@ def main() -> None:
         "means": {name: _means(rows) for name, rows in found.items()},
         "samples": found,
     }
-    with replacing(arguments.out) as temporary:
+    with replacing(out) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
-    _plot(result["means"], arguments.out.with_suffix(".png"))
+    _plot(result["means"], out.with_suffix(".png"))
 
 
 def _means(rows: list[dict[str, Any]]) -> dict[str, float | None]:

@@ -1,7 +1,7 @@
-"""Every pattern on the `shapes` model at one density: what it saves, how near it stays to dense, what the judge says.
+"""Every pattern on a `shapes` model at one density: what it saves, how near it stays to dense, what the judge says.
 
 All patterns see the same prompts and seeds, with the same dense steps; the dense videos come first. One line of
-`results/catalogue.json` for each length and pattern is written as soon as it is known, and kept by later runs.
+`results/MODEL/catalogue.json` for each length and pattern is written as soon as it is known, and kept by later runs.
 
 python benchmarks/catalogue.py --frames 33 --prompts 4
 python benchmarks/catalogue.py --frames 129 --prompts 1 --lora shapes-long --sampler own --flow-shift 3
@@ -17,17 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from subject import add_model_options, load_model
+from subject import add_model_options, grid_of, load_model, results_of, sampling_of
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 import vidsparse
 from vidsparse import Pattern, VideoGrid
 from vidsparse.atomic import replacing
 from vidsparse.patterns.names import NONE, build_correction, correction_classes
-from vidsparse.shapes import judge, model
+from vidsparse.shapes import judge
 from vidsparse.shapes.scene import Scene, held_out_scenes
 
-RESULTS = Path(__file__).parent / "results"
 LAYERS, HEADS = 6, 3
 
 
@@ -38,7 +37,9 @@ def catalogue(grid: VideoGrid, density: float) -> dict[str, Pattern]:
         for f in range(1, grid.frames + 1, max(1, grid.frames // 16))
         for h in range(4, grid.height + 1, 4)
     ]
-    rasters = [vidsparse.RadialRaster(decay, sink, "half") for decay in (0.05, 0.1, 0.2, 0.4, 1.0) for sink in (0, 1)]
+    rasters = [
+        vidsparse.RadialRaster(decay, sink, "half") for decay in (0.05, 0.1, 0.2, 0.4, 1.0) for sink in (False, True)
+    ]
     lines = [vidsparse.Gridded((1, h, w), None, n) for h in (8, 16) for w in (4, 8, 16) for n in (0, 1, 2)]
     powers = [vidsparse.PowerOfTwo(axes, (w, w, w)) for axes in (1, 2, 3) for w in (1, 2)]
     halves = tuple("diagonal" if head % 2 else "temporal" for head in range(HEADS))
@@ -83,11 +84,11 @@ def _nearest(patterns: list[Any], grid: VideoGrid, density: float) -> Pattern:
 
 
 def generate(pipe: Any, scenes: list[Scene], arguments: argparse.Namespace) -> tuple[list[torch.Tensor], float]:
-    """Videos float32 [3, frames, 64, 64] in [-1, 1], and the seconds that the denoising of one took."""
+    """Videos float32 [3, frames, height, width] in [-1, 1], and the seconds that the denoising of one took."""
     videos, seconds = [], 0.0
     for number, scene in enumerate(scenes):
-        settings = model.SAMPLING | {"num_frames": arguments.frames, "num_inference_steps": arguments.steps}
-        settings["guidance_scale"] = arguments.guidance
+        asked = {"num_frames": arguments.frames, "num_inference_steps": arguments.steps}
+        settings = sampling_of(arguments.model) | asked | {"guidance_scale": arguments.guidance}
         vidsparse.seed_steps(number)
         started = time.perf_counter()
         latents = pipe(
@@ -121,24 +122,28 @@ def main() -> None:
     parser.add_argument("--density", type=float, default=0.2)
     parser.add_argument("--correction", choices=[NONE, *correction_classes()], default="none")
     parser.add_argument("--dense-steps", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--guidance", type=float, default=model.SAMPLING["guidance_scale"])
+    parser.add_argument("--steps", type=int, help="default: those of the model")
+    parser.add_argument("--guidance", type=float, help="default: that of the model")
     parser.add_argument("--prompts", type=int, default=4, help="how many of the 64 held-out ones, evenly spaced")
     parser.add_argument("--only", nargs="+", help="names of patterns; all by default")
-    parser.add_argument("--out", type=Path, default=RESULTS / "catalogue.json")
+    parser.add_argument("--out", type=Path, help="default: results/MODEL/catalogue.json")
     arguments = parser.parse_args()
 
     pipe, _ = load_model(arguments)
+    sampling = sampling_of(arguments.model)
+    arguments.steps = arguments.steps or sampling["num_inference_steps"]
+    arguments.guidance = sampling["guidance_scale"] if arguments.guidance is None else arguments.guidance
+    out = arguments.out or results_of(arguments.model) / "catalogue.json"
     correction = build_correction(arguments.correction)
     scenes = held_out_scenes()[:: max(1, 64 // arguments.prompts)][: arguments.prompts]
-    settings = {key: value for key, value in vars(arguments).items() if key not in ("only", "out", "model")}
-    grid = VideoGrid((arguments.frames - 1) // 4 + 1, 16, 16)
-    rows = json.loads(arguments.out.read_text()) if arguments.out.is_file() else []
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("only", "out")}
+    grid = grid_of(arguments.model, arguments.frames)
+    rows = json.loads(out.read_text()) if out.is_file() else []
 
     def record(name: str, found: dict[str, Any]) -> None:
         row = {"name": name, "frames": arguments.frames} | found | {"settings": settings}
         rows[:] = [r for r in rows if (r["name"], r["frames"]) != (name, arguments.frames)] + [row]
-        with replacing(arguments.out) as temporary:
+        with replacing(out) as temporary:
             temporary.write_text(json.dumps(rows, indent=1) + "\n")
         print({key: value for key, value in row.items() if key != "settings"}, flush=True)
 

@@ -1,4 +1,4 @@
-"""Seconds of denoising of the `shapes` model, dense and sparse, each as it is and with its blocks compiled.
+"""Seconds of denoising of a `shapes` model, dense and sparse, each as it is and with its blocks compiled.
 
 Seconds are those of the processor, so that other work on the machine counts little. All four take turns in one process.
 The first generation of each, which compiles, is reported on its own; the compiler's own processes are not counted in
@@ -15,9 +15,9 @@ import json
 import statistics
 import time
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
+from subject import add_model, results_of, size_of
 from torch._dynamo.utils import counters
 
 import vidsparse
@@ -36,8 +36,10 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=1.0, help="1: one pass a step")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=5)
+    add_model(parser)
     arguments = parser.parse_args()
-    pipes = {how: model.load_pipeline(getattr(torch, arguments.dtype)) for how in ("as it is", "compiled")}
+    dtype = getattr(torch, arguments.dtype)
+    pipes = {how: model.load_pipeline(dtype, arguments.model) for how in ("as it is", "compiled")}
     pipes["compiled"].transformer.compile_repeated_blocks(fullgraph=True)
     radial = vidsparse.StepSchedule(vidsparse.Radial(density=arguments.density), dense_steps=arguments.dense_steps)
     first: dict[str, float] = {}
@@ -51,8 +53,7 @@ def main() -> None:
                     started = time.process_time()
                     video = pipe(
                         PROMPT,
-                        height=64,
-                        width=64,
+                        **size_of(arguments.model),
                         num_frames=arguments.frames,
                         num_inference_steps=arguments.steps,
                         guidance_scale=arguments.guidance,
@@ -94,7 +95,8 @@ def main() -> None:
         "settings": vars(arguments),
     }
     print(json.dumps(results, indent=1))
-    with replacing(Path(__file__).parent / "results" / f"compiled_{arguments.frames}_{arguments.dtype}.json") as file:
+    name = f"compiled_{arguments.frames}_{arguments.dtype}.json"
+    with replacing(results_of(arguments.model) / name) as file:
         file.write_text(json.dumps(results, indent=1) + "\n")
 
 

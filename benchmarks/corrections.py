@@ -1,6 +1,6 @@
 """What corrections add: output error against dense attention, with and without each, at several densities.
 
-    python benchmarks/corrections.py            # the shipped model's queries, keys and values, and synthetic ones
+    python benchmarks/corrections.py            # queries, keys and values of a model that ships, and synthetic ones
     python benchmarks/corrections.py --quick    # fewer layers, steps and densities
 
 Error: ||output - dense|| / ||dense|| over all tokens of a layer; the table has the mean over layers, steps and prompts,
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pattern_error import record
+from subject import add_model, grid_of, results_of
 
 from vidsparse import (
     BlockMap,
@@ -47,7 +48,6 @@ from vidsparse import (
 )
 from vidsparse.atomic import replacing
 
-RESULTS = Path(__file__).parent / "results"
 CORRECTIONS: dict[str, Correction | None] = {
     "none": None,
     "PooledComplement()": PooledComplement(),
@@ -71,10 +71,10 @@ class Moment(NamedTuple):
     now: tuple[torch.Tensor, ...]
 
 
-def real(frames: int, prompts: int, steps: int, at: list[int], lag: int, layers: list[int]) -> list[Moment]:
-    """Of the shipped model, whose layers are recorded step by step, prompt after prompt."""
+def real(model: str, frames: int, prompts: int, steps: int, at: list[int], lag: int, layers: list[int]) -> list[Moment]:
+    """Of a model that ships, whose layers are recorded step by step, prompt after prompt."""
     wanted = sorted({*at, *(step - lag for step in at)})
-    kept = record(frames, prompts, steps, set(wanted))
+    kept = record(model, frames, prompts, steps, set(wanted))
     depth = len(kept) // prompts // len(wanted)
     found = []
     for prompt in range(prompts):
@@ -255,17 +255,18 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5])
     parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.15, 0.2, 0.3, 0.5])
     parser.add_argument("--quick", action="store_true", help="1 prompt, 8 steps, 3 layers, 2 densities")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of corrections.json, .md and .png")
+    add_model(parser)
+    parser.add_argument("--out", type=Path, help="folder of corrections.json, .md and .png (default: results/MODEL)")
     arguments = parser.parse_args()
     if arguments.quick:
         small = dict(prompts=1, steps=8, at=[3, 6], lag=1, layers=[0, 2, 5], densities=[0.15, 0.3])
         parser.set_defaults(**small)
         arguments = parser.parse_args()
-    frames = 33
-    grid, rows = VideoGrid((frames - 1) // 4 + 1, 16, 16), []
+    frames, out = 33, arguments.out or results_of(arguments.model)
+    grid, rows = grid_of(arguments.model, frames), []
     chosen = arguments.prompts, arguments.steps, arguments.at, arguments.lag, arguments.layers
     with torch.no_grad():
-        sources = {"shapes": real(frames, *chosen), "synthetic": synthetic(grid, layers=3)}
+        sources = {"shapes": real(arguments.model, frames, *chosen), "synthetic": synthetic(grid, layers=3)}
         for source, moments in sources.items():
             for name, patterns in contenders(grid, arguments.densities).items():
                 for pattern in dict.fromkeys(patterns):  # small grids have few windows
@@ -275,12 +276,12 @@ def main() -> None:
                     print(source, name, rows[-1]["density"], json.dumps(errors), flush=True)
     settings = {k: v for k, v in vars(arguments).items() if k != "out"}
     data = json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n"
-    write(arguments.out / "corrections.json", lambda path: path.write_text(data))
+    write(out / "corrections.json", lambda path: path.write_text(data))
     head = (
         f"# Corrections: relative error (worst layer's, as a multiple of its error without)\n\n{json.dumps(settings)}\n"
     )
-    write(arguments.out / "corrections.md", lambda path: path.write_text(head + table(rows) + "\n"))
-    write(arguments.out / "corrections.png", lambda path: plot(rows, path))
+    write(out / "corrections.md", lambda path: path.write_text(head + table(rows) + "\n"))
+    write(out / "corrections.png", lambda path: plot(rows, path))
 
 
 if __name__ == "__main__":

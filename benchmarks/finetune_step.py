@@ -19,14 +19,15 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 from peft import LoraConfig
+from subject import results_of, size_of
 from torch.utils.flop_counter import FlopCounterMode
 
 import vidsparse
 from vidsparse.atomic import replacing
 from vidsparse.finetune.objective import Example, flow_loss
 from vidsparse.shapes import model
+from vidsparse.shapes.shipped import DEFAULT, SHIPPED
 
-RESULTS = Path(__file__).parent / "results"
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 FORWARD, BACKWARD = 2, 5  # products of tokens x tokens; the backward computes one of the forward's again
 WAN: dict[str, Any] = {"text_dim": 4096, "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads"}
@@ -39,9 +40,9 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["shapes", *WANS], default="shapes")
+    parser.add_argument("--model", choices=[*SHIPPED, *WANS], default=DEFAULT)
     parser.add_argument("--frames", type=int, default=129)
-    parser.add_argument("--size", help="WIDTHxHEIGHT in pixels (default: 64x64 of shapes, 1280x720 of Wan)")
+    parser.add_argument("--size", help="WIDTHxHEIGHT in pixels (default: of the model, 1280x720 of Wan)")
     parser.add_argument("--density", type=float, default=0.2, help="of Radial, and the threshold of MixtureOfBlocks")
     parser.add_argument("--tile", type=int, nargs=3, help="of Radial: frames, height, width (default: its own choice)")
     parser.add_argument("--only", nargs="+", help="of dense, radial and mixture; all by default")
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer than the model has")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--rounds", type=int, default=5, help="after one to warm up")
-    parser.add_argument("--out", type=Path, help="default: results/finetune_step_MODEL_FRAMES.json")
+    parser.add_argument("--out", type=Path, help="default: results/MODEL/finetune_step_FRAMES.json")
     arguments = parser.parse_args()
 
     patterns = {
@@ -64,7 +65,7 @@ def main() -> None:
     linear = linear_tflop(transformer, example)
     settings = {k: v for k, v in vars(arguments).items() if k != "out"} | {"torch": torch.__version__}
     settings["device"] = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
-    path = arguments.out or RESULTS / f"finetune_step_{arguments.model}_{arguments.frames}.json"
+    path = arguments.out or results_of(arguments.model) / f"finetune_step_{arguments.frames}.json"
     seconds: dict[str, list[float]] = {name: [] for name in patterns}
     rows: dict[str, dict[str, Any]] = {}
     for turn in range(arguments.rounds + 1):
@@ -97,8 +98,8 @@ def main() -> None:
 
 def build(arguments: argparse.Namespace) -> Any:
     """The transformer in bfloat16, with a LoRA in float32 that alone is trained."""
-    if arguments.model == "shapes":
-        transformer = model.load_pipeline(torch.bfloat16).transformer.to(DEVICE)
+    if arguments.model in SHIPPED:
+        transformer = model.load_pipeline(torch.bfloat16, arguments.model).transformer.to(DEVICE)
     else:
         config = WANS[arguments.model] | ({"num_layers": arguments.layers} if arguments.layers else {})
         before = torch.get_default_dtype()
@@ -119,8 +120,9 @@ def build(arguments: argparse.Namespace) -> Any:
 
 def random_example(transformer: Any, arguments: argparse.Namespace) -> Example:
     """A random video: what it shows does not change what a step costs."""
-    shapes = arguments.model == "shapes"
-    width, height = (int(side) for side in (arguments.size or ("64x64" if shapes else "1280x720")).split("x"))
+    shapes = arguments.model in SHIPPED
+    own = "{width}x{height}".format(**size_of(arguments.model)) if shapes else "1280x720"
+    width, height = (int(side) for side in (arguments.size or own).split("x"))
     stride = 4 if shapes else 8
     generator = torch.Generator().manual_seed(0)
     size = (1, transformer.config.in_channels, (arguments.frames - 1) // 4 + 1, height // stride, width // stride)

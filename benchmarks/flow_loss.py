@@ -1,4 +1,4 @@
-"""The flow-matching loss of the `shapes` model on videos that no training saw, by level of noise.
+"""The flow-matching loss of a `shapes` model on videos that no training saw, by level of noise.
 
 It takes a minute where the judge takes ten, and tells where in the generation something is missing. Attention is dense
 and sparse at the levels at which a generation of `--steps` would be.
@@ -15,7 +15,16 @@ import tempfile
 from pathlib import Path
 
 import torch
-from subject import add_attention_options, add_model_options, build_attention, load_model, name_of
+from subject import (
+    add_attention_options,
+    add_model_options,
+    build_attention,
+    load_model,
+    name_of,
+    results_of,
+    sampling_of,
+    size_of,
+)
 
 import vidsparse
 from vidsparse.atomic import replacing
@@ -23,9 +32,9 @@ from vidsparse.finetune import Bucket, drawn_clips
 from vidsparse.finetune.data.cache import Encoded, encode
 from vidsparse.finetune.noise import by_noise
 from vidsparse.finetune.objective import Example, flow_loss
+from vidsparse.generation.models import find_model
 from vidsparse.shapes import model
 
-RESULTS = Path(__file__).parent / "results"
 LEVELS = (0.98, 0.93, 0.85, 0.7, 0.45, 0.2)
 SEED = 777  # of the videos; trainings draw theirs from seeds near 0
 
@@ -35,26 +44,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser, dtype="bfloat16")
     add_attention_options(parser)
-    parser.add_argument("--steps", type=int, default=model.SAMPLING["num_inference_steps"])
+    parser.add_argument("--steps", type=int, help="default: those of the model")
     parser.add_argument("--videos", type=int, default=6)
-    parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/flow_loss_....json)")
+    parser.add_argument("--out", type=Path, help="JSON file (default: results/MODEL/flow_loss_....json)")
     arguments = parser.parse_args()
 
     pipe, recipe = load_model(arguments)
     pattern, correction = build_attention(arguments, recipe)
-    clips = drawn_clips(arguments.videos, Bucket(arguments.frames, 64, 64), SEED)
+    steps = arguments.steps or sampling_of(arguments.model)["num_inference_steps"]
+    bucket = Bucket(arguments.frames, **size_of(arguments.model))
+    clips = drawn_clips(arguments.videos, bucket, SEED, find_model(arguments.model).world)
     with tempfile.TemporaryDirectory() as folder:
         encoders = model.load_pipeline(torch.float32, arguments.model)
         videos, _ = encode(encoders, clips, Path(folder))
-        with vidsparse.sparsify(pipe, by_noise(pattern, pipe.scheduler, arguments.steps), correction=correction):
+        with vidsparse.sparsify(pipe, by_noise(pattern, pipe.scheduler, steps), correction=correction):
             losses = {level: mean_loss(pipe.transformer, videos, level) for level in LEVELS}
     result = {
+        "model": arguments.model,
         "pattern": repr(pattern),
         "lora": arguments.lora,
         "positions": arguments.positions,
         "correction": None if correction is None else repr(correction),
         "frames": arguments.frames,
-        "steps": arguments.steps,
+        "steps": steps,
         "videos": arguments.videos,
         "dtype": arguments.dtype,
         "torch": torch.__version__,
@@ -62,7 +74,7 @@ def main() -> None:
         "losses": {str(level): round(loss, 4) for level, loss in losses.items()},
     }
     print(json.dumps(result, indent=1))
-    path = arguments.out or RESULTS / f"flow_loss_{name_of(arguments)}.json"
+    path = arguments.out or results_of(arguments.model) / f"flow_loss_{name_of(arguments)}.json"
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
 

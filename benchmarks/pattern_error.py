@@ -1,4 +1,4 @@
-"""Output error against dense attention on the `shapes` model's real queries, keys and values, at equal density.
+"""Output error against dense attention on a `shapes` model's real queries, keys and values, at equal density.
 
     python benchmarks/pattern_error.py --frames 33 129
 
@@ -11,17 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from pathlib import Path
 
 import torch
+from subject import add_model, grid_of, results_of, size_of
 
 from vidsparse import Pattern, Radial, RadialRaster, SlidingTile, VideoGrid, sparse_attention
 from vidsparse.atomic import replacing
 from vidsparse.runtime.registry import adapter_for
 from vidsparse.shapes import model
 from vidsparse.shapes.scene import held_out_scenes
-
-RESULTS = Path(__file__).parent / "results"
 
 
 class Recorder:
@@ -46,9 +44,9 @@ class Recorder:
         return out
 
 
-def record(frames: int, prompts: int, steps: int, at: set[int]) -> list[tuple[torch.Tensor, ...]]:
-    """Query, key and value of every layer at the denoising steps `at`, for some held-out prompts."""
-    pipe = model.load_pipeline()
+def record(name: str, frames: int, prompts: int, steps: int, at: set[int]) -> list[tuple[torch.Tensor, ...]]:
+    """Query, key and value of every layer of a model at the denoising steps `at`, for some held-out prompts."""
+    pipe = model.load_pipeline(model=name)
     pipe.set_progress_bar_config(disable=True)
     adapter, kept = adapter_for(pipe.transformer), []
     scenes = held_out_scenes()[:: max(1, 64 // prompts)][:prompts]
@@ -61,8 +59,7 @@ def record(frames: int, prompts: int, steps: int, at: set[int]) -> list[tuple[to
             recorder.count = 0
         pipe(
             scene.caption,
-            height=64,
-            width=64,
+            **size_of(name),
             num_frames=frames,
             num_inference_steps=steps,
             guidance_scale=1.0,
@@ -107,12 +104,13 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--at", type=int, nargs="+", default=[4, 14, 26])
+    add_model(parser)
     arguments = parser.parse_args()
     rows = []
     for frames in arguments.frames:
-        grid = VideoGrid((frames - 1) // 4 + 1, 16, 16)
+        grid = grid_of(arguments.model, frames)
         with torch.no_grad():
-            recorded = record(frames, arguments.prompts, arguments.steps, set(arguments.at))
+            recorded = record(arguments.model, frames, arguments.prompts, arguments.steps, set(arguments.at))
             for name, patterns in contenders(grid).items():
                 for asked, pattern in patterns.items():
                     density, relative = error(pattern, grid, recorded)
@@ -120,7 +118,7 @@ def main() -> None:
                     rows.append({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
                     print(json.dumps(rows[-1]), flush=True)
     settings = vars(arguments)
-    with replacing(RESULTS / "pattern_error.json") as temporary:
+    with replacing(results_of(arguments.model) / "pattern_error.json") as temporary:
         temporary.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
 
 

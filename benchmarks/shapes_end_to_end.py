@@ -1,4 +1,4 @@
-"""Seconds and peak memory of the `shapes` model, dense and with radial attention, each in processes of its own.
+"""Seconds and peak memory of a `shapes` model, dense and with radial attention, each in processes of its own.
 
 Peak memory moves by some percent from one process to the next, so every figure is a median over `--rounds`. It is taken
 twice: as it is, and where glibc gives freed memory back at once, which tells what the computation needs from what the
@@ -17,7 +17,8 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+
+from subject import add_model, results_of, size_of
 
 from vidsparse.atomic import replacing
 
@@ -32,9 +33,9 @@ def child(arguments: argparse.Namespace) -> None:
     import vidsparse
     from vidsparse.shapes import model
 
-    pipe = model.load_pipeline(getattr(torch, arguments.dtype))
+    pipe = model.load_pipeline(getattr(torch, arguments.dtype), arguments.model)
     pipe.set_progress_bar_config(disable=True)
-    settings = dict(height=64, width=64, max_sequence_length=model.MAX_WORDS, guidance_scale=arguments.guidance)
+    settings = dict(**size_of(arguments.model), max_sequence_length=model.MAX_WORDS, guidance_scale=arguments.guidance)
     pipe(PROMPT, num_frames=5, num_inference_steps=1, **settings)  # warm-up
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     pattern: vidsparse.Pattern = vidsparse.Dense()
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=1.0, help="1: one pass a step, so that long runs stay short")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=3)
+    add_model(parser)
     parser.add_argument("--child", choices=["dense", "sparse"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -111,7 +113,7 @@ def main() -> None:
     results["settings"] = {k: v for k, v in vars(arguments).items() if k != "child"}
     print(json.dumps({k: v for k, v in results.items() if k not in ("dense", "sparse")}))
     name = f"shapes_end_to_end_{arguments.frames}_{arguments.dtype}.json"
-    with replacing(Path(__file__).parent / "results" / name) as temporary:
+    with replacing(results_of(arguments.model) / name) as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -1,6 +1,7 @@
-"""What the judge says of the `shapes` model on its 64 held-out prompts: dense, with a pattern, or with a LoRA.
+"""What the judge says of a `shapes` model on the 64 held-out prompts: dense, with a pattern, or with a LoRA.
 
 python benchmarks/shapes_judge.py
+python benchmarks/shapes_judge.py --model shapes-64
 python benchmarks/shapes_judge.py --pattern radial --density 0.2 --dense-steps 4 --prompts 16
 python benchmarks/shapes_judge.py --frames 129 --positions yarn --prompts 16    # a length that the model has not seen
 python benchmarks/shapes_judge.py --frames 129 --lora shapes-long --prompts 16  # with the pattern of its training
@@ -14,29 +15,39 @@ import time
 from pathlib import Path
 
 import torch
-from subject import add_attention_options, add_model_options, build_attention, load_model, name_of
+from subject import (
+    add_attention_options,
+    add_model_options,
+    build_attention,
+    load_model,
+    name_of,
+    results_of,
+    sampling_of,
+    size_of,
+)
 
 import vidsparse
 from vidsparse.atomic import replacing
 from vidsparse.shapes import judge, model
 from vidsparse.shapes.scene import held_out_scenes
 
-RESULTS = Path(__file__).parent / "results"
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
     add_attention_options(parser)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--guidance", type=float, default=model.SAMPLING["guidance_scale"])
+    parser.add_argument("--steps", type=int, help="default: those of the model")
+    parser.add_argument("--guidance", type=float, help="default: that of the model")
     parser.add_argument("--prompts", type=int, default=64, help="how many of the 64, evenly spaced")
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/shapes_judge_....json)")
+    parser.add_argument("--out", type=Path, help="JSON file (default: results/MODEL/shapes_judge_....json)")
     parser.add_argument("--strip", type=Path, help="also write a PNG with nine frames of the first 16 videos")
     arguments = parser.parse_args()
 
     pipe, recipe = load_model(arguments)
+    sampling = sampling_of(arguments.model)
+    steps = arguments.steps or recipe.inference_steps or sampling["num_inference_steps"]
+    guidance = sampling["guidance_scale"] if arguments.guidance is None else arguments.guidance
     pattern, correction = build_attention(arguments, recipe)
     scenes = held_out_scenes()[:: max(1, 64 // arguments.prompts)][: arguments.prompts]
     scores, strips, seconds = [], [], 0.0
@@ -47,11 +58,10 @@ def main() -> None:
             started = time.perf_counter()
             videos = pipe(
                 [s.caption for s in group],
-                height=64,
-                width=64,
+                **size_of(arguments.model),
                 num_frames=arguments.frames,
-                num_inference_steps=arguments.steps,
-                guidance_scale=arguments.guidance,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
                 max_sequence_length=model.MAX_WORDS,
                 generator=[torch.Generator().manual_seed(first + i) for i in range(len(group))],
                 output_type="pt",
@@ -65,6 +75,7 @@ def main() -> None:
             run.reset()
             print(f"{len(scores)} of {len(scenes)}: {means(scores)}", flush=True)
     result = {
+        "model": arguments.model,
         "pattern": repr(pattern),
         "lora": arguments.lora,
         "positions": arguments.positions,
@@ -72,8 +83,8 @@ def main() -> None:
         "frames": arguments.frames,
         "sampler": type(pipe.scheduler).__name__,
         "flow_shift": pipe.scheduler.config.flow_shift,
-        "steps": arguments.steps,
-        "guidance": arguments.guidance,
+        "steps": steps,
+        "guidance": guidance,
         "dtype": arguments.dtype,
         "torch": torch.__version__,
         "prompts": len(scores),
@@ -83,7 +94,7 @@ def main() -> None:
         "mean": means(scores),
         "scores": scores,
     }
-    path = arguments.out or RESULTS / f"shapes_judge_{name_of(arguments)}.json"
+    path = arguments.out or results_of(arguments.model) / f"shapes_judge_{name_of(arguments)}.json"
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.strip:

@@ -1,10 +1,10 @@
 """Many generations in one process: the memory stays flat, and each video is that of a fresh process.
 
 The generations go through a list of cases in a random order: size, pattern, correction, cache and LoRA change from one
-to the next, on one pipeline of `shapes`. Each case also runs once in a process of its own, whose video must be the same
-bit for bit. After each generation the memory of the process and the bytes of all live tensors are recorded.
+to the next, on one pipeline of `shapes-64`. Each case also runs once in a process of its own, whose video must be the
+same bit for bit. After each generation the memory of the process and the bytes of all live tensors are recorded.
 
-python benchmarks/soak.py    # a quarter of an hour on one core; writes results/soak.json, exits with 1 if a check fails
+python benchmarks/soak.py    # a quarter of an hour on one core; exits with 1 if a check fails
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from typing import Any
 import diffusers
 import psutil
 import torch
+from torch._subclasses import FakeTensor
 
 import vidsparse
 from vidsparse.atomic import replacing
 from vidsparse.generation.models import find_model
 from vidsparse.generation.sample import sample
 
-RESULTS = Path(__file__).parent / "results"
+MODEL = "shapes-64"  # that of `shapes-long`
+RESULTS = Path(__file__).parent / "results" / MODEL
 SETTLED = 20  # generations after which the memory must not grow, and over which medians are taken
 GROWTH = 0.02
 
@@ -60,7 +62,7 @@ class Case:
     def run(self, pipe: Any) -> str:
         """Generate the video; return the digest of its frames."""
         frames, height, width = self.size
-        settings = dict(find_model("shapes").sampling) | dict(num_frames=frames, height=height, width=width)
+        settings = dict(find_model(MODEL).sampling) | dict(num_frames=frames, height=height, width=width)
         if self.lora:
             vidsparse.load_lora(pipe, "shapes-long")
         if self.cache is not None:
@@ -134,15 +136,17 @@ class Held:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         storages = {}
         for found in gc.get_objects():
-            # By its type: `isinstance` asks lazy modules for a class, and they warn.
-            if issubclass(type(found), torch.Tensor) and found.layout == torch.strided and not found.is_meta:
+            kind = type(found)  # `isinstance` asks lazy modules for a class, and they warn
+            if not issubclass(kind, torch.Tensor) or issubclass(kind, FakeTensor):
+                continue  # a compiler's tensors have no memory
+            if found.layout == torch.strided and not found.is_meta:
                 storage = found.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
         return Held(psutil.Process().memory_info().rss, sum(storages.values()))
 
 
 def load() -> Any:
-    pipe = find_model("shapes").load(torch.float32)
+    pipe = find_model(MODEL).load(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

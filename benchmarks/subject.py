@@ -7,11 +7,40 @@ from pathlib import Path
 from typing import Any
 
 import vidsparse
-from vidsparse.generation.models import find_model
+from vidsparse.generation.frames import geometry
+from vidsparse.generation.models import DEFAULT, SHIPPING, find_model, ships
 from vidsparse.generation.pipeline import first_recipe, load_pipeline
 from vidsparse.generation.positions import KINDS
 from vidsparse.generation.scheduler import SAMPLERS
 from vidsparse.patterns.names import NONE, build_correction, build_pattern, correction_classes
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=DEFAULT, help=f"{SHIPPING}, or the folder of a pipeline like them")
+
+
+def sampling_of(model: str) -> dict[str, Any]:
+    """How a model is sampled; a folder like the default."""
+    return dict(find_model(model).sampling or find_model(DEFAULT).sampling)
+
+
+def size_of(model: str) -> dict[str, int]:
+    """Height and width of its videos."""
+    return {name: sampling_of(model)[name] for name in ("height", "width")}
+
+
+def grid_of(model: str, frames: int) -> vidsparse.VideoGrid:
+    """Its tokens of so many frames."""
+    return geometry(model).grid(frames, **size_of(model))
+
+
+def results_of(model: str) -> Path:
+    """The folder of its results."""
+    folder = RESULTS / Path(model).name
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def add_model_options(parser: argparse.ArgumentParser, dtype: str = "float32") -> None:
@@ -20,14 +49,17 @@ def add_model_options(parser: argparse.ArgumentParser, dtype: str = "float32") -
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: the LoRA's, else the model's own")
     parser.add_argument("--flow-shift", type=float, help="default: the LoRA's, else the model's own")
     parser.add_argument("--frames", type=int, default=33)
-    parser.add_argument("--model", default="shapes", help="or the folder of a pipeline like it")
+    add_model(parser)
+    parser.set_defaults(model=None)  # the base of the LoRA if it ships, else the default
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default=dtype)
 
 
 def load_model(arguments: argparse.Namespace) -> tuple[Any, vidsparse.LoraRecipe]:
-    """The pipeline, and what its LoRA was trained with."""
+    """The pipeline, and what its LoRA was trained with; `arguments.model` then names the model."""
     loras = [arguments.lora] if arguments.lora else []
     recipe = first_recipe(loras)
+    if arguments.model is None:
+        arguments.model = recipe.base if recipe.base and ships(recipe.base) else DEFAULT
     if loras:
         arguments.positions = recipe.positions or "plain"
     pipe = load_pipeline(
@@ -39,7 +71,7 @@ def load_model(arguments: argparse.Namespace) -> tuple[Any, vidsparse.LoraRecipe
         flow_shift=arguments.flow_shift,
         positions=None if loras else arguments.positions,
         frames=arguments.frames,
-        trained_frames=None if loras else find_model("shapes").sampling["num_frames"],
+        trained_frames=None if loras else sampling_of(arguments.model)["num_frames"],
     )
     return pipe, recipe
 

@@ -24,7 +24,7 @@ NEXT = (
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the videos (default: demo)")
-    parser.add_argument("--fast", action="store_true", help="few steps: to see that it runs, not to look at")
+    parser.add_argument("--fast", action="store_true", help="few steps and frames: to see that it runs, not to look at")
     arguments = parser.parse_args()
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
@@ -39,8 +39,8 @@ def main() -> int:
     }
     options = ["compare", PROMPT, "--preset", "shapes"]
     options += [part for option, name in files.items() for part in (option, str(arguments.out / name))]
-    options += ["--overwrite"]
-    options += ["--steps", "6"] if arguments.fast else []
+    options += ["--repeat", "1", "--overwrite"]
+    options += ["--steps", "6", "--frames", "9"] if arguments.fast else []
     size = ["--frames", "5" if arguments.fast else "81", "--height", "480", "--width", "832"]
     print("One attention layer of Wan 2.1 (two of its heads) on this machine:", flush=True)
     failed = run(["bench", *size, "--density", "0.2"])

@@ -1,4 +1,4 @@
-"""Train a LoRA for videos four times as long as those that `shapes` was trained on, with radial attention.
+"""Train a LoRA for videos four times as long as those that `shapes-64` was trained on, with radial attention.
 
     python examples/finetune_lora.py --out runs/shapes-long
     torchrun --nproc-per-node 8 examples/finetune_lora.py --out runs/shapes-long
@@ -14,6 +14,9 @@ from pathlib import Path
 from vidsparse import Radial
 from vidsparse.finetune import Bucket, Settings, drawn_clips, finetune
 from vidsparse.shapes.model import load_pipeline
+from vidsparse.shapes.shipped import SHIPPED
+
+MODEL = "shapes-64"
 
 
 def main() -> None:
@@ -35,8 +38,9 @@ def main() -> None:
         steps=arguments.steps,
         batch=2,
     )
-    clips = drawn_clips(arguments.videos, Bucket(arguments.frames, height=64, width=64))
-    finetune(load_pipeline(), clips, settings, arguments.out, base="shapes")
+    bucket = Bucket(arguments.frames, height=64, width=64)
+    clips = drawn_clips(arguments.videos, bucket, world=SHIPPED[MODEL].world)
+    finetune(load_pipeline(model=MODEL), clips, settings, arguments.out, base=MODEL)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from vidsparse.shapes.model import SAMPLING, load_pipeline
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=33, help="of the video, 4n + 1 (default: 33)")
-    parser.add_argument("--steps", type=int, default=30, help="of the denoising (default: 30)")
+    parser.add_argument("--steps", type=int, default=SAMPLING["num_inference_steps"], help="default: %(default)s")
     parser.add_argument("--threshold", type=float, default=0.1, help="of the cache; higher skips more (default: 0.1)")
     parser.add_argument("--out", type=Path, default=Path("with_a_cache.mp4"), help="default: with_a_cache.mp4")
     options = parser.parse_args(arguments)

@@ -2,8 +2,8 @@
 
     python examples/with_a_lora.py
 
-It runs `shapes-long`, which comes with the package and makes `shapes` four times as long. `vidsparse finetune` trains
-such a LoRA for Wan; docs/training.md says how, and how good this one is: not yet.
+It runs `shapes-long`, which comes with the package and makes videos of `shapes-64` four times as long. `vidsparse
+finetune` trains such a LoRA for Wan; docs/training.md says how, and how good this one is: not yet.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import torch
 from diffusers.utils import export_to_video
 
 import vidsparse
-from vidsparse.shapes.model import SAMPLING, load_pipeline
+from vidsparse.shapes.model import load_pipeline
+from vidsparse.shapes.shipped import SHIPPED
+
+MODEL = SHIPPED["shapes-64"]  # which the LoRA was trained on
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,11 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=30, help="of the denoising (default: 30)")
     parser.add_argument("--out", type=Path, default=Path("with_a_lora.mp4"), help="default: with_a_lora.mp4")
     options = parser.parse_args(arguments)
-    pipe = load_pipeline()
+    pipe = load_pipeline(model=MODEL.name)
     recipe = vidsparse.load_lora(pipe, options.lora)  # weights, positions and scheduler; the rest is for us to apply
     print(recipe.summary)
-    frames = options.frames or recipe.frames or SAMPLING["num_frames"]
-    settings = {**SAMPLING, "num_frames": frames, "num_inference_steps": options.steps}
+    frames = options.frames or recipe.frames or MODEL.sampling["num_frames"]
+    settings = {**MODEL.sampling, "num_frames": frames, "num_inference_steps": options.steps}
     with vidsparse.sparsify(pipe, recipe.pattern, correction=recipe.correction) as run:
         generator = torch.Generator().manual_seed(0)
         video = pipe("a red circle moving left on a blue background", generator=generator, **settings).frames[0]

@@ -22,7 +22,7 @@ from vidsparse.shapes.model import SAMPLING, load_pipeline
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=33, help="of the video, 4n + 1 (default: 33)")
-    parser.add_argument("--steps", type=int, default=30, help="of the denoising (default: 30)")
+    parser.add_argument("--steps", type=int, default=SAMPLING["num_inference_steps"], help="default: %(default)s")
     parser.add_argument("--backend", default="inductor", help="of torch.compile (default: inductor)")
     parser.add_argument("--out", type=Path, default=Path("with_compile.mp4"), help="default: with_compile.mp4")
     options = parser.parse_args(arguments)

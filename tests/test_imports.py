@@ -24,7 +24,10 @@ PACKAGES = {
 # and no arrow without an import. A name stands for the module and all below it; the bare "vidsparse" stands for its
 # public names alone, both as a row and as an entry. A module that no row covers fails: draw its arrows here first.
 ARROWS: dict[str, tuple[str, ...]] = {
-    "examples": ("diffusers", "torch", "vidsparse", "vidsparse.finetune", "vidsparse.shapes.model"),
+    "examples": (
+        *("diffusers", "torch", "vidsparse", "vidsparse.finetune", "vidsparse.shapes.model"),
+        "vidsparse.shapes.shipped",
+    ),
     "examples.families": ("diffusers", "huggingface_hub", "torch", "transformers", "vidsparse"),
     "examples.modular": ("diffusers", "vidsparse", "vidsparse.patterns.names"),
     # A folder that is run as a whole: its modules find each other by their bare names.
@@ -55,8 +58,14 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse": ("lazy_loader",),  # what it exports stands in __init__.pyi
     "vidsparse.finetune": (
-        *("PIL", "accelerate", "diffusers", "filelock", "matplotlib", "peft", "torch", "vidsparse.estimation"),
-        *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.finetune.data", "vidsparse.generation"),
+        *("PIL", "accelerate", "diffusers", "filelock", "matplotlib", "numpy", "peft", "torch"),
+        *(
+            "vidsparse.atomic",
+            "vidsparse.corrections",
+            "vidsparse.estimation",
+            "vidsparse.finetune.data",
+            "vidsparse.generation",
+        ),
         *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.adapter"),
         *("vidsparse.runtime.pipeline", "vidsparse.runtime.registry", "vidsparse.runtime.run"),
         *("vidsparse.runtime.sparsify", "vidsparse.serialize"),
@@ -64,7 +73,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.finetune.data": (
         "vidsparse.finetune.families",
         *("PIL", "matplotlib", "numpy", "safetensors", "torch", "vidsparse.atomic", "vidsparse.generation.media"),
-        *("vidsparse.generation.video_file", "vidsparse.grid", "vidsparse.shapes.render"),
+        *("vidsparse.generation.video_file", "vidsparse.grid", "vidsparse.shapes"),
     ),
     "vidsparse.doctor": (
         *("accelerate", "diffusers", "peft", "torch", "vidsparse.atomic", "vidsparse.block_map"),
@@ -90,8 +99,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.lora": (
         *("huggingface_hub", "peft", "safetensors", "torch"),
         *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.patterns", "vidsparse.serialize"),
-        *("vidsparse.generation.frames", "vidsparse.generation.positions", "vidsparse.generation.scheduler"),
-        *("vidsparse.generation.transformers", "vidsparse.runtime.pipeline", "vidsparse.runtime.registry"),
+        *("vidsparse.generation.frames", "vidsparse.generation.models", "vidsparse.generation.positions"),
+        *("vidsparse.generation.scheduler", "vidsparse.generation.transformers"),
+        *("vidsparse.runtime.pipeline", "vidsparse.runtime.registry"),
         "vidsparse_pipelines",
     ),
     "vidsparse.patterns.names": ("vidsparse.corrections", "vidsparse.patterns", "vidsparse.serialize"),

@@ -86,9 +86,11 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/finetune/identity.py": ("finetune/test_resume.py",),
     **{
         f"vidsparse/finetune/families/{name}.py": ("finetune/families/test_registry.py",)
-        for name in (*("cogvideox", "hunyuan_video", "kandinsky5", "ltx", "mochi", "skyreels_v2", "task", "wan"),)
+        for name in (
+            *("cogvideox", "given_frame", "hunyuan_video", "kandinsky5", "levels", "ltx", "mochi", "skyreels_v2"),
+            *("task", "wan"),
+        )
     },
-    "vidsparse/finetune/job.py": TRAINING,
     "vidsparse/finetune/low_rank.py": ("finetune/test_targets.py", "finetune/test_learner.py"),
     "vidsparse/finetune/memory/live.py": ("finetune/memory/test_forecast.py",),
     "vidsparse/finetune/memory/plan.py": ("finetune/memory/test_forecast.py",),
@@ -100,7 +102,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/generation/config_files.py": ("generation/test_transformers.py", "cli/test_refusals.py"),
     **{
         f"vidsparse/lora/{name}.py": ("lora/test_formats.py", "lora/test_load.py")
-        for name in ("attach", "fitted", "names", "renamed", "stored")
+        for name in ("attach", "before", "fitted", "names", "renamed", "stored")
     },
     "vidsparse/lora/families.py": ("lora/test_convert.py", "lora/test_originals.py"),
     "vidsparse/lora/summary.py": ("cli/test_lora.py",),

@@ -22,7 +22,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "wan2.2-a14b": (WAN, {"num_layers": 40, "num_attention_heads": 40, "in_channels": 16}, True),
     "wan2.1-1.3b": (WAN, {"num_layers": 30, "num_attention_heads": 12, "in_channels": 16}, False),
     "wan2.2-5b": (WAN, {"num_layers": 30, "num_attention_heads": 24, "in_channels": 48}, False),
-    "shapes": (WAN, {"num_layers": 6, "num_attention_heads": 3, "in_channels": 8}, False),
+    "shapes": (WAN, {"num_layers": 6, "num_attention_heads": 3}, True),
+    "shapes-64": (WAN, {"num_layers": 6, "num_attention_heads": 3}, False),
     "hunyuanvideo": ("HunyuanVideoTransformer3DModel", {"num_layers": 20}, False),
     "cogvideox1.5": ("CogVideoXTransformer3DModel", {"num_layers": 42, "patch_size_t": 2}, False),
     "mochi": ("MochiTransformer3DModel", {"num_layers": 48}, False),
@@ -51,7 +52,7 @@ def test_classes_derived_from_a_family_have_its_preset() -> None:
 @pytest.mark.parametrize("known", PRESETS, ids=lambda known: known.name)
 def test_a_preset_is_usable(known: vidsparse.Preset) -> None:
     assert from_data(to_data(known.pattern)) == known.pattern
-    grid, context = VideoGrid(21, 24, 40), Context(layer=5, layers=30, step=20, steps=40, heads=2)
+    grid, context = VideoGrid(21, 24, 40), Context(layer=5, layers=30, step=20, steps=40, sigma=0.5, heads=2)
     assert not known.pattern.is_dense(context) and known.pattern.is_dense(Context(layer=5, layers=30, steps=40))
     known.pattern.check_grid(grid)
     known.pattern.check_model(30, 12)
@@ -71,7 +72,7 @@ def test_dense_steps_are_those_published(name: str, steps: int, dense: int) -> N
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(ValueError, match=r"preset 'wan' is unknown; choose one of shapes, wan2\.2-a14b, "):
+    with pytest.raises(ValueError, match=r"preset 'wan' is unknown; choose one of shapes, shapes-64, wan2\.2-a14b, "):
         preset("wan")
 
 

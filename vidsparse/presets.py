@@ -46,7 +46,9 @@ class Preset:
         given = [f"{f.name}={getattr(inner, f.name)}" for f in fields(inner) if getattr(inner, f.name) != f.default]
         parts = [f"{type(inner).__name__}({', '.join(given)})"]
         if isinstance(self.pattern, StepSchedule):
-            dense = [f"{self.pattern.dense_steps:.3g} of the steps"]
+            steps, levels = self.pattern.dense_steps, self.pattern.sigmas
+            dense = [f"{steps:.3g} of the steps"] if steps or levels is None else []
+            dense += [f"noise above {levels[1]:.3g}"] if levels else []
             dense += [f"layer {layer}" for layer in self.pattern.dense_layers]
             parts.append(f"dense: {', '.join(dense)}")
         if self.correction is not None:
@@ -67,11 +69,21 @@ def _wan(name: str, pattern: Pattern, source: str, note: str, **rest: Any) -> Pr
 PRESETS = (
     _wan(
         "shapes",
+        StepSchedule(Radial(density=0.15), sigmas=(0.0, 0.8)),
+        "",
+        "Measured on one prompt: 28 dB against dense, denoising 2.3 times faster, 33 frames of 128x128. Dense where "
+        "the expert for high noise works, which has a quarter of the tokens.",
+        config={"num_layers": 6, "num_attention_heads": 3},
+        experts=True,
+    ),
+    _wan(
+        "shapes-64",
         StepSchedule(Radial(density=0.4), dense_steps=0.25, dense_layers=(0,)),
         "",
-        "Measured by `make demo`: 30 dB against dense, 33 frames of 64x64. On so few tokens only mild settings keep "
-        "the first frame and the outlines.",
+        "Measured: 30 dB against dense, 33 frames of 64x64. On so few tokens only mild settings keep the first frame "
+        "and the outlines.",
         config={"num_layers": 6, "num_attention_heads": 3},
+        experts=False,
     ),
     _wan(
         "wan2.2-a14b",

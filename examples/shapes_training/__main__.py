@@ -5,6 +5,7 @@
     python examples/shapes_training train --out runs/shapes     # the transformer, phase by phase
     python examples/shapes_training strip --out runs/shapes     # a picture of what it makes by now
     python examples/shapes_training keep --out runs/shapes      # put the newest weights into the repository
+    python examples/shapes_training export --out runs/shapes    # and into the package, as the model `shapes`
     python examples/shapes_training all --device cuda --out runs/shapes   # all of it, in minutes
 
 Each command goes on from what it left in --out, and where that has nothing, from the weights in this folder.
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, latents and the log")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--plan", choices=PLANS, help="default: the plan named after the device")
+    parser.add_argument("--phase", help="to train alone; default: the experts of the plan, one after the other")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop at a checkpoint after so long")
     parser.add_argument("--videos", type=int, default=4096, help="to draw and encode")
     parser.add_argument("--steps", type=int, default=400, help="of the autoencoder")

@@ -11,22 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoencoder import measure, train_autoencoder
+from export import assemble, export
 from latents import SHARD, Example, Pool, Statistics, encode, encode_shards, read_pool, read_shard, write_shard
 from precision import precision
 from safetensors.torch import load_file, save_file
-from strip import draw_strip, pipeline
-from transformer import Training, Weights
+from strip import draw_strip
+from transformer import START, Training, Weights, file_of, newest_weights
 
 from vidsparse.shapes.model import load_pipeline
 from vidsparse.shapes.render import draw_trajectories
 from vidsparse.shapes.scene import held_out_scenes
+from vidsparse.shapes.shipped import SHIPPED
 from vidsparse.shapes.world import World
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLWan
+    from diffusers import AutoencoderKLWan, WanPipeline
+    from plan import Plan
 
 WEIGHTS = Path(__file__).parent / "weights"
-TRANSFORMER, AUTOENCODER, STATISTICS = "transformer.safetensors", "autoencoder.safetensors", "statistics.json"
+EXPORTED = SHIPPED["shapes"].folder
+AUTOENCODER, STATISTICS = "autoencoder.safetensors", "statistics.json"
 
 
 def newest(out: Path, name: str) -> Path:
@@ -35,18 +39,30 @@ def newest(out: Path, name: str) -> Path:
 
 
 def load_autoencoder(out: Path) -> AutoencoderKLWan:
-    """The newest autoencoder, in float32; before the first fine-tuning the one that ships."""
-    vae = load_pipeline().vae.eval().requires_grad_(False)
+    """The newest autoencoder, in float32; before the first fine-tuning that of `shapes-64`."""
+    vae = load_pipeline(model=START).vae.eval().requires_grad_(False)
     path = newest(out, AUTOENCODER)
     if path.is_file():
         vae.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     return vae
 
 
-def start(out: Path) -> Weights:
-    """The newest weights of the transformer; before the first phase those of the model that ships."""
-    path = newest(out, TRANSFORMER)
-    return Weights.read(path) if path.is_file() else Weights(load_pipeline().transformer.state_dict(), 1, {})
+def expert(out: Path, plan: Plan, name: str) -> Weights:
+    """The newest weights of an expert; before its first checkpoint those that it begins with."""
+    weights = newest_weights(name, out, WEIGHTS)
+    if weights is not None:
+        return weights
+    start = plan.phase(name).start
+    if not start:
+        raise FileNotFoundError(f"no weights in {out}: run the command `train` first")
+    return expert(out, plan, start)
+
+
+def pipeline(given: Namespace) -> WanPipeline:
+    """What has been learnt by now, in float32 on the CPU."""
+    plan, statistics = given.plan, Statistics.read(newest(given.out, STATISTICS))
+    experts = tuple(expert(given.out, plan, name) for name in plan.experts)
+    return assemble(load_autoencoder(given.out), experts, plan.boundary, statistics)
 
 
 def autoencoder(given: Namespace) -> None:
@@ -86,31 +102,38 @@ def held_out(out: Path, vae: AutoencoderKLWan, world: World) -> Pool:
 
 
 def train(given: Namespace) -> None:
-    """Train the transformer by the plan."""
+    """Train the experts by the plan, or one phase alone."""
     vae = load_autoencoder(given.out).to(given.device, precision(given.device))
     asked = held_out(given.out, vae, given.plan.world)
     path = given.out / STATISTICS
     if not newest(given.out, STATISTICS).is_file():
         Statistics.measure(read_pool(given.out / "latents").latents).write(path)
     statistics = Statistics.read(newest(given.out, STATISTICS))
-    training = Training(given.plan, load_pipeline(), statistics, given.out, asked, given.device)
-    weights = training.run(start(given.out), given.until)
-    print(f"{weights.phase}: {weights.step} steps", flush=True)
+    training = Training(given.plan, load_pipeline(model=START), statistics, given.out, WEIGHTS, asked, given.device)
+    for phase in (given.phase,) if given.phase else given.plan.experts:
+        weights = training.run(phase, given.until)
+        print(f"{weights.phase}: {weights.step} steps", flush=True)
 
 
 def strip(given: Namespace) -> None:
     """Generate held-out prompts and write nine frames of each to strip.png."""
-    statistics = Statistics.read(newest(given.out, STATISTICS))
-    pipe = pipeline(load_autoencoder(given.out), start(given.out), statistics, given.device)
+    pipe = pipeline(given).to(given.device, precision(given.device))
     draw_strip(pipe, given.plan.world, given.out / "strip.png", given.prompts, given.sampling_steps)
 
 
 def keep(given: Namespace) -> None:
     """Copy the newest weights and statistics into the repository."""
-    for name in (TRANSFORMER, AUTOENCODER, STATISTICS):
+    for name in (*map(file_of, given.plan.experts), AUTOENCODER, STATISTICS):
         if (given.out / name).is_file():
             shutil.copy(given.out / name, WEIGHTS / name)
             print(f"{name}: {(WEIGHTS / name).stat().st_size / 1e6:.1f} MB")
+
+
+def export_weights(given: Namespace) -> None:
+    """Write the newest weights as the model `shapes` of the package."""
+    export(pipeline(given), EXPORTED)
+    size = sum(path.stat().st_size for path in EXPORTED.rglob("*") if path.is_file())
+    print(f"{EXPORTED}: {size / 1e6:.1f} MB")
 
 
 def everything(given: Namespace) -> None:
@@ -126,5 +149,6 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "train": train,
     "strip": strip,
     "keep": keep,
+    "export": export_weights,
     "all": everything,
 }

@@ -46,6 +46,7 @@ class Flow:
         prompts, statistics: how prompts become embeddings, and latents are normalised.
         batch: videos of a step; their noise levels are a draw from each of as many strata.
         parts: in which the videos of a step go through the transformer.
+        levels: of noise that are drawn.
         shift: of the noise levels; more is more noise.
         device: where the transformer is.
     """
@@ -56,6 +57,7 @@ class Flow:
     statistics: Statistics
     batch: int
     parts: int
+    levels: tuple[float, float]
     shift: float
     device: str
 
@@ -74,7 +76,8 @@ class Flow:
         texts = ["" if rng.random() < 0.1 else scene.caption for scene, _ in examples]
         # The pipeline pads to 512 words unless told otherwise: the model must not care.
         condition = self.prompts(texts, 512 if rng.random() < 0.05 else MAX_WORDS)
-        uniform = (torch.rand(len(strata)) + strata) / self.batch
+        low, high = (level / (self.shift - (self.shift - 1) * level) for level in self.levels)
+        uniform = low + (high - low) * (torch.rand(len(strata)) + strata) / self.batch
         sigma = (self.shift * uniform / (1 + (self.shift - 1) * uniform)).to(self.device)
         patch = self.transformer.config.patch_size[1]
         grid = latent.shape[2], latent.shape[3] // patch, latent.shape[4] // patch
@@ -108,7 +111,7 @@ class Flow:
             latent = self.statistics.normalise(pool.latents[i : i + 1].to(self.device))
             noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(i)).to(self.device)
             condition = self.prompts([example[0].caption])
-            for level in LEVELS:
+            for level in (level for level in LEVELS if self.levels[0] <= level <= self.levels[1]):
                 sigma = torch.tensor([level], device=self.device)
                 error = self.errors(latent, noise, sigma, condition).item()
                 for name in ("all", kind(example, frames)):

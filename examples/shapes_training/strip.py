@@ -6,38 +6,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from latents import Statistics
-from precision import precision
-from transformer import Weights, build
 
 from vidsparse.shapes import judge
-from vidsparse.shapes.model import MAX_WORDS, build_vae, load_pipeline
+from vidsparse.shapes.model import MAX_WORDS
 from vidsparse.shapes.scene import held_out_scenes
 from vidsparse.shapes.world import World
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLWan, WanPipeline
-
-
-def pipeline(
-    vae: AutoencoderKLWan, weights: Weights, statistics: Statistics, device: str, shift: float = 5.0
-) -> WanPipeline:
-    """A pipeline, in the dtype of `precision`, with the transformer at the size of tokens it was last trained with."""
-    from diffusers import UniPCMultistepScheduler
-
-    pipe = load_pipeline()
-    pipe.vae = build_vae(list(statistics.mean), list(statistics.std)).eval()
-    pipe.vae.load_state_dict(vae.state_dict())
-    pipe.transformer, _ = build(weights, weights.patch, device)
-    pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config, flow_shift=shift)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device, precision(device))
+    from diffusers import WanPipeline
 
 
 def draw_strip(pipe: WanPipeline, world: World, path: Path, prompts: int, steps: int, guidance: float = 2.0) -> None:
     """Write a PNG with a row for each prompt, and print what the judge says of each video."""
     import imageio.v3 as imageio
 
+    pipe.set_progress_bar_config(disable=True)
     rows = []
     for i, scene in enumerate(held_out_scenes()[:: 64 // prompts][:prompts]):
         frames = pipe(

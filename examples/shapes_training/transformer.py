@@ -22,13 +22,14 @@ from tokens import coarsen, refine, widen_positions
 
 import vidsparse
 from vidsparse.atomic import replacing
-from vidsparse.shapes.model import build_transformer
+from vidsparse.shapes.model import build_transformer, load_pipeline
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline, WanTransformer3DModel
 
 SKIP = ("patch_embedding", "proj_out", "scale_shift_table")  # AdamW has these
 READER = "reader."
+START = "shapes-64"  # what the training began with
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Weights:
         phase: name of the phase that made them, or "" before the first.
         step: of that phase.
         done: whether the phase is over.
+        plain: whether positions are counted in tokens.
     """
 
     transformer: dict[str, torch.Tensor]
@@ -50,6 +52,7 @@ class Weights:
     phase: str = ""
     step: int = 0
     done: bool = False
+    plain: bool = False
 
     @staticmethod
     def read(path: Path) -> Weights:
@@ -64,13 +67,14 @@ class Weights:
             place["phase"],
             int(place["step"]),
             place["done"] == "True",
+            place.get("plain") == "True",
         )
 
     def write(self, path: Path) -> None:
         """Write float16 tensors, as a whole file or not at all."""
         named = self.transformer | {READER + key: value for key, value in self.reader.items()}
         tensors = {key: value.detach().half().cpu().contiguous() for key, value in named.items()}
-        place = {"patch": self.patch, "phase": self.phase, "step": self.step, "done": self.done}
+        place = {"patch": self.patch, "phase": self.phase, "step": self.step, "done": self.done, "plain": self.plain}
         with replacing(path) as temporary:
             save_file(tensors, temporary, {key: str(value) for key, value in place.items()})
 
@@ -84,11 +88,30 @@ class Weights:
         return state
 
 
-def build(weights: Weights, patch: int, device: str) -> tuple[WanTransformer3DModel, OutlineReader]:
+def file_of(phase: str) -> str:
+    """The name of the file with the weights of a phase."""
+    return f"{phase}.safetensors"
+
+
+def newest_weights(phase: str, *folders: Path) -> Weights | None:
+    """The weights of a phase from the first of some folders that has them."""
+    found = (folder / file_of(phase) for folder in folders)
+    return next((Weights.read(path) for path in found if path.is_file()), None)
+
+
+def start_weights() -> Weights:
+    """The weights of the model that the training began with."""
+    return Weights(load_pipeline(model=START).transformer.state_dict(), 1, {})
+
+
+def build(
+    weights: Weights, patch: int, device: str, plain: bool = False
+) -> tuple[WanTransformer3DModel, OutlineReader]:
     """A transformer with tokens of a size, and the reader of outlines that listens to it."""
     torch.manual_seed(SEED)
     transformer = build_transformer(patch)
-    widen_positions(transformer.rope, patch)
+    if not plain:
+        widen_positions(transformer.rope, patch)
     transformer.load_state_dict(weights.at(patch, transformer.state_dict()))
     reader = OutlineReader(transformer.blocks, transformer.patch_embedding.out_channels)
     if weights.reader:
@@ -104,7 +127,8 @@ class Training:
         plan: the phases.
         pipe: whose text encoder reads the prompts.
         statistics: of the latents.
-        folder: of the checkpoints, the log, the latents in `latents` and the newest weights.
+        folder: of the checkpoints, the log, the latents in `latents` and the newest weights of each phase.
+        kept: folder of weights to go on from where `folder` has none.
         held_out: videos that the log tells the flow loss of.
         device: "cpu" or "cuda".
         log_every: steps of a line of the log.
@@ -114,25 +138,28 @@ class Training:
     pipe: WanPipeline
     statistics: Statistics
     folder: Path
+    kept: Path
     held_out: Pool
     device: str
     log_every: int = 20
 
-    def run(self, weights: Weights, until: float = math.inf) -> Weights:
-        """Go on with the plan from some weights, or from a later checkpoint, and return the newest weights.
+    def run(self, name: str, until: float = math.inf) -> Weights:
+        """Train a phase, where it has no weights yet those before it first, and return its weights.
 
         `until` is when to stop, as `time.time()` counts.
         """
-        names = [phase.name for phase in self.plan.phases]
-        for phase in self.plan.phases[names.index(weights.phase) if weights.phase else 0 :]:
-            if (weights.phase, weights.done) != (phase.name, True):
-                weights = self._run_phase(phase, weights, until)
-            if not weights.done:
-                break
-        return weights
+        phase = self.plan.phase(name)
+        weights = newest_weights(name, self.folder, self.kept)
+        if weights is None:
+            weights = self.run(phase.start, until) if phase.start else start_weights()
+            if phase.start and not weights.done:
+                return weights
+        if (weights.phase, weights.done) == (name, True):
+            return weights
+        return self._run_phase(phase, weights, until)
 
     def _run_phase(self, phase: Phase, weights: Weights, until: float) -> Weights:
-        transformer, reader = build(weights, phase.patch, self.device)
+        transformer, reader = build(weights, phase.patch, self.device, phase.plain)
         flow = Flow(
             transformer,
             reader,
@@ -140,6 +167,7 @@ class Training:
             self.statistics,
             phase.batch,
             phase.parts,
+            phase.levels,
             self.plan.shift,
             self.device,
         )
@@ -189,7 +217,13 @@ class Training:
 
     def _keep(self, stage: Stage, phase: Phase) -> Weights:
         weights = Weights(
-            stage.averages["transformer"], phase.patch, stage.averages["reader"], phase.name, stage.step, stage.done
+            stage.averages["transformer"],
+            phase.patch,
+            stage.averages["reader"],
+            phase.name,
+            stage.step,
+            stage.done,
+            phase.plain,
         )
-        weights.write(self.folder / "transformer.safetensors")
+        weights.write(self.folder / file_of(phase.name))
         return weights

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from needs import needs_weights
+from torch._subclasses import FakeTensorMode
 
 from vidsparse.patterns.schedule import patterns_in
 from vidsparse.serialize import known_classes
@@ -45,6 +46,13 @@ def test_a_tensor_that_stays_is_counted_once() -> None:
     assert soak.Held.now().tensors - before.tensors == kept.nbytes
     del kept, views
     assert soak.Held.now().tensors == before.tensors
+
+
+def test_tensors_without_memory_are_not_counted() -> None:
+    before = soak.Held.now()
+    with FakeTensorMode():
+        kept = torch.zeros(1 << 20)
+    assert soak.Held.now().tensors == before.tensors and kept.numel() == 1 << 20
 
 
 @needs_weights

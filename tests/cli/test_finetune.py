@@ -17,12 +17,18 @@ from safetensors.torch import load_file
 from small_videos import leaves_pipes, write_video
 from tiny_training import PATTERN, lines, pipeline, train
 from torch.distributed.run import get_args_parser as torchrun_parser
+from trained_families import CASES
 from typer.main import get_command
 
 from vidsparse import Radial, StepSchedule
 from vidsparse.cli import app
-from vidsparse.finetune import Bucket, Settings, drawn_clips, finetune
+from vidsparse.cli.finetune import _clips
+from vidsparse.cli.finetune_options import Finetuning
+from vidsparse.finetune import Bucket, Settings, check_pipeline, drawn_clips, finetune
+from vidsparse.finetune.optim import optimizers
+from vidsparse.generation.models import find_model
 from vidsparse.lora.files import read_recipe
+from vidsparse.shapes.world import ENDLESS, FLAT, World
 
 
 def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, cache: Path) -> None:
@@ -55,6 +61,12 @@ def test_an_expert_that_would_train_dense_is_refused(tmp_path: Path, cache: Path
     assert not (tmp_path / "out").exists() and "Sparse" not in str(pipe.transformer.attn_processors)
 
 
+def test_positions_that_a_model_does_not_have(tmp_path: Path) -> None:
+    settings = Settings(PATTERN, positions="yarn", trained_frames=5)
+    with pytest.raises(NotImplementedError, match="and MochiTransformer3DModel has none; use kind='plain'"):
+        check_pipeline(CASES["mochi"].pipe(), settings)
+
+
 def test_frames_that_the_vae_does_not_take(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(ValueError, match=r"10 frames do not fit the VAE's stride of 4 in time; use 9 or 13"):
         finetune(pipeline(), drawn_clips(2, Bucket(10, 16, 16)), Settings(PATTERN), tmp_path, base="tiny", cpu=True)
@@ -79,6 +91,13 @@ def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
         return stop.value.code or 0, *capsys.readouterr()
 
     return run
+
+
+@pytest.mark.parametrize(("name", "world"), [("shapes", ENDLESS), ("shapes-64", FLAT), ("owner/name", ENDLESS)])
+def test_clips_are_drawn_of_the_world_of_the_model(name: str, world: World) -> None:
+    bucket, request = Bucket(9, 16, 16), Finetuning(out=Path("out"), videos=2, seed=3)
+    found = _clips(request, "shapes", [bucket], find_model(name), None)
+    assert [clip.key for clip in found] == [clip.key for clip in drawn_clips(2, bucket, 3, world)]
 
 
 def test_a_lora_from_the_command_line(command: Any, tmp_path: Path, cache: Path) -> None:
@@ -133,13 +152,31 @@ def test_a_folder_of_videos_from_the_command_line(command: Any, tmp_path: Path) 
     assert sorted(cached) == [(8, 2, 4, 4), (8, 3, 4, 8)]
 
 
+@leaves_pipes
+def test_sample_videos_have_the_rate_of_the_clips(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    for name, fps in (("a", 20), ("b", 20), ("c", 10)):
+        write_video(tmp_path / f"data/{name}.mp4", 25, height=16, width=16, fps=fps)
+        (tmp_path / f"data/{name}.txt").write_text("a red circle")
+    rates: list[float] = []
+    monkeypatch.setattr("vidsparse.finetune.finetune", lambda *_, fps, **__: rates.append(fps) or tmp_path)
+    asked = ["--out", "run", "--frames", 5, "--size", "16x16", "--set", "tile=(1,2,2)", "--cpu", "--videos", 1]
+    for more in ([], ["--fps", 7.5], ["--fps", 0]):
+        assert command(*asked, "--data", "data", *more)[0] == 0
+    assert command(*asked, "--fps", 7.5)[0] == 0, "drawn videos have one rate"
+    assert rates == [12, 7.5, pytest.approx(20.0), 12]
+
+
 def test_a_dry_run_writes_nothing(command: Any, tmp_path: Path) -> None:
     asked = ["--out", "run", "--videos", 6, "--steps", 3, "--batch", 2, "--cpu", "--rank", 8, "--offload-activations"]
     code, out, errors = command(*asked, "--frames", 65, "--validation-share", 0.2, "--dry-run")
     assert code == 0, errors
     said = " ".join(out.split())
-    assert "5 of 65 frames, 64x64: 17x16x16 = 4,352 tokens" in said and "3 of 2 videos each: 1.2 epochs" in said
-    assert "GB of activations; " in said and "in the CPU's memory" in said
+    # The first expert, with tokens of 2x2 latents.
+    assert "5 of 65 frames, 128x128: 17x16x16 = 4,352 tokens" in said and "3 of 2 videos each: 1.2 epochs" in said
+    assert "MB of activations; " in said and "in the CPU's memory" in said
     assert said.endswith("nothing was loaded: leave out --dry-run to train")
     assert not list(tmp_path.iterdir())
 
@@ -174,9 +211,27 @@ def test_a_signal_ends_with_how_to_go_on(tmp_path: Path) -> None:
         process.kill()
         process.communicate()
     (saved,) = (tmp_path / "run/checkpoints").iterdir()
-    last = f"stopped after step {int(saved.name[5:])}, which is saved; the same command goes on from there"
+    last = f"stopped; step {int(saved.name[5:])} is saved, and the same command goes on from there"
     assert rest.splitlines()[-1] == last
     assert (saved / "pytorch_lora_weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["train", "dry run"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--optimizer", "adamw-8bit"], "optimizer='adamw-8bit' needs torchao on cpu, without CUDA"),
+        (["--optimizer", "muon", "--dora"], "optimizer='muon' trains matrices alone, and dora adds vectors"),
+        (["--precision", "fp16"], "precision='fp16' needs a GPU; use 'bf16' on a CPU"),
+    ],
+)
+def test_what_the_device_cannot_do_is_refused_before_the_model_is_loaded(
+    command: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str, dry: list[str]
+) -> None:
+    monkeypatch.setattr(optimizers, "find_spec", lambda package: package == "bitsandbytes" or None)
+    monkeypatch.setattr("vidsparse.generation.pipeline.load_pipeline", None)
+    code, out, errors = command("--out", "run", "--cpu", *arguments, *dry)
+    assert (code, out) == (1, "") and errors.splitlines()[-1].startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize(

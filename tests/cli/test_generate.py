@@ -190,7 +190,7 @@ def test_interrupt_restores_the_pipeline_and_leaves_nothing(
 
 @needs_weights
 def test_shapes_end_to_end(vidsparse: Any) -> None:
-    done = vidsparse("generate", PROMPT, "--density", 0.3, "--report", "r.json")
+    done = vidsparse("generate", PROMPT, "--model", "shapes-64", "--density", 0.3, "--report", "r.json")
     assert done.code == 0, done.err
     report = json.loads(Path("r.json").read_text())
     assert report["judge"]["colour"] == report["judge"]["background"] == report["judge"]["motion"] == 1, report["judge"]

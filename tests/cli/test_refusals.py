@@ -60,7 +60,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "impl of another device": (["--impl", "cpu", "--device", "meta"], "impl='cpu' needs tensors on the CPU"),
     "layers that do not exist": (["--dense-layers", "0,99"], "dense_layers [99]"),
     "height of no token": (["--height", "63"], "divisible by 16"),
-    "more frames than positions": (["--frames", "200000"], "has positions for 1024 on each axis"),
+    "more frames than positions": (["--frames", "200000"], "has positions for 512 on each axis"),
     "table of another model": (["--pattern", "TABLE"], "the table is for 1 layers of 2 heads"),
 }
 
@@ -142,7 +142,7 @@ def test_errors_of_the_libraries_are_one_line(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--model-family", "cinema"], "model 'cinema' is unknown; give 'shapes', a folder, a Hub id"),
+        (["--model-family", "cinema"], "model 'cinema' is unknown; give 'shapes', 'shapes-64', a folder, a Hub id"),
         (["--model", "nobody/nothing"], "cannot reach huggingface.co"),
         (["--height", "8"], "smaller than one token"),
         (["--frames", "1000000", "--height", "100", "--width", "100"], "times what a block map can hold"),

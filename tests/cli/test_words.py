@@ -17,6 +17,8 @@ REQUESTS = (
     Request(PROMPT),
     Request("a \"fox\" & 'owl' $HOME", model="some/model", frames=9, steps=3, guidance=2.5, seed=7, offload=True),
     Request(PROMPT, pattern="radial", density=0.2, settings=["tile=1,4,4", "sink=false"], dense_layers="0,-1"),
+    Request(PROMPT, lora=["shapes-long"], steps=9),
+    Request(PROMPT, lora=["shapes-long"], model="shapes"),
     Request(PROMPT, lora=["a/b", "c/d"], correction="reshaped", dense_steps=0, negative_prompt="-1"),
 )
 
@@ -27,6 +29,7 @@ def test_the_words_of_a_request_ask_for_it(request_: Request) -> None:
     assert read(words) == request_
     assert shlex.split(shlex.join(words)) == words
     assert len(request_words(REQUESTS[0])) == 1, "defaults are left out"
+    assert ["--model" in request_words(one) for one in REQUESTS] == [False, True, False, False, True, False]
 
 
 def test_what_was_typed(vidsparse: Any) -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from commands import STATISTICS, TRANSFORMER, WEIGHTS, load_autoencoder
+from commands import STATISTICS, WEIGHTS, expert, load_autoencoder
 from flow import LEVELS, Flow, kind
 from latents import Pool, Statistics, crosses, encode, read_pool
 from needs import needs_weights
 from plan import PLANS
-from transformer import Weights, build
+from transformer import Weights, build, file_of
 
 from vidsparse.shapes.model import load_pipeline
 from vidsparse.shapes.render import Trajectory, training_example
@@ -43,12 +44,19 @@ def test_a_dry_run_of_all_commands(command: Any, tmp_path: Path, monkeypatch: py
     command(["all", *options, *small])
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log if line["stage"] == "patch4" and "loss" in line] == [2]
-    (asked,) = (line for line in log if line["stage"] == "patch2" and "pool" in line)
-    assert {f"{name}_{level}" for name in ("all", "still", "bouncing", "crossing") for level in LEVELS} <= asked.keys()
-    weights = Weights.read(tmp_path / "transformer.safetensors")
-    assert (weights.phase, weights.step, weights.patch) == ("patch2", 2, 2)
+    for phase, levels in (("patch4", LEVELS), ("high", LEVELS[:3]), ("low", LEVELS[3:])):
+        (asked,) = (line for line in log if line["stage"] == phase and "pool" in line)
+        kinds = ("all", "still", "bouncing", "crossing")
+        assert {key for key in asked if key[-1].isdigit()} == {f"{kind}_{level}" for kind in kinds for level in levels}
+    for phase, patch in (("high", 4), ("low", 2)):
+        weights = Weights.read(tmp_path / file_of(phase))
+        assert (weights.phase, weights.step, weights.patch, weights.plain) == (phase, 2, patch, True)
     assert (tmp_path / "strip.png").stat().st_size > 1000
     assert not list(tmp_path.rglob("*.tmp"))
+
+    monkeypatch.setattr("commands.EXPORTED", tmp_path / "package")
+    command(["export", *options])
+    assert load_pipeline(model=tmp_path / "package").transformer.config.num_layers == 6
 
     # A machine that has the repository alone goes on from what was kept.
     command(["keep", *options])
@@ -59,19 +67,23 @@ def test_a_dry_run_of_all_commands(command: Any, tmp_path: Path, monkeypatch: py
     assert not (fresh / "log.jsonl").exists()  # nothing was left to do
 
 
-def test_plans_go_from_coarse_to_fine_under_one_fall_of_the_rate() -> None:
+def test_phases_begin_with_coarser_tokens_and_end_at_rate_zero() -> None:
     for name, plan in PLANS.items():
-        rates = [rate for phase in plan.phases for rate in phase.rate]
-        assert rates == sorted(rates, reverse=True) and rates[0] == 1 and rates[-1] == 0, name
-        assert [phase.patch for phase in plan.phases] == sorted((p.patch for p in plan.phases), reverse=True), name
-        assert {phase.name for phase in plan.phases} == {f"patch{phase.patch}" for phase in plan.phases}
+        for phase in plan.phases:
+            assert 1 >= phase.rate[0] > phase.rate[1], (name, phase.name)
+            if phase.start:
+                assert plan.phase(phase.start).patch >= phase.patch, (name, phase.name)
+        high, low = map(plan.phase, plan.experts)
+        assert high.plain and low.plain and high.rate[1] == low.rate[1] == 0, name
+        assert (low.levels, high.levels) == ((0.0, plan.boundary), (plan.boundary, 1.0)), name
+        assert len({phase.name for phase in plan.phases}) == len(plan.phases), name
 
 
 def test_weights_come_back_with_their_place_in_the_plan(tmp_path: Path) -> None:
     state, reader = {"a": torch.randn(3, 4)}, {"layers.0.weight": torch.randn(5)}
-    Weights(state, 2, reader, "patch2", 17).write(tmp_path / "w.safetensors")
+    Weights(state, 2, reader, "patch2", 17, plain=True).write(tmp_path / "w.safetensors")
     found = Weights.read(tmp_path / "w.safetensors")
-    assert (found.patch, found.phase, found.step) == (2, "patch2", 17)
+    assert (found.patch, found.phase, found.step, found.done, found.plain) == (2, "patch2", 17, False, True)
     torch.testing.assert_close(found.transformer, state, rtol=2**-11, atol=1e-6)
     torch.testing.assert_close(found.reader, reader, rtol=2**-11, atol=1e-6)
 
@@ -117,7 +129,7 @@ class Stub(torch.nn.Module):
 def flow_of(stub: Stub) -> Flow:
     reader = SimpleNamespace(loss=lambda targets: targets.nanmean())
     prompts: Any = lambda texts, length: torch.zeros(len(texts), length, 64)  # noqa: E731
-    return Flow(stub, reader, prompts, Statistics((0.0,) * 8, (1.0,) * 8), 8, 4, 5.0, "cpu")  # type: ignore[arg-type]
+    return Flow(stub, reader, prompts, Statistics((0.0,) * 8, (1.0,) * 8), 8, 4, (0.0, 1.0), 5.0, "cpu")  # type: ignore[arg-type]
 
 
 def pool_of(latent_frames: int) -> Pool:
@@ -137,6 +149,16 @@ def test_parts_of_a_step_share_its_strata_of_noise() -> None:
     assert [int(8 * u) for u in drawn] == list(range(8))
 
 
+def test_the_levels_of_an_expert_are_those_between_its_bounds() -> None:
+    stub = Stub()
+    flow = replace(flow_of(stub), levels=(0.5, 0.8))
+    for part in range(4):
+        flow.loss(pool_of(2), random.Random(part), part)
+    low, high = 0.5 / (5 - 4 * 0.5), 0.8 / (5 - 4 * 0.8)
+    drawn = sorted((level / (5 - 4 * level) - low) / (high - low) for level in stub.levels)
+    assert [int(8 * u) for u in drawn] == list(range(8))
+
+
 def test_a_short_step_is_a_step_on_shorter_clips() -> None:
     losses = []
     for pool, latent_frames in ((pool_of(5), 3), (pool_of(3), None)):
@@ -149,7 +171,7 @@ def test_a_short_step_is_a_step_on_shorter_clips() -> None:
 
 @needs_weights
 def test_the_latents_of_a_short_clip_are_the_first_of_a_long_one() -> None:
-    vae = load_pipeline().vae
+    vae = load_pipeline(model="shapes-64").vae
     world = PLANS["tiny"].world
     example = training_example(random.Random(3), world.frames, world=world)
     long, short = (encode(vae, world, [example], frames).latents for frames in (13, 9))
@@ -165,10 +187,12 @@ def test_some_of_a_pool_are_evenly_spaced() -> None:
 
 @needs_weights
 def test_the_weights_that_are_kept_load(tmp_path: Path) -> None:
-    weights = Weights.read(WEIGHTS / TRANSFORMER)
-    assert weights.phase in {phase.name for phase in PLANS["cpu"].phases} and weights.reader
-    transformer, _ = build(weights, weights.patch, "cpu")
-    assert transformer.config.patch_size == (1, weights.patch, weights.patch)
-    shipped, kept = load_pipeline().vae, load_autoencoder(tmp_path)
-    assert not torch.equal(shipped.decoder.conv_in.weight, kept.decoder.conv_in.weight)
+    plan = PLANS["cpu"]
+    for name in plan.experts:
+        weights = expert(tmp_path, plan, name)
+        assert weights.phase in {phase.name for phase in plan.phases} and weights.reader
+        transformer, _ = build(weights, weights.patch, "cpu", weights.plain)
+        assert transformer.config.patch_size == (1, weights.patch, weights.patch)
+    before, kept = load_pipeline(model="shapes-64").vae, load_autoencoder(tmp_path)
+    assert not torch.equal(before.decoder.conv_in.weight, kept.decoder.conv_in.weight)
     assert min(Statistics.read(WEIGHTS / STATISTICS).std) > 0.5

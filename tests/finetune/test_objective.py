@@ -7,26 +7,25 @@ from typing import Any
 
 import torch
 
+from vidsparse.finetune.families.task import MAIN
 from vidsparse.finetune.objective import Example, ExampleStream, flow_loss
 
 
 class Examples:
     """Five videos of two sizes; each holds its number."""
 
-    def __init__(self) -> None:
-        self.empty_text = torch.full((2, 3), -1.0)
-
     def __len__(self) -> int:
         return 5
 
-    def latents(self, index: int) -> torch.Tensor:
-        return torch.full((2, 3, 4, 4 if index < 3 else 6), float(index))
+    def video(self, index: int) -> dict[str, torch.Tensor]:
+        return {MAIN: torch.full((2, 3, 4, 4 if index < 3 else 6), float(index))}
 
-    def text(self, index: int) -> torch.Tensor:
-        return torch.full((2, 3), float(index))
+    def caption(self, index: int) -> dict[str, torch.Tensor]:
+        return {MAIN: torch.full((2, 3), float(index)), "mask": torch.full((2,), float(index))}
 
-    def more(self, index: int, captioned: bool = True) -> dict[str, torch.Tensor]:
-        return {"mask": torch.full((2,), float(index if captioned else -1))}
+    def no_caption(self, index: int) -> dict[str, torch.Tensor]:
+        del index
+        return self.caption(-1)
 
 
 def sampler(**changes: Any) -> ExampleStream:

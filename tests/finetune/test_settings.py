@@ -46,6 +46,7 @@ SPARSE = Radial(density=0.3)
         ({"log_with": "mlflow"}, r"log_with='mlflow' is unknown; choose one of auto, tensorboard, wandb"),
         ({"sample_steps": 0}, r"sample_steps=0 must be 1 or more"),
         ({"offload_activations": True, "gradient_checkpointing": False}, r"moves what gradient_checkpointing keeps"),
+        ({"dora": True, "optimizer": "muon"}, r"optimizer='muon' trains matrices alone, and dora adds vectors"),
         ({"dora": True, "start": "shapes-long"}, r"start begins with the output of a LoRA, which dora changes"),
     ],
 )

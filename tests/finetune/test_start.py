@@ -29,7 +29,7 @@ def settings(file: Path, **changes: Any) -> Settings:
 def started(pipe: Any, chosen: Settings) -> torch.Tensor:
     """The output at the first step of a training."""
     model, alpha = pipe.transformer, chosen.rank if chosen.alpha is None else chosen.alpha
-    weights = start_weights(pipe, chosen, str(chosen.start))
+    weights = start_weights(pipe.transformer, chosen, str(chosen.start))
     model.add_adapter(LoraConfig(r=chosen.rank, lora_alpha=alpha, target_modules=list(chosen.targets)))
     assert not set_peft_model_state_dict(model, weights).unexpected_keys
     return call(model)
@@ -73,10 +73,12 @@ def test_it_begins_where_the_lora_ends(kind: str, more: dict[str, Any], tmp_path
 def test_what_is_filled_up_can_learn(tmp_path: Path) -> None:
     pipe = pipeline()
     file = as_diffusers(tmp_path / "lora.safetensors", pipe.transformer, random_updates(pipe.transformer))
-    weights = start_weights(pipe, settings(file, rank=4), str(file))
+    weights = start_weights(pipe.transformer, settings(file, rank=4), str(file))
     assert all(weight[2:].abs().min() > 0 for name, weight in weights.items() if "lora_A" in name)
     assert all(not weight[:, 2:].any() for name, weight in weights.items() if "lora_B" in name)
-    again = start_weights(pipe, settings(file, rank=4), str(file))
+    rows = [weight[2:] for name, weight in weights.items() if "lora_A" in name]
+    assert all(not torch.equal(a, b) for i, a in enumerate(rows) for b in rows[:i]), "layers begin alike"
+    again = start_weights(pipe.transformer, settings(file, rank=4), str(file))
     assert all(torch.equal(weight, again[name]) for name, weight in weights.items())
 
 
@@ -85,13 +87,13 @@ def test_what_a_training_cannot_hold(tmp_path: Path) -> None:
     model, file = pipe.transformer, tmp_path / "lora.safetensors"
     as_diffusers(file, model, random_updates(model))
     with pytest.raises(ValueError, match=r"does not fit: its .* is of rank 2, in a training of rank 1 and targets"):
-        start_weights(pipe, settings(file, rank=1), str(file))
+        start_weights(pipe.transformer, settings(file, rank=1), str(file))
     with pytest.raises(ValueError, match=r"its \S+ is no target, in a training of rank 2 and targets to_q; choose"):
-        start_weights(pipe, settings(file, targets=("to_q",)), str(file))
+        start_weights(pipe.transformer, settings(file, targets=("to_q",)), str(file))
     norm = {"diffusion_model.blocks.0.norm3.diff": torch.ones_like(model.blocks[0].norm2.weight)}
     save_file(load_file(file) | norm, tmp_path / "norm.safetensors")
     with pytest.raises(ValueError, match=r"also changes blocks\.0\.norm2 outside of low-rank matrices"):
-        start_weights(pipe, settings(file), str(tmp_path / "norm.safetensors"))
+        start_weights(pipe.transformer, settings(file), str(tmp_path / "norm.safetensors"))
 
 
 def test_the_hash_is_also_of_the_settings_beside_the_file(tmp_path: Path) -> None:

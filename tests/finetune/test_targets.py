@@ -7,6 +7,8 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from tiny_training import PATTERN, pipeline
 
+from vidsparse.finetune.families.kandinsky5 import Kandinsky5Task
+from vidsparse.finetune.families.wan import WanTask
 from vidsparse.finetune.low_rank import lora_config
 from vidsparse.finetune.settings import Settings
 
@@ -32,6 +34,24 @@ def test_peft_takes_the_same_layers(changes: dict[str, object]) -> None:
     inject_adapter_in_model(lora_config(settings, LoraConfig), transformer)
     changed = {name.split(".lora_A")[0] for name, _ in transformer.named_modules() if ".lora_A." in name}
     assert changed == {name for name in linear if settings.is_target(name)} and changed
+
+
+def test_targets_of_the_family_are_those_of_none() -> None:
+    task = Kandinsky5Task()
+    settings = Settings(SPARSE).of_family(task)
+    assert settings.targets == task.targets and settings.is_target("visual_transformer_blocks.0.self_attention.to_key")
+    assert settings.is_target("visual_transformer_blocks.0.cross_attention.out_layer")
+    assert not settings.is_target("visual_transformer_blocks.0.feed_forward.out_layer")
+    assert Settings(SPARSE, targets=("to_key",)).of_family(task).targets == ("to_key",)
+    assert Settings(SPARSE).layers == WanTask.targets == ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def test_what_would_not_learn_is_refused() -> None:
+    transformer = pipeline().transformer
+    Settings(SPARSE).check_targets(transformer, r".*ffn.*")
+    with pytest.raises(ValueError, match=r"reach \(2, such as blocks\.0\.ffn\.net\.2\).* give exclude='\.\*ffn\.\*'"):
+        Settings(SPARSE, targets=("to_q", "ffn.net.2")).check_targets(transformer, r".*ffn.*")
+    Settings(SPARSE, targets=("to_q", "ffn.net.2"), exclude=r".*ffn.*").check_targets(transformer, r".*ffn.*")
 
 
 def test_what_does_not_exist_is_named_with_what_does() -> None:

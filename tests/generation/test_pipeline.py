@@ -113,4 +113,4 @@ def test_the_first_recipe_that_is_known() -> None:
     assert first_recipe([]) == LoraRecipe()
     recipe = first_recipe(["shapes-long"])
     assert recipe.is_known and replace(recipe, version=None) != LoraRecipe()
-    assert find_model("shapes").longer_frames == recipe.frames
+    assert recipe.base is not None and find_model(recipe.base).longer_frames == recipe.frames

@@ -17,9 +17,11 @@ from twins import ignores_warnings, twin
 from vidsparse.lora.convert import convert_lora
 from vidsparse.lora.families import names_of
 from vidsparse.lora.files import read_recipe
+from vidsparse.lora.load import chosen_transformer
 from vidsparse.lora.originals import ORIGINALS
 from vidsparse.lora.renamed import renamed
 from vidsparse.lora.stored import read_stored
+from vidsparse.lora.summary import summarize_lora
 
 pytestmark = ignores_warnings
 trained = pytest.fixture(scope="module")(trained_pipeline)
@@ -96,6 +98,29 @@ def test_the_recipe_stays_behind(folder: Path, tmp_path: Path) -> None:
         assert set(file.metadata()) == {"format", "lora_adapter_metadata", "vidsparse"}
     family = "WanTransformer3DModel"
     assert_same(of_file(own, family), of_file(folder / "pytorch_lora_weights.safetensors", family))
+
+
+def test_the_expert_travels_to_diffusers(tmp_path: Path) -> None:
+    """A file of diffusers says it in its header: its names begin with `transformer.` for either expert."""
+    model, notes = trained_pipeline().transformer, list[str]()
+    plain = load_file(as_diffusers(tmp_path / "plain.safetensors", model, random_updates(model)))
+    second = tmp_path / "second.safetensors"
+    of_second = {name.replace("transformer.", "transformer_2.", 1): weight for name, weight in plain.items()}
+    save_file(of_second, second)
+    out = convert_lora(second, tmp_path / "out.safetensors", "diffusers", "wan", note=notes.append)
+    assert summarize_lora(out).transformer == "transformer_2" and not notes
+    assert {name.split(".")[0] for name in load_file(out)} == {"transformer"}
+    assert not read_recipe(out).is_known
+    assert chosen_transformer(out, ["transformer", "transformer_2"], None) == "transformer_2"
+    again = convert_lora(out, tmp_path / "again.safetensors", "diffusers", "wan")
+    assert read_recipe(again).transformer == "transformer_2"
+    open_ = convert_lora(tmp_path / "plain.safetensors", tmp_path / "open.safetensors", "diffusers", "wan")
+    assert summarize_lora(open_).transformer is None, "a file that leaves it open still does"
+    convert_lora(out, tmp_path / "comfy.safetensors", "comfy", "wan", note=notes.append)
+    assert any("comfy.safetensors does not say that it is for transformer_2: ComfyUI has no" in note for note in notes)
+    save_file(of_second | {name: weight.clone() for name, weight in plain.items()}, second)
+    with pytest.raises(ValueError, match="is for transformer and transformer_2; write a file for each of them"):
+        convert_lora(second, tmp_path / "both.safetensors", "diffusers", "wan")
 
 
 def test_norms_travel_to_comfy_alone(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_the_file_is_that_of_diffusers_with_one_more_key(trained: Any, folder: P
     assert config.items() < wanted.items() and config["transformer.lora_alpha"] == 6 and found == expected
 
 
-# Fields of LoraConfig in peft 0.17, the oldest that is allowed.
+# Fields of LoraConfig in peft 0.17, the oldest that diffusers allows.
 KNOWN_TO_PEFT_0_17 = {
     *("r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora"),
     *("modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
@@ -262,9 +262,9 @@ def test_the_lora_that_ships() -> None:
     assert find_lora("shapes-long").stat().st_size <= 5_000_000
     recipe = read_recipe("shapes-long")
     assert (recipe.frames, recipe.trained_frames, recipe.positions) == (129, 33, "yarn")
-    assert (recipe.base, recipe.inference_steps, recipe.sampler, recipe.flow_shift) == ("shapes", 30, "sde", 8.0)
+    assert (recipe.base, recipe.inference_steps, recipe.sampler, recipe.flow_shift) == ("shapes-64", 30, "sde", 8.0)
     assert recipe.pattern == Radial(density=0.2)
-    pipe = shapes.load_pipeline(torch.float32)
+    pipe = shapes.load_pipeline(model="shapes-64")
     scene, paths = training_example(random.Random("not in the training"), 129)
     video = render(scene, paths, 129, 64, 64)
     with torch.no_grad():

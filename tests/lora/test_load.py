@@ -15,6 +15,7 @@ from tiny_lora import add_lora, call, pipeline
 from twins import ignores_warnings, twin
 
 from vidsparse import LoraRecipe, load_lora, save_lora, unload_lora
+from vidsparse.lora.attach import peft_weights
 from vidsparse.lora.fitted import parameters_of
 from vidsparse.shapes import model as shapes
 
@@ -202,6 +203,59 @@ def test_incomplete_files_are_refused(tmp_path: Path) -> None:
     save_file({key: value.clone() for key, value in twice.items()}, tmp_path / "twice.safetensors")
     with pytest.raises(ValueError, match=r"changes blocks\.0\.attn1\.to_q twice, under two names"):
         load_lora(pipe, tmp_path / "twice.safetensors")
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["alone", "beside another LoRA"])
+@pytest.mark.parametrize("fails", ["in the second model", "within a model"])
+def test_a_load_that_fails_leaves_nothing(
+    other: bool, fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connectors of LTX-2 stand before its transformer, and one file is for both."""
+    model, connectors = pipeline().transformer, pipeline().transformer
+    pipe, parts = Pipe(model, connectors=connectors), (connectors, model)
+    if other:
+        for part in parts:
+            add_lora(part)
+    updates = {layer: u for layer, u in random_updates(pipeline().transformer).items() if layer.startswith("blocks.")}
+    weights = {
+        f"{part}.{name}": weight.clone()
+        for part in ("connectors", "transformer")
+        for name, weight in peft_weights(updates).items()
+    }
+    norm = torch.ones_like(connectors.blocks[0].norm2.weight)
+    weights |= {f"{part}.blocks.0.norm2.diff": norm.clone() for part in ("connectors", "transformer")}
+    file = tmp_path / "lora.safetensors"
+    save_file(weights, file)
+    before = [(bits(part), dict(part.named_modules()), call(part), grads(part)) for part in parts]
+    scheduler = pipe.scheduler
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no memory")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no memory"):
+        if fails == "in the second model":
+            patch.setattr(model, "load_lora_adapter", refuse)
+        else:
+            patch.setattr("peft.set_peft_model_state_dict", refuse)
+            patch.setattr("diffusers.loaders.peft.set_peft_model_state_dict", refuse, raising=False)
+            patch.setattr("peft.utils.set_peft_model_state_dict", refuse)
+        load_lora(pipe, file)
+    for part, (values, modules, output, learns) in zip(parts, before, strict=True):
+        assert_bits(part, values)
+        assert list(getattr(part, "peft_config", {})) == (["default"] if other else [])
+        after = dict(part.named_modules())
+        assert after.keys() == modules.keys() and all(after[name] is modules[name] for name in modules)
+        assert torch.equal(call(part), output) and grads(part) == learns
+    assert pipe.scheduler is scheduler
+    load_lora(pipe, file)
+    assert all(not torch.equal(call(part), output) for part, (_, _, output, _) in zip(parts, before, strict=True))
+    unload_lora(pipe)
+    for part, (values, *_) in zip(parts, before, strict=True):
+        assert_bits(part, values)
+
+
+def grads(model: torch.nn.Module) -> dict[str, bool]:
+    return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
 
 def test_settings_of_peft_beside_its_file(tmp_path: Path) -> None:

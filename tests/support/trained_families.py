@@ -12,6 +12,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from models_without_text import KANDINSKY
 from pipelines_with_inputs import WIDTH, _cogvideox, _hunyuan, ltx, wan, wan_expand, wan_first_last, wan_image, words
+from trained_hunyuan_image import TEMPLATE, framepack, hunyuan_concatenated, hunyuan_replaced
+from trained_ltx2 import ISOLATED, ltx2, ltx2_image, ltx23
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -27,9 +29,6 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 from vidsparse.finetune import Bucket
 from vidsparse.shapes import model as shapes
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-QUERIES = ("to_query", "to_key", "to_value")  # of Kandinsky 5
-
 
 @dataclass(frozen=True)
 class Case:
@@ -39,6 +38,8 @@ class Case:
         hidden: where `hidden_states` holds the latents: "video" [B, C, F, H, W], "tokens", "frames" before channels,
             "last" channels.
         kept: latent frames that stay as they are in a generation.
+        dropped: latent frames that it makes and leaves away.
+        compared: number of the call of a step that a training makes.
     """
 
     build: Callable[[], Any]
@@ -46,7 +47,8 @@ class Case:
     call: dict[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
     hidden: str = "video"
     kept: int = 0
-    targets: tuple[str, ...] = ATTENTION
+    dropped: int = 0
+    compared: int = 0
     loads: bool = True  # whether the pipeline of diffusers loads LoRAs
 
     def pipe(self) -> Any:
@@ -253,6 +255,7 @@ def skyreels_image() -> Any:
 
 
 WORDS = {"guidance_scale": 1.0, "max_sequence_length": shapes.MAX_WORDS}
+SEEN = {"max_sequence_length": shapes.MAX_WORDS, "prompt_template": TEMPLATE}
 LARGER = Bucket(9, 32, 32)
 CASES = {
     "wan-5b": Case(wan_expand, LARGER, WORDS),
@@ -261,18 +264,26 @@ CASES = {
     "wan2.2-image": Case(wan_image, LARGER, WORDS),
     "wan2.2-experts": Case(wan_experts, LARGER, WORDS),
     "hunyuan": Case(hunyuan_text, Bucket(9, 64, 64), {"max_sequence_length": shapes.MAX_WORDS}),
+    "hunyuan-image": Case(hunyuan_concatenated, Bucket(9, 64, 64), SEEN | {"guidance_scale": 1.0}, dropped=1),
+    "hunyuan-image-replaced": Case(hunyuan_replaced, Bucket(9, 64, 64), SEEN | {"guidance_scale": 6.0}, kept=1),
+    "framepack": Case(
+        framepack, Bucket(37, 64, 64), {"max_sequence_length": shapes.MAX_WORDS, "num_frames": 33}, kept=1
+    ),
     "hunyuan15": Case(hunyuan_15, Bucket(9, 32, 32), {}, loads=False),
     "hunyuan15-image": Case(hunyuan_15_image, Bucket(9, 16, 16), {}, loads=False),
     "ltx": Case(ltx, LARGER, WORDS, "tokens"),
     "ltx-by-length": Case(ltx_by_length, LARGER, WORDS, "tokens"),
     "ltx-image": Case(ltx_image, LARGER, WORDS, "tokens", kept=1),
+    "ltx2": Case(ltx2, Bucket(17, 32, 32), ISOLATED, "tokens", compared=1),
+    "ltx2.3": Case(ltx23, Bucket(17, 32, 32), ISOLATED, "tokens", compared=1),
+    "ltx2-image": Case(ltx2_image, Bucket(17, 32, 32), ISOLATED, "tokens", kept=1, compared=1),
     "cogvideox": Case(cogvideox, Bucket(9, 64, 64), WORDS, "frames"),
     "cogvideox-image": Case(cogvideox_image, Bucket(9, 64, 64), WORDS, "frames"),
     "cogvideox1.5": Case(cogvideox_15, Bucket(9, 64, 64), WORDS, "frames"),
     "cogvideox1.5-image": Case(cogvideox_15_image, Bucket(9, 64, 64), WORDS, "frames"),
     "mochi": Case(mochi, Bucket(13, 64, 64), WORDS),
-    "kandinsky5": Case(kandinsky, Bucket(9, 64, 64), WORDS, "last", targets=QUERIES),
-    "kandinsky5-image": Case(kandinsky_image, Bucket(9, 64, 64), WORDS, "last", 1, QUERIES),
+    "kandinsky5": Case(kandinsky, Bucket(9, 64, 64), WORDS, "last"),
+    "kandinsky5-image": Case(kandinsky_image, Bucket(9, 64, 64), WORDS, "last", kept=1),
     "skyreels": Case(skyreels, LARGER, WORDS),
     "skyreels-image": Case(skyreels_image, LARGER, WORDS),
     "skyreels-forcing": Case(skyreels_forcing, LARGER, WORDS | {"base_num_frames": 9, "ar_step": 0}),

@@ -69,9 +69,9 @@ def test_from_a_click_to_videos_that_play(page: Any) -> None:
 
 def test_the_forecast_follows_the_fields(page: Any) -> None:
     before = page.inner_text("#forecast")
-    assert before.startswith("shapes on cpu, float32: 2,304 tokens, radial of density 0.40")
-    fill(page, density="0.2")
-    page.wait_for_function("document.querySelector('#forecast').innerText.includes('density 0.2')")
+    assert before.startswith("shapes on cpu, float32: 9,216 tokens, radial of density 0.20")
+    fill(page, density="0.3")
+    page.wait_for_function("document.querySelector('#forecast').innerText.includes('density 0.3')")
     fill(page, frames="0")
     page.wait_for_selector("#forecast .error")
     assert "--frames" in page.inner_text("#forecast")

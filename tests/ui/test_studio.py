@@ -112,10 +112,10 @@ def test_defaults_are_those_of_the_model(studio: Studio, small: Form) -> None:
     assert studio.defaults("shapes") == {
         "prompt": PROMPT,
         "frames": "33",
-        "height": "64",
-        "width": "64",
-        "steps": "30",
-        "guidance": "2.0",
+        "height": "128",
+        "width": "128",
+        "steps": "16",
+        "guidance": "1.0",
     }
     assert studio.defaults(small.model)["prompt"] == "" and studio.defaults(small.model)["frames"] == "81"
 

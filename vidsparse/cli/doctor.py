@@ -11,6 +11,7 @@ from typer import Argument, Exit, Option
 
 from vidsparse.cli.files import OVERWRITE_HELP, check_output, write_json
 from vidsparse.cli.messages import live_console
+from vidsparse.generation.models import SHIPPING
 
 if TYPE_CHECKING:
     from vidsparse.doctor import Result
@@ -25,7 +26,7 @@ def doctor(
     model: Annotated[
         str | None,
         Argument(
-            help="'shapes', a diffusers folder, a Hub id, or a class of transformers.", show_default="all classes"
+            help=f"{SHIPPING}, a diffusers folder, a Hub id, or a class of transformers.", show_default="all classes"
         ),
     ] = None,
     json: Annotated[Path | None, Option(help="Also write what was found.")] = None,

@@ -7,8 +7,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from vidsparse.cli.frames import note_frames
-from vidsparse.cli.inspect import flops_text, sides_text
 from vidsparse.cli.messages import counted, say
+from vidsparse.cli.numbers import bytes_text, flops_text, sides_text
 from vidsparse.cli.request import Request
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def print_plan(request: Request) -> None:
     made = frames if found is None else found.frames
     guidance = arguments.get("guidance_scale", known.default("guidance_scale"))
     weights = weight_bytes(request.model, getattr(torch, dtype))
-    held = ", ".join(f"{size / 1e9:.3g} GB of {name}" for name, size in weights.items())
+    held = ", ".join(f"{bytes_text(size)} of {name}" for name, size in weights.items())
     positions, sampler = request.positions or request.recipe.positions, request.sampler or request.recipe.sampler
     rows: list[tuple[str, Any]] = [
         ("model", f"{request.model}, {known.pipeline_class.__name__}"),

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from vidsparse.cli.attention import PATTERN
-from vidsparse.cli.finetune import height_and_width
-from vidsparse.cli.inspect import flops_text, sides_text, token_grid
+from vidsparse.cli.inspect import token_grid
 from vidsparse.cli.messages import counted, note
+from vidsparse.cli.numbers import bytes_text, flops_text, height_and_width, sides_text
 from vidsparse.cli.options import DENSE_STEPS_HELP, DTYPE_HELP, FRAMES, STEPS, read_dtype
 from vidsparse.cli.patterns import DENSITY_HELP, SET_HELP
 
@@ -149,7 +149,7 @@ def _print(found: Estimate) -> None:
         "video": f"{found.frames} frames of {found.width}x{found.height}, {sides_text(grid.view)} = {grid.tokens:,} "
         f"tokens, {counted(found.steps, 'step')} of {counted(model.calls, 'call')}",
         "work": f"{flops_text(of_call.total)} a dense call: {shares}",
-        "memory": f"{found.weights / 1e9:.3g} GB of weights in {found.dtype}, {found.activations / 1e9:.3g} GB of "
+        "memory": f"{bytes_text(found.weights)} of weights in {found.dtype}, {bytes_text(found.activations)} of "
         "query, key, value and output of one layer; text encoder, VAE and other activations are not counted",
     }
     if found.gpu is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +12,7 @@ from typer import Exit, Option
 
 from vidsparse.cli.clip_options import note_clips
 from vidsparse.cli.files import check_folder
+from vidsparse.cli.finetune_model import trained_model
 from vidsparse.cli.finetune_options import Finetuning
 from vidsparse.cli.finetune_plan import DRY_RUN_HELP, print_finetuning
 from vidsparse.cli.finetune_progress import training_progress
@@ -26,31 +27,32 @@ def finetune(request: Finetuning, *, dry_run: Annotated[bool, Option("--dry-run"
     """Train a LoRA for longer videos with sparse attention. The same command resumes a training that was stopped."""
     import torch
 
-    from vidsparse.finetune import Settings, Stopped, check_launch, check_pipeline, finetune, hold_out
+    from vidsparse.finetune import Settings, Stopped, check_device, check_launch, check_pipeline, finetune, hold_out
     from vidsparse.finetune.data.captions import read_entries
-    from vidsparse.generation.models import find_model
+    from vidsparse.finetune.families import task_for
     from vidsparse.generation.pipeline import load_pipeline
     from vidsparse.patterns.names import build_correction
 
     check_folder(request.out)
     check_launch()
     given = {f.name: getattr(request, f.name) for f in fields(request)}
-    model = find_model(request.model)
+    model = trained_model(request.model, request.from_image)
     steps = request.inference_steps or model.default("num_inference_steps")
     settings = Settings(
         **{f.name: given[f.name] for f in fields(Settings) if f.name in given}
         | {
             "pattern": request.build_pattern(steps),
             "correction": build_correction(request.correction),
-            "targets": layers(request.targets),
+            "targets": None if request.targets is None else layers(request.targets),
             "exclude": layers(request.exclude),
             "sample_prompts": tuple(request.sample_prompts or ()),
             "inference_steps": steps,
             "trained_frames": request.trained_frames or model.default("num_frames"),
         }
     )
+    check_device(settings, request.cpu)
     request.cutting()
-    buckets = buckets_of(model, request.frames, request.size)
+    buckets = request.buckets(model)
     for option, folder in (("data", request.data), ("validation-data", request.validation_data)):
         if folder in ("shapes", None):
             continue
@@ -81,7 +83,8 @@ def finetune(request: Finetuning, *, dry_run: Annotated[bool, Option("--dry-run"
             if request.validation_data is not None:
                 others = _clips(request, str(request.validation_data), buckets, model, cache, reading)
             longest = max(clips, key=lambda clip: (clip.bucket.frames, clip.bucket.height)).bucket
-            sampled = {"num_frames": longest.frames, "height": longest.height, "width": longest.width}
+            made = {"num_frames": task_for(pipe).asked(longest.frames)}
+            sampled = {**made, "height": longest.height, "width": longest.width}
             folder = finetune(
                 pipe,
                 clips,
@@ -89,7 +92,7 @@ def finetune(request: Finetuning, *, dry_run: Annotated[bool, Option("--dry-run"
                 request.out,
                 base=request.model,
                 sampling={**model.sampling, **sampled},
-                fps=model.fps,
+                fps=_rate(request, model, clips),
                 cache=cache,
                 validation_share=request.validation_share,
                 validation_clips=others,
@@ -99,8 +102,9 @@ def finetune(request: Finetuning, *, dry_run: Annotated[bool, Option("--dry-run"
                 progress=progress,
             )
     except Stopped as stopped:
-        reached = "before the first step" if stopped.step is None else f"after step {stopped.step}, which is saved"
-        say(f"stopped {reached}; the same command goes on from there")
+        begins = "no step is saved, and the same command begins again"
+        goes_on = f"step {stopped.step} is saved, and the same command goes on from there"
+        say(f"stopped; {begins if stopped.step is None else goes_on}")
         raise Exit(128 + stopped.signal) from None
     if main:
         print(f"wrote the LoRA to {folder}; vidsparse generate --lora {folder} uses it")
@@ -119,8 +123,9 @@ def _clips(
 
     if data == "shapes":
         each = -(-request.videos // len(buckets))
-        return [clip for i, bucket in enumerate(buckets) for clip in drawn_clips(each, bucket, request.seed + i)]
-    clips, skipped = request.read_folder(Path(data), buckets, request.fps, model, cache, progress)
+        drawn = (drawn_clips(each, bucket, request.seed + i, model.world) for i, bucket in enumerate(buckets))
+        return [clip for clips in drawn for clip in clips]
+    clips, skipped = request.read_folder(Path(data), buckets, model, cache, progress)
     note_clips(clips, skipped)
     return clips
 
@@ -132,35 +137,12 @@ def layers(text: str) -> tuple[str, ...] | str:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def buckets_of(model: Model, frames: list[int] | None, sizes: list[str] | None) -> list[Bucket]:
-    """Every length in every size; what is not given is the model's.
-
-    Raises:
-        ValueError: a size that is none, or that does not become whole latents and whole patches of them.
-    """
-    from vidsparse.finetune import Bucket
-    from vidsparse.generation.frames import geometry
-
-    own_size = model.default("height"), model.default("width")
-    every = [height_and_width(text) for text in sizes or []] or [own_size]
-    counts = frames or [model.longer_frames or model.default("num_frames")]
-    buckets = [Bucket(count, *size) for count in counts for size in every]
-    known = geometry(model.name)
-    for bucket in buckets:
-        bucket.check(known.frame_stride, known.side)
-    return buckets
-
-
-def height_and_width(text: str) -> tuple[int, int]:
-    """The height and the width of an option such as "832x480".
-
-    Raises:
-        ValueError: something else.
-    """
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if found is None:
-        raise ValueError(f"--size {text!r} must be WIDTHxHEIGHT in pixels, such as 832x480")
-    return int(found[2]), int(found[1])
+def _rate(request: Finetuning, model: Model, clips: Sequence[Clip]) -> float:
+    """Frames a second of what is trained: with --fps 0 those of most of the files."""
+    if request.data == "shapes":
+        return model.fps
+    stored = Counter(clip.fps for clip in clips if clip.fps is not None).most_common(1)
+    return request.rate(model) or (stored[0][0] if stored else model.fps)
 
 
 def _dtype(request: Finetuning, model: Model) -> str:

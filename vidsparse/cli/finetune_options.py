@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from vidsparse.cli.attention import PATTERN, integers
-from vidsparse.cli.clip_options import DATA, FPS_HELP, ClipOptions
-from vidsparse.cli.options import DENSE_STEPS_HELP, FRAMES, SAMPLER_HELP
+from vidsparse.cli.clip_options import DATA, OF_MODEL, ClipOptions
+from vidsparse.cli.options import DENSE_STEPS_HELP, MODEL_HELP, SAMPLER_HELP
 from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, PATTERN_HELP, SET_HELP
 from vidsparse.generation.dtypes import dtype_name
+from vidsparse.generation.models import DEFAULT
 
 if TYPE_CHECKING:
     from vidsparse import Pattern
 
 ATTENTION, LEARNING, OUTPUT = "Attention", "Learning", "Output"
-OF_MODEL = "of the model"
 PRECISIONS = {"no": "no", "float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -39,23 +39,17 @@ class Finetuning(ClipOptions):
         Option(
             "--model",
             "--pretrained-model-name-or-path",
-            help="'shapes', the folder of a diffusers pipeline, or a Hub id.",
+            help=MODEL_HELP,
         ),
-    ] = "shapes"
+    ] = DEFAULT
+    from_image: Annotated[
+        bool, Option("--from-image", help="Train image to video: each clip starts from its own first frame.")
+    ] = False
 
     data: Annotated[str, Option(help="'shapes' draws videos; else a folder of videos.", rich_help_panel=DATA)] = (
         "shapes"
     )
     videos: Annotated[int, Option(min=1, help="How many to draw, by the seed.", rich_help_panel=DATA)] = 512
-    frames: Annotated[
-        list[int] | None,
-        Option(*FRAMES, help="Of a video; again for more lengths.", rich_help_panel=DATA, show_default="129 of shapes"),
-    ] = None
-    size: Annotated[
-        list[str] | None,
-        Option(help="WIDTHxHEIGHT in pixels; again for more.", rich_help_panel=DATA, show_default=OF_MODEL),
-    ] = None
-    fps: Annotated[float | None, Option(min=0, help=FPS_HELP, rich_help_panel=DATA, show_default=OF_MODEL)] = None
     cache: Annotated[
         Path | None, Option(help="Folder of encoded videos.", rich_help_panel=DATA, show_default="OUT/cache")
     ] = None
@@ -108,7 +102,15 @@ class Finetuning(ClipOptions):
         Option(min=1, help="Frames that the model knows.", rich_help_panel=ATTENTION, show_default=OF_MODEL),
     ] = None
 
-    steps: Annotated[int, Option("--steps", "--max-train-steps", rich_help_panel=LEARNING)] = 1000
+    steps: Annotated[
+        int,
+        Option(
+            "--steps",
+            "--max-train-steps",
+            help="Steps of the whole training, also of one that resumes.",
+            rich_help_panel=LEARNING,
+        ),
+    ] = 1000
     batch: Annotated[
         int,
         Option(
@@ -143,25 +145,43 @@ class Finetuning(ClipOptions):
     clip: Annotated[
         float, Option("--clip", "--max-grad-norm", help="Largest norm of the gradient.", rich_help_panel=LEARNING)
     ] = 1.0
-    rank: Annotated[int, Option(help="Of the LoRA.", rich_help_panel=LEARNING)] = 128
+    rank: Annotated[int, Option(help="Rank of the LoRA: rows of its first matrix.", rich_help_panel=LEARNING)] = 128
     alpha: Annotated[
-        float | None, Option("--alpha", "--lora-alpha", rich_help_panel=LEARNING, show_default="the rank")
+        float | None,
+        Option(
+            "--alpha",
+            "--lora-alpha",
+            help="What the LoRA adds is multiplied by alpha / rank.",
+            rich_help_panel=LEARNING,
+            show_default="the rank",
+        ),
     ] = None
     targets: Annotated[
-        str,
+        str | None,
         Option(
             "--targets",
             "--lora-layers",
             help="Layers that it changes: endings of names, a regular expression, or all-linear.",
             rich_help_panel=LEARNING,
+            show_default="attention",
         ),
-    ] = "to_q,to_k,to_v,to_out.0"
+    ] = None
     exclude: Annotated[
         str,
-        Option(help="Layers that it does not change, named so.", rich_help_panel=LEARNING, show_default="none"),
+        Option(
+            help="Layers among the --targets that the LoRA does not change: endings of names, or a regular expression.",
+            rich_help_panel=LEARNING,
+            show_default="none",
+        ),
     ] = ""
     dropout: Annotated[
-        float, Option("--dropout", "--lora-dropout", help="Of the LoRA's inputs.", rich_help_panel=LEARNING)
+        float,
+        Option(
+            "--dropout",
+            "--lora-dropout",
+            help="Share of the LoRA's inputs, from 0 to 1, that a step leaves out.",
+            rich_help_panel=LEARNING,
+        ),
     ] = 0.0
     rslora: Annotated[bool, Option("--rslora", help="Scale by alpha / sqrt(rank).", rich_help_panel=LEARNING)] = False
     dora: Annotated[bool, Option("--dora", help="Also learn the lengths of the rows.", rich_help_panel=LEARNING)] = (
@@ -186,29 +206,60 @@ class Finetuning(ClipOptions):
     start: Annotated[
         str | None, Option("--start-from", help="A LoRA to begin with.", rich_help_panel=LEARNING, show_default="none")
     ] = None
-    transformer: Annotated[str, Option(help="Or transformer_2, of low noise.", rich_help_panel=LEARNING)] = (
-        "transformer"
-    )
-    ema: Annotated[float | None, Option(help="Save a running average of this decay.", rich_help_panel=LEARNING)] = None
-    caption_dropout: Annotated[float, Option(help="Part without caption.", rich_help_panel=LEARNING)] = 0.1
+    transformer: Annotated[
+        str,
+        Option(
+            help="Which one learns: transformer, or in Wan 2.2 transformer_2, the expert for low noise.",
+            rich_help_panel=LEARNING,
+        ),
+    ] = "transformer"
+    ema: Annotated[
+        float | None,
+        Option(
+            help="Save a running average of the weights, which keeps this share of itself in each step, such as 0.99.",
+            rich_help_panel=LEARNING,
+            show_default="the weights themselves",
+        ),
+    ] = None
+    caption_dropout: Annotated[
+        float,
+        Option(
+            help="Share of the videos, from 0 to 1, that a step trains with the empty caption, for guidance.",
+            rich_help_panel=LEARNING,
+        ),
+    ] = 0.1
     precision: Annotated[
         str,
         Option(
             "--precision",
             "--mixed-precision",
-            help="bf16, fp16 or no (float32).",
+            help="What a step computes in: bf16, fp16 (on a GPU), or no (what the model is stored in, float32).",
             callback=read_precision,
             rich_help_panel=LEARNING,
         ),
     ] = "bf16"
     gradient_checkpointing: Annotated[
-        bool, Option(help="Less memory, a third more time.", rich_help_panel=LEARNING)
+        bool,
+        Option(help="Compute each block again in the backward pass: less memory, more time.", rich_help_panel=LEARNING),
     ] = True
     offload_activations: Annotated[
-        bool, Option("--offload-activations", help="Keep what it keeps in the CPU's memory.", rich_help_panel=LEARNING)
+        bool,
+        Option(
+            "--offload-activations",
+            help="Move what --gradient-checkpointing keeps to the CPU's memory until it is needed.",
+            rich_help_panel=LEARNING,
+        ),
     ] = False
-    seed: Annotated[int, Option(help="Of start, order and noise.", rich_help_panel=LEARNING)] = 0
-    cpu: Annotated[bool, Option("--cpu", help="Also where there is a GPU.", rich_help_panel=LEARNING)] = False
+    seed: Annotated[
+        int,
+        Option(
+            help="A whole number that decides the LoRA's initial weights, the order of the videos and their noise.",
+            rich_help_panel=LEARNING,
+        ),
+    ] = 0
+    cpu: Annotated[
+        bool, Option("--cpu", help="Train on the CPU, also where there is a GPU.", rich_help_panel=LEARNING)
+    ] = False
 
     log_every: Annotated[int, Option(help="Steps between two lines of the log.", rich_help_panel=OUTPUT)] = 10
     log_with: Annotated[

@@ -6,9 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vidsparse.cli.finetune_progress import duration
-from vidsparse.cli.inspect import flops_text, sides_text
 from vidsparse.cli.messages import counted
+from vidsparse.cli.numbers import bytes_text, duration_text, flops_text, sides_text
 
 if TYPE_CHECKING:
     import torch
@@ -58,13 +57,13 @@ def _rows(model: Model, settings: Settings, plan: Plan, processes: int, gpu: str
     share = f"{counted(plan.videos, 'video')} each" + (f", in {processes} processes" if processes > 1 else "")
     rows.append(("steps", f"{plan.steps:,} of {share}: {plan.epochs:.3g} epochs"))
     largest = plan.largest
-    offloaded = f"; {_gigabytes(largest.offloaded)} in the CPU's memory" if largest.offloaded else ""
+    offloaded = f"; {bytes_text(largest.offloaded)} in the CPU's memory" if largest.offloaded else ""
     rows += [
         (
             "memory",
-            f"{_gigabytes(largest.memory)} in each process: {_gigabytes(largest.weights)} of weights, "
-            f"{_gigabytes(largest.lora)} of LoRA and gradient, {_gigabytes(largest.states)} of optimizer and average, "
-            f"{_gigabytes(largest.activations)} of activations{offloaded}",
+            f"{bytes_text(largest.memory)} in each process: {bytes_text(largest.weights)} of weights, "
+            f"{bytes_text(largest.lora)} of LoRA and gradient, {bytes_text(largest.states)} of optimizer and average, "
+            f"{bytes_text(largest.activations)} of activations{offloaded}",
         ),
         ("", "text encoder and VAE are not counted, nor what the GPU's own libraries take"),
         ("density", f"{largest.density:.2f} of dense attention, on average over layers and noise levels"),
@@ -83,9 +82,5 @@ def _time(plan: Plan, settings: Settings, gpu: str | None) -> str:
     seconds = plan.flops * settings.batch / (known[0].teraflops * 1e12 * UTILIZATION)
     return (
         f"; at {UTILIZATION:.0%} of the peak of {known[0].name} {seconds:.3g} seconds, "
-        f"{duration(seconds * plan.steps)} for all"
+        f"{duration_text(seconds * plan.steps)} for all"
     )
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from vidsparse.cli.messages import draws, plain_progress, progress, say
+from vidsparse.cli.numbers import duration_text
 
 TRAINING = "training"
 
@@ -57,21 +58,10 @@ def _lines(every: int, others: Callable[[str, int, int], None]) -> ShowTraining:
         if done > first[0][0]:
             each = (now - first[0][1]) / (done - first[0][0])
             parts += [f"{each:.3g} seconds a step"]
-            parts += [f"{duration(each * (total - done))} left"] if done < total else []
+            parts += [f"{duration_text(each * (total - done))} left"] if done < total else []
         say(", ".join(part for part in parts if part))
 
     return show
-
-
-def duration(seconds: float) -> str:
-    """A time in its two largest units, such as "3 h 20 min"."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
 
 
 def _loss(loss: float | None) -> str:

@@ -11,8 +11,10 @@ from typer import Option
 from vidsparse.cli.files import OVERWRITE_HELP, check_distinct, check_output
 from vidsparse.cli.frames import fitted, note_frames
 from vidsparse.cli.messages import live_console, note, sampling_bar
+from vidsparse.cli.numbers import bytes_text, flops_text, sides_text
 from vidsparse.cli.options import FRAMES
 from vidsparse.cli.patterns import DENSITY_HELP, PATTERN_HELP, SET_HELP
+from vidsparse.generation.models import SHIPPING
 
 if TYPE_CHECKING:
     from vidsparse import BlockMap, ChosenMap, HeadGroup, Pattern, VideoGrid
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from vidsparse.generation.frames import Geometry
 
 MODEL_HELP = (
-    "A family such as wan, wan-5b, hunyuanvideo or ltxvideo; 'shapes'; a folder or Hub id; or a class of transformers."
+    f"A family such as wan, wan-5b, hunyuanvideo or ltxvideo; {SHIPPING}; a folder or Hub id; or a class of "
+    "transformers."
 )
 GPU_HELP = "Also predict the time of a layer's attention on H100, H200, B200, A100, L40S, RTX 5090, 4090 or 3090."
 RECALL_HELP = (
@@ -53,7 +56,7 @@ def inspect(
     """Show grid, tile, density and predicted FLOPs of a pattern for a size of video.
 
     A pattern that chooses tiles by content is drawn as it chose them in the middle layer and step of a short
-    generation, which needs the weights of --model: 'shapes', a folder or a Hub id. So does --recall.
+    generation, which needs the weights of --model: one that ships, a folder or a Hub id. So does --recall.
     """
     from vidsparse import Context, head_groups
     from vidsparse.estimation.gpus import find_gpu
@@ -259,26 +262,3 @@ def _print(grid: VideoGrid, block_map: BlockMap, pattern: str, channels: int, gp
                 f"{share:.0%} of the slots of {name}s are empty, and kernels compute them too; another tile may fit "
                 "better"
             )
-
-
-def sides_text(sides: tuple[int, int, int]) -> str:
-    """The sides of a box, such as "4x8x8"."""
-    return "x".join(map(str, sides))
-
-
-def bytes_text(number: float) -> str:
-    """Bytes with a unit, such as "3.1 GB"."""
-    for unit in ("bytes", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB"
-
-
-def flops_text(number: float) -> str:
-    """Floating-point operations with a unit, such as "1.5 TFLOP"."""
-    for unit in ("", "k", "M", "G", "T"):
-        if number < 1000:
-            return f"{number:.3g} {unit}FLOP"
-        number /= 1000
-    return f"{number:.3g} PFLOP"

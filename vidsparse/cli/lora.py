@@ -10,6 +10,7 @@ from typer import Argument, Option
 
 from vidsparse.cli.files import OVERWRITE_HELP, check_output
 from vidsparse.cli.messages import counted, note
+from vidsparse.cli.numbers import bytes_text
 
 if TYPE_CHECKING:
     from vidsparse.lora.summary import LoraSummary, Touched
@@ -73,7 +74,7 @@ def _facts(found: LoraSummary) -> list[tuple[str, str]]:
     updates = [touched for touched in found.touched if touched.rank is not None]
     others = [touched for touched in found.touched if touched.rank is None]
     facts = [
-        ("file", f"{found.file}, {found.bytes / 1e6:,.1f} MB"),
+        ("file", f"{found.file}, {bytes_text(found.bytes)}"),
         ("form", found.form),
         ("family", families or "unknown: no family has these layers"),
         ("for", found.transformer or "does not say which transformer of a pipeline"),

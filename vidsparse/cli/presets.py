@@ -19,6 +19,6 @@ def presets() -> None:
     console.print(table)
     console.print(
         "generate and compare use the preset of the model where no pattern is asked for; in Python, "
-        "vidsparse.sparsify(pipe) does. None of them has run here with the model that it is for, except shapes.",
+        "vidsparse.sparsify(pipe) does. None of them has run here with the model that it is for, except for shapes.",
         highlight=False,
     )

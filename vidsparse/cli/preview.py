@@ -8,12 +8,11 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from vidsparse.cli.clip_options import DATA, FPS_HELP, ClipOptions, note_clips
+from vidsparse.cli.clip_options import DATA, ClipOptions, note_clips
 from vidsparse.cli.files import OVERWRITE_HELP, check_output
 from vidsparse.cli.messages import task_bar
-from vidsparse.cli.options import FRAMES
+from vidsparse.generation.models import DEFAULT
 
-OF_MODEL = "of the model"
 FORMATS = (".png", ".html")
 
 
@@ -23,19 +22,10 @@ class Previewing(ClipOptions):
 
     data: Annotated[Path, Argument(help="The folder of videos.")]
     output: Annotated[Path, Option("--output", "-o", help="A .png, or an .html page.")] = Path("preview.png")
-    model: Annotated[str, Option(help="The model to train, for its size, length and rate.")] = "shapes"
+    model: Annotated[str, Option(help="The model to train, for its size, length and rate.")] = DEFAULT
     most: Annotated[int, Option(min=1, help="The most clips that are drawn; of more, evenly chosen ones.")] = 100
     overwrite: Annotated[bool, Option("--overwrite", help=OVERWRITE_HELP)] = False
 
-    frames: Annotated[
-        list[int] | None,
-        Option(*FRAMES, min=1, help="Of a clip; again for more.", rich_help_panel=DATA, show_default=OF_MODEL),
-    ] = None
-    size: Annotated[
-        list[str] | None,
-        Option(help="WIDTHxHEIGHT in pixels; again for more.", rich_help_panel=DATA, show_default=OF_MODEL),
-    ] = None
-    fps: Annotated[float | None, Option(min=0, help=FPS_HELP, rich_help_panel=DATA, show_default=OF_MODEL)] = None
     cache: Annotated[
         Path | None,
         Option(help="Folder that remembers the files: that of the training.", rich_help_panel=DATA),
@@ -48,7 +38,6 @@ def preview(request: Previewing) -> None:
     Example: vidsparse preview my_videos --frames 81 --size 832x480 -o preview.html
     """
     from vidsparse.atomic import replacing
-    from vidsparse.cli.finetune import buckets_of
     from vidsparse.finetune.data.contact_page import contact_page
     from vidsparse.finetune.data.contact_sheet import contact_sheet
     from vidsparse.finetune.data.preview import preview
@@ -60,13 +49,13 @@ def preview(request: Previewing) -> None:
     check_output(request.output, overwrite=request.overwrite)
     request.cutting()
     model = find_model(request.model)
-    buckets = buckets_of(model, request.frames, request.size)
+    buckets = request.buckets(model)
     with task_bar("files") as bar:
         clips, skipped = request.read_folder(
-            request.data, buckets, request.fps, model, request.cache, lambda *numbers: bar("reading", *numbers)
+            request.data, buckets, model, request.cache, lambda *numbers: bar("reading", *numbers)
         )
     note_clips(clips, skipped)
-    rate = float(model.fps) if request.fps is None else request.fps or None
+    rate = request.rate(model)
     with task_bar("clips") as bar:
         found = preview(request.data, clips, skipped, rate, request.most, lambda *numbers: bar("decoding", *numbers))
     with replacing(request.output) as temporary:

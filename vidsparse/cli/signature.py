@@ -52,11 +52,10 @@ def takes_request(command: Callable[..., None]) -> Callable[..., None]:
         ctx, saved = options.pop("ctx"), options.pop("save_config")
         del options["config"]  # its values are those of the other options
         check_output(saved, ".yaml", overwrite=options.get("overwrite", False))
-        request = cls(**{field.name: options.pop(field.name) for field in fields(cls)})
-        command(request, **options)
+        given = {field.name: options.pop(field.name) for field in fields(cls)}
+        command(cls(**given), **options)
         if saved is not None and is_first():
-            values = {field.name: getattr(request, field.name) for field in fields(cls)}
-            save_config(ctx, saved, {f.name: values[f.name] for f in fields(cls) if values[f.name] != f.default})
+            save_config(ctx, saved, {f.name: given[f.name] for f in fields(cls) if given[f.name] != f.default})
 
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [*asked, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*others, *shared))]

@@ -11,8 +11,9 @@ from typer import Option
 from vidsparse.cli.files import OVERWRITE_HELP, check_output
 from vidsparse.cli.frames import fitted
 from vidsparse.cli.messages import note, sampling_bar
-from vidsparse.cli.options import DTYPE_HELP, FRAMES, GUIDANCE, OWN, STEPS, read_dtype
+from vidsparse.cli.options import DTYPE_HELP, FRAMES, GUIDANCE, MODEL_HELP, OWN, STEPS, read_dtype
 from vidsparse.cli.request import Request
+from vidsparse.generation.models import DEFAULT
 
 if TYPE_CHECKING:
     from vidsparse.tuning.tune import Tuned
@@ -26,7 +27,7 @@ OUTPUT_HELP = "The profile. Beside it, NAME.tuning keeps what was found: the sam
 
 def tune(
     output: Annotated[Path, Option("--output", "-o", help=OUTPUT_HELP)],
-    model: Annotated[str, Option(help="'shapes', the folder of a diffusers pipeline, or a Hub id.")] = "shapes",
+    model: Annotated[str, Option(help=MODEL_HELP)] = DEFAULT,
     target_psnr: Annotated[
         float | None,
         Option(help="dB to dense: mean of the videos minus one standard error, at least.", rich_help_panel=TARGET),

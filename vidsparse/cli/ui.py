@@ -18,6 +18,7 @@ from vidsparse.cli.options import DTYPE_HELP, read_dtype
 from vidsparse.cli.request import Request
 from vidsparse.cli.signature import EXPECTED, takes_request
 from vidsparse.cli.video import comment_of
+from vidsparse.generation.models import DEFAULT
 
 if TYPE_CHECKING:
     from vidsparse.ui.port import CommandLine
@@ -27,7 +28,7 @@ MISSING = 'the page is made with Gradio, which is not installed: pip install "vi
 
 
 def ui(
-    model: Annotated[str, Option(help="The model that is chosen at first: see `vidsparse generate`.")] = "shapes",
+    model: Annotated[str, Option(help="The model that is chosen at first: see `vidsparse generate`.")] = DEFAULT,
     host: Annotated[str, Option(help="The address to listen at; 0.0.0.0 is every one of this machine.")] = LOCAL[0],
     port: Annotated[int, Option(min=1, max=65535, help="The port to listen at.")] = 7860,
     dtype: Annotated[

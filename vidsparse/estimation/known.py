@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from vidsparse.estimation.published import MODELS, KnownModel
+from vidsparse.generation.models import ships
 
 
 def known_model(model: str) -> KnownModel:
     """What is known of a model, in the package or in its folder. Nothing is asked of the Hub.
 
     Args:
-        model: a Hub id or a name of `MODELS`, or the folder of a pipeline or of a transformer.
+        model: a Hub id or a name of `MODELS`, a model that ships, or the folder of a pipeline or of a transformer.
 
     Raises:
         ValueError: an unknown model; says which are known and which are near.
@@ -22,7 +23,7 @@ def known_model(model: str) -> KnownModel:
     for known in MODELS:
         if model.lower() in (name.lower() for name in (known.name, *known.models)):
             return known
-    if model == "shapes" or Path(model).is_dir():
+    if ships(model) or Path(model).is_dir():
         return _in_folder(model)
     names = {name.lower(): name for known in MODELS for name in (known.name, *known.models)}
     near = [names[name] for name in get_close_matches(model.lower(), names, n=3, cutoff=0.5)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vidsparse.finetune.checks import check_pipeline
+from vidsparse.finetune.checks import check_device, check_pipeline
 from vidsparse.finetune.data.clips import Bucket, Clip, Skipped
 from vidsparse.finetune.data.cutting import Cutting
 from vidsparse.finetune.data.folder import folder_clips
@@ -20,6 +20,7 @@ __all__ = [
     "Settings",
     "Skipped",
     "Stopped",
+    "check_device",
     "check_launch",
     "check_pipeline",
     "drawn_clips",

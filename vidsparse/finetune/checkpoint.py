@@ -85,6 +85,11 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
     return None, broken
 
 
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint by its name, whether it can be read or not; None without any."""
+    return max(map(_step, _paths(folder)), default=None)
+
+
 def _paths(folder: Path) -> list[Path]:
     paths = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{7,}(\.pt)?", path.name)]
     return sorted(paths, key=lambda path: (_step(path), path.name))

@@ -1,4 +1,4 @@
-"""Checks of a pipeline and its settings before a training computes anything."""
+"""Checks of a model, its settings and the device before a training computes anything."""
 
 from __future__ import annotations
 
@@ -8,15 +8,34 @@ from typing import Any
 import torch
 
 from vidsparse.finetune.data.clips import Bucket
-from vidsparse.finetune.data.encoders import check_bucket
-from vidsparse.finetune.families import task_for
+from vidsparse.finetune.families import TrainingTask, task_for
 from vidsparse.finetune.noise import bounds_of, by_noise, sparse_levels
+from vidsparse.finetune.optim.optimizers import check_optimizer_on
 from vidsparse.finetune.settings import Settings
 from vidsparse.finetune.start import start_weights
+from vidsparse.generation.positions import check_positions
 from vidsparse.generation.scheduler import build_scheduler
 from vidsparse.runtime.sparsify import sparsify
 
 ANY = Bucket(33, 256, 256)  # a size for what depends on one where none is known
+
+
+def check_device(settings: Settings, cpu: bool = False) -> None:
+    """Refuse what the device of a training does not compute, before a model is loaded.
+
+    Args:
+        settings: of the training.
+        cpu: train on the CPU even if there is a GPU.
+
+    Raises:
+        ValueError: fp16 on a CPU.
+        ImportError: no installed package has the optimizer for this device.
+    """
+    found = None if cpu else torch.accelerator.current_accelerator(check_available=True)
+    device = torch.device("cpu") if found is None else found
+    if settings.precision == "fp16" and device.type == "cpu":
+        raise ValueError("precision='fp16' needs a GPU; use 'bf16' on a CPU")
+    check_optimizer_on(settings.optimizer, device)
 
 
 def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()) -> None:
@@ -27,38 +46,69 @@ def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()
         buckets: sizes of the clips.
 
     Raises:
-        NotImplementedError: a pipeline or a model that cannot be trained, or a scheduler of another kind.
-        ValueError: a weighting of the loss that the model has no meaning for; the transformer does not exist or has a
-            LoRA; targets do not exist; the initial LoRA has another shape; the pattern is for another model; the
-            schedule is dense at all noise levels of this transformer; or the model does not take a size.
+        NotImplementedError: see `check_model`.
+        ValueError: the transformer does not exist or has a LoRA; or see `check_model`.
         OSError: the initial LoRA does not exist.
-        ImportError: peft is missing.
+        ImportError: peft is missing; or see `check_model`.
     """
     import peft  # noqa: F401
 
-    task, buckets = task_for(pipe), list(buckets)
-    settings.weighting.check(task)
+    task = task_for(pipe)
     transformer = getattr(pipe, settings.transformer, None)
     if not isinstance(transformer, torch.nn.Module):
         raise ValueError(f"transformer={settings.transformer!r} does not exist in the pipeline; use 'transformer'")
     if getattr(transformer, "peft_config", None):
         raise ValueError("the transformer already has a LoRA; remove it with pipe.unload_lora_weights()")
+    bounds = bounds_of(pipe.config, settings.transformer)
+    check_model(task, transformer, settings.of_family(task), buckets, pipe.scheduler, bounds)
+
+
+def check_model(
+    task: TrainingTask,
+    transformer: torch.nn.Module,
+    settings: Settings,
+    buckets: Iterable[Bucket],
+    scheduler: Any,
+    bounds: tuple[float, float],
+) -> None:
+    """Refuse what a transformer, with weights or without, cannot be trained for. It does not change.
+
+    Args:
+        task: of the model's family.
+        transformer: that is trained.
+        settings: of the training, see `Settings.of_family`.
+        buckets: sizes of the clips.
+        scheduler: of the pipeline.
+        bounds: noise levels of the transformer, see `bounds_of`.
+
+    Raises:
+        NotImplementedError: positions that the model does not have, or a scheduler of another kind.
+        ValueError: a weighting of the loss that the model has no meaning for; targets do not exist; the initial LoRA
+            has another shape; the pattern is for another model; the schedule is dense at all noise levels of this
+            transformer; or the model does not take a size.
+        OSError: the initial LoRA does not exist.
+        ImportError: a package that the family needs besides is missing.
+    """
+    buckets = list(buckets)
+    task.check_packages()
+    settings.weighting.check(task)
     for bucket in buckets:
-        check_bucket(pipe, bucket)
-    settings.check_targets(transformer)
+        bucket.check_for(task)
+    settings.check_targets(transformer, task.untrained)
+    check_positions(transformer, settings.positions)
     if settings.start is not None:
-        start_weights(pipe, settings, settings.start)
-    scheduler = build_scheduler(pipe.scheduler, settings.sampler, settings.flow_shift)
+        start_weights(transformer, settings, settings.start)
+    scheduler = build_scheduler(scheduler, settings.sampler, settings.flow_shift)
     largest = max(buckets, key=lambda bucket: (bucket.frames, bucket.height * bucket.width), default=ANY)
     view = task.view(largest.frames, largest.height, largest.width)
     task.shift(scheduler, view)
     levels = task.levels(scheduler, settings.inference_steps, view)
     pattern = by_noise(settings.pattern, scheduler, settings.inference_steps, levels)
     sparsify(transformer, pattern, correction=settings.correction).restore()
-    sparse, own = sparse_levels(pattern), bounds_of(pipe, settings.transformer)
-    if not max(sparse[0], own[0]) < min(sparse[1], own[1]):
+    sparse = sparse_levels(pattern)
+    if not max(sparse[0], bounds[0]) < min(sparse[1], bounds[1]):
         raise ValueError(
             f"{settings.pattern} is sparse at noise levels from {sparse[0]:.2f} to {sparse[1]:.2f}, and "
-            f"{settings.transformer} computes from {own[0]:.2f} to {own[1]:.2f}: it would train without sparse "
+            f"{settings.transformer} computes from {bounds[0]:.2f} to {bounds[1]:.2f}: it would train without sparse "
             "attention; use fewer dense steps"
         )

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vidsparse.finetune.checks import check_pipeline
+from vidsparse.finetune.checkpoint import newest_step
+from vidsparse.finetune.checks import check_device, check_pipeline
 from vidsparse.finetune.data.cache import Encoded, encode
 from vidsparse.finetune.data.clips import Clip
 from vidsparse.finetune.data.encoders import moved
 from vidsparse.finetune.families import task_for
-from vidsparse.finetune.families.task import first_frame
+from vidsparse.finetune.families.task import MAIN, first_frame
 from vidsparse.finetune.process.accelerator import accelerator_for, check_launch
 from vidsparse.finetune.process.lock import locked_for_all
 from vidsparse.finetune.process.stopping import stopping
@@ -35,7 +36,7 @@ def finetune(
     *,
     base: str,
     sampling: Mapping[str, Any] | None = None,
-    fps: int = 16,
+    fps: float = 16,
     cache: str | Path | None = None,
     validation_share: float = 0.0,
     validation_clips: Sequence[Clip] = (),
@@ -46,7 +47,7 @@ def finetune(
 ) -> Path:
     """Train a LoRA with sparse attention, and write it together with its settings.
 
-        clips = drawn_clips(512, Bucket(129, 64, 64))
+        clips = drawn_clips(512, Bucket(65, 128, 128))
         settings = Settings(StepSchedule(Radial(density=0.2), dense_steps=4), trained_frames=33, rank=16, steps=400)
         finetune(load_pipeline(), clips, settings, "runs/long", base="shapes")
 
@@ -89,11 +90,12 @@ def finetune(
     clips, held_out = hold_out(clips, validation_share)
     held_out += validation_clips
     check_pipeline(pipe, settings, {clip.bucket for clip in (*clips, *held_out)})
+    check_device(settings, cpu)
+    settings = settings.of_family(task_for(pipe))
     cpu = cpu or not torch.accelerator.is_available()  # accelerate joins processes on a CPU only if told to
-    if settings.precision == "fp16" and cpu:
-        raise ValueError("precision='fp16' needs a GPU; use 'bf16' on a CPU")
     folder.mkdir(parents=True, exist_ok=True)
     with stopping() as stop:
+        stop.saved = newest_step(folder / "checkpoints")
         accelerator = accelerator_for(settings, folder, cpu, say)
         say = say if accelerator.is_main_process else _nothing
         with locked_for_all(folder, accelerator):
@@ -146,16 +148,36 @@ def _prompts(
 ) -> tuple[Prompt, ...]:
     """The prompts of the sample videos; where none are given, a caption, whose embedding is there.
 
-    A video that starts from an image starts from the first frame of the first clip.
+    A video that starts from an image starts from the first frame of the first clip that can be read.
     """
-    task = task_for(pipe)
+    task, caption, image = task_for(pipe), examples.captions[0], None
+    if task.from_image:
+        clip, video = _readable(clips)
+        caption, image = clip.caption, first_frame(video)
     if not task.embeds_prompts:
-        image = first_frame(clips[0].read()) if task.from_image else None
-        return tuple(Prompt(text, image=image) for text in settings.sample_prompts or (examples.captions[0],))
+        return tuple(Prompt(text, image=image) for text in settings.sample_prompts or (caption,))
     if not settings.sample_prompts:
-        return (Prompt(examples.captions[0], examples.text(0)[None], examples.empty_text[None]),)
+        return (Prompt(examples.captions[0], examples.text(0)[None], examples.no_caption(0)[MAIN][None]),)
     with moved((pipe.text_encoder,), device):
         return read_prompts(pipe, settings.sample_prompts, examples.words)
+
+
+def _readable(clips: Sequence[Clip]) -> tuple[Clip, torch.Tensor]:
+    """The first clip that can be read, and its video.
+
+    Raises:
+        ValueError: none can, though the cache has them.
+    """
+    reasons = []
+    for clip in clips:
+        try:
+            return clip, clip.read()
+        except ValueError as error:
+            reasons.append(f"{clip.path}: {error}")
+    raise ValueError(
+        f"no clip can be read for the first frame of sample videos; {reasons[0]}; restore the files, or leave the "
+        "sample videos out (samples=False, sample_every=0)"
+    )
 
 
 def _free(pipe: Any, settings: Settings, samples: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,12 +84,15 @@ class Learner:
                 group["factor"] = own["factor"]  # which an earlier version did not save
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
-        self._forward = {name: module.__dict__[name] for name in WRAPPED if name in module.__dict__}
-        self.model, self.optimizer = accelerator.prepare(module, optimizer)
         if state is not None and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.to(accelerator.device)
+        self._forward = {name: module.__dict__[name] for name in WRAPPED if name in module.__dict__}
+        with ExitStack() as failure:
+            failure.callback(self._unwrap)
+            self.model, self.optimizer = accelerator.prepare(module, optimizer)
+            failure.pop_all()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -174,10 +177,13 @@ class Learner:
 
     def close(self) -> None:
         """Take off what accelerate put around the transformer."""
-        for name in WRAPPED:
-            self.module.__dict__.pop(name, None)
-        self.module.__dict__.update(self._forward)
+        self._unwrap()
         # Free DDP first: freed last, it waits for gloo's threads while holding the GIL, which they wait for.
         del self.model
         self.accelerator.free_memory()
         self.accelerator.end_training()
+
+    def _unwrap(self) -> None:
+        for name in WRAPPED:
+            self.module.__dict__.pop(name, None)
+        self.module.__dict__.update(self._forward)

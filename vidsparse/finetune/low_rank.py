@@ -29,7 +29,7 @@ def add_lora(pipe: Any, settings: Settings) -> dict[str, torch.nn.Parameter]:
     module = getattr(pipe, settings.transformer)
     module.requires_grad_(False)
     torch.manual_seed(settings.seed)
-    start = None if settings.start is None else start_weights(pipe, settings, settings.start)
+    start = None if settings.start is None else start_weights(module, settings, settings.start)
     module.add_adapter(lora_config(settings, LoraConfig))
     if start is not None:
         set_peft_model_state_dict(module, start)
@@ -46,7 +46,7 @@ def lora_config(settings: Settings, kind: Callable[..., Any]) -> Any:
     return kind(
         r=settings.rank,
         lora_alpha=settings.rank if settings.alpha is None else settings.alpha,
-        target_modules=listed(settings.targets),
+        target_modules=listed(settings.layers),
         exclude_modules=listed(settings.exclude),
         lora_dropout=settings.dropout,
         use_rslora=settings.rslora,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,9 +29,13 @@ def shift_of(scheduler: Any) -> float:
     return float(config.get("flow_shift", config.get("shift", 1.0)))
 
 
-def bounds_of(pipe: Any, transformer: str) -> tuple[float, float]:
-    """The noise levels (low, high) of a transformer: all, or one side of the boundary between two experts."""
-    boundary = pipe.config.get("boundary_ratio")
+def bounds_of(pipeline: Mapping[str, Any], transformer: str) -> tuple[float, float]:
+    """The noise levels (low, high) of a transformer: all, or one side of the boundary between two experts.
+
+    Args:
+        pipeline: settings of the pipeline. transformer: its name there.
+    """
+    boundary = pipeline.get("boundary_ratio")
     if boundary is None:
         return 0.0, 1.0
     return (boundary, 1.0) if transformer == "transformer" else (0.0, boundary)

@@ -7,7 +7,7 @@ and two processes compute what one does with twice the batch.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,12 @@ from vidsparse.finetune.draws.example import Example
 from vidsparse.finetune.draws.levels import UNIFORM, LevelSampling
 from vidsparse.finetune.draws.order import Epochs
 from vidsparse.finetune.families import TrainingTask
+from vidsparse.finetune.families.task import MAIN
 from vidsparse.finetune.families.wan import WanTask
 from vidsparse.finetune.noise import draw_levels, share_of
 from vidsparse.finetune.weighting import LossWeighting
 
-__all__ = ["Example", "ExampleStream", "flow_loss", "loss_of"]
+__all__ = ["Example", "ExampleStream", "example_of", "flow_loss", "loss_of"]
 
 if TYPE_CHECKING:
     from vidsparse.finetune.data.cache import Encoded
@@ -71,16 +72,15 @@ class ExampleStream:
         index = self.epochs.chosen(step)[place]
         seeds, side = [rng.getrandbits(63) for _ in range(total)], rng.random()
         generator = torch.Generator().manual_seed(seeds[place])
-        latents = self.examples.latents(index)
+        video = self.examples.video(index)
+        latents = video[MAIN]
         noise = torch.randn(latents.shape, generator=generator)
         # One draw per stratum, so that the levels of a step cover their range evenly.
         shift = self.shift if self.shift_of is None else self.shift_of(latents)
         share = self._to_side(side, (torch.rand(1, generator=generator) + place) / total, shift)
         dropped = float(torch.rand(1, generator=generator)) < self.caption_dropout
-        text = self.examples.empty_text if dropped else self.examples.text(index)
-        more = {name: x[None] for name, x in self.examples.more(index, captioned=not dropped).items()}
-        level = draw_levels(share, shift, self.bounds, self.sampling)
-        return Example(latents[None], noise[None], text[None], level, more)
+        caption = self.examples.no_caption(index) if dropped else self.examples.caption(index)
+        return example_of(video, caption, noise, draw_levels(share, shift, self.bounds, self.sampling))
 
     def _to_side(self, side: float, share: torch.Tensor, shift: float) -> torch.Tensor:
         """Map numbers in (0, 1) to the sparse levels or to the dense ones, each with the probability of its range."""
@@ -96,6 +96,14 @@ class ExampleStream:
     def _sparse_shares(self, shift: float) -> tuple[float, float]:
         low, high = (share_of(level, shift, self.bounds, self.sampling) for level in self.sparse)
         return low, high
+
+
+def example_of(
+    video: Mapping[str, torch.Tensor], caption: Mapping[str, torch.Tensor], noise: torch.Tensor, level: torch.Tensor
+) -> Example:
+    """An example of what the cache has of a video and of a caption, of the noise and of its level."""
+    more = {name: tensor[None] for name, tensor in {**video, **caption}.items() if name != MAIN}
+    return Example(video[MAIN][None], noise[None], caption[MAIN][None], level, more)
 
 
 def loss_of(

@@ -44,8 +44,12 @@ class Samples:
     prompts: tuple[Prompt, ...]
     folder: Path
     sampling: Mapping[str, Any]
-    fps: int
+    fps: float
     seed: int
+
+    def are_missing(self, step: int) -> bool:
+        """Whether a video of a step is not there."""
+        return any(not path_of(self.folder, step, number).is_file() for number in range(len(self.prompts)))
 
     def write(self, pipe: Any, step: int, steps: int, device: torch.device, say: Callable[[str], None]) -> None:
         """Write one video for each prompt, or say that there is no memory for it: the training matters more."""
@@ -70,11 +74,11 @@ def write_samples(
     folder: Path,
     step: int,
     sampling: Mapping[str, Any],
-    fps: int,
+    fps: float,
     seed: int,
     device: torch.device,
 ) -> list[Path]:
-    """Write one mp4 for each prompt, `step-STEP-NUMBER.mp4`, with the current weights.
+    """Write one mp4 for each prompt with the current weights.
 
     The VAE and all transformers compute on `device`, and move back to their devices afterwards; so do all other parts
     of the pipeline where a prompt has no embeddings.
@@ -101,9 +105,10 @@ def write_samples(
                 frames = pipe(
                     **_arguments(pipe, prompt, sampling, device), generator=generator, output_type="np"
                 ).frames[0]
-            path = folder / f"step-{step:07d}-{number}.mp4"
+            path = path_of(folder, step, number)
             with replacing(path) as temporary:
-                export_to_video(list(frames), str(temporary), fps=fps)
+                # ffmpeg takes fractions of frames too.
+                export_to_video(list(frames), str(temporary), fps=fps)  # type: ignore[arg-type]
             written.append(path)
     finally:
         if embedded:
@@ -112,6 +117,11 @@ def write_samples(
         for model, home, training in before:
             model.to(home).train(training)
     return written
+
+
+def path_of(folder: Path, step: int, number: int) -> Path:
+    """Where the video of a prompt is, of so many steps."""
+    return folder / f"step-{step:07d}-{number}.mp4"
 
 
 def _arguments(pipe: Any, prompt: Prompt, sampling: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from vidsparse.corrections import Correction, Reshaped
 from vidsparse.finetune.draws.levels import LevelSampling
+from vidsparse.finetune.families.task import ATTENTION, TrainingTask
 from vidsparse.finetune.optim.optimizers import check_optimizer
 from vidsparse.finetune.optim.rates import RateSchedule
 from vidsparse.finetune.process.trackers import tracker_names
-from vidsparse.finetune.targets import check_targets, matches
+from vidsparse.finetune.targets import ALL, check_targets, matches
 from vidsparse.finetune.weighting import LossWeighting
 from vidsparse.generation.positions import KINDS
 from vidsparse.generation.scheduler import check_sampler
@@ -37,7 +38,8 @@ class Settings:
         correction: estimates what the dropped tiles would have added, or None.
         rank, alpha: of the LoRA; alpha None is the rank, so that its output has a factor of 1.
         targets: endings of the names of the layers that the LoRA changes, or as one string a regular expression that
-            matches whole names, or "all-linear", as in peft.
+            matches whole names, or "all-linear", as in peft. None: the projections of attention, as the family names
+            them.
         exclude: endings, or a regular expression, of layers that it does not change.
         rslora: scale by alpha / sqrt(rank) (arXiv 2312.03732). dora: also learn the length of each weight's rows (arXiv
             2402.09353). dropout: fraction of the LoRA's inputs that a step leaves out.
@@ -86,7 +88,7 @@ class Settings:
     correction: Correction | None = None
     rank: int = 128
     alpha: float | None = None
-    targets: tuple[str, ...] | str = ("to_q", "to_k", "to_v", "to_out.0")
+    targets: tuple[str, ...] | str | None = None
     exclude: tuple[str, ...] | str = ()
     rslora: bool = False
     dora: bool = False
@@ -145,7 +147,7 @@ class Settings:
         for name in ("caption_dropout", "dropout", *(["ema"] if self.ema is not None else [])):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
-        if not self.targets:
+        if self.targets is not None and not self.targets:
             raise ValueError("targets is empty; name layers such as to_q")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision={self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
@@ -163,6 +165,8 @@ class Settings:
             )
         if self.dora and self.start is not None:
             raise ValueError("start begins with the output of a LoRA, which dora changes; leave one of them out")
+        if self.dora and self.optimizer == "muon":
+            raise ValueError("optimizer='muon' trains matrices alone, and dora adds vectors; leave one of them out")
         if self.offload_activations and not self.gradient_checkpointing:
             raise ValueError("offload_activations moves what gradient_checkpointing keeps; switch that on too")
         if not isinstance(self.pattern, Pattern):
@@ -197,14 +201,23 @@ class Settings:
         alpha = self.rank if self.alpha is None else self.alpha
         return alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
+    def of_family(self, task: TrainingTask) -> Settings:
+        """The settings with the targets of a family, where none are given."""
+        return replace(self, targets=task.targets) if self.targets is None else self
+
+    @property
+    def layers(self) -> tuple[str, ...] | str:
+        """The targets."""
+        return ATTENTION if self.targets is None else self.targets
+
     def is_target(self, name: str) -> bool:
         """Whether the LoRA changes the linear layer of this name."""
-        wanted = self.targets == "all-linear" or matches(name, self.targets)
+        wanted = self.layers == ALL or matches(name, self.layers)
         return wanted and not (self.exclude and matches(name, self.exclude))
 
-    def check_targets(self, transformer: torch.nn.Module) -> None:
-        """Refuse targets that match no linear layer of a transformer. Raises: see `check_targets`."""
-        check_targets(transformer, self.targets, self.exclude)
+    def check_targets(self, transformer: torch.nn.Module, untrained: str | None = None) -> None:
+        """Refuse targets that a transformer does not have, or that are untrained. Raises: see `check_targets`."""
+        check_targets(transformer, self.layers, self.exclude, untrained)
 
 
 def _at_least(name: str, value: float, least: int) -> None:

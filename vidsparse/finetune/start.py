@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from vidsparse.finetune.settings import Settings
+from vidsparse.generation.models import shipped_name
+from vidsparse.lora.base import base_in, check_base
 from vidsparse.lora.fitted import fit
 from vidsparse.lora.load import warn
 from vidsparse.lora.renamed import LowRank, Renamed
@@ -18,7 +20,7 @@ from vidsparse.runtime.pipeline import uncompiled
 
 
 def start_weights(
-    pipe: Any, settings: Settings, start: str, note: Callable[[str], None] = warn
+    transformer: Any, settings: Settings, start: str, note: Callable[[str], None] = warn
 ) -> dict[str, torch.Tensor]:
     """The weights of a LoRA by their names in the transformer, in the scale of `settings.alpha`.
 
@@ -26,7 +28,7 @@ def start_weights(
     that add nothing at first. Targets that the LoRA does not have are missing here, and start as in any training.
 
     Args:
-        pipe, settings: of the training.
+        transformer: that is trained; it may be without weights. settings: of the training.
         start: as `load_lora` takes it, from any trainer.
         note: called with a line where parts of the file have no place in the transformer.
 
@@ -36,8 +38,10 @@ def start_weights(
             rank.
         NotImplementedError: DoRA, or another method than LoRA.
     """
-    transformer, file = uncompiled(getattr(pipe, settings.transformer)), find_lora(start)
-    lora = fit(read_stored(file), transformer, file)
+    transformer, file = uncompiled(transformer), find_lora(start)
+    stored = read_stored(file)
+    check_base(start, base_in(stored.header), shipped_name(transformer))
+    lora = fit(stored, transformer, file)
     _check(lora, transformer, settings, start)
     if lora.left_out:
         note(f"{file}: parts without a place in {type(transformer).__name__} are left out: {lora.left_out_summary}")
@@ -45,7 +49,7 @@ def start_weights(
     weights: dict[str, torch.Tensor] = {}
     for layer, update in lora.updates.items():
         up = update.up.double() * (update.scale / settings.scale)
-        weights[f"{layer}.lora_A.weight"] = _filled(update, settings)
+        weights[f"{layer}.lora_A.weight"] = _filled(layer, update, settings)
         weights[f"{layer}.lora_B.weight"] = torch.nn.functional.pad(up.float(), (0, settings.rank - update.rank))
     return weights
 
@@ -69,7 +73,7 @@ def _check(lora: Renamed, transformer: torch.nn.Module, settings: Settings, star
         for name, layer in transformer.named_modules()
         if isinstance(layer, torch.nn.Linear) and settings.is_target(name)
     }
-    named = settings.targets if isinstance(settings.targets, str) else ", ".join(settings.targets)
+    named = settings.layers if isinstance(settings.layers, str) else ", ".join(settings.layers)
     for layer, update in lora.updates.items():
         if layer not in targets or update.rank > settings.rank:
             what = f"of rank {update.rank}" if layer in targets else "no target"
@@ -81,10 +85,11 @@ def _check(lora: Renamed, transformer: torch.nn.Module, settings: Settings, star
             raise NotImplementedError(f"start={start!r} is a DoRA, and a training is of LoRA; start from a LoRA")
 
 
-def _filled(update: LowRank, settings: Settings) -> torch.Tensor:
-    """The first matrix with the rows of a training's own beginning, up to its rank."""
+def _filled(layer: str, update: LowRank, settings: Settings) -> torch.Tensor:
+    """The first matrix with the rows of a training's own beginning, up to its rank; each layer has other ones."""
     rows = torch.empty(settings.rank - update.rank, update.down.shape[1])
     if len(rows):
-        generator = torch.Generator().manual_seed(settings.seed)
+        name = hashlib.sha256(f"{settings.seed}-{layer}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(name[:7], "big"))
         torch.nn.init.kaiming_uniform_(rows, a=5**0.5, generator=generator)  # as peft does
     return torch.cat([update.down.float(), rows])

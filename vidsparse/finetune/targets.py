@@ -16,8 +16,17 @@ def matches(name: str, wanted: tuple[str, ...] | str) -> bool:
     return any(name == ending or name.endswith(f".{ending}") for ending in wanted)
 
 
-def check_targets(transformer: torch.nn.Module, targets: tuple[str, ...] | str, exclude: tuple[str, ...] | str) -> None:
-    """Refuse targets, or exceptions, that match no linear layer.
+def check_targets(
+    transformer: torch.nn.Module,
+    targets: tuple[str, ...] | str,
+    exclude: tuple[str, ...] | str,
+    untrained: str | None = None,
+) -> None:
+    """Refuse targets, or exceptions, that match no linear layer, and targets that would learn nothing.
+
+    Args:
+        transformer: of the training. targets, exclude: see `Settings`.
+        untrained: a regular expression of layers that no call of the training reaches.
 
     Raises:
         ValueError: with the endings that exist.
@@ -36,6 +45,12 @@ def check_targets(transformer: torch.nn.Module, targets: tuple[str, ...] | str, 
             raise ValueError(f"{label} {', '.join(unknown)} do not exist; choose from {ends}")
     if targets != ALL and exclude and not any(matches(n, targets) and not matches(n, exclude) for n in linear):
         raise ValueError(f"exclude={exclude!r} leaves none of the targets; the layers end in {ends}")
+    chosen = [name for name in linear if (targets == ALL or matches(name, targets)) and not matches(name, exclude)]
+    if untrained is not None and (idle := [name for name in chosen if matches(name, untrained)]):
+        raise ValueError(
+            f"targets={targets!r} names layers that this training does not reach ({len(idle)}, such as {idle[0]}); "
+            f"leave targets out, or give exclude={untrained!r}"
+        )
 
 
 def _end(name: str) -> str:

@@ -24,10 +24,12 @@ from vidsparse.finetune.process.stopping import Stop, Stopped
 from vidsparse.finetune.record import log
 from vidsparse.finetune.record.curve import draw_curve
 from vidsparse.finetune.record.validation import Validation
-from vidsparse.finetune.record.window import Window, peak_memory
+from vidsparse.finetune.record.window import Window
 from vidsparse.finetune.samples import Samples
 from vidsparse.finetune.settings import PRECISIONS, Settings
 from vidsparse.finetune.start import start_hash
+from vidsparse.finetune.untrained import Untrained
+from vidsparse.generation.peak_memory import PeakMemory
 from vidsparse.generation.positions import extend_positions
 from vidsparse.generation.scheduler import build_scheduler
 from vidsparse.grid import latent_frames
@@ -61,7 +63,7 @@ class Training:
         say: called with messages for the user, one line each.
 
     Raises:
-        ValueError: a checkpoint of other settings or of another model.
+        ValueError: a checkpoint of other settings or of another model. Whatever it raises, the pipeline is as before.
     """
 
     def __init__(
@@ -81,11 +83,10 @@ class Training:
         self.pipe, self.settings, self.folder, self.accelerator = pipe, settings, folder, accelerator
         self.samples, self.stop, self.say = samples, stop or Stop(), say
         self.step, self.seconds, self.skipped = 0, 0.0, 0
-        self.saved: int | None = None  # step of the last checkpoint
-        self.window = Window()
+        self.window, self.memory = Window(), PeakMemory(accelerator.device)
         self.module: Any = getattr(pipe, settings.transformer)
         self.task = task_for(pipe)
-        self.recipe = recipe_of(settings, frames, base, say)
+        self.recipe = recipe_of(settings, self.task.asked(frames), base, say)
         scheduler = build_scheduler(pipe.scheduler, settings.sampler, settings.flow_shift)
         levels = self.task.levels(scheduler, settings.inference_steps, examples.view)
         self.pattern = by_noise(settings.pattern, scheduler, settings.inference_steps, levels)
@@ -96,7 +97,7 @@ class Training:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             shift=self.task.shift(scheduler, examples.view),
-            bounds=bounds_of(pipe, settings.transformer),
+            bounds=bounds_of(pipe.config, settings.transformer),
             caption_dropout=settings.caption_dropout,
             sparse=sparse_levels(self.pattern),
             sampling=settings.level_sampling,
@@ -111,18 +112,26 @@ class Training:
         identity |= {} if settings.start is None else {"start": start_hash(settings.start)}
         self.identity = {**identity, "frames": str(frames), **comparable(settings)}
         state = self._last_checkpoint()
-        weights = add_lora(pipe, settings)
-        if settings.gradient_checkpointing:
-            self.module.enable_gradient_checkpointing()
-        self.module.train()
-        self.scheduler, pipe.scheduler = pipe.scheduler, scheduler
-        lengths = frames, self.recipe.trained_frames or frames
-        latent, trained = (latent_frames(count, self.task.stride[0]) for count in lengths)
-        self.positions = extend_positions(self.module, latent, trained, settings.positions)
-        self.run = sparsify(self.module, self.pattern, correction=settings.correction)
-        self.learner = Learner(self.module, weights, settings, accelerator, self.task, stream, state)
+        with contextlib.ExitStack() as failure:
+            failure.callback(Untrained(self.module).restore)
+            self._changes = failure.enter_context(contextlib.ExitStack())
+            weights = add_lora(pipe, settings)
+            if settings.gradient_checkpointing:
+                self.module.enable_gradient_checkpointing()
+            self.module.train()
+            self._changes.callback(setattr, pipe, "scheduler", pipe.scheduler)
+            pipe.scheduler = scheduler
+            lengths = frames, self.recipe.trained_frames or frames
+            latent, trained = (latent_frames(count, self.task.stride[0]) for count in lengths)
+            self._changes.callback(extend_positions(self.module, latent, trained, settings.positions).restore)
+            self.run = sparsify(self.module, self.pattern, correction=settings.correction)
+            self._changes.callback(self.run.restore)
+            self.learner = Learner(self.module, weights, settings, accelerator, self.task, stream, state)
+            self._changes.callback(self.learner.close)
+            failure.pop_all()
+        self.stop.saved = None if state is None else state["step"]
         if state is not None:
-            self.step = self.saved = state["step"]
+            self.step = state["step"]
             self.seconds, self.skipped = state["seconds"], state.get("skipped", 0)
             self.window = Window.from_state(state["window"]) if "window" in state else Window()
             say(f"resuming from step {self.step}")
@@ -172,8 +181,9 @@ class Training:
         settings = self.settings
         if not self.step:
             self._validate()
-            if settings.sample_every:
-                self._sample_on_the_way()
+        # A training that was stopped or killed at a step may have saved it, and not written its videos.
+        if self._has_samples() and (not self.step or self._samples_are_missing()):
+            self._sample_on_the_way()
         due = False
         while self.step < settings.steps:
             started = time.perf_counter()
@@ -196,16 +206,13 @@ class Training:
                 self._save()
                 due = False
             if learned.asked and not last:
-                raise Stopped(learned.asked, self.saved)
-            if settings.sample_every and self.step % settings.sample_every == 0 and not (last and settings.samples):
+                raise Stopped(learned.asked, self.stop.saved)
+            if self._has_samples():
                 self._sample_on_the_way()
 
     def close(self) -> None:
         """Undo all changes to the pipeline but the LoRA: sparse attention, positions, scheduler."""
-        self.run.restore()
-        self.positions.restore()
-        self.pipe.scheduler = self.scheduler
-        self.learner.close()
+        self._changes.close()
 
     def _check_finite(self, last: bool) -> None:
         """End a training that no longer learns.
@@ -216,9 +223,8 @@ class Training:
         scaled = self.accelerator.scaler is not None
         if self.skipped >= (MOST_SCALED if scaled else MOST_SKIPPED) or (last and self.skipped and not scaled):
             self._log()
-            kept = (
-                "no checkpoint was written" if self.saved is None else f"the checkpoint of step {self.saved} is whole"
-            )
+            saved = self.stop.saved
+            kept = "no checkpoint was written" if saved is None else f"the checkpoint of step {saved} is whole"
             raise RuntimeError(
                 f"the loss or the gradient was not finite in the last {self.skipped} of {self.step} steps; {kept}; try "
                 "a lower learning rate, a longer warm-up or precision='no', in another folder"
@@ -244,7 +250,7 @@ class Training:
             "learning_rate": self.settings.rate(self.step - 1),
             "seconds": round(self.seconds, 2),
             "videos_per_second": round(videos / self.window.seconds, 4) if self.window.seconds else None,
-            "peak_memory": peak_memory(self.accelerator.device),
+            "peak_memory": self.memory.bytes(),
         }
         self.window = Window()
         self._write(line)
@@ -270,30 +276,44 @@ class Training:
         self._measure_attention()
         if not self.learner.is_finite():
             raise RuntimeError(f"the LoRA is not finite after step {self.step}; try a lower learning rate")
-        self.saved = self.step
-        if not self.accelerator.is_main_process:
-            return
-        state = {
-            "identity": self.identity,
-            "seconds": self.seconds,
-            "skipped": self.skipped,
-            "window": self.window.state(),
-            **self.learner.state(),
-        }
-        with self.learner.averaged():
-            save_checkpoint(
-                self.folder / "checkpoints", self.step, state, self.settings.keep, write_lora=self._write_lora
-            )
-        draw_curve(self.folder)
+        if self.accelerator.is_main_process:
+            state = {
+                "identity": self.identity,
+                "seconds": self.seconds,
+                "skipped": self.skipped,
+                "window": self.window.state(),
+                **self.learner.state(),
+            }
+            with self.learner.averaged():
+                save_checkpoint(
+                    self.folder / "checkpoints", self.step, state, self.settings.keep, write_lora=self._write_lora
+                )
+        self.stop.saved = self.step
+        if self.accelerator.is_main_process:
+            draw_curve(self.folder)
 
     def _write_lora(self, folder: Path) -> None:
         save_lora(folder, self.pipe, self.recipe, dtype=PRECISIONS[self.settings.precision])
 
     def _sample_on_the_way(self) -> None:
-        if self.samples is not None:
-            steps = self.settings.sample_steps or max(1, self.settings.inference_steps // 3)
-            with self.learner.averaged():
-                self._sample(steps)
+        steps = self.settings.sample_steps or max(1, self.settings.inference_steps // 3)
+        with self.learner.averaged():
+            self._sample(steps)
+
+    def _has_samples(self) -> bool:
+        """Whether there are sample videos of this step, beside those at the end."""
+        settings = self.settings
+        due = bool(settings.sample_every) and self.step % settings.sample_every == 0
+        return self.samples is not None and due and not (self.step == settings.steps and settings.samples)
+
+    def _samples_are_missing(self) -> bool:
+        """Whether a sample video of this step is not there, as the main process sees it."""
+        from accelerate.utils import broadcast_object_list
+
+        missing = [self.samples is not None and self.samples.are_missing(self.step)]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(missing)
+        return missing[0]
 
     def _sample(self, inference_steps: int) -> None:
         """Write sample videos; the other expert, if there is one, is sparse as in a generation."""

@@ -54,8 +54,7 @@ class LossWeighting:
             return torch.ones_like(level)
         if self.kind == "min_snr":
             snr = task.snr(level)
-            divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[task.prediction]
-            return snr.clamp(max=self.gamma) / divisor
+            return snr.clamp(max=self.gamma) / (snr + 1)  # of a model that predicts velocities
         from diffusers.training_utils import compute_loss_weighting_for_sd3
 
         weights: torch.Tensor = compute_loss_weighting_for_sd3(self.kind, level)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from vidsparse.attention import dense_flops
 from vidsparse.block_map import BlockMap, head_groups
+from vidsparse.generation.cascade import noise_levels, step_costs
 from vidsparse.generation.frames import Geometry, check_map, geometry
 from vidsparse.generation.transformers import attention_layers, configured_transformers, without_weights
 from vidsparse.grid import VideoGrid
@@ -18,7 +20,7 @@ from vidsparse.patterns.schedule import asked
 
 @dataclass(frozen=True)
 class Forecast:
-    """What attention of a model's first transformer will compute for a video.
+    """What attention of a model will compute for a video: of its transformer with the most tokens, if it has two.
 
     Attributes:
         grid: of the video's tokens, without text.
@@ -29,6 +31,7 @@ class Forecast:
         skipped: the steps that the pattern skips.
         density, token_density: of the maps of sparse layers: kept / all pairs of tiles, and of tokens, over all heads.
         computed: pairs of tokens that a kernel computes, with kept tiles as a whole, as a share of all pairs.
+        costs: see `step_costs`; empty where all steps cost the same.
     """
 
     grid: VideoGrid
@@ -40,6 +43,7 @@ class Forecast:
     density: float = 1.0
     token_density: float = 1.0
     computed: float = 1.0
+    costs: tuple[float, ...] = ()
 
     @property
     def dense_flops(self) -> float:
@@ -69,9 +73,12 @@ class Forecast:
 
     def share(self, cost: float) -> float:
         """What attention costs in all steps, as a share of a dense run, if a sparse layer costs `cost` of a dense."""
-        sparse, steps = sum(self.sparse), len(self.sparse)
-        dense = self.layers * (steps - len(self.skipped)) - sparse
-        return (dense + sparse * cost) / (self.layers * steps)
+        costs = self.costs or (1.0,) * len(self.sparse)
+        made = (
+            0.0 if step in self.skipped else full * (1 - sparse / self.layers * (1 - cost))
+            for step, (full, sparse) in enumerate(zip(costs, self.sparse, strict=True))
+        )
+        return sum(made) / sum(costs)
 
 
 def forecast(model: str, pattern: Pattern, frames: int, height: int, width: int, steps: int) -> Forecast:
@@ -79,8 +86,8 @@ def forecast(model: str, pattern: Pattern, frames: int, height: int, width: int,
 
     Args:
         model: see `configured_transformers`.
-        pattern: in its schedule. Ranges of noise level count as if noise fell evenly from step to step. For a pattern
-            that chooses by content, densities are those of `plan`.
+        pattern: in its schedule; for noise levels see `noise_levels`. For a pattern that chooses by content, densities
+            are those of `plan`.
         frames, height, width: of the video; frames that the VAE does not produce count as the nearest that it does.
         steps: of the denoising.
 
@@ -89,26 +96,37 @@ def forecast(model: str, pattern: Pattern, frames: int, height: int, width: int,
         NotImplementedError: no adapter serves the transformer.
         OSError: the settings cannot be read.
     """
-    return forecast_of(geometry(model), attention_layers(model), pattern, (frames, height, width), steps)
+    size, levels = (frames, height, width), noise_levels(model, steps)
+    found = forecast_of(geometry(model), attention_layers(model), pattern, size, steps, levels)
+    return replace(found, costs=step_costs(model, steps))
 
 
-def forecast_of(known: Geometry, layers: int, pattern: Pattern, size: tuple[int, int, int], steps: int) -> Forecast:
+def forecast_of(
+    known: Geometry,
+    layers: int,
+    pattern: Pattern,
+    size: tuple[int, int, int],
+    steps: int,
+    levels: Sequence[float] | None = None,
+) -> Forecast:
     """What a video will cost a model with this geometry and so many layers of self-attention.
 
     Args:
-        size: frames, height and width of the video. Others: see `forecast`.
+        size: frames, height and width of the video.
+        levels: of noise, by step; None: it falls evenly. Others: see `forecast`.
 
     Raises:
         ValueError: see `forecast`.
     """
     frames, height, width = size
     grid, heads = known.grid(frames, height, width), known.heads
+    levels = levels or [1 - step / steps for step in range(steps)]
     sparse, skipped = [], []
     asking: Counter[Pattern] = Counter()  # calls of each pattern inside the schedule
     contexts: dict[Pattern, Context] = {}
     for step in range(steps):
         places = [
-            Context(layer=layer, layers=layers, step=step, steps=steps, sigma=1 - step / steps, heads=heads)
+            Context(layer=layer, layers=layers, step=step, steps=steps, sigma=levels[step], heads=heads)
             for layer in range(layers)
         ]
         if pattern.skips(places[0]):

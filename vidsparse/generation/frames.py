@@ -112,16 +112,18 @@ def families() -> dict[str, str]:
 
 
 def geometry(model: str) -> Geometry:
-    """The geometry of a model, from settings alone: no weights are read.
+    """The geometry of a model, of its finest transformer if it has two, from settings alone: no weights are read.
 
     Args:
-        model: a name of `families()` or `VARIANTS`, a class of transformers, "shapes", a folder or a Hub id.
+        model: a name of `families()` or `VARIANTS`, a class of transformers, a model that ships, a folder or
+            a Hub id.
 
     Raises:
         ValueError: an unknown name, or a folder without a transformer.
         OSError: the settings cannot be read.
         NotImplementedError: no adapter serves the transformer.
     """
+    from vidsparse.generation.cascade import finest
     from vidsparse.generation.config_files import read_config
     from vidsparse.generation.models import source_of
     from vidsparse.generation.transformers import configured_transformers
@@ -130,7 +132,7 @@ def geometry(model: str) -> Geometry:
         name, changes, stride = VARIANTS[model]
         return geometry_of(next(iter(configured_transformers(name).values()))[0], changes, stride)
     name = families().get(model, model)
-    cls, settings = next(iter(configured_transformers(name).values()))
+    cls, settings = finest(configured_transformers(name))
     of_class = name == cls.__name__
     return geometry_of(cls, settings, None if of_class else vae_stride(read_config(source_of(name), "vae/config.json")))
 
@@ -160,12 +162,14 @@ def geometry_of(cls: type[Any], settings: dict[str, Any], vae_stride: tuple[int,
 
 
 def pipeline_geometry(pipe: Any) -> Geometry:
-    """The geometry of a pipeline's first transformer and its VAE; that of the family's first VAE without one."""
+    """The geometry of a pipeline's finest transformer and its VAE; that of the family's first VAE without one."""
+    from vidsparse.generation.cascade import finest
     from vidsparse.runtime.pipeline import transformers_of
 
-    transformer: Any = next(iter(transformers_of(pipe).values()))
+    transformers: dict[str, Any] = transformers_of(pipe)
+    configured = {name: (type(x), dict(x.config)) for name, x in transformers.items()}
     vae = getattr(pipe, "vae", None)
-    return geometry_of(type(transformer), dict(transformer.config), None if vae is None else vae_stride(vae.config))
+    return geometry_of(*finest(configured), None if vae is None else vae_stride(vae.config))
 
 
 def check_map(grid: VideoGrid, pattern: Pattern) -> None:

@@ -10,10 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidsparse.shapes.shipped import DEFAULT as DEFAULT, SHIPPED, shipped_at
+from vidsparse.shapes.world import ENDLESS, World
+
 if TYPE_CHECKING:
     import torch
 
     from vidsparse.generation.video import Frames
+
+SHIPPING = ", ".join(map(repr, SHIPPED))  # for messages: the models that need no download
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Model:
         longer_frames: frames of the videos that a LoRA for longer ones learns; None: as many as the model makes.
         small: whether it is so small that its weights stay in float32 for a training.
         example_prompt: a prompt for what needs any video; None: the user must give one.
+        world: what `vidsparse finetune --data shapes` draws for it.
         pipeline: the class of diffusers that loads it; None: the one that its settings name.
     """
 
@@ -35,6 +41,7 @@ class Model:
     longer_frames: int | None = None
     small: bool = False
     example_prompt: str | None = None
+    world: World = ENDLESS
     pipeline: str | None = None
 
     def load(self, dtype: torch.dtype) -> Any:
@@ -190,7 +197,7 @@ class Model:
 
 
 class Shapes(Model):
-    """The model that ships with the package: simple shapes that move, and a judge that measures them."""
+    """A model that ships with the package: simple shapes that move, and a judge that measures them."""
 
     @cached_property
     def fps(self) -> int:
@@ -200,7 +207,7 @@ class Shapes(Model):
     def load(self, dtype: torch.dtype) -> Any:
         from vidsparse.shapes.model import load_pipeline
 
-        return load_pipeline(dtype)
+        return load_pipeline(dtype, self.name)
 
     def read_prompt(self, prompt: str) -> str:
         from vidsparse.shapes.scene import parse_prompt
@@ -221,7 +228,7 @@ class Shapes(Model):
 
             options = " and ".join(map(option_of, given))
             raise ValueError(
-                f"shapes makes videos from words alone and takes no {options}; leave it out, or give --model, the "
+                f"{self.name} makes videos from words alone and takes no {options}; leave it out, or give --model, the "
                 "folder or Hub id of a model"
             )
         return self
@@ -244,31 +251,37 @@ def find_model(name: str) -> Model:
     """The model of a name. Nothing is loaded, and nothing is asked of the Hub.
 
     Args:
-        name: "shapes", the folder of a diffusers pipeline, or a Hub id.
+        name: of a model that ships, the folder of a diffusers pipeline, or a Hub id.
 
     Raises:
         ValueError: something else.
     """
-    if name == "shapes":
-        from vidsparse.shapes.model import SAMPLING
-
+    if (known := SHIPPED.get(name)) is not None:
         example = "a red circle moving left on a blue background"
-        return Shapes(name, SAMPLING, longer_frames=129, small=True, example_prompt=example)
+        return Shapes(name, known.sampling, known.longer_frames, True, example, known.world)
     if Path(name).is_dir():
         if not (Path(name) / "model_index.json").is_file():
             raise ValueError(f"model {name!r} is not a diffusers pipeline: the folder has no model_index.json")
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ValueError(
-            f"model {name!r} is unknown; give 'shapes', the folder of a diffusers pipeline, or a Hub id such as "
+            f"model {name!r} is unknown; give {SHIPPING}, the folder of a diffusers pipeline, or a Hub id such as "
             "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
         )
     return Model(name)
 
 
+def ships(model: str | None) -> bool:
+    """Whether the model of a name ships with the package."""
+    return model in SHIPPED
+
+
+def shipped_name(transformer: Any) -> str | None:
+    """The name of the model that ships, of a transformer that was loaded from its folder; None for any other."""
+    place = (getattr(transformer, "config", None) or {}).get("_name_or_path")
+    known = shipped_at(Path(place).parent) if place else None
+    return None if known is None else known.name
+
+
 def source_of(model: str) -> str:
     """The folder of a model that ships with the package; other models are their own folder or Hub id."""
-    if model != "shapes":
-        return model
-    from vidsparse.shapes.model import FOLDER
-
-    return str(FOLDER)
+    return str(SHIPPED[model].folder) if model in SHIPPED else model

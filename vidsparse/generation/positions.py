@@ -67,18 +67,12 @@ def extend_positions(
         NotImplementedError: another kind than "plain" for a model without Wan's table of positions. "plain" changes
             nothing there: such models compute their positions anew for each video.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r} is unknown; choose one of {', '.join(KINDS)}")
+    check_positions(transformer, kind)
     if min(frames, trained_frames) < 1:
         raise ValueError(f"frames={frames} and trained_frames={trained_frames} must be at least 1 latent frame")
     rope: Any = getattr(transformer, "rope", None)
-    if not all(hasattr(rope, name) for name in ("freqs_cos", "freqs_sin", "attention_head_dim", "max_seq_len")):
-        if kind == "plain":
-            return ExtendedPositions(rope, {})
-        raise NotImplementedError(
-            f"kind={kind!r} changes the table of rotary positions that Wan transformers have, and "
-            f"{type(transformer).__name__} has none; use kind='plain'"
-        )
+    if not _has_table(transformer):
+        return ExtendedPositions(rope, {})
     frames, trained_frames = (max(1, count // rope.patch_size[0]) for count in (frames, trained_frames))
     fresh = type(rope)(rope.attention_head_dim, rope.patch_size, max(rope.max_seq_len, frames))
     cos, sin = fresh.freqs_cos, fresh.freqs_sin
@@ -91,6 +85,25 @@ def extend_positions(
         cos[:, 2 * index : 2 * index + 2] = angles.cos()
         sin[:, 2 * index : 2 * index + 2] = angles.sin()
     return ExtendedPositions(rope, {"freqs_cos": cos, "freqs_sin": sin})
+
+
+def check_positions(transformer: torch.nn.Module, kind: str) -> None:
+    """Refuse positions that a transformer, with weights or without, cannot have.
+
+    Raises: see `extend_positions`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is unknown; choose one of {', '.join(KINDS)}")
+    if kind != "plain" and not _has_table(transformer):
+        raise NotImplementedError(
+            f"kind={kind!r} changes the table of rotary positions that Wan transformers have, and "
+            f"{type(transformer).__name__} has none; use kind='plain'"
+        )
+
+
+def _has_table(transformer: torch.nn.Module) -> bool:
+    rope = getattr(transformer, "rope", None)
+    return all(hasattr(rope, name) for name in ("freqs_cos", "freqs_sin", "attention_head_dim", "max_seq_len"))
 
 
 def intrinsic_index(frequencies: torch.Tensor, trained_frames: int) -> int:

@@ -12,7 +12,7 @@ import torch
 
 import vidsparse_pipelines
 from vidsparse.generation.config_files import FILE, INDEX, read_config
-from vidsparse.generation.models import source_of
+from vidsparse.generation.models import SHIPPING, source_of
 from vidsparse.patterns.base import Pattern
 from vidsparse.presets import Preset, choose
 from vidsparse.runtime.pipeline import TRANSFORMERS
@@ -25,7 +25,7 @@ def configured_transformers(model: str) -> dict[str, Transformer]:
     """Name -> class and settings of each transformer of a model.
 
     Args:
-        model: "shapes"; a folder or a Hub id, of a pipeline or of a transformer; or the name of a class, at its
+        model: one that ships; a folder or a Hub id, of a pipeline or of a transformer; or the name of a class, at its
             defaults.
 
     Raises:
@@ -36,7 +36,7 @@ def configured_transformers(model: str) -> dict[str, Transformer]:
     if source == model and not Path(model).is_dir() and re.fullmatch(r"\w+", model):
         if model not in served() and not isinstance(getattr(diffusers, model, None), type):
             raise ValueError(
-                f"model {model!r} is unknown; give 'shapes', a folder, a Hub id such as "
+                f"model {model!r} is unknown; give {SHIPPING}, a folder, a Hub id such as "
                 f"Wan-AI/Wan2.1-T2V-1.3B-Diffusers, or one of {', '.join(served())}"
             )
         return {model: (class_named(model), {})}

@@ -6,11 +6,13 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from vidsparse.lora.before import Before
 from vidsparse.lora.fitted import layers_of, parameter_name, parameters_of
 from vidsparse.lora.renamed import LowRank, Renamed
 
@@ -32,7 +34,7 @@ class Changed:
             self.parameter.copy_(self.before)
 
 
-def attach(pipe: Any, model: Any, lora: Renamed, name: str, strength: float) -> list[Changed]:
+def attach(pipe: Any, model: Any, lora: Renamed, name: str, strength: float, undo: ExitStack) -> list[Changed]:
     """Put a LoRA into a model, active beside those that are active there.
 
     Args:
@@ -41,6 +43,7 @@ def attach(pipe: Any, model: Any, lora: Renamed, name: str, strength: float) -> 
         lora: from `fit`.
         name: of the LoRA, new to the model.
         strength: what it adds is multiplied with this.
+        undo: gets what undoes each change, also where this fails halfway.
 
     Returns:
         The parameters that it changed; `Changed.restore` undoes that. Low-rank updates are peft's to remove.
@@ -48,14 +51,10 @@ def attach(pipe: Any, model: Any, lora: Renamed, name: str, strength: float) -> 
     Raises:
         ValueError: parameters to change that are offloaded, or DoRA for a part of the layers.
     """
-    changed = _apply(model, lora, strength)
-    try:
-        if lora.updates:
-            _inject(pipe, model, lora, name, strength)
-    except BaseException:
-        for change in changed:
-            change.restore()
-        raise
+    changed = _apply(model, lora, strength, undo)
+    if lora.updates:
+        undo.callback(Before(model).restore, name)
+        _inject(pipe, model, lora, name, strength)
     return changed
 
 
@@ -104,8 +103,8 @@ def peft_weights(updates: dict[str, LowRank]) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _apply(model: torch.nn.Module, lora: Renamed, strength: float) -> list[Changed]:
-    parameters, changed = parameters_of(model), []
+def _apply(model: torch.nn.Module, lora: Renamed, strength: float, undo: ExitStack) -> list[Changed]:
+    parameters, changed = parameters_of(model), list[Changed]()
     wanted = [(layer, difference) for layer, found in lora.differences.items() for difference in found]
     places = [parameters[parameter_name(layer, difference.parameter, parameters)] for layer, difference in wanted]
     if any(place.is_meta for place in places):
@@ -113,6 +112,7 @@ def _apply(model: torch.nn.Module, lora: Renamed, strength: float) -> list[Chang
     with torch.no_grad():
         for place, (_, difference) in zip(places, wanted, strict=True):
             changed.append(Changed(place, place.detach().clone()))
+            undo.callback(changed[-1].restore)
             value, before = difference.value.to(place.device).double().reshape(place.shape), place.double()
             place.copy_(before + strength * (value - before if difference.replaces else value))
     return changed

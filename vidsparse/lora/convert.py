@@ -12,13 +12,15 @@ import torch
 from vidsparse.generation.frames import families
 from vidsparse.lora.attach import peft_settings, peft_weights
 from vidsparse.lora.families import guess_families, names_of, original_names
-from vidsparse.lora.files import HEADER, lora_header, write_lora
+from vidsparse.lora.files import HEADER, lora_header, transformer_in, write_lora
 from vidsparse.lora.load import warn
 from vidsparse.lora.names import Names
 from vidsparse.lora.originals import ORIGINALS
+from vidsparse.lora.recipe import LoraRecipe
 from vidsparse.lora.renamed import LowRank, Renamed, check_placed, renamed, row_counts
 from vidsparse.lora.source import find_lora
 from vidsparse.lora.stored import read_stored
+from vidsparse.runtime.pipeline import TRANSFORMERS
 
 Form = Literal["comfy", "musubi", "diffusers"]
 READERS: dict[str, str] = {"comfy": "ComfyUI", "musubi": "musubi-tuner"}
@@ -32,7 +34,8 @@ def convert_lora(
 
     * "comfy": original names below `diffusion_model.`, the scale multiplied into the second matrix;
     * "musubi": original names in one word after `lora_unet_`, with alpha for each layer;
-    * "diffusers": names of diffusers below `transformer.`, with the settings of peft in the header.
+    * "diffusers": names of diffusers below `transformer.`, with the settings of peft in the header, and for which
+      transformer of a pipeline it is.
 
     Args:
         source: as `load_lora` takes it, of any trainer.
@@ -48,7 +51,8 @@ def convert_lora(
     Raises:
         OSError: no such LoRA, or the file cannot be written.
         ValueError: not a LoRA, one of another family than `family` or of a family that is not known, one that several
-            families have with other original names, or another form, family or ending.
+            families have with other original names, one for several transformers of a pipeline, or another form, family
+            or ending.
         NotImplementedError: DoRA in a foreign form, or a family whose original names are not known.
     """
     if form not in get_args(Form):
@@ -58,13 +62,15 @@ def convert_lora(
         raise ValueError(f"{out} must end in .safetensors")
     file = find_lora(source)
     stored = read_stored(file)
+    transformer = transformer_in(file, stored.layers, stored.header)
     family = families().get(family, family) if family is not None else _family(stored.layers, file)
     names = names_of(family)
     lora = renamed(stored, names)
     check_placed(lora, family, file)
     if form == "diffusers":
         _left_behind(lora, note, file, out)
-        header = lora_header(peft_settings(lora.updates, names.layers))
+        recipe = None if transformer is None else LoraRecipe(transformer=transformer)
+        header = lora_header(peft_settings(lora.updates, names.layers), recipe)
         header |= {HEADER: stored.header[HEADER]} if HEADER in stored.header else {}
         weights = {f"transformer.{name}": weight.contiguous() for name, weight in peft_weights(lora.updates).items()}
     else:
@@ -73,6 +79,8 @@ def convert_lora(
             _left_behind(lora, note, file, out)
         if HEADER in stored.header:
             note(f"{out} is without pattern, positions and sampler: {READERS[form]} has no place for them")
+        if transformer not in (None, TRANSFORMERS[0]):
+            note(f"{out} does not say that it is for {transformer}: {READERS[form]} has no place for that")
     if lora.left_out:
         note(f"{file}: parts that {family} does not have are left out: {lora.left_out_summary}")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ from safetensors.torch import save
 from vidsparse.atomic import leftovers, replacing
 from vidsparse.lora.recipe import LoraRecipe
 from vidsparse.lora.source import FILE, find_lora
-from vidsparse.lora.stored import CONFIG, check_is_lora, read_names
+from vidsparse.lora.stored import CONFIG, check_is_lora, experts_in, read_names
 from vidsparse.runtime.pipeline import uncompiled
 from vidsparse.serialize import NotLoaded
 
@@ -143,6 +143,24 @@ def recipe_in(file: Path, header: Mapping[str, str]) -> LoraRecipe:
             f"{file} was written by vidsparse {writer or 'of an unknown version'}, and {version('vidsparse')} cannot "
             f"read its recipe: {error}; update vidsparse, or load the weights alone with pipe.load_lora_weights"
         ) from error
+
+
+def transformer_in(file: Path, names: Iterable[str], header: Mapping[str, str]) -> str | None:
+    """Which transformer of a pipeline a file says it is for; None where it leaves that open.
+
+    Args:
+        file: for errors. names, header: of the file.
+
+    Raises:
+        ValueError: it is for several, or see `recipe_in`.
+    """
+    if HEADER in header and "transformer" in json.loads(header[HEADER]):
+        return recipe_in(file, header).transformer
+    experts = experts_in(names)
+    if len(experts) > 1:
+        raise ValueError(f"{file} is for {' and '.join(sorted(experts))}; write a file for each of them")
+    # The name of the first is what any file of diffusers begins with.
+    return next(iter(experts - {"transformer"}), None)
 
 
 def transformer_of(pipe: Any, name: str) -> torch.nn.Module:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from vidsparse.generation.frames import pipeline_geometry
+from vidsparse.generation.models import shipped_name
 from vidsparse.generation.positions import ExtendedPositions, extend_positions
 from vidsparse.generation.scheduler import build_scheduler
 from vidsparse.lora.attach import Changed, attach, free_name
-from vidsparse.lora.files import HEADER, recipe_in, require_peft, transformer_of
+from vidsparse.lora.base import check_base
+from vidsparse.lora.files import recipe_in, require_peft, transformer_in, transformer_of
 from vidsparse.lora.fitted import fit
 from vidsparse.lora.recipe import LoraRecipe
 from vidsparse.lora.source import find_lora
-from vidsparse.lora.stored import Stored, experts_in, read_names, read_stored
+from vidsparse.lora.stored import Stored, read_names, read_stored
 from vidsparse.runtime.pipeline import transformers_of, uncompiled
 
 CONNECTORS = "connectors.", "text_embedding_projection."  # of LTX-2: what stands between its text encoder and it
@@ -91,6 +93,7 @@ def load_lora(
     recipe = recipe_in(file, stored.header)
     name = chosen_transformer(file, models, transformer)
     model = uncompiled(transformer_of(pipe, name))
+    check_base(source, recipe.base, shipped_name(model))
     recipe = replace(recipe, transformer=name)
     scheduler = build_scheduler(pipe.scheduler, recipe.sampler, recipe.flow_shift)
     fitted = [(place, fit(part, place, file)) for place, part in _places(pipe, model, stored)]
@@ -100,15 +103,14 @@ def load_lora(
     if stored.is_bare_peft:
         note(f"{file} does not say its alpha, and no adapter_config.json is beside it: alpha is taken to be the rank")
     adapter_name = adapter_name or free_name(models.values())
-    positions = _extend_positions(pipe, model, recipe)
-    added = _added.setdefault(pipe, _Added(pipe.scheduler))
-    try:
-        for place, lora in fitted:
-            added.parameters += attach(pipe, place, lora, adapter_name, strength)
-    except BaseException:
+    with ExitStack() as undo:
+        positions = _extend_positions(pipe, model, recipe)
         for extended in positions:
-            extended.restore()
-        raise
+            undo.callback(extended.restore)
+        changed = [x for place, lora in fitted for x in attach(pipe, place, lora, adapter_name, strength, undo)]
+        undo.pop_all()
+    added = _added.setdefault(pipe, _Added(pipe.scheduler))
+    added.parameters += changed
     added.positions += positions
     pipe.scheduler = added.scheduler = scheduler
     return recipe
@@ -157,14 +159,8 @@ def chosen_transformer(file: Path, names: Sequence[str] | Mapping[str, Any], ask
         if asked not in names:
             raise ValueError(f"{file} is asked for in {asked!r}, which the pipeline lacks; it has {', '.join(names)}")
         return asked
-    stored, header = read_names(file)
-    if HEADER in header and "transformer" in json.loads(header[HEADER]):
-        return recipe_in(file, header).transformer
-    experts = experts_in(stored)
-    if len(experts) > 1:
-        raise ValueError(f"{file} is for {' and '.join(sorted(experts))}; write a file for each of them")
-    if experts - {"transformer"}:  # the name of the first is what any file of diffusers begins with
-        return experts.pop()
+    if (said := transformer_in(file, *read_names(file))) is not None:
+        return said
     if len(names) == 1:
         return next(iter(names))
     forms = " or ".join(f"--lora {file}@{name}" for name in names)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vidsparse.lora.families import guess_families, names_of
-from vidsparse.lora.files import HEADER, recipe_in
+from vidsparse.lora.files import recipe_in, transformer_in
 from vidsparse.lora.names import any_block
 from vidsparse.lora.recipe import LoraRecipe
 from vidsparse.lora.renamed import Renamed, renamed
 from vidsparse.lora.source import find_lora
-from vidsparse.lora.stored import CONFIG, PEFT, Stored, experts_in, read_stored
+from vidsparse.lora.stored import CONFIG, PEFT, Stored, read_stored
 
 # What the names of a file begin with -> who writes such names; the first that holds decides.
 _WRITERS = {
@@ -71,14 +71,12 @@ def summarize_lora(source: str | Path) -> LoraSummary:
     stored = read_stored(file)
     recipe, families = recipe_in(file, stored.header), guess_families(stored.layers)
     lora = renamed(stored, names_of(families[0])) if families else None
-    experts = experts_in(stored.layers) - {"transformer"}
-    said = recipe.transformer if HEADER in stored.header else next(iter(experts), None)
     return LoraSummary(
         file,
         file.stat().st_size,
         _form(stored),
         tuple(families),
-        said,
+        transformer_in(file, stored.layers, stored.header),
         tuple(sorted({str(u.up.dtype).removeprefix("torch.") for u in stored.updates.values() if u.up is not None})),
         tuple(_touched(lora)) if lora is not None else tuple(_as_stored(stored)),
         "" if lora is None else lora.left_out_summary,

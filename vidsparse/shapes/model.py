@@ -1,4 +1,4 @@
-"""The parts of the `shapes` model, built from diffusers' classes, and the weights that ship with the package."""
+"""The parts of the `shapes` models, built from diffusers' classes, and the weights that ship with the package."""
 
 from __future__ import annotations
 
@@ -8,25 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vidsparse.shapes.scene import WORDS
+from vidsparse.shapes.scene import MAX_WORDS as MAX_WORDS, WORDS
+from vidsparse.shapes.shipped import DEFAULT, SHIPPED
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
     from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
-FOLDER = Path(__file__).parent / "weights"
+FOLDER = SHIPPED[DEFAULT].folder
+SAMPLING = SHIPPED[DEFAULT].sampling
 LATENT_CHANNELS = 8
 TEXT_WIDTH = 64
-MAX_WORDS = 32  # a prompt with two objects has at most 16 words and an end token
-# Defaults for sampling `shapes`: the size that it was trained for, and the settings with the best score of the judge.
-SAMPLING: dict[str, Any] = dict(
-    height=64,
-    width=64,
-    num_frames=33,
-    num_inference_steps=30,
-    guidance_scale=2.0,
-    max_sequence_length=MAX_WORDS,
-)
 
 
 def build_vae(mean: list[float] | None = None, std: list[float] | None = None) -> AutoencoderKLWan:
@@ -97,16 +89,23 @@ def build_transformer(patch: int = 1, **changes: Any) -> WanTransformer3DModel:
     return WanTransformer3DModel(**(settings | changes))
 
 
-def load_pipeline(dtype: torch.dtype = torch.float32, folder: Path = FOLDER) -> WanPipeline:
-    """Load the `shapes` pipeline from files of the package, or from a folder that the training exported; no network.
+def load_pipeline(dtype: torch.dtype = torch.float32, model: str | Path = DEFAULT) -> WanPipeline:
+    """Load a pipeline of `shapes`; no network.
+
+    Args:
+        dtype: of the weights.
+        model: a name of `SHIPPED`, or a folder, such as one that the training exported.
 
     Raises:
-        FileNotFoundError: the folder holds no pipeline.
+        FileNotFoundError: there is no pipeline.
     """
     from diffusers import WanPipeline
 
+    known = SHIPPED.get(str(model))
+    folder = Path(model) if known is None else known.folder
     if not (folder / "model_index.json").is_file():
-        raise FileNotFoundError(f"the shapes model is not at {folder}; reinstall vidsparse")
+        advice = f"give {', '.join(SHIPPED)} or a folder" if known is None else "reinstall vidsparse"
+        raise FileNotFoundError(f"no model of shapes at {folder}; {advice}")
     with warnings.catch_warnings():
         # Newer versions of diffusers call the argument `dtype`, and warn about the name that older ones need.
         warnings.simplefilter("ignore", FutureWarning)

@@ -35,6 +35,7 @@ OBJECT_PATTERN = re.compile(
 WORDS: tuple[str, ...] = tuple(
     sorted({"a", "an", "and", "on", "background", *COLOURS, *SHAPES, *BACKGROUNDS, *" ".join(MOTIONS.values()).split()})
 )
+MAX_WORDS = 32  # a prompt with two objects has at most 16 words and an end token
 
 
 @dataclass(frozen=True)

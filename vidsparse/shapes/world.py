@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 LIGHT = (-0.6, -0.8)  # unit vector (x, y) towards the light, y pointing down: upper left
 

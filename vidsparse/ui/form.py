@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vidsparse.generation.models import DEFAULT
 from vidsparse.patterns import Pattern
 from vidsparse.patterns.names import NONE, correction_classes, pattern_classes, takes_density
 from vidsparse.patterns.schedule import bare
@@ -25,7 +26,7 @@ SIZES = {
     "steps": "num_inference_steps",
     "guidance": "guidance_scale",
 }
-USUAL = {"model": "shapes", "seed": "0"}  # what the command line takes by itself
+USUAL = {"model": DEFAULT, "seed": "0"}  # what the command line takes by itself
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Form:
     """
 
     prompt: str
-    model: str = "shapes"
+    model: str = DEFAULT
     attention: str = RECOMMENDED
     density: str = ""
     correction: str = OWN

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from vidsparse.generation.models import SHIPPING
 from vidsparse.ui import render
 from vidsparse.ui.form import ATTENTION, CORRECTIONS, OWN, RECOMMENDED, SIZES, USUAL, Form, has_density
 from vidsparse.ui.studio import Outcome, Stopped, Studio
@@ -156,7 +157,7 @@ def _inputs(known: Mapping[str, str], model: str) -> dict[str, Any]:
     """Field of `Form` -> its component, laid out."""
     fields: dict[str, Any] = {
         "prompt": gr.Textbox(known["prompt"], label="Prompt", lines=2),
-        "model": gr.Textbox(model, label="Model", info="shapes, the folder of a diffusers pipeline, or a Hub id"),
+        "model": gr.Textbox(model, label="Model", info=f"{SHIPPING}, the folder of a diffusers pipeline, or a Hub id"),
     }
     with gr.Row():
         fields["attention"] = gr.Dropdown(list(ATTENTION), value=RECOMMENDED, label="Attention", scale=2, min_width=160)

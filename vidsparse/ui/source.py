@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from vidsparse.corrections import GatedCoarse
+from vidsparse.generation.models import DEFAULT, ships
 
 if TYPE_CHECKING:
     from vidsparse import Correction, Pattern
@@ -26,8 +27,9 @@ def python(request: Request, pattern: Pattern, correction: Correction | None, ar
         pattern, correction, arguments: those that ran.
     """
     device, dtype = request.place
-    if request.model == "shapes":
-        start, load = "from vidsparse.shapes.model import load_pipeline", f"load_pipeline(torch.{dtype})"
+    if ships(request.model):
+        asked = f"torch.{dtype}" if request.model == DEFAULT else f"torch.{dtype}, {request.model!r}"
+        start, load = "from vidsparse.shapes.model import load_pipeline", f"load_pipeline({asked})"
     else:
         start = "from diffusers import DiffusionPipeline"
         load = f"DiffusionPipeline.from_pretrained({request.model!r}, torch_dtype=torch.{dtype})"

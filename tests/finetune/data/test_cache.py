@@ -17,8 +17,11 @@ import torch
 from diffusers import WanTransformer3DModel
 from gloo import on_ranks
 from quantised import needs, torchao_weights
+from safetensors.torch import save_file
 from small_videos import SMALL, leaves_pipes, write_video
 from torch import distributed
+from trained_families import CASES
+from twins import ignores_warnings
 
 from vidsparse.doctor import Twin
 from vidsparse.finetune.data import tensor_file
@@ -28,6 +31,9 @@ from vidsparse.finetune.data.encoders import Encoders
 from vidsparse.finetune.data.fingerprint import fingerprint
 from vidsparse.finetune.data.folder import folder_clips
 from vidsparse.finetune.data.synthetic import drawn_clips
+from vidsparse.finetune.families.task import MAIN
+from vidsparse.finetune.objective import ExampleStream
+from vidsparse.finetune.record.validation import Validation
 from vidsparse.shapes.model import MAX_WORDS, build_vae, load_pipeline
 
 pytestmark = leaves_pipes
@@ -70,7 +76,7 @@ def test_texts_are_those_of_the_pipeline(pipe: Any, tmp_path: Path) -> None:
     with torch.no_grad():
         said, empty = pipe.encode_prompt(clip.caption, max_sequence_length=MAX_WORDS)
     assert torch.equal(encoded.text(0), said[0])
-    assert torch.equal(encoded.empty_text, empty[0])
+    assert torch.equal(encoded.no_caption(0)[MAIN], empty[0])
     assert encoded.captions == [clip.caption]
 
 
@@ -110,6 +116,68 @@ def test_another_clip_caption_size_or_model_is_another_entry(pipe: Any, monkeypa
     monkeypatch.setattr(pipe.vae, "use_tiling", True)
     keys.append(Encoders(pipe).video_key(clip))
     assert len(set(keys)) == len(keys)
+
+
+@ignores_warnings
+@pytest.mark.parametrize(
+    ("family", "part", "change", "key"),
+    [
+        ("cogvideox1.5", "transformer", {"patch_size_t": None}, "video"),
+        ("wan-5b-image", "", {"expand_timesteps": False}, "video"),
+        ("mochi", "", {"force_zeros_for_empty_prompt": True}, "text"),
+        ("hunyuan-image", "transformer", {"image_condition_type": "token_replace"}, "text"),
+        ("ltx2-image", "", {"text_encoder": ("transformers", "Gemma4ForConditionalGeneration")}, "video"),
+    ],
+)
+def test_settings_that_change_what_is_encoded_are_in_the_key(
+    family: str, part: str, change: dict[str, Any], key: str
+) -> None:
+    pipe = CASES[family].pipe()
+
+    def keys() -> dict[str, str]:
+        encoders = Encoders(pipe)
+        return {"video": encoders.video_key(clip_of(0)), "text": encoders.text_key("")}
+
+    before = keys()
+    (getattr(pipe, part) if part else pipe).register_to_config(**change)
+    assert [name for name, value in keys().items() if value != before[name]] == [key]
+
+
+def test_what_is_all_zero_takes_no_place(tmp_path: Path) -> None:
+    path = tmp_path / "latents-0.safetensors"
+    whole = {
+        "tensor": torch.zeros(2, 3),
+        "image": torch.zeros(729, 1152, dtype=torch.bfloat16),
+        "mask": torch.zeros(4, dtype=torch.bool),
+        "one": torch.tensor([0.0, 1.0]),
+        "none": torch.zeros(0, 4),
+    }
+    tensor_file.write(path, whole)
+    assert path.stat().st_size < 1000 and tensor_file.shape(path) == (2, 3)
+    found = tensor_file.read(path)
+    assert found.keys() == whole.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype
+    save_file(whole, path)  # as an earlier version wrote it
+    assert all(torch.equal(tensor_file.read(path)[name], tensor) for name, tensor in whole.items())
+
+
+@ignores_warnings
+def test_an_example_reads_each_of_its_files_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["hunyuan15"]
+    encoded, _ = encode(case.pipe(), drawn_clips(2, case.bucket), tmp_path)
+    assert all(path.stat().st_size < 10_000 for path in tmp_path.glob("latents-*")), "no zeros for the image"
+    read, reads = tensor_file.read, list[str]()
+    monkeypatch.setattr(tensor_file, "read", lambda path: (reads.append(path.name), read(path))[1])
+    stream = ExampleStream(encoded, 0, 1, 0, 1, 3.0, (0.0, 1.0), caption_dropout=0.5)
+    for step in range(4):
+        del reads[:]
+        example = stream.draw(step, 0)
+        assert sorted(name.split("-")[0] for name in reads) == ["latents", "text"]
+        assert example.more.keys() == {"mask", "glyphs", "glyph_mask", "image"}
+    del reads[:]
+    Validation(encoded, (0.0, 1.0), 0).example(0, 0.5)
+    assert len(reads) == 2
 
 
 def test_a_quantised_weight_counts_as_the_tensors_inside_it() -> None:

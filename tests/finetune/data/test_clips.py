@@ -12,6 +12,7 @@ from vidsparse.finetune.data.clips import Bucket, choose_bucket
 from vidsparse.finetune.data.synthetic import drawn_clips
 from vidsparse.shapes.judge import score
 from vidsparse.shapes.scene import parse_prompt
+from vidsparse.shapes.world import ENDLESS, FLAT, World
 
 # Buckets
 
@@ -63,3 +64,9 @@ def test_drawn_clips_are_those_of_their_seed() -> None:
     others = [*drawn_clips(3, SMALL, seed=2), *drawn_clips(3, replace(SMALL, frames=9), seed=1)]
     assert len({c.key for c in (*many, *others)}) == 206
     assert not any(parse_prompt(c.caption).held_out for c in drawn_clips(2000, Bucket(1, 64, 64)))
+
+
+@pytest.mark.parametrize("world", [FLAT, ENDLESS], ids=["flat", "endless"])
+def test_a_drawn_clip_is_of_its_world(world: World) -> None:
+    (clip,), (usual,) = drawn_clips(1, SMALL, world=world), drawn_clips(1, SMALL)
+    assert (clip.key == usual.key) == torch.equal(clip.read(), usual.read()) == (world is ENDLESS)

@@ -24,9 +24,9 @@ def test_the_page_has_every_family_and_its_pipelines() -> None:
 
 
 def test_other_pipelines_are_refused_with_those_that_are_trained() -> None:
-    from diffusers import LTX2Pipeline, WanVACEPipeline
+    from diffusers import LTX2ConditionPipeline, WanVACEPipeline
 
-    for cls in (LTX2Pipeline, WanVACEPipeline):
+    for cls in (LTX2ConditionPipeline, WanVACEPipeline):
         with pytest.raises(
             NotImplementedError, match=rf"{cls.__name__} cannot be trained; finetune trains WanPipeline, "
         ):

@@ -13,6 +13,7 @@ from vidsparse import Dense, Radial, StepSchedule, sparsify
 from vidsparse.finetune import Bucket, Settings, drawn_clips
 from vidsparse.finetune.families.wan import WanTask
 from vidsparse.finetune.low_rank import add_lora
+from vidsparse.finetune.memory import plan
 from vidsparse.finetune.memory.forecast import StepForecast
 from vidsparse.finetune.memory.live import LiveBytes
 from vidsparse.finetune.memory.plan import plan_training
@@ -93,12 +94,26 @@ def test_what_settings_change() -> None:
     assert 0.3 < sparse.density < 1 and sparse.flops < plain.flops
 
 
+def test_an_expert_that_would_train_dense_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing is loaded."""
+    known = plan.configured_transformers("shapes")["transformer"]
+    monkeypatch.setattr(plan, "configured_transformers", lambda name: {"transformer": known, "transformer_2": known})
+    read = plan.read_config
+    monkeypatch.setattr(
+        plan, "read_config", lambda source, name: {"boundary_ratio": 0.9} if name == plan.INDEX else read(source, name)
+    )
+    schedule = StepSchedule(Radial(density=0.5), dense_steps=8)
+    with pytest.raises(ValueError, match=r"and transformer computes from 0.90 to 1.00: it would train without sparse"):
+        predicted(Settings(schedule, inference_steps=20))
+    assert predicted(Settings(schedule, inference_steps=20, transformer="transformer_2")).density < 1
+
+
 def test_a_plan_counts_clips_and_epochs() -> None:
     clips = [*drawn_clips(3, BUCKET), *drawn_clips(1, Bucket(9, 64, 64))]
-    plan = plan_training(find_model("shapes"), Settings(Dense(), rank=2, steps=6, batch=2), clips, torch.float32, 2)
-    assert plan.clips == {BUCKET: 3, Bucket(9, 64, 64): 1} and plan.epochs == 6.0 and plan.videos == 4
-    assert plan.largest is plan.sizes[BUCKET]
-    assert plan.flops == pytest.approx((3 * plan.sizes[BUCKET].flops + plan.sizes[Bucket(9, 64, 64)].flops) / 4)
+    found = plan_training(find_model("shapes"), Settings(Dense(), rank=2, steps=6, batch=2), clips, torch.float32, 2)
+    assert found.clips == {BUCKET: 3, Bucket(9, 64, 64): 1} and found.epochs == 6.0 and found.videos == 4
+    assert found.largest is found.sizes[BUCKET]
+    assert found.flops == pytest.approx((3 * found.sizes[BUCKET].flops + found.sizes[Bucket(9, 64, 64)].flops) / 4)
 
 
 @pytest.mark.parametrize(
@@ -107,10 +122,14 @@ def test_a_plan_counts_clips_and_epochs() -> None:
         ({"targets": ("to_z",)}, "targets to_z do not exist"),
         ({"transformer": "transformer_2"}, "transformer='transformer_2' does not exist in shapes; it has transformer"),
         ({"loss_weighting": "min_snr"}, "is not for a model that predicts flow"),
+        ({"pattern": StepSchedule(Radial(density=0.5), dense_steps=30)}, "has no sparse step among 30"),
+        ({"pattern": StepSchedule(Radial(density=0.5), dense_layers=(99,))}, "dense_layers.*99"),
+        ({"start": "nowhere"}, "no LoRA 'nowhere'"),
+        ({"start": "shapes-long", "rank": 4}, "does not fit: its .* is of rank 64, in a training of rank 4"),
     ],
 )
 def test_what_a_training_refuses_a_plan_refuses(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        predicted(Settings(Dense(), **changes))
+    with pytest.raises((ValueError, OSError), match=message):
+        predicted(Settings(**{"pattern": Dense(), **changes}))
     with pytest.raises(ValueError, match="10 frames do not fit"):
         plan_training(find_model("shapes"), Settings(Dense()), drawn_clips(1, Bucket(10, 64, 64)), torch.float32)

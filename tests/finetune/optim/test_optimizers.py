@@ -12,7 +12,8 @@ import pytest
 import torch
 from tiny_training import assert_same, lines, train
 
-from vidsparse.finetune.optim.optimizers import build_optimizer, rate_groups, set_rates
+from vidsparse.finetune.optim import optimizers
+from vidsparse.finetune.optim.optimizers import build_optimizer, check_optimizer_on, rate_groups, set_rates
 
 
 @pytest.mark.parametrize("name", ["muon", "prodigy"])
@@ -69,7 +70,10 @@ def test_a_rate_that_is_a_tensor_stays_one() -> None:
     assert optimizer.param_groups[0]["lr"] is rate and float(rate) == 0.5
 
 
-def test_muon_refuses_vectors() -> None:
-    with pytest.raises(ValueError, match="optimizer='muon' trains matrices alone; leave out dora"):
-        groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "factor": 1.0}]
-        build_optimizer("muon", groups, 0.1, 0.0, torch.device("cpu"))
+def test_eight_bits_on_a_device_that_no_installed_package_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes is there, and computes on a GPU alone."""
+    monkeypatch.setattr(optimizers, "find_spec", lambda package: package == "bitsandbytes" or None)
+    check_optimizer_on("adamw-8bit", torch.device("cuda"))
+    with pytest.raises(ImportError, match=r"optimizer='adamw-8bit' needs torchao on cpu, without CUDA: pip install"):
+        check_optimizer_on("adamw-8bit", torch.device("cpu"))
+    check_optimizer_on("adamw", torch.device("cpu"))

@@ -20,7 +20,7 @@ HOLD += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    tim
 
 
 def elsewhere(folder: Path, seen: float) -> None:
-    holder = {"host": "another-machine", "process": 7, "started": seen, "seen": seen}
+    holder = {"host": "another-machine", "process": 7, "seen": seen}
     (folder / HOLDER).write_text(json.dumps(holder))
 
 

@@ -10,6 +10,7 @@ import torch
 from tiny_training import assert_same, lines, train
 
 from vidsparse.finetune import Bucket, Clip, drawn_clips
+from vidsparse.finetune.families.task import MAIN
 from vidsparse.finetune.record.validation import Validation, hold_out
 
 BUCKET = Bucket(9, 16, 16)
@@ -43,27 +44,38 @@ def test_shares_that_leave_nothing(share: float, message: str) -> None:
         hold_out([clip("a"), clip("b")], share)
 
 
+class Examples:
+    """Videos by their names."""
+
+    def __init__(self, *names: str):
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def video(self, index: int) -> dict[str, torch.Tensor]:
+        return {MAIN: torch.zeros(2, 3, 4, 4)}
+
+    def caption(self, index: int) -> dict[str, torch.Tensor]:
+        return {MAIN: torch.zeros(2, 3)}
+
+
 def test_noise_depends_on_the_video_and_the_level() -> None:
-    class Examples:
-        def __len__(self) -> int:
-            return 2
-
-        def latents(self, index: int) -> torch.Tensor:
-            return torch.zeros(2, 3, 4, 4)
-
-        def text(self, index: int) -> torch.Tensor:
-            return torch.zeros(2, 3)
-
-        def more(self, index: int) -> dict[str, torch.Tensor]:
-            return {}
-
-    data: Any = Examples()
+    data: Any = Examples("a", "b")
     validation = Validation(data, (0.0, 0.9), seed=1)
     assert validation.levels == pytest.approx((0.09, 0.27, 0.45, 0.63, 0.81))
     noises = [validation.example(i, level).noise for i in range(2) for level in validation.levels]
     assert all(not torch.equal(a, b) for n, a in enumerate(noises) for b in noises[:n])
     again = Validation(data, (0.0, 0.9), seed=1, rank=1, world=2).example(1, validation.levels[0])
     assert torch.equal(again.noise, noises[5]) and float(again.level) == pytest.approx(0.09)
+    others: Any = Examples("c", "b", "d", "a")
+    among = Validation(others, (0.0, 0.9), seed=1)
+    for index, place in ((1, 1), (3, 0)):  # the same videos in another set
+        found, expected = (one.example(i, 0.45).noise for one, i in ((among, index), (validation, place)))
+        assert torch.equal(found, expected)
 
 
 def test_the_loss_is_logged_the_same_on_resume_and_leaves_no_trace(tmp_path: Path, cache: Path) -> None:

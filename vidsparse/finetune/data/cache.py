@@ -7,19 +7,26 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import pad
 
 from vidsparse.finetune.data import tensor_file
 from vidsparse.finetune.data.clips import Clip, Skipped
-from vidsparse.finetune.data.encoders import Encoders, check_bucket, moved
+from vidsparse.finetune.data.encoders import Encoders, moved
 from vidsparse.finetune.families.task import MAIN
 
 AHEAD = 2  # videos that are decoded while one is encoded
+
+
+class Texts(NamedTuple):
+    """The files of an example's embeddings: of its caption, and of the empty one."""
+
+    captioned: Path
+    empty: Path
 
 
 class Encoded:
@@ -30,25 +37,37 @@ class Encoded:
         words: length to which their embeddings are padded with zeros; None: each has its own.
         frames: of the longest example.
         fingerprint: hash of the data: equal ones give a training the same numbers.
-        empty_text: embedding of the empty caption, [words, width], for training without a caption.
     """
 
-    def __init__(
-        self, captions: list[str], latents: list[Path], texts: dict[str, Path], words: int | None, frames: int
-    ):
+    def __init__(self, captions: list[str], latents: list[Path], texts: list[Texts], words: int | None, frames: int):
         self.captions, self.words, self.frames = captions, words, frames
         self._latents, self._texts = latents, texts
         # The file names are hashes of everything that decides their content.
-        names = [(path.name, texts[caption].name) for path, caption in zip(latents, captions, strict=True)]
+        names = [(path.name, text.captioned.name) for path, text in zip(latents, texts, strict=True)]
         self.fingerprint = hashlib.sha256(repr(names).encode()).hexdigest()
-        self.empty_text = self._embedding("")
 
     def __len__(self) -> int:
         return len(self.captions)
 
+    def name(self, index: int) -> str:
+        """A hash of the video: examples of the same video have the same, in any set."""
+        return self._latents[index].stem
+
+    def video(self, index: int) -> dict[str, torch.Tensor]:
+        """What an example's video gives the transformer, by name; under `MAIN` its latents, read once with the rest."""
+        return tensor_file.read(self._latents[index])
+
+    def caption(self, index: int) -> dict[str, torch.Tensor]:
+        """What an example's caption gives the transformer, by name; under `MAIN` its embedding, see `text`."""
+        return self._said(self._texts[index].captioned)
+
+    def no_caption(self, index: int) -> dict[str, torch.Tensor]:
+        """What the empty caption gives the transformer in the place of an example's own, by name."""
+        return self._said(self._texts[index].empty)
+
     def latents(self, index: int) -> torch.Tensor:
         """float32 [channels, latent frames, latent height, latent width], normalised for the transformer."""
-        return tensor_file.read(self._latents[index])
+        return self.video(index)[MAIN]
 
     @cached_property
     def view(self) -> tuple[int, int, int]:
@@ -57,23 +76,15 @@ class Encoded:
         frames, height, width = max(sizes, key=math.prod)
         return frames, height, width
 
-    def more(self, index: int, captioned: bool = True) -> dict[str, torch.Tensor]:
-        """What the transformer takes besides latents and text, by name: masks, pooled text, latents of an image.
-
-        Args:
-            index: of the example. captioned: whether with its caption, or with the empty one.
-        """
-        text = self._texts[self.captions[index] if captioned else ""]
-        both = {**tensor_file.read_all(self._latents[index]), **tensor_file.read_all(text)}
-        return {name: tensor for name, tensor in both.items() if name != MAIN}
-
     def text(self, index: int) -> torch.Tensor:
         """Embedding of the caption, [words, width] in the text encoder's dtype, padded as the pipeline does."""
-        return self._embedding(self.captions[index])
+        return self.caption(index)[MAIN]
 
-    def _embedding(self, caption: str) -> torch.Tensor:
-        said = tensor_file.read(self._texts[caption])
-        return said if self.words is None else pad(said, (0, 0, 0, self.words - len(said)))
+    def _said(self, path: Path) -> dict[str, torch.Tensor]:
+        said = tensor_file.read(path)
+        if self.words is not None:
+            said[MAIN] = pad(said[MAIN], (0, 0, 0, self.words - len(said[MAIN])))
+        return said
 
 
 def encode(
@@ -110,25 +121,29 @@ def encode(
         raise ValueError("there are no clips to encode")
     encoders = Encoders(pipe)
     for clip in clips:
-        check_bucket(pipe, clip.bucket)
+        clip.bucket.check_for(encoders.task)
     folder.mkdir(parents=True, exist_ok=True)
     tensor_file.sweep(folder)
     latents = [folder / f"latents-{encoders.video_key(clip)}.safetensors" for clip in clips]
-    captions = sorted({"", *(clip.caption for clip in clips)})
-    texts = {caption: folder / f"text-{encoders.text_key(caption)}.safetensors" for caption in captions}
+    texts, asked = _texts(encoders, clips, folder)
 
     # Clips with several captions, or equal ones, have one file.
     share = list(dict(zip(latents, clips, strict=True)).items())[rank::world]
     unseen = {path: clip for path, clip in share if tensor_file.shape(path) is None}
-    unread = {texts[c]: c for c in captions[rank::world] if tensor_file.shape(texts[c]) is None}
+    unread = {path: asked[path] for path in list(asked)[rank::world] if tensor_file.shape(path) is None}
     total = len(unseen) + len(unread)
     with moved(encoders.parts("text"), device if unread else None):
-        for done, (path, caption) in enumerate(unread.items()):
+        for done, (path, (caption, seen)) in enumerate(unread.items()):
             progress(done, total)
-            said = encoders.encode_text(caption)
+            video = None if seen is None else _read(seen)
+            if isinstance(video, ValueError):
+                _reason(path).write_text(str(video), encoding="utf-8")
+                continue
+            said = encoders.encode_text(caption, video)
             if encoders.padded is not None:
                 said[MAIN] = _without_padding(said[MAIN])
             tensor_file.write(path, said)
+            _reason(path).unlink(missing_ok=True)
     with moved(encoders.parts("video"), device if unseen else None):
         videos = read_ahead(list(unseen.values()))
         for done, (path, video) in enumerate(zip(unseen, videos, strict=True), len(unread)):
@@ -142,17 +157,38 @@ def encode(
     wait()
 
     kept, skipped = list[int](), dict[Path, Skipped]()
+    is_whole = cache(lambda path: tensor_file.shape(path) is not None)
     for index, (clip, path) in enumerate(zip(clips, latents, strict=True)):
-        if tensor_file.shape(path) is not None:
+        lacking = [file for file in (path, *texts[index]) if not is_whole(file)]
+        if not lacking:
             kept += [index] * clip.repeats
         elif clip.path is not None:
-            skipped[path] = Skipped(clip.path, _reason(path).read_text(encoding="utf-8"))
+            skipped[path] = Skipped(clip.path, _reason(lacking[0]).read_text(encoding="utf-8"))
     if not kept:
         first = next(iter(skipped.values()))
         raise ValueError(f"none of the {len(clips)} videos can be read; {first.path}: {first.reason}")
     longest = max(clips[index].bucket.frames for index in kept)
-    examples = [clips[i].caption for i in kept], [latents[i] for i in kept]
-    return Encoded(*examples, texts, encoders.padded, longest), list(skipped.values())
+    examples = [clips[i].caption for i in kept], [latents[i] for i in kept], [texts[i] for i in kept]
+    return Encoded(*examples, encoders.padded, longest), list(skipped.values())
+
+
+def _texts(
+    encoders: Encoders, clips: Sequence[Clip], folder: Path
+) -> tuple[list[Texts], dict[Path, tuple[str, Clip | None]]]:
+    """The files of each clip's embeddings, and what each file is of: a caption, and the clip that its encoder sees."""
+    asked: dict[Path, tuple[str, Clip | None]] = {}
+
+    @cache
+    def file(caption: str, seen: Clip | None) -> Path:
+        path = folder / f"text-{encoders.text_key(caption, seen)}.safetensors"
+        asked.setdefault(path, (caption, seen))
+        return path
+
+    found = []
+    for clip in clips:
+        seen = clip if encoders.task.sees_image else None
+        found.append(Texts(file(clip.caption, seen), file("", seen)))
+    return found, asked
 
 
 def read_ahead(clips: Sequence[Clip]) -> Iterator[torch.Tensor | ValueError]:

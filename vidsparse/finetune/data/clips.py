@@ -6,10 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from vidsparse.grid import latent_frames
+
+if TYPE_CHECKING:
+    from vidsparse.finetune.families import TrainingTask
 
 
 @dataclass(frozen=True)
@@ -20,21 +24,37 @@ class Bucket:
     height: int
     width: int
 
-    def check(self, temporal: int, spatial: int) -> None:
+    def check(self, temporal: int, spatial: int, least: int = 1, what: str = "the VAE's stride") -> None:
         """Refuse a size that a VAE with these strides in time and space does not map to whole latents.
+
+        Args:
+            temporal, spatial: the strides.
+            least: frames of the shortest clip.
+            what: has the stride in time.
 
         Raises:
             ValueError: with the nearest sizes that fit.
         """
-        if self.frames < 1 or (self.frames - 1) % temporal:
-            lower = (max(1, latent_frames(self.frames, temporal)) - 1) * temporal + 1
+        if self.frames < least or (self.frames - 1) % temporal:
+            lower = max(least, (latent_frames(self.frames, temporal) - 1) * temporal + 1)
             raise ValueError(
-                f"clips of {self.frames} frames do not fit the VAE's stride of {temporal} in time; "
+                f"clips of {self.frames} frames do not fit {what} of {temporal} in time; "
                 f"use {lower} or {lower + temporal}"
             )
         for name, side in (("height", self.height), ("width", self.width)):
             if side < 1 or side % spatial:
                 raise ValueError(f"{name} {side} of the clips must be a multiple of {spatial}")
+
+    def check_for(self, task: TrainingTask) -> None:
+        """Refuse a size that does not become whole latents and patches of a model, or leaves it nothing to learn.
+
+        Raises:
+            ValueError: with sizes that fit.
+        """
+        # Of a video that starts from an image, the first frame is given.
+        least = 1 + task.frame_step if task.from_image else 1
+        what = "the VAE's stride" if task.section == 1 else f"{type(task).family}'s sections"
+        self.check(task.frame_step, task.side, least, what)
 
 
 @dataclass(frozen=True)

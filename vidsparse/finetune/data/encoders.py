@@ -9,20 +9,10 @@ from typing import Any
 
 import torch
 
-from vidsparse.finetune.data.clips import Bucket, Clip
+from vidsparse.finetune.data.clips import Clip
 from vidsparse.finetune.data.fingerprint import fingerprint
 from vidsparse.finetune.families import task_for
-
-
-def check_bucket(pipe: Any, bucket: Bucket) -> None:
-    """Refuse a size that does not become whole latents of a pipeline and whole patches of them.
-
-    Raises:
-        ValueError: with sizes that fit.
-        NotImplementedError: a pipeline that cannot be trained.
-    """
-    task = task_for(pipe)
-    bucket.check(task.stride[0], task.side)
+from vidsparse.finetune.families.task import first_frame
 
 
 class Encoders:
@@ -44,7 +34,8 @@ class Encoders:
         images = [part for part in self.parts("video") if part is not pipe.vae]
         # What a text-to-video pipeline encodes does not depend on the kind of its task.
         self._image = (self.task.family, *map(fingerprint, images)) if self.task.from_image else ()
-        self._text = *map(fingerprint, self.parts("text")), self.words
+        self._image += self.task.video_facts()
+        self._text = *map(fingerprint, self.parts("text")), self.words, *self.task.text_facts()
 
     def parts(self, kind: str) -> list[Any]:
         """The modules that encode text or videos ("text", "video")."""
@@ -55,11 +46,12 @@ class Encoders:
         """Hash of everything that decides the latents of a clip."""
         return _hash(clip.key, clip.bucket, self._vae, *self._image)
 
-    def text_key(self, caption: str) -> str:
-        """Hash of everything that decides the embedding of a caption."""
+    def text_key(self, caption: str, seen: Clip | None = None) -> str:
+        """Hash of everything that decides the embedding of a caption, beside the clip that its encoder sees."""
         cut = {} if self.words is None else {"truncation": True, "max_length": self.words}
         tokens = self.pipe.tokenizer(text=caption, **cut).input_ids
-        return _hash(caption, list(tokens), self._text)
+        beside = () if seen is None else (seen.key, seen.bucket)
+        return _hash(caption, list(tokens), self._text, *beside)
 
     def encode_video(self, video: torch.Tensor) -> dict[str, torch.Tensor]:
         """Normalised latents, float32 [channels, latent frames, height, width], and what the first frame gives besides.
@@ -69,9 +61,15 @@ class Encoders:
         """
         return self.task.encode_video(self.pipe, video)
 
-    def encode_text(self, caption: str) -> dict[str, torch.Tensor]:
-        """The embedding of a caption, [words, width] in the text encoder's dtype, and what else the encoders give."""
-        return self.task.encode_text(self.pipe, caption, self.words)
+    def encode_text(self, caption: str, seen: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """The embedding of a caption, [words, width] in the text encoder's dtype, and what else the encoders give.
+
+        Args:
+            caption: of a video. seen: the video, where `TrainingTask.sees_image`.
+        """
+        if seen is None:
+            return self.task.encode_text(self.pipe, caption, self.words)
+        return self.task.encode_seen_text(self.pipe, caption, self.words, first_frame(seen))
 
 
 @contextmanager
@@ -81,9 +79,9 @@ def moved(modules: Iterable[Any], device: torch.device | None) -> Iterator[None]
         yield
         return
     modules = list(modules)
-    for module in modules:
-        module.to(device)
     try:
+        for module in modules:
+            module.to(device)
         yield
     finally:
         for module in modules:

@@ -92,5 +92,5 @@ def why_unused(path: Path, used: set[Path]) -> str | None:
     if end in TEXTS:
         return "it is text, and no video, image or folder of frames beside it has its name"
     if end in (".json", ".jsonl", ".csv", ".parquet"):
-        return f"captions are read from {', '.join(TABLES)} and from .txt files"
+        return f"captions are read from {', '.join(TABLES)} and from {' and '.join(TEXTS)} files"
     return f"its ending {end} is not that of a video or an image" if end else "its name has no ending"

@@ -34,6 +34,10 @@ class CogVideoXTask(TrainingTask):
     pipelines = ("CogVideoXPipeline",)
     prediction = "v_prediction"
 
+    def video_facts(self) -> tuple[Any, ...]:
+        patch = self.config.get("patch_size_t") or 1
+        return () if patch == 1 else ("frames in patches of", patch)
+
     def encode_video(self, pipe: Any, video: torch.Tensor) -> Tensors:
         tensors = super().encode_video(pipe, video)
         return {**tensors, MAIN: self._padded(tensors[MAIN])}

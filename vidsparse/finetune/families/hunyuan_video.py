@@ -57,7 +57,7 @@ class HunyuanVideoTask(_EvenLevels, TrainingTask):
         return int(config["text_embed_dim"])
 
     def blank_inputs(self, config: Mapping[str, Any], view: View, words: int) -> Tensors:
-        return {"pooled": torch.empty(1, config["pooled_projection_dim"]), "mask": torch.empty(1, words)}
+        return {"pooled": torch.empty(1, config["pooled_projection_dim"]), "mask": torch.ones(1, words)}
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,10 @@ class HunyuanVideo15Task(_EvenLevels, TrainingTask):
 
     def blank_inputs(self, config: Mapping[str, Any], view: View, words: int) -> Tensors:
         return {
-            "mask": torch.empty(1, words),
+            "mask": torch.ones(1, words),
             "glyphs": torch.empty(1, GLYPHS, config["text_embed_2_dim"]),
-            "glyph_mask": torch.empty(1, GLYPHS),
-            "image": torch.empty(1, IMAGE_TOKENS, config["image_embed_dim"]),
+            "glyph_mask": torch.ones(1, GLYPHS),
+            "image": torch.zeros(1, IMAGE_TOKENS, config["image_embed_dim"]),
         }
 
 
@@ -143,4 +143,5 @@ class HunyuanVideo15ImageTask(HunyuanVideo15Task):
 
     def blank_inputs(self, config: Mapping[str, Any], view: View, words: int) -> Tensors:
         first = torch.empty(1, self.latent_channels(config) + 1, 1, *view[1:])
-        return super().blank_inputs(config, view, words) | {"first": first}
+        image = torch.ones(1, IMAGE_TOKENS, config["image_embed_dim"])  # with zeros it would be text to video
+        return super().blank_inputs(config, view, words) | {"first": first, "image": image}

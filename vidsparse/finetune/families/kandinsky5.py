@@ -9,14 +9,8 @@ from typing import Any
 import torch
 
 from vidsparse.finetune.draws.example import Example
-from vidsparse.finetune.families.task import (
-    MAIN,
-    Tensors,
-    TrainingTask,
-    View,
-    device_of,
-    image_latents,
-)
+from vidsparse.finetune.families.given_frame import GivenFrameTask
+from vidsparse.finetune.families.task import MAIN, Tensors, TrainingTask, View, device_of
 
 SMALL, LARGE = (1, 2, 2), (1, 3.16, 3.16)  # factors of positions in videos of about 480 lines, and in others
 SMALL_SIDES = range(480, 855)  # pixels
@@ -29,6 +23,9 @@ class Kandinsky5Task(TrainingTask):
     family = "Kandinsky 5"
     pipelines = ("Kandinsky5T2VPipeline",)
     text_parts = ("text_encoder", "text_encoder_2")
+    # Other layers are named out_layer too.
+    targets = ("to_query", "to_key", "to_value", "self_attention.out_layer", "cross_attention.out_layer")
+    _given = 0  # latent frames that are an image
 
     def refusal(self) -> str | None:
         kind = self.config.get("attention_type", "regular")
@@ -39,23 +36,14 @@ class Kandinsky5Task(TrainingTask):
         text, pooled, _ = pipe.encode_prompt(caption, device=device_of(pipe.text_encoder), max_sequence_length=words)
         return {MAIN: text[0].cpu(), "pooled": pooled[0].cpu()}
 
-    def noisy(self, example: Example) -> torch.Tensor:
-        noisy = self._with_noise(example)
-        if self.config.get("visual_cond"):
-            mask = torch.zeros_like(noisy[:, :1])
-            mask[:, :, : self._given] = 1
-            noisy = torch.cat([noisy, torch.zeros_like(noisy), mask], dim=1)
-        return noisy
-
-    _given = 0  # latent frames that are an image
-
-    def _with_noise(self, example: Example) -> torch.Tensor:
-        return super().noisy(example)
-
     def arguments(self, noisy: torch.Tensor, example: Example, dtype: torch.dtype) -> dict[str, Any]:
         arguments, place = super().arguments(noisy, example, dtype), noisy.device
         frames, height, width = noisy.shape[2:]
         pixels = height * self.stride[1], width * self.stride[1]
+        if self.config.get("visual_cond"):
+            mask = torch.zeros_like(noisy[:, :1])
+            mask[:, :, : self._given] = 1
+            noisy = torch.cat([noisy, torch.zeros_like(noisy), mask], dim=1)
         return arguments | {
             "hidden_states": noisy.movedim(1, -1).to(dtype),
             "timestep": arguments["timestep"].to(dtype),
@@ -80,25 +68,8 @@ class Kandinsky5Task(TrainingTask):
 
 
 @dataclass(frozen=True)
-class Kandinsky5ImageTask(Kandinsky5Task):
-    """Image to video: the first latent frame is the image without noise; the loss is that of the others."""
+class Kandinsky5ImageTask(GivenFrameTask, Kandinsky5Task):
+    """Image to video: the first latent frame is the image."""
 
     pipelines = ("Kandinsky5I2VPipeline",)
-    from_image = True
     _given = 1
-
-    def condition(self, pipe: Any, video: torch.Tensor) -> Tensors:
-        return {"first": image_latents(pipe, video)}
-
-    def _with_noise(self, example: Example) -> torch.Tensor:
-        return torch.cat([example.more["first"], super()._with_noise(example)[:, :, 1:]], dim=2)
-
-    def predicted(self, answer: torch.Tensor, example: Example) -> torch.Tensor:
-        return super().predicted(answer, example)[:, :, 1:]
-
-    def target(self, example: Example) -> torch.Tensor:
-        return super().target(example)[:, :, 1:]
-
-    def blank_inputs(self, config: Mapping[str, Any], view: View, words: int) -> Tensors:
-        first = torch.empty(1, self.latent_channels(config), 1, *view[1:])
-        return super().blank_inputs(config, view, words) | {"first": first}

@@ -10,6 +10,7 @@ import torch
 
 from vidsparse.finetune.draws.example import Example
 from vidsparse.finetune.families.task import Tensors, TrainingTask, View, masked_text
+from vidsparse.finetune.noise import generation_levels
 from vidsparse.runtime.adapter import TRAIN_TIMESTEPS
 
 FIRST_HALF = 0.025  # noise that the first half of a generation's steps removes
@@ -21,6 +22,9 @@ class MochiTask(TrainingTask):
 
     family = "Mochi"
     pipelines = ("MochiPipeline",)
+
+    def text_facts(self) -> tuple[Any, ...]:
+        return ("no empty prompt",) if self.pipeline.get("force_zeros_for_empty_prompt") else ()
 
     def encode_text(self, pipe: Any, caption: str, words: int | None) -> Tensors:
         return masked_text(pipe, caption, words)
@@ -37,8 +41,9 @@ class MochiTask(TrainingTask):
     def levels(self, scheduler: Any, steps: int, view: View) -> Sequence[float]:
         from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 
-        # The scheduler has no shift of its own.
-        return [float(level) for level in linear_quadratic_schedule(steps, FIRST_HALF)]
+        counted = generation_levels(scheduler, steps, sigmas=linear_quadratic_schedule(steps, FIRST_HALF))
+        # The scheduler of the published model counts from 0 for pure noise.
+        return [1 - level for level in counted] if scheduler.config.get("invert_sigmas") else counted
 
     def latent_channels(self, config: Mapping[str, Any]) -> int:
         return int(config["in_channels"])
@@ -47,4 +52,4 @@ class MochiTask(TrainingTask):
         return int(config["text_embed_dim"])
 
     def blank_inputs(self, config: Mapping[str, Any], view: View, words: int) -> Tensors:
-        return {"mask": torch.empty(1, words)}
+        return {"mask": torch.ones(1, words)}

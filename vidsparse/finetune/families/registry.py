@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from vidsparse.finetune.families.cogvideox import CogVideoXImageTask, CogVideoXTask
+from vidsparse.finetune.families.framepack import FramepackTask
 from vidsparse.finetune.families.hunyuan_video import HunyuanVideo15ImageTask, HunyuanVideo15Task, HunyuanVideoTask
+from vidsparse.finetune.families.hunyuan_video_image import HunyuanVideoImageTask
 from vidsparse.finetune.families.kandinsky5 import Kandinsky5ImageTask, Kandinsky5Task
 from vidsparse.finetune.families.ltx import LTXImageTask, LTXTask
+from vidsparse.finetune.families.ltx2 import LTX2ImageTask, LTX2Task
 from vidsparse.finetune.families.mochi import MochiTask
 from vidsparse.finetune.families.skyreels_v2 import SkyReelsV2ForcingTask, SkyReelsV2ImageTask, SkyReelsV2Task
 from vidsparse.finetune.families.task import TrainingTask
 from vidsparse.finetune.families.wan import WanImageTask, WanTask
 
 TASKS: tuple[type[TrainingTask], ...] = (
-    *(WanTask, WanImageTask, HunyuanVideoTask, HunyuanVideo15Task, HunyuanVideo15ImageTask, LTXTask, LTXImageTask),
+    *(WanTask, WanImageTask, HunyuanVideoTask, HunyuanVideoImageTask, HunyuanVideo15Task, HunyuanVideo15ImageTask),
+    *(FramepackTask, LTXTask, LTXImageTask, LTX2Task, LTX2ImageTask),
     *(CogVideoXTask, CogVideoXImageTask, MochiTask, Kandinsky5Task, Kandinsky5ImageTask),
     *(SkyReelsV2Task, SkyReelsV2ImageTask, SkyReelsV2ForcingTask),
 )
@@ -37,8 +41,7 @@ def task_for(pipe: Any, **facts: Any) -> TrainingTask:
     """
     is_class = isinstance(pipe, type)
     cls = pipe if is_class else type(pipe)
-    names = [kind.__name__ for kind in cls.__mro__]
-    found = next((task for name in names for task in TASKS if name in task.pipelines), None)
+    found = task_class(cls)
     if found is None:
         raise NotImplementedError(f"{cls.__name__} cannot be trained; finetune trains {', '.join(trained())}")
     task = found(**(facts if is_class else _facts(pipe)))
@@ -47,6 +50,12 @@ def task_for(pipe: Any, **facts: Any) -> TrainingTask:
             f"this {cls.__name__} cannot be trained: {reason}; finetune trains {', '.join(trained())}"
         )
     return task
+
+
+def task_class(pipeline: type[Any]) -> type[TrainingTask] | None:
+    """The task of a class of pipelines; None where it cannot be trained."""
+    names = [kind.__name__ for kind in pipeline.__mro__]
+    return next((task for name in names for task in TASKS if name in task.pipelines), None)
 
 
 def trained() -> list[str]:

@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,8 @@ View = tuple[int, int, int]
 
 # The name of the main tensor among those of a video or a caption; all others go by the names that `arguments` reads.
 MAIN = "tensor"
+# The projections of attention, as most transformers of diffusers name them.
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ class TrainingTask:
         text_parts, video_parts: parts of the pipeline that encode captions and videos.
         pads: whether the pipeline pads text with zeros up to a fixed length.
         embeds_prompts: whether embeddings of text are all that `pipe(...)` needs for a sample video.
+        sees_image: whether the text encoder also sees the first frame; `encode_seen_text` then encodes captions.
+        section: latent frames that a generation makes at a time; a clip has one more than a multiple of these.
+        targets: endings of the names of the layers that a LoRA changes unless others are asked for.
+        untrained: a regular expression of layers that the training's calls do not reach; None: they reach all.
+        packages: modules that must be there besides those of every training.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -54,10 +62,26 @@ class TrainingTask:
     video_parts: ClassVar[tuple[str, ...]] = ("vae",)
     pads: ClassVar[bool] = False
     embeds_prompts: ClassVar[bool] = False
+    sees_image: ClassVar[bool] = False
+    section: ClassVar[int] = 1
+    targets: ClassVar[tuple[str, ...]] = ATTENTION
+    untrained: ClassVar[str | None] = None
+    packages: ClassVar[tuple[str, ...]] = ()
 
     def refusal(self) -> str | None:
         """Why a model of these settings cannot be trained; None where it can."""
         return None
+
+    def check_packages(self) -> None:
+        """Refuse a training for which a package is missing.
+
+        Raises:
+            ImportError: with the command that installs it.
+        """
+        if missing := [name for name in self.packages if find_spec(name) is None]:
+            raise ImportError(
+                f"{self.pipelines[0]} needs {' and '.join(missing)} to be trained: pip install {' '.join(missing)}"
+            )
 
     @property
     def side(self) -> int:
@@ -69,6 +93,19 @@ class TrainingTask:
         """Latent frames, height and width of a video of so many frames and pixels."""
         return (frames - 1) // self.stride[0] + 1, height // self.stride[1], width // self.stride[1]
 
+    @property
+    def frame_step(self) -> int:
+        """Frames that a section covers."""
+        return self.stride[0] * self.section
+
+    def called_with(self, frames: int) -> int:
+        """Frames of a clip of so many that one call of the transformer has."""
+        return frames
+
+    def asked(self, frames: int) -> int:
+        """The `num_frames` with which the pipeline makes videos as long as a clip of so many frames."""
+        return frames
+
     # Data.
 
     def words(self, pipe: Any) -> int | None:
@@ -78,6 +115,14 @@ class TrainingTask:
             return None
         # Padding the text beyond the tokenizer's limit would only cost time.
         return int(min(asked.default, getattr(pipe.tokenizer, "model_max_length", sys.maxsize)))
+
+    def video_facts(self) -> tuple[Any, ...]:
+        """What decides what `encode_video` gives besides the encoders and the video, for the key of the cache."""
+        return ()
+
+    def text_facts(self) -> tuple[Any, ...]:
+        """What decides what `encode_text` gives besides the encoders and the caption, for the key of the cache."""
+        return ()
 
     def encode_video(self, pipe: Any, video: torch.Tensor) -> Tensors:
         """Normalised latents float32, the mean of the VAE and not a sample, and what the image gives besides.
@@ -98,6 +143,10 @@ class TrainingTask:
 
     def encode_text(self, pipe: Any, caption: str, words: int | None) -> Tensors:
         """The embedding of a caption, and what else its encoders give, without a batch."""
+        raise NotImplementedError
+
+    def encode_seen_text(self, pipe: Any, caption: str, words: int | None, image: Any) -> Tensors:
+        """The same, where `sees_image`, of a caption beside the image that its video starts from."""
         raise NotImplementedError
 
     # One call.
@@ -218,9 +267,9 @@ def first_frame(video: torch.Tensor) -> Any:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-def image_latents(pipe: Any, video: torch.Tensor) -> torch.Tensor:
-    """Latents float32 [channels, 1, height, width] of the first frame of a video, as a pipeline prepares it."""
-    return latents_of(pipe.vae, pixels_of(pipe, first_frame(video), video)[0][:, None])
+def image_latents(pipe: Any, image: Any, video: torch.Tensor) -> torch.Tensor:
+    """Latents float32 [channels, 1, height, width] of an image, as a pipeline prepares it, in the size of a video."""
+    return latents_of(pipe.vae, pixels_of(pipe, image, video)[0][:, None])
 
 
 @torch.no_grad()

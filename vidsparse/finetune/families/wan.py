@@ -68,6 +68,9 @@ class WanImageTask(WanTask):
             return "it is for a first and a last frame; train a model for the first frame alone"
         return None
 
+    def video_facts(self) -> tuple[Any, ...]:
+        return ("the image in the place of the first frame",) if self.by_token else ()
+
     def condition(self, pipe: Any, video: torch.Tensor) -> Tensors:
         image = first_frame(video)
         if self.by_token:

@@ -15,6 +15,7 @@ from vidsparse.estimation.work import work
 from vidsparse.finetune.data.clips import Bucket
 from vidsparse.finetune.families import TrainingTask
 from vidsparse.finetune.low_rank import lora_config
+from vidsparse.finetune.memory.contents import Contents
 from vidsparse.finetune.memory.live import LiveBytes
 from vidsparse.finetune.memory.offload import LEAST
 from vidsparse.finetune.noise import share_of, sparse_levels
@@ -93,7 +94,7 @@ def forecast_step(
         ValueError: a size that the model does not take.
     """
     known = geometry_of(cls, dict(config), vae_stride)
-    size = bucket.frames, bucket.height, bucket.width
+    size = task.called_with(bucket.frames), bucket.height, bucket.width
     grid = known.grid(*size)
     module = without_weights(cls, dict(config)).to(dtype)
     layers = len(known.adapter.self_attentions(module))
@@ -145,7 +146,7 @@ def _run(module: Any, task: TrainingTask, settings: Settings, example: Any, dtyp
 
     half = {"no": None, "bf16": torch.bfloat16, "fp16": torch.bfloat16}[settings.precision]
     cast = contextlib.nullcontext() if half is None else torch.autocast("cpu", half)
-    with FakeTensorMode():
+    with FakeTensorMode(allow_non_fake_inputs=True), Contents():
         _without_content(module)
         weights = list(module.parameters())
         for weight in weights:
@@ -170,6 +171,9 @@ def _without_content(module: torch.nn.Module) -> None:
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+        for name, table in vars(part).items():
+            if isinstance(table, torch.Tensor):  # of frequencies, which a few models keep so
+                setattr(part, name, torch.empty(table.shape, dtype=table.dtype))
 
 
 def _density(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.weak import TensorWeakRef
 
 LEAST = 1 << 20  # bytes; smaller tensors stay where they are
 
@@ -24,17 +25,20 @@ class Away:
     """A tensor that is on the CPU.
 
     Attributes:
-        device: where it belongs. home: the copy there, once it is on its way back.
-        host: its bytes on the CPU. gone: event after which they are all there. back: event after which `home` is whole.
-        before: the one that left before it, which is asked for next.
+        device: where it belongs.
+        host: its bytes on the CPU. gone: event after which they are all there.
+        place: how many left before it.
+        coming: the copy on its device, until it is asked for. back: event after which the copy is whole.
+        home: the copy afterwards, as long as someone else holds it.
     """
 
     device: torch.device
     host: torch.Tensor
     gone: Any = None
-    home: torch.Tensor | None = None
+    place: int = 0
+    coming: torch.Tensor | None = None
     back: Any = None
-    before: Away | None = None
+    home: TensorWeakRef | None = None
 
 
 class Offload:
@@ -47,7 +51,9 @@ class Offload:
     def __init__(self, weights: Iterator[torch.nn.Parameter], least: int = LEAST):
         self._kept = {weight.untyped_storage().data_ptr() for weight in weights}
         self._least, self.moved = least, 0
-        self._last: Away | None = None
+        self._order: list[Away] = []  # as they left
+        self._returned: set[int] = set()  # places
+        self._low = 0  # all from this place on have returned
         # The text and the time embedding are saved by each block: once is enough.
         self._known: dict[tuple[Any, ...], tuple[StorageWeakRef, Away]] = {}
         self._stream: Any = None
@@ -71,22 +77,33 @@ class Offload:
 
     def _keep(self, away: Away, tensor: torch.Tensor) -> Away:
         """Put what has left behind those that left before."""
-        away.before, self._last = self._last, away
+        away.place = len(self._order)
+        self._order.append(away)
+        self._low = len(self._order)
         self.moved += tensor.numel() * tensor.element_size()
         return away
 
     def unpack(self, packed: torch.Tensor | Away) -> torch.Tensor:
-        """The tensor on its device; the one that left before it starts its way back."""
+        """The tensor on its device, which its receiver alone keeps alive; the next starts its way back."""
         if isinstance(packed, torch.Tensor):
             return packed
-        self._fetch(packed)
-        if packed.before is not None:
-            self._fetch(packed.before)
+        found = self._fetch(packed)
+        packed.coming, packed.home = None, TensorWeakRef(found)
+        self._fetch_next(packed)
         if packed.back is not None:
             here = torch.cuda.current_stream(packed.device)
             here.wait_event(packed.back)
-            packed.home.record_stream(here)  # type: ignore[union-attr]
-        return packed.home  # type: ignore[return-value]
+            found.record_stream(here)
+        return found
+
+    def _fetch_next(self, packed: Away) -> None:
+        """Fetch what left before a tensor, unless it is one that many blocks saved: then another will come first."""
+        self._returned.add(packed.place)
+        in_turn = packed.place == self._low - 1
+        while self._low - 1 in self._returned:
+            self._low -= 1
+        if in_turn and self._low:
+            self._fetch(self._order[self._low - 1])
 
     def _send(self, tensor: torch.Tensor) -> Away:
         if tensor.device.type != "cuda":
@@ -100,17 +117,24 @@ class Offload:
         tensor.record_stream(stream)  # its memory is used again only after the copy
         return Away(tensor.device, host, gone)
 
-    def _fetch(self, away: Away) -> None:
-        if away.home is not None:
-            return
+    def _fetch(self, away: Away) -> torch.Tensor:
+        """The copy on its device, which may be on its way."""
+        found = away.coming
+        if found is None and away.home is not None:
+            found = away.home()
+        if found is None:
+            found = away.coming = self._bring(away)
+        return found
+
+    def _bring(self, away: Away) -> torch.Tensor:
         if away.device.type != "cuda":
-            away.home = away.host.to(away.device)
-            return
+            return away.host.to(away.device)
         stream = self._side(away.device)
         with torch.cuda.stream(stream):
             stream.wait_event(away.gone)
-            away.home = away.host.to(away.device, non_blocking=True)
+            found = away.host.to(away.device, non_blocking=True)
             away.back = stream.record_event()
+        return found
 
     def _side(self, device: torch.device) -> Any:
         if self._stream is None:

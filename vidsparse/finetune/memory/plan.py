@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import diffusers
 import torch
 
+from vidsparse.finetune.checks import check_model
 from vidsparse.finetune.data.clips import Bucket, Clip
 from vidsparse.finetune.families import task_for
 from vidsparse.finetune.memory.forecast import StepForecast, forecast_step
-from vidsparse.finetune.noise import by_noise
+from vidsparse.finetune.noise import bounds_of, by_noise
 from vidsparse.finetune.settings import Settings
-from vidsparse.finetune.targets import check_targets
 from vidsparse.generation.config_files import INDEX, read_config
 from vidsparse.generation.frames import vae_stride
 from vidsparse.generation.models import Model, source_of
@@ -67,8 +67,9 @@ def plan_training(
 
     Raises:
         NotImplementedError: a model that cannot be trained.
-        ValueError: targets, sizes or a weighting of the loss that do not fit the model.
-        OSError: the settings of the model cannot be read.
+        ValueError: settings or sizes that do not fit the model: what `check_pipeline` refuses of the loaded one.
+        OSError: the settings of the model cannot be read, or the initial LoRA does not exist.
+        ImportError: a package that the family needs besides is missing.
     """
     task_for(model.pipeline_class)  # refuses first what cannot be trained at all
     transformers = configured_transformers(model.name)
@@ -84,17 +85,13 @@ def plan_training(
     index = read_config(source, INDEX) or {}
     full = {**defaults(cls), **config}
     task = task_for(model.pipeline_class, config=full, pipeline=index, scheduler=scheduler, stride=stride)
-    settings.weighting.check(task)
-    check_targets(without_weights(cls, config), settings.targets, settings.exclude)
-    scheduler = build_scheduler(scheduler, settings.sampler, settings.flow_shift)
-    boundary = index.get("boundary_ratio")
-    bounds = (0.0, 1.0)
-    if boundary is not None:
-        bounds = (boundary, 1.0) if settings.transformer == "transformer" else (0.0, boundary)
+    bounds = bounds_of(index, settings.transformer)
+    settings = settings.of_family(task)
     counts = Counter(clip.bucket for clip in clips)
+    check_model(task, without_weights(cls, config), settings, counts, scheduler, bounds)
+    scheduler = build_scheduler(scheduler, settings.sampler, settings.flow_shift)
     sizes = {}
     for bucket in counts:
-        bucket.check(stride[0], task.side)
         view = task.view(bucket.frames, bucket.height, bucket.width)
         levels = task.levels(scheduler, settings.inference_steps, view)
         sizes[bucket] = forecast_step(

@@ -28,6 +28,17 @@ def check_optimizer(name: str) -> None:
         raise ImportError(f"optimizer={name!r} needs {' or '.join(packages)}: pip install {packages[0]}")
 
 
+def check_optimizer_on(name: str, device: torch.device) -> None:
+    """Refuse an optimizer that no installed package computes on a device.
+
+    Raises:
+        ValueError, ImportError: see `check_optimizer`; "adamw-8bit" needs torchao where there is no CUDA.
+    """
+    check_optimizer(name)
+    if name == "adamw-8bit" and device.type != "cuda" and not find_spec("torchao"):
+        raise ImportError(f"optimizer={name!r} needs torchao on {device.type}, without CUDA: pip install torchao")
+
+
 def rate_groups(weights: Mapping[str, torch.nn.Parameter], ratio: float | None) -> list[dict[str, Any]]:
     """The weights of a LoRA as groups of an optimizer, each with the factor of its learning rate.
 
@@ -49,7 +60,8 @@ def build_optimizer(
     """An optimizer by its name.
 
     Args:
-        name: one of `OPTIMIZERS`. "adamw-8bit" is bitsandbytes' on a GPU where it is installed, else torchao's.
+        name: one of `OPTIMIZERS`. "adamw-8bit" is bitsandbytes' on a GPU where it is installed, else torchao's. "muon"
+            takes matrices alone.
         groups: from `rate_groups`.
         rate: learning rate. "prodigy" finds its own and wants 1; "muon" has its update scaled to that of AdamW, so that
             rates of AdamW suit it.
@@ -57,13 +69,11 @@ def build_optimizer(
         device: of the training.
 
     Raises:
-        ValueError, ImportError: see `check_optimizer`; "muon" takes matrices alone.
+        ValueError, ImportError: see `check_optimizer_on`.
     """
-    check_optimizer(name)
+    check_optimizer_on(name, device)
     own: dict[str, Any] = {"lr": rate, "weight_decay": decay}
     if name == "muon":
-        if any(weight.dim() != 2 for group in groups for weight in group["params"]):
-            raise ValueError("optimizer='muon' trains matrices alone; leave out dora, which adds vectors")
         return torch.optim.Muon(groups, adjust_lr_fn="match_rms_adamw", **own)
     if name == "adamw":
         return torch.optim.AdamW(groups, betas=BETAS, **own)
@@ -71,10 +81,8 @@ def build_optimizer(
         module, cls = "prodigyopt", "Prodigy"
     elif device.type == "cuda" and find_spec("bitsandbytes"):
         module, cls = "bitsandbytes.optim", "AdamW8bit"
-    elif find_spec("torchao"):
-        module, cls = "torchao.optim", "AdamW8bit"
     else:
-        raise ImportError("optimizer='adamw-8bit' needs torchao where there is no CUDA: pip install torchao")
+        module, cls = "torchao.optim", "AdamW8bit"
     made: torch.optim.Optimizer = getattr(import_module(module), cls)(groups, betas=BETAS, **own)
     return made
 

@@ -51,13 +51,12 @@ def locked(folder: Path, beat: float = BEAT) -> Iterator[None]:
         lock.release()
         raise RuntimeError(f"{folder} is in use: {_named(other)} trains there; wait for it, stop it, or choose --out")
     done = threading.Event()
-    started = time.time()
 
     def live() -> None:
         while not done.wait(beat):
-            _write(holder, started)
+            _write(holder)
 
-    _write(holder, started)
+    _write(holder)
     thread = threading.Thread(target=live, daemon=True, name="sign of life")
     thread.start()
     try:
@@ -92,8 +91,8 @@ def locked_for_all(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         yield
 
 
-def _write(holder: Path, started: float) -> None:
-    data = {"host": socket.gethostname(), "process": os.getpid(), "started": started, "seen": time.time()}
+def _write(holder: Path) -> None:
+    data = {"host": socket.gethostname(), "process": os.getpid(), "seen": time.time()}
     try:
         with replacing(holder) as temporary:
             temporary.write_text(json.dumps(data), encoding="utf-8")

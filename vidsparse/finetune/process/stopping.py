@@ -19,7 +19,7 @@ class Stopped(KeyboardInterrupt):
 
     Attributes:
         signal: its number; the exit code of a command is 128 more.
-        step: steps that are done and saved; None: no training step had begun.
+        step: the last that is saved, now or by an earlier call; None: none is.
     """
 
     def __init__(self, number: int, step: int | None = None):
@@ -32,10 +32,12 @@ class Stop:
 
     Attributes:
         asked: the signal that asked the training to stop; 0: none.
+        saved: the last step that is saved, which the training says; None: none is.
     """
 
     def __init__(self) -> None:
         self.asked, self._since, self._patient = 0, 0.0, False
+        self.saved: int | None = None
 
     @contextmanager
     def patient(self) -> Iterator[None]:
@@ -55,7 +57,7 @@ class Stop:
         del frame
         echo = time.monotonic() - self._since < ECHO
         if not self._patient or (self.asked and number == signal.SIGINT and not echo):
-            raise Stopped(number)
+            raise Stopped(number, self.saved)
         if not self.asked:
             self.asked, self._since = number, time.monotonic()
 

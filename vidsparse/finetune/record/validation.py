@@ -11,7 +11,8 @@ import torch
 
 from vidsparse.finetune.data.clips import Clip
 from vidsparse.finetune.families import TrainingTask
-from vidsparse.finetune.objective import Example, loss_of
+from vidsparse.finetune.families.task import MAIN
+from vidsparse.finetune.objective import Example, example_of, loss_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -77,13 +78,12 @@ class Validation:
         return tuple(low + (high - low) * (place + 0.5) / COUNT for place in range(COUNT))
 
     def example(self, index: int, level: float) -> Example:
-        """A held-out video at a level; its noise depends on the seed, the video and the level alone."""
-        latents = self.examples.latents(index)
-        name = sha256(f"{self.seed}-{index}-{level:.6f}".encode()).digest()
+        """A held-out video at a level; its noise depends on the seed, the video and the level, not on its set."""
+        video, caption = self.examples.video(index), self.examples.caption(index)
+        name = sha256(f"{self.seed}-{self.examples.name(index)}-{level:.6f}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(name[:7], "big"))
-        noise = torch.randn(latents.shape, generator=generator)
-        more = {name: x[None] for name, x in self.examples.more(index).items()}
-        return Example(latents[None], noise[None], self.examples.text(index)[None], torch.tensor([level]), more)
+        noise = torch.randn(video[MAIN].shape, generator=generator)
+        return example_of(video, caption, noise, torch.tensor([level]))
 
     @torch.no_grad()
     def measure(

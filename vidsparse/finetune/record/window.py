@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-
 from vidsparse.finetune.learner import Learned
 
 LEVELS = 4  # equal ranges of noise levels, each with a loss of its own in the log
@@ -76,20 +74,6 @@ def loss_by_level(videos: Iterable[tuple[float, float]]) -> dict[str, float]:
         place = min(LEVELS - 1, int(level * LEVELS))
         ranges.setdefault(f"{place / LEVELS:g}-{(place + 1) / LEVELS:g}", []).append(loss)
     return {name: sum(losses) / len(losses) for name, losses in ranges.items()}
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has had: of the GPU, on a CPU of main memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import sys
-
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -1,0 +1,66 @@
+"""The trained weights as a pipeline, and as the folder that ships with the package."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import torch
+from latents import Statistics
+from transformer import START, Weights, build
+
+from vidsparse.shapes.model import build_vae, load_pipeline
+from vidsparse.shapes.shipped import SHIPPED
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan, WanPipeline
+
+INDEX = "model_index.json"
+KEPT = ("text_encoder", "tokenizer")  # of it: they stay as they are
+
+
+def assemble(
+    vae: AutoencoderKLWan, experts: tuple[Weights, Weights], boundary: float, statistics: Statistics, shift: float = 8.0
+) -> WanPipeline:
+    """A pipeline of two experts, in float32 on the CPU: the first has the noise levels from `boundary` on."""
+    from diffusers import UniPCMultistepScheduler, WanPipeline
+
+    begun = load_pipeline(model=START)
+    new = build_vae(list(statistics.mean), list(statistics.std)).eval()
+    new.load_state_dict(vae.state_dict())
+    high, low = (build(weights, weights.patch, "cpu", weights.plain)[0] for weights in experts)
+    return WanPipeline(
+        tokenizer=begun.tokenizer,
+        text_encoder=begun.text_encoder,
+        vae=new,
+        scheduler=UniPCMultistepScheduler.from_config(begun.scheduler.config, flow_shift=shift),
+        transformer=high,
+        transformer_2=low,
+        boundary_ratio=boundary,
+    )
+
+
+def export(pipe: WanPipeline, folder: Path) -> None:
+    """Write a pipeline as a folder, in float16, whole or not at all; what is there is replaced."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (folder.with_name(f".{folder.name}-{uuid4().hex[:8]}.{end}") for end in ("new", "old"))
+    try:
+        pipe.to(torch.float16).save_pretrained(new)
+        for part in KEPT:  # the very bytes, whichever versions write here
+            shutil.rmtree(new / part)
+            shutil.copytree(SHIPPED[START].folder / part, new / part)
+        index, begun = (json.loads((path / INDEX).read_text()) for path in (new, SHIPPED[START].folder))
+        (new / INDEX).write_text(json.dumps(index | {part: begun[part] for part in KEPT}, indent=2) + "\n")
+        for path in new.rglob("*.safetensors"):
+            path.chmod(0o644)  # safetensors lets nobody but the owner read
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        if old.exists() and not folder.exists():  # it was stopped between the two
+            old.rename(folder)
+        for rest in (new, old):
+            shutil.rmtree(rest, ignore_errors=True)
