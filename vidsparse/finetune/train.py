@@ -128,13 +128,13 @@ class Training:
             self._changes.callback(self.run.restore)
             self.learner = Learner(self.module, weights, settings, accelerator, self.task, stream, state)
             self._changes.callback(self.learner.close)
+            self.stop.saved = None if state is None else state["step"]
+            if state is not None:
+                self.step = state["step"]
+                self.seconds, self.skipped = state["seconds"], state.get("skipped", 0)
+                self.window = Window.from_state(state["window"]) if "window" in state else Window()
+                say(f"resuming from step {self.step}")
             failure.pop_all()
-        self.stop.saved = None if state is None else state["step"]
-        if state is not None:
-            self.step = state["step"]
-            self.seconds, self.skipped = state["seconds"], state.get("skipped", 0)
-            self.window = Window.from_state(state["window"]) if "window" in state else Window()
-            say(f"resuming from step {self.step}")
 
     def _last_checkpoint(self) -> dict[str, Any] | None:
         """The state of the last checkpoint, or None.
