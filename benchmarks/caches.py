@@ -26,6 +26,7 @@ from vidsparse.atomic import replacing
 from vidsparse.generation.metrics import difference
 from vidsparse.generation.models import find_model
 from vidsparse.generation.sample import Sample, sample
+from vidsparse.runtime.pipeline import transformers_of
 from vidsparse.shapes.scene import held_out_scenes
 
 # Prompt and seed -> the video, and processor seconds of its denoising.
@@ -70,7 +71,8 @@ def main() -> None:
         try:
             return run(dense)(prompt, seed)
         finally:
-            pipe.transformer.disable_cache()
+            for transformer in transformers_of(pipe).values():
+                transformer.disable_cache()
 
     patterns: dict[str, vidsparse.Pattern] = {
         "dense": dense,

@@ -22,6 +22,7 @@ from torch._dynamo.utils import counters
 
 import vidsparse
 from vidsparse.atomic import replacing
+from vidsparse.runtime.pipeline import transformers_of
 from vidsparse.shapes import model
 
 PROMPT = "a red circle moving left on a blue background"
@@ -40,7 +41,8 @@ def main() -> None:
     arguments = parser.parse_args()
     dtype = getattr(torch, arguments.dtype)
     pipes = {how: model.load_pipeline(dtype, arguments.model) for how in ("as it is", "compiled")}
-    pipes["compiled"].transformer.compile_repeated_blocks(fullgraph=True)
+    for transformer in transformers_of(pipes["compiled"]).values():
+        transformer.compile_repeated_blocks(fullgraph=True)
     radial = vidsparse.StepSchedule(vidsparse.Radial(density=arguments.density), dense_steps=arguments.dense_steps)
     first: dict[str, float] = {}
     seconds: dict[str, list[float]] = {}

@@ -13,6 +13,7 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from subject import (
@@ -39,6 +40,12 @@ LEVELS = (0.98, 0.93, 0.85, 0.7, 0.45, 0.2)
 SEED = 777  # of the videos; trainings draw theirs from seeds near 0
 
 
+def expert(pipe: Any, level: float) -> Any:
+    """The transformer that a pipeline asks at a noise level."""
+    boundary = pipe.config.get("boundary_ratio")
+    return pipe.transformer if boundary is None or level >= boundary else pipe.transformer_2
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,7 +65,7 @@ def main() -> None:
         encoders = model.load_pipeline(torch.float32, arguments.model)
         videos, _ = encode(encoders, clips, Path(folder))
         with vidsparse.sparsify(pipe, by_noise(pattern, pipe.scheduler, steps), correction=correction):
-            losses = {level: mean_loss(pipe.transformer, videos, level) for level in LEVELS}
+            losses = {level: mean_loss(expert(pipe, level), videos, level) for level in LEVELS}
     result = {
         "model": arguments.model,
         "pattern": repr(pattern),

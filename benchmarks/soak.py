@@ -32,6 +32,7 @@ import vidsparse
 from vidsparse.atomic import replacing
 from vidsparse.generation.models import find_model
 from vidsparse.generation.sample import sample
+from vidsparse.runtime.pipeline import transformers_of
 
 MODEL = "shapes-64"  # that of `shapes-long`
 RESULTS = Path(__file__).parent / "results" / MODEL
@@ -72,7 +73,8 @@ class Case:
             video = sample(pipe, self.pattern, asked, correction=self.correction, seed=self.seed)
         finally:
             if self.cache is not None:
-                pipe.transformer.disable_cache()
+                for transformer in transformers_of(pipe).values():
+                    transformer.disable_cache()
             if self.lora:
                 vidsparse.unload_lora(pipe)
         return hashlib.sha256(video.frames.tobytes()).hexdigest()

@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         vidsparse.enable_cache(pipe, FirstBlockCacheConfig(threshold=options.threshold))
         generator = torch.Generator().manual_seed(0)
         video = pipe("a red circle moving left on a blue background", generator=generator, **settings).frames[0]
-    pipe.transformer.disable_cache()
+    for transformer in (pipe.transformer, pipe.transformer_2):
+        transformer.disable_cache()
     export_to_video(list(video), str(options.out), fps=12)
     print(run.report())
 

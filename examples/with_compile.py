@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("with_compile.mp4"), help="default: with_compile.mp4")
     options = parser.parse_args(arguments)
     pipe = load_pipeline()
-    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend=options.backend)  # before sparsify, or after it
+    for transformer in (pipe.transformer, pipe.transformer_2):  # before sparsify, or after it
+        transformer.compile_repeated_blocks(fullgraph=True, backend=options.backend)
     settings = {**SAMPLING, "num_frames": options.frames, "num_inference_steps": options.steps}
     with vidsparse.sparsify(pipe) as run:
         generator = torch.Generator().manual_seed(0)

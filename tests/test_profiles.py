@@ -13,6 +13,7 @@ from tiny_wan import tiny, wan_pipeline
 from vidsparse import Dense, Pattern, PerLayer, Radial, SlidingTile, VideoGrid, load_profile, sparsify
 from vidsparse.profiles import FILE, Expected, Profile, read_profile, settings_of
 from vidsparse.serialize import to_data
+from vidsparse.shapes.model import build_transformer
 
 WINDOW = SlidingTile(window=(3, 8, 8), tile=(1, 4, 4))
 PATTERN = PerLayer((Dense(), WINDOW), (0, 1))
@@ -74,6 +75,15 @@ def test_settings_that_another_version_of_diffusers_has_tell_nothing() -> None:
     known = profile().config
     profile(config={**known, "new_option": 3}).check(wan_pipeline())
     profile(config={key: value for key, value in known.items() if key != "eps"}).check(wan_pipeline())
+
+
+def test_experts_may_differ_in_the_size_of_their_tokens() -> None:
+    pipe = wan_pipeline()
+    pipe.transformer_2 = build_transformer(2, num_layers=2, num_attention_heads=1)
+    profile().check(pipe)
+    pipe.transformer_2 = build_transformer(2, num_layers=3, num_attention_heads=1)
+    with pytest.raises(ValueError, match="another WanTransformer3DModel of 3 layers"):
+        profile().check(pipe)
 
 
 @pytest.mark.parametrize(

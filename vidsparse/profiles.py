@@ -97,8 +97,9 @@ class Profile(BaseModel):
         """
         for transformer in transformers_of(target).values():
             name, found = type(transformer).__name__, settings_of(transformer)
-            # A setting that one version of diffusers has and another lacks tells nothing.
-            if name != self.transformer or any(found[key] != self.config[key] for key in found.keys() & self.config):
+            # A setting that one version of diffusers has and another lacks tells nothing; experts may differ in tokens.
+            shared = (found.keys() & self.config.keys()) - {"patch_size"}
+            if name != self.transformer or any(found[key] != self.config[key] for key in shared):
                 heads = [adapter_for(transformer).heads(x) for x in self_attentions(transformer)]
                 raise ValueError(
                     f"this profile was tuned for {self.model} ({self.transformer}), and the model at hand is another "

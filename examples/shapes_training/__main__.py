@@ -36,13 +36,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--videos", type=int, default=4096, help="to draw and encode")
     parser.add_argument("--steps", type=int, default=400, help="of the autoencoder")
     parser.add_argument("--prompts", type=int, default=8, help="of the strip")
-    parser.add_argument("--sampling-steps", type=int, default=30, help="of the strip")
+    parser.add_argument("--sampling-steps", type=int, default=20, help="of the strip")
     parser.add_argument("--threads", type=int, help="of torch; on a busy machine 1 is the most efficient")
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: STOP.set())
     if given.threads:
         torch.set_num_threads(given.threads)
     given.plan = PLANS[given.plan or given.device]
+    names = [phase.name for phase in given.plan.phases]
+    if given.phase not in (None, *names):
+        parser.error(f"--phase {given.phase} is unknown; the plan has {', '.join(names)}")
     given.until = time.time() + 60 * given.minutes
     given.out.mkdir(parents=True, exist_ok=True)
     COMMANDS[given.command](given)

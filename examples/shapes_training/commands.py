@@ -102,7 +102,7 @@ def held_out(out: Path, vae: AutoencoderKLWan, world: World) -> Pool:
 
 
 def train(given: Namespace) -> None:
-    """Train the experts by the plan, or one phase alone."""
+    """Train the experts by the plan, or one phase, and before that what they begin with."""
     vae = load_autoencoder(given.out).to(given.device, precision(given.device))
     asked = held_out(given.out, vae, given.plan.world)
     path = given.out / STATISTICS
@@ -113,6 +113,8 @@ def train(given: Namespace) -> None:
     for phase in (given.phase,) if given.phase else given.plan.experts:
         weights = training.run(phase, given.until)
         print(f"{weights.phase}: {weights.step} steps", flush=True)
+        if not weights.done:
+            break
 
 
 def strip(given: Namespace) -> None:

@@ -28,6 +28,9 @@ def assemble(
     """A pipeline of two experts, in float32 on the CPU: the first has the noise levels from `boundary` on."""
     from diffusers import UniPCMultistepScheduler, WanPipeline
 
+    for weights in experts:
+        if weights.patch > 1 and not weights.plain:
+            raise ValueError(f"{weights.phase} counts positions in latents, which no file of a pipeline can say")
     begun = load_pipeline(model=START)
     new = build_vae(list(statistics.mean), list(statistics.std)).eval()
     new.load_state_dict(vae.state_dict())

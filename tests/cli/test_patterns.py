@@ -15,6 +15,7 @@ import pytest
 import torch
 from command_line import tiny_pipeline, vidsparse_in_a_folder
 from matplotlib.figure import Figure
+from needs import needs_weights
 from PIL import Image
 from twins import class_or_skip
 
@@ -132,6 +133,14 @@ def test_inspect_draws_one_latent_frame(vidsparse: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(Figure, "savefig", saved)
     assert vidsparse("inspect", "--frames", 1, "--png", "one.png").code == 0
     assert ticks == [[0], [0]]
+
+
+@needs_weights
+def test_a_map_that_is_chosen_is_that_of_the_finer_expert(vidsparse: Any) -> None:
+    size = ["--model", "shapes", "--frames", 5, "--height", 64, "--width", 64]
+    done = vidsparse("inspect", *size, "--pattern", "top-blocks", "--png", "chosen.png")
+    assert done.code == 0, done.err
+    assert "wrote chosen.png" in done.out
 
 
 def test_what_a_pattern_chooses_by_content_is_drawn_from_a_real_step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,12 @@ def test_the_newest_weights_become_the_model_that_ships(
     assert (scheduler["_class_name"], scheduler["flow_shift"]) == ("UniPCMultistepScheduler", 8.0)
     halves = load_file(folder / "transformer/diffusion_pytorch_model.safetensors").values()
     assert {x.dtype for x in halves} == {torch.float16}
+
+
+def test_positions_that_no_file_can_say_are_refused(out: Path) -> None:
+    high, low = (Weights.read(out / file_of(phase)) for phase in ("high", "patch1"))
+    with pytest.raises(ValueError, match="high counts positions in latents"):
+        assemble(build_vae(), (replace(high, plain=False), low), 0.8, STATED)
 
 
 @pytest.mark.parametrize("step", ["save_pretrained", "rename"])

@@ -36,6 +36,9 @@ def test_the_steps_of_coarse_tokens_cost_the_square_of_their_share(tmp_path: Pat
 
 def test_noise_levels_take_the_shift_of_the_scheduler(tmp_path: Path) -> None:
     assert noise_levels(model(tmp_path, [(1, 1, 1)], None, 3.0), 4) == pytest.approx((1, 0.9, 0.75, 0.5))
+    assert noise_levels(str(tmp_path), 2, 4.0) == pytest.approx((1, 0.8))
+    (tmp_path / "scheduler/scheduler_config.json").write_text('{"shift": 3.0}')
+    assert noise_levels(str(tmp_path), 2) == pytest.approx((1, 0.75))
     (tmp_path / "scheduler/scheduler_config.json").unlink()
     assert noise_levels(str(tmp_path), 4) == (1, 0.75, 0.5, 0.25)
 

@@ -34,7 +34,7 @@ def enable_cache(pipe_or_transformer: object, config: object) -> None:
 
         vidsparse.enable_cache(pipe, FirstBlockCacheConfig(threshold=0.1))
         ...
-        pipe.transformer.disable_cache()
+        pipe.transformer.disable_cache()  # and that of transformer_2, if there is one
 
     It does what `pipe.transformer.enable_cache(config)` does, and besides:
 

@@ -110,7 +110,7 @@ def _draw(
     plan, where = planned, ""
     if chosen.reads_content:
         found, where = _sampled(model, chosen, prompt, size)
-        plan = found.plan
+        plan, grid = found.plan, found.grid
     head = 0 if isinstance(plan, BlockMap) else max(plan, key=lambda group: len(group.heads)).heads[0]
     with live_console().status("drawing the map"), replacing(png) as temporary:
         title = f"{pattern} on {grid.sides} tokens of {model}{where}, head {head}"
@@ -153,11 +153,16 @@ def check_weights(model: str, what: str, option: str) -> None:
 
 
 def _sampled(model: str, chosen: Pattern, prompt: str | None, size: tuple[int, int, int]) -> tuple[ChosenMap, str]:
-    """The map that a pattern chose in the middle layer and step of a generation, and which one it is."""
+    """The map that a pattern chose in the middle layer and step of a generation, and which one it is.
+
+    Of two experts with tokens of different sizes, the middle step is that of the finer one.
+    """
+    from vidsparse.generation.cascade import step_costs
     from vidsparse.generation.chosen_map import chosen_map
     from vidsparse.generation.transformers import attention_layers
 
-    layer, step = attention_layers(model) // 2, SAMPLED_STEPS // 2
+    fine = [step for step, cost in enumerate(step_costs(model, SAMPLED_STEPS)) if cost == 1]
+    layer, step = attention_layers(model) // 2, fine[len(fine) // 2]
     pipe, arguments = short_video(model, prompt, size)
     with sampling_bar() as bar:
         found = chosen_map(

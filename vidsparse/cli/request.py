@@ -262,7 +262,8 @@ class Request(GenerationOptions):
 
         frames, height, width = self.size(arguments)
         if frames and height and width:
-            return forecast(self.model, pattern, frames, height, width, self.denoising_steps)
+            shift = self.flow_shift or self.recipe.flow_shift
+            return forecast(self.model, pattern, frames, height, width, self.denoising_steps, shift)
         return None
 
     @property

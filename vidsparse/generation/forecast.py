@@ -81,7 +81,9 @@ class Forecast:
         return sum(made) / sum(costs)
 
 
-def forecast(model: str, pattern: Pattern, frames: int, height: int, width: int, steps: int) -> Forecast:
+def forecast(
+    model: str, pattern: Pattern, frames: int, height: int, width: int, steps: int, shift: float | None = None
+) -> Forecast:
     """What a video will cost. No weights are read.
 
     Args:
@@ -90,15 +92,16 @@ def forecast(model: str, pattern: Pattern, frames: int, height: int, width: int,
             are those of `plan`.
         frames, height, width: of the video; frames that the VAE does not produce count as the nearest that it does.
         steps: of the denoising.
+        shift: of the flow; None: that of the model's scheduler.
 
     Raises:
         ValueError: a video that is smaller than a token, or a map larger than memory.
         NotImplementedError: no adapter serves the transformer.
         OSError: the settings cannot be read.
     """
-    size, levels = (frames, height, width), noise_levels(model, steps)
+    size, levels = (frames, height, width), noise_levels(model, steps, shift)
     found = forecast_of(geometry(model), attention_layers(model), pattern, size, steps, levels)
-    return replace(found, costs=step_costs(model, steps))
+    return replace(found, costs=step_costs(model, steps, shift))
 
 
 def forecast_of(

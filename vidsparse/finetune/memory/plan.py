@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import diffusers
 import torch
@@ -88,7 +89,10 @@ def plan_training(
     bounds = bounds_of(index, settings.transformer)
     settings = settings.of_family(task)
     counts = Counter(clip.bucket for clip in clips)
-    check_model(task, without_weights(cls, config), settings, counts, scheduler, bounds)
+    transformer = without_weights(cls, config)
+    # Where it would be loaded from: a LoRA to start from may be of another model that ships.
+    transformer.register_to_config(_name_or_path=str(Path(source) / settings.transformer))
+    check_model(task, transformer, settings, counts, scheduler, bounds)
     scheduler = build_scheduler(scheduler, settings.sampler, settings.flow_shift)
     sizes = {}
     for bucket in counts:
