@@ -28,7 +28,7 @@ def test_shapes_is_a_known_model() -> None:
     model = find_model("shapes")
     assert isinstance(model, Shapes) and model.pipeline_class is WanPipeline
     assert (model.sampling, model.fps, source_of("shapes")) == (SAMPLING, 12, str(FOLDER))
-    assert (model.default("num_frames"), model.default("num_inference_steps")) == (33, 16)
+    assert (model.default("num_frames"), model.default("num_inference_steps")) == (33, 20)
     assert find_model("shapes-64").sampling == SAMPLING | dict(
         height=64, width=64, num_inference_steps=30, guidance_scale=2.0
     )

@@ -23,7 +23,7 @@ from vidsparse.generation.transformers import (
     without_weights,
 )
 from vidsparse.runtime.registry import adapter_named
-from vidsparse.shapes.model import FOLDER
+from vidsparse.shapes.shipped import SHIPPED
 from vidsparse_pipelines import ADAPTERS
 
 pytestmark = ignores_warnings
@@ -117,10 +117,10 @@ def test_what_the_hub_answers(monkeypatch: pytest.MonkeyPatch, error: Exception,
 def test_a_cached_pipeline_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache cannot tell that a file is missing on the Hub, such as that of a second expert."""
     config_files._from_hub.cache_clear()
-    monkeypatch.setattr(config_files, "_from_hub", cached := Cache(FOLDER))
+    monkeypatch.setattr(config_files, "_from_hub", cached := Cache(SHIPPED["shapes-64"].folder))
     (cls, settings), *others = configured_transformers("owner/name").values()
     assert (cls, settings["num_layers"], others) == (diffusers.WanTransformer3DModel, 6, [])
-    assert geometry("owner/name") == geometry("shapes")
+    assert geometry("owner/name") == geometry("shapes-64")
     assert find_model("owner/name").pipeline_class is diffusers.WanPipeline
     check_pattern("owner/name", Radial(0.3))
     assert set(cached.asked) == {"model_index.json", "transformer/config.json", "vae/config.json"}

@@ -71,7 +71,7 @@ def test_a_pipeline_takes_the_loras_of_its_model_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=SAYS):
         load_lora(pipe, "shapes-long")
     with pytest.raises(ValueError, match=SAYS):
-        start_weights(pipe, Settings(Radial(0.2)), "shapes-long")
+        start_weights(pipe.transformer, Settings(Radial(0.2)), "shapes-long")
     assert pipe.transformer.blocks[0].attn1.to_q is before, "nothing was changed"
     load_lora(pipe, of_base(tmp_path / "own", "shapes"))
     load_lora(pipe, of_base(tmp_path / "other", "somebody/else"))
