@@ -192,7 +192,7 @@ BAD_LINES = {
     '{"prompt": "a red circle", "seed": 9223372036854775808}': "must be at most 9223372036854775807",
     '{"prompt": "a red circle", "density": 0.2}': "unknown density; known are prompt, name, seed, negative_prompt, im",
     f'{{"prompt": "{PROMPT}", "height": 63}}': "have to be divisible by 16",
-    f'{{"prompt": "{PROMPT}", "frames": 200000}}': "has positions for 512 on each axis",
+    f'{{"prompt": "{PROMPT}", "frames": 200000}}': "has positions for 1024 on each axis",
     f'{{"prompt": "{PROMPT}", "negative_prompt": "ugly"}}': "'ugly'",
 }
 

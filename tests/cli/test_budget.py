@@ -61,7 +61,7 @@ def test_the_schedule_of_a_lora_is_kept_within_a_budget() -> None:
     [
         (["--budget", "0"], "budget=0.0 must be in (0, 1]"),
         (["--budget", "0.5", "--sparse-cost", "0"], "sparse_cost=0.0 must be in (0, 1]"),
-        (["--budget", "0.2"], "budget=0.2 cannot be kept in 16 steps"),
+        (["--budget", "0.2"], "budget=0.2 cannot be kept in 20 steps"),
         (
             ["--sparse-cost", "0.5"],
             "--sparse-cost says what a step costs of a --budget; give that too, or leave it out",

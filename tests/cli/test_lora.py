@@ -70,8 +70,8 @@ def test_generate_does_what_a_lora_was_trained_with(vidsparse: Any, lora: Path) 
     report = json.loads(Path("a.json").read_text())
     assert report["attention"]["pattern"] == f"{RECIPE.pattern!r} with {RECIPE.correction!r}"
     assert report["request"]["lora"] == [str(lora)] and report["loras"][str(lora)]["frames"] == 5
-    # Two steps of six layers; the first step and the first layer are dense.
-    assert (report["attention"]["sparse_calls"], report["attention"]["dense_calls"]) == (5, 7)
+    # Two branches of two steps of six layers; the first step and the first layer are dense.
+    assert (report["attention"]["sparse_calls"], report["attention"]["dense_calls"]) == (10, 14)
     assert imageio.imread("a.mp4", plugin="FFMPEG").shape[0] == 5
 
 
@@ -85,7 +85,7 @@ def test_compare_runs_both_with_the_lora(vidsparse: Any, lora: Path) -> None:
     assert done.code == 0, done.err
     result, text = json.loads(Path("c.json").read_text()), re.sub(r"\s+", " ", done.out)
     assert result["frames"] == 9, "what is given goes before what the LoRA was trained with"
-    assert result["sparse"]["sparse_calls"] == 10 and result["psnr"] is not None
+    assert result["sparse"]["sparse_calls"] == 20 and result["psnr"] is not None
     assert [*result["loras"]] == [str(lora)] and "dense and radial, density" in text and "both with LoRA" in text
     for name, more in (("with.mp4", ["--lora", lora, "--correction", "none"]), ("without.mp4", [])):
         assert vidsparse("generate", PROMPT, *size, "--pattern", "dense", *more, "-o", name).code == 0
@@ -117,7 +117,7 @@ def test_what_is_given_changes_what_the_lora_was_trained_with(
     assert Request(PROMPT, lora=[str(lora)], correction="none").build_correction() is None
 
 
-@pytest.mark.parametrize(("steps", "dense"), [(None, 2), (30, 4), (50, 7), (8, 1), (4, 1), (2, 1), (1, 0)])
+@pytest.mark.parametrize(("steps", "dense"), [(None, 3), (30, 4), (50, 7), (8, 1), (4, 1), (2, 1), (1, 0)])
 @pytest.mark.parametrize("given", [{"pattern": "radial"}, {"density": 0.3}], ids=str)
 def test_without_a_lora_a_pattern_has_the_schedule_of_the_help(
     given: dict[str, Any], steps: int | None, dense: int
@@ -127,7 +127,7 @@ def test_without_a_lora_a_pattern_has_the_schedule_of_the_help(
     assert request.build_correction() is None and request.recipe == LoraRecipe()
 
 
-SHAPES = StepSchedule(Radial(density=0.2), 0.125)
+SHAPES = StepSchedule(Radial(density=0.15), sigmas=(0.0, 0.8))
 
 
 @pytest.mark.parametrize(

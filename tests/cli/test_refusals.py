@@ -60,7 +60,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "impl of another device": (["--impl", "cpu", "--device", "meta"], "impl='cpu' needs tensors on the CPU"),
     "layers that do not exist": (["--dense-layers", "0,99"], "dense_layers [99]"),
     "height of no token": (["--height", "63"], "divisible by 16"),
-    "more frames than positions": (["--frames", "200000"], "has positions for 512 on each axis"),
+    "more frames than positions": (["--frames", "200000"], "has positions for 1024 on each axis"),
     "table of another model": (["--pattern", "TABLE"], "the table is for 1 layers of 2 heads"),
 }
 

@@ -46,7 +46,7 @@ def test_a_dry_run_of_all_commands(command: Any, tmp_path: Path, monkeypatch: py
     assert [line["step"] for line in log if line["stage"] == "patch4" and "loss" in line] == [2]
     for phase, levels in (("patch4", LEVELS), ("high", LEVELS[:3]), ("low", LEVELS[3:])):
         (asked,) = (line for line in log if line["stage"] == phase and "pool" in line)
-        kinds = ("all", "still", "bouncing", "crossing")
+        kinds = ("all", "still", "bouncing", "crossing", "inside")
         assert {key for key in asked if key[-1].isdigit()} == {f"{kind}_{level}" for kind in kinds for level in levels}
     for phase, patch in (("high", 4), ("low", 2)):
         weights = Weights.read(tmp_path / file_of(phase))

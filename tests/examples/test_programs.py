@@ -55,7 +55,7 @@ def test_a_cache_skips_and_the_rest_is_sparse(here: Path, capsys: pytest.Capture
 def test_compiled_blocks(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("with_compile", *SMALL, "--backend", "eager")
     printed = capsys.readouterr().out
-    assert "18 of 24 attention calls sparse" in printed and frames() == 5
+    assert "12 of 48 attention calls sparse" in printed and frames() == 5
 
 
 @needs_weights

@@ -30,7 +30,7 @@ from vidsparse import (
     load_lora,
     sparsify,
 )
-from vidsparse.finetune import Settings
+from vidsparse.finetune.families.task import ATTENTION
 from vidsparse.finetune.samples import write_samples
 from vidsparse.lora.files import read_recipe
 
@@ -64,7 +64,7 @@ def test_a_training_begins_with_a_lora(tmp_path: Path, cache: Path) -> None:
     halved = train(tmp_path / "halved", cache, start=start, alpha=2 * SMALL["rank"], **still)
     assert_same(halved, {name: weight / 2 if "lora_B" in name else weight for name, weight in before.items()})
     # Targets that it does not have begin by adding nothing.
-    more = train(tmp_path / "more", cache, start=start, targets=(*Settings.targets, "ffn.net.2"), **still)
+    more = train(tmp_path / "more", cache, start=start, targets=(*ATTENTION, "ffn.net.2"), **still)
     assert_same({name: weight for name, weight in more.items() if "ffn" not in name}, before)
     added = {name.rsplit(".", 2)[1]: float(weight.abs().max()) for name, weight in more.items() if "ffn" in name}
     assert added["lora_A"] > 1e-3 and added["lora_B"] < 1e-20

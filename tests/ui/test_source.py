@@ -17,7 +17,7 @@ from vidsparse.ui.form import PATTERNS, Form
 from vidsparse.ui.source import command_line, expression, python
 
 PROMPT = "a red circle moving left on a blue background"
-SMALL = dict(frames="5", height="32", width="32", steps="2", dense_steps="1")
+SMALL = dict(frames="5", height="32", width="32", steps="4", dense_steps="1")
 
 
 @pytest.mark.parametrize(

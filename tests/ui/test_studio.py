@@ -114,8 +114,8 @@ def test_defaults_are_those_of_the_model(studio: Studio, small: Form) -> None:
         "frames": "33",
         "height": "128",
         "width": "128",
-        "steps": "16",
-        "guidance": "1.0",
+        "steps": "20",
+        "guidance": "2.0",
     }
     assert studio.defaults(small.model)["prompt"] == "" and studio.defaults(small.model)["frames"] == "81"
 

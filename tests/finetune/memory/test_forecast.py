@@ -25,12 +25,12 @@ BUCKET = Bucket(33, 64, 64)
 
 
 def predicted(settings: Settings) -> StepForecast:
-    return plan_training(find_model("shapes"), settings, drawn_clips(1, BUCKET), torch.float32).largest
+    return plan_training(find_model("shapes-64"), settings, drawn_clips(1, BUCKET), torch.float32).largest
 
 
 def step_of(settings: Settings) -> Any:
     """A function that runs a real pass; before it, the transformer has the LoRA with a gradient."""
-    pipe = load_pipeline()
+    pipe = load_pipeline(model="shapes-64")
     weights = add_lora(pipe, settings)
     module = pipe.transformer
     if settings.gradient_checkpointing:
@@ -110,7 +110,7 @@ def test_an_expert_that_would_train_dense_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_a_plan_counts_clips_and_epochs() -> None:
     clips = [*drawn_clips(3, BUCKET), *drawn_clips(1, Bucket(9, 64, 64))]
-    found = plan_training(find_model("shapes"), Settings(Dense(), rank=2, steps=6, batch=2), clips, torch.float32, 2)
+    found = plan_training(find_model("shapes-64"), Settings(Dense(), rank=2, steps=6, batch=2), clips, torch.float32, 2)
     assert found.clips == {BUCKET: 3, Bucket(9, 64, 64): 1} and found.epochs == 6.0 and found.videos == 4
     assert found.largest is found.sizes[BUCKET]
     assert found.flops == pytest.approx((3 * found.sizes[BUCKET].flops + found.sizes[Bucket(9, 64, 64)].flops) / 4)
@@ -132,4 +132,4 @@ def test_what_a_training_refuses_a_plan_refuses(changes: dict[str, Any], message
     with pytest.raises((ValueError, OSError), match=message):
         predicted(Settings(**{"pattern": Dense(), **changes}))
     with pytest.raises(ValueError, match="10 frames do not fit"):
-        plan_training(find_model("shapes"), Settings(Dense()), drawn_clips(1, Bucket(10, 64, 64)), torch.float32)
+        plan_training(find_model("shapes-64"), Settings(Dense()), drawn_clips(1, Bucket(10, 64, 64)), torch.float32)
