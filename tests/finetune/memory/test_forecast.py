@@ -120,7 +120,7 @@ def test_a_plan_counts_clips_and_epochs() -> None:
     ("changes", "message"),
     [
         ({"targets": ("to_z",)}, "targets to_z do not exist"),
-        ({"transformer": "transformer_2"}, "transformer='transformer_2' does not exist in shapes-64; it has transformer"),
+        ({"transformer": "transformer_2"}, "transformer_2' does not exist in shapes-64; it has transformer"),
         ({"loss_weighting": "min_snr"}, "is not for a model that predicts flow"),
         ({"pattern": StepSchedule(Radial(density=0.5), dense_steps=30)}, "has no sparse step among 30"),
         ({"pattern": StepSchedule(Radial(density=0.5), dense_layers=(99,))}, "dense_layers.*99"),
