@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from autoencoder import measure, train_autoencoder
 from export import assemble, export
 from latents import SHARD, Example, Pool, Statistics, encode, encode_shards, read_pool, read_shard, write_shard
+from plan import PLANS
 from precision import precision
 from safetensors.torch import load_file, save_file
 from strip import draw_strip
@@ -109,7 +110,8 @@ def train(given: Namespace) -> None:
     if not newest(given.out, STATISTICS).is_file():
         Statistics.measure(read_pool(given.out / "latents").latents).write(path)
     statistics = Statistics.read(newest(given.out, STATISTICS))
-    training = Training(given.plan, load_pipeline(model=START), statistics, given.out, WEIGHTS, asked, given.device)
+    kept = given.out if given.plan is PLANS["cuda"] else WEIGHTS  # a GPU has the time to begin anew
+    training = Training(given.plan, load_pipeline(model=START), statistics, given.out, kept, asked, given.device)
     for phase in (given.phase,) if given.phase else given.plan.experts:
         weights = training.run(phase, given.until)
         print(f"{weights.phase}: {weights.step} steps", flush=True)
