@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -17,7 +18,7 @@ from outlines import OutlineReader
 from plan import Phase, Plan
 from safetensors import safe_open
 from safetensors.torch import save_file
-from stored_attention import store_attention
+from stored_attention import attention_stored
 from tokens import coarsen, refine, widen_positions
 
 import vidsparse
@@ -179,8 +180,6 @@ class Training:
             [*optimizers(transformer, rate, SKIP), *optimizers(reader, rate)],
             weights.step if weights.phase == phase.name else 0,
         )
-        if self.device == "cpu" and phase.patch > 1:  # all pairs of 9,216 tokens do not fit
-            store_attention(transformer.blocks)
         if self.device == "cuda":
             for block in transformer.blocks:
                 block.compile()
@@ -188,13 +187,9 @@ class Training:
         parts = cycle(range(phase.parts))
 
         def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
-            part = next(parts)
-            if rng.random() < phase.short:
-                return flow.loss(pool, rng, part, phase.short_frames)
-            if rng.random() >= phase.sparse:
-                return flow.loss(pool, rng, part)
-            with vidsparse.sparsify(transformer, vidsparse.Radial(self.plan.density)):
-                return flow.loss(pool, rng, part)
+            frames = phase.short_frames if rng.random() < phase.short else None
+            with self._attention(transformer, phase, frames, rng):
+                return flow.loss(pool, rng, next(parts), frames)
 
         def at_save() -> dict[str, float]:
             nonlocal pool
@@ -214,6 +209,16 @@ class Training:
             at_save=at_save,
         )
         return self._keep(stage, phase)
+
+    def _attention(
+        self, transformer: WanTransformer3DModel, phase: Phase, frames: int | None, rng: random.Random
+    ) -> AbstractContextManager[object]:
+        """The attention of one part of a step, of whole clips or of their first latent frames."""
+        if frames is None and rng.random() < phase.sparse:
+            return vidsparse.sparsify(transformer, vidsparse.Radial(phase.density))
+        if self.device == "cpu" and (phase.patch > 1 or frames is not None):  # all pairs of 9,216 tokens do not fit
+            return attention_stored(transformer.blocks)
+        return nullcontext()
 
     def _keep(self, stage: Stage, phase: Phase) -> Weights:
         weights = Weights(
