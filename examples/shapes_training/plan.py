@@ -84,8 +84,8 @@ PLANS = {
             Phase("patch2", 2, 1300, 8, (0.8, 0.3), "patch4", short=0.6, asked=16),
             Phase("patch1", 1, 320, 8, (0.3, 0.0), "patch2", sparse=0.9, short=0.85, short_frames=2, parts=4, asked=2),
             Phase("high", 2, 400, 8, (0.5, 0.0), "patch2", (BOUNDARY, 1.0), plain=True, short=0.3, asked=16),
-            Phase("high2", 2, 800, 8, (0.4, 0.0), "high", (BOUNDARY, 1.0), plain=True, short=0.2, asked=16),
-            Phase("low", 1, 360, 8, (0.3, 0.0), "patch1", (0.0, BOUNDARY), True, 0.95, 0.15, 0.7, 2, parts=4, asked=4),
+            Phase("high2", 2, 440, 8, (0.4, 0.0), "high", (BOUNDARY, 1.0), plain=True, short=0.2, asked=16),
+            Phase("low", 1, 190, 8, (0.3, 0.0), "patch1", (0.0, BOUNDARY), True, 0.95, 0.15, 0.7, 2, parts=4, asked=4),
         )
     ),
     # Eight minutes of a GPU with the autoencoder, the latents and a strip; no GPU has run it yet.

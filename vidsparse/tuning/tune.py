@@ -20,7 +20,8 @@ from vidsparse.runtime.pipeline import transformers_of
 from vidsparse.serialize import to_data
 from vidsparse.tuning.candidates import default_candidates
 from vidsparse.tuning.capture import Reference, capture
-from vidsparse.tuning.measure import Measurement, Phases, Recorded, is_middle, measure
+from vidsparse.tuning.measure import Measurement, Recorded, measure
+from vidsparse.tuning.phases import Phases, is_middle, switch_of
 from vidsparse.tuning.search import Held, OnStage, Search, Target, Trial
 from vidsparse.tuning.store import Store
 
@@ -147,15 +148,19 @@ def _measured(
 ) -> Measurement:
     """Capture dense videos of all prompts, and measure the candidates on them."""
 
+    def wanted(step: int, steps: int) -> bool:
+        return is_middle(step, steps, switch_of(pipe, steps))
+
     def captured(number: int) -> Reference:
         def make() -> dict[str, Any]:
             told = _told(on_stage, f"dense video {number + 1} of {len(given)}")
-            return capture(pipe, given[number], is_middle, seed=seed + number, on_step=told).plain()
+            return capture(pipe, given[number], wanted, seed=seed + number, on_step=told).plain()
 
         return Reference.read(store.kept(f"captured-{number}", make))
 
     videos = [Recorded(arguments, seed + number, captured(number)) for number, arguments in enumerate(given)]
-    return measure(pipe, videos, Phases.of(videos[0].reference.sigmas), candidates, on_stage)
+    sigmas = videos[0].reference.sigmas
+    return measure(pipe, videos, Phases.of(sigmas, switch_of(pipe, len(sigmas))), candidates, on_stage)
 
 
 def _grid(pipe: Any, arguments: Mapping[str, Any]) -> tuple[VideoGrid, tuple[int, int, int]]:
