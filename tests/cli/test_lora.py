@@ -253,6 +253,9 @@ def test_show_and_convert(vidsparse: Any, lora: Path, tmp_path: Path) -> None:
     assert again.code == 1 and "comfy.safetensors is there already" in again.err
     assert vidsparse("lora", "convert", lora, "comfy.safetensors", "--format", "musubi", "--overwrite").code == 0
     assert "musubi-tuner" in vidsparse("lora", "show", "comfy.safetensors").out
+    other = vidsparse("lora", "convert", lora, "other.safetensors", "--format", "confy")
+    assert other.code == 1 and "the form 'confy' of a LoRA is unknown; choose one of comfy" in other.err
+    assert "did you mean shapes-long?" in vidsparse("lora", "show", "shapes-lng").err
 
 
 def test_show_a_lora_of_no_known_family(vidsparse: Any) -> None:
