@@ -23,6 +23,7 @@ class Phase:
         plain: whether positions are counted in tokens, as diffusers counts them, and not in latents.
         sparse: share of the steps of whole clips, or of their parts, with sparse attention.
         density: of the sparse attention.
+        searched: whether it is the pattern that the command `pattern` has found, where there is one; else `Radial`.
         short: share of the steps, or of their parts, that see the first frames of their clips alone, with dense
             attention. An outline is a matter of single frames, and such a step costs a fifth of a whole one.
         short_frames: how many latent frames those are.
@@ -41,6 +42,7 @@ class Phase:
     plain: bool = False
     sparse: float = 0.0
     density: float = 0.2
+    searched: bool = False
     short: float = 0.0
     short_frames: int = 3
     parts: int = 1
@@ -85,7 +87,23 @@ PLANS = {
             Phase("patch1", 1, 320, 8, (0.3, 0.0), "patch2", sparse=0.9, short=0.85, short_frames=2, parts=4, asked=2),
             Phase("high", 2, 400, 8, (0.5, 0.0), "patch2", (BOUNDARY, 1.0), plain=True, short=0.3, asked=16),
             Phase("high2", 2, 440, 8, (0.4, 0.0), "high", (BOUNDARY, 1.0), plain=True, short=0.2, asked=16),
-            Phase("low", 1, 190, 8, (0.3, 0.0), "patch1", (0.0, BOUNDARY), True, 0.95, 0.15, 0.7, 2, parts=4, asked=4),
+            Phase(
+                "low",
+                1,
+                190,
+                8,
+                (0.3, 0.0),
+                "patch1",
+                (0.0, BOUNDARY),
+                plain=True,
+                sparse=0.95,
+                density=0.15,
+                searched=True,
+                short=0.7,
+                short_frames=2,
+                parts=4,
+                asked=4,
+            ),
         )
     ),
     # Eight minutes of a GPU with the autoencoder, the latents and a strip; no GPU has run it yet.

@@ -15,6 +15,7 @@ from flow import Flow, Prompts
 from latents import Pool, Statistics, read_pool
 from optimization import SAVE_SECONDS, SEED, Stage, optimizers
 from outlines import OutlineReader
+from pattern import read_pattern
 from plan import Phase, Plan
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -159,11 +160,10 @@ class Training:
             return weights
         return self._run_phase(phase, weights, until)
 
-    def _run_phase(self, phase: Phase, weights: Weights, until: float) -> Weights:
-        transformer, reader = build(weights, phase.patch, self.device, phase.plain)
-        flow = Flow(
-            transformer,
-            reader,
+    def flow(self, phase: Phase, weights: Weights) -> Flow:
+        """What the steps of a phase ask of a transformer with these weights."""
+        return Flow(
+            *build(weights, phase.patch, self.device, phase.plain),
             Prompts(self.pipe, self.device),
             self.statistics,
             phase.batch,
@@ -172,6 +172,10 @@ class Training:
             self.plan.shift,
             self.device,
         )
+
+    def _run_phase(self, phase: Phase, weights: Weights, until: float) -> Weights:
+        flow = self.flow(phase, weights)
+        transformer, reader = flow.transformer, flow.reader
         rate = self.plan.learning_rate
         stage = Stage(
             phase.name,
@@ -215,7 +219,8 @@ class Training:
     ) -> AbstractContextManager[object]:
         """The attention of one part of a step, of whole clips or of their first latent frames."""
         if frames is None and rng.random() < phase.sparse:
-            return vidsparse.sparsify(transformer, vidsparse.Radial(phase.density))
+            searched = read_pattern(self.folder, self.kept) if phase.searched else None
+            return vidsparse.sparsify(transformer, searched or vidsparse.Radial(phase.density))
         if self.device == "cpu" and (phase.patch > 1 or frames is not None):  # all pairs of 9,216 tokens do not fit
             return attention_stored(transformer.blocks)
         return nullcontext()
