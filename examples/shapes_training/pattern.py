@@ -1,4 +1,4 @@
-"""Searches the pattern that the second expert is trained with: one for each head, at a density, from one forward pass."""
+"""Searches the pattern that the second expert is trained with: one for each head, at a density."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ SCALE = 0.2  # density of the pattern that tells how much each layer matters
 def find_pattern(flow: Flow, video: Pool, density: float) -> Pattern:
     """Choose a pattern for each head of each layer, so that all of them together have a density.
 
-    Each candidate's error in a head is measured after the layer's output projection, and weighted by what one pattern in
-    that layer alone changes in the transformer's output. Densities are given out by `vidsparse.tuning.allocate`.
+    Each candidate's error in a head is measured after the layer's output projection, and weighted by what one pattern
+    in that layer alone changes in the transformer's output. `vidsparse.tuning.allocate` shares the density out.
 
     Args:
         flow: with the transformer. video: of whose first clip the errors are. density: of token pairs.
