@@ -20,6 +20,7 @@ from .patterns import (
     Context as Context,
     Dense as Dense,
     ExactBlocks as ExactBlocks,
+    FreeSwim as FreeSwim,
     Gridded as Gridded,
     GriddedHeads as GriddedHeads,
     HeadModes as HeadModes,

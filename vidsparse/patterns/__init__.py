@@ -5,6 +5,7 @@ from vidsparse.patterns.budget import StepBudget as StepBudget
 from vidsparse.patterns.choice import PerLayer as PerLayer, PerPhase as PerPhase
 from vidsparse.patterns.dense import Dense as Dense
 from vidsparse.patterns.exact_blocks import ExactBlocks as ExactBlocks
+from vidsparse.patterns.free_swim import FreeSwim as FreeSwim
 from vidsparse.patterns.gridded import Gridded as Gridded, GriddedHeads as GriddedHeads
 from vidsparse.patterns.head_modes import HeadModes as HeadModes
 from vidsparse.patterns.inward_window import InwardWindow as InwardWindow

@@ -106,8 +106,7 @@ class ShiftedWindows(Pattern):
 
     def window_for(self, grid: VideoGrid) -> Tile:
         """The sides of a window on a grid, in tokens."""
-        frames, height, width = grid.view
-        given = self.window or (None, math.ceil(height / 2), math.ceil(width / 2))
+        given = self.window or (None, math.ceil(grid.height / 2), math.ceil(grid.width / 2))
         t, h, w = (axis if side is None else side for side, axis in zip(given, grid.view, strict=True))
         return t, h, w
 
