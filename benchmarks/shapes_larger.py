@@ -41,12 +41,14 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=ways(2.0), default=[*ways(2.0)])
     parser.add_argument("--frames", type=int, default=9)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--guidance", type=float, help="default: that of the model; 1 is one call in each step")
     parser.add_argument("--prompts", type=int, default=2, help="how many of the 64 held-out ones, evenly spaced")
     parser.add_argument("--out", type=Path, help="JSON file (default: results/MODEL/shapes_larger_SCALE.json)")
     parser.add_argument("--strip", type=Path, help="also write a PNG: a row for each video, three frames each")
     arguments = parser.parse_args()
 
     sampling = sampling_of(arguments.model)
+    guidance = sampling["guidance_scale"] if arguments.guidance is None else arguments.guidance
     native = sampling["height"]
     size = native * arguments.scale
     pipe = model.load_pipeline(model=arguments.model)
@@ -63,7 +65,7 @@ def main() -> None:
                     width=size,
                     num_frames=arguments.frames,
                     num_inference_steps=arguments.steps,
-                    guidance_scale=sampling["guidance_scale"],
+                    guidance_scale=guidance,
                     max_sequence_length=model.MAX_WORDS,
                     generator=torch.Generator().manual_seed(number),
                     output_type="pt",
@@ -85,11 +87,14 @@ def main() -> None:
             rows.append(row)
             print(row, flush=True)
             strips.append(video[:, torch.linspace(0, video.shape[1] - 1, 3).long()].transpose(1, 2).flatten(2))
-            save(arguments, rows, strips)
+            save(arguments, guidance, rows, strips)
 
 
-def save(arguments: argparse.Namespace, rows: list[dict[str, object]], strips: list[torch.Tensor]) -> None:
+def save(
+    arguments: argparse.Namespace, guidance: float, rows: list[dict[str, object]], strips: list[torch.Tensor]
+) -> None:
     settings = {name: getattr(arguments, name) for name in ("model", "scale", "frames", "steps")}
+    settings["guidance"] = guidance
     path = arguments.out or results_of(arguments.model) / f"shapes_larger_{arguments.scale}.json"
     with replacing(path) as temporary:
         temporary.write_text(json.dumps({**settings, "torch": torch.__version__, "videos": rows}, indent=1) + "\n")

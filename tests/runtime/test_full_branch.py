@@ -9,11 +9,12 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
 from tiny_wan import SIZES, WITHOUT_PROMPT, Pipeline, call, generate, state, tiny, tokens_of, wan_pipeline
+from twins import ignores_warnings, twin
 
-import vidsparse
 from vidsparse import Dense, FreeSwim, InwardWindow, StepBudget, StepSchedule, sparsify
 from vidsparse.runtime.full_branch import FullBranch
 from vidsparse.runtime.layer import FULL
+from vidsparse.runtime.registry import adapter_for
 
 WINDOWS = InwardWindow(native=(3, 5), tile=(1, 2, 2))
 SIZE = SIZES["5x7x11"]
@@ -216,5 +217,25 @@ def test_a_family_without_known_cross_attention_is_refused() -> None:
     with pytest.raises(NotImplementedError, match="MochiAdapter knows no cross-attention of Mochi"):
         sparsify(mochi, FreeSwim(Dense()))
     assert "forward" not in vars(mochi) and not mochi._forward_pre_hooks
-    with vidsparse.sparsify(mochi, Dense()):
+    with sparsify(mochi, Dense()):
         pass
+
+
+@ignores_warnings
+@pytest.mark.parametrize("name", ["WanTransformer3DModel", "WanVACETransformer3DModel", "SkyReelsV2Transformer3DModel"])
+@torch.no_grad()
+def test_families_with_known_cross_attention(name: str) -> None:
+    model = twin(name).build()
+    arguments = twin(name).arguments(model, view=(2, 6, 8))
+    dense, cross = model(**arguments)[0], adapter_for(model).cross_attentions(model)
+    assert cross and all(module is model.get_submodule(key) for key, module in cross.items())
+    own = {}
+    for key, module in cross.items():
+        module.register_forward_hook(lambda _, inputs, out, key=key: own.setdefault(key, []).append(out))
+    with sparsify(model, FreeSwim(InwardWindow(scale=1.0), every=1)):
+        whole = model(**arguments)[0]
+    assert {len(outputs) for outputs in own.values()} == {2} and set(own) == set(cross)
+    assert all(torch.equal(first, second) for first, second in own.values())
+    torch.testing.assert_close(whole, dense, atol=1e-4, rtol=1e-4)
+    with sparsify(model, FreeSwim(InwardWindow(scale=2.0, tile=(1, 1, 1)), every=1)):
+        assert (model(**arguments)[0] - dense).abs().max() > 1e-5
