@@ -189,6 +189,19 @@ def test_a_copy_has_a_branch_of_its_own() -> None:
 
 
 @torch.no_grad()
+def test_compiled_blocks_give_the_same() -> None:
+    transformer, pipe, timesteps = ten_steps()
+    with sparsify(pipe, FreeSwim(WINDOWS)):
+        expected = [call(transformer, SIZE, timestep=timestep) for timestep in timesteps[:3]]
+    for block in transformer.blocks:
+        block.compile(backend="eager")
+    with sparsify(pipe, FreeSwim(WINDOWS)) as run:
+        found = [call(transformer, SIZE, timestep=timestep) for timestep in timesteps[:3]]
+    assert all(torch.equal(out, other) for out, other in zip(found, expected, strict=True))
+    assert (run.report().dense_calls, run.report().sparse_calls) == (2 * 2, 2 * 3)
+
+
+@torch.no_grad()
 def test_an_error_leaves_the_modules_as_they_were() -> None:
     transformer, pipe, timesteps = ten_steps()
     broken = transformer.blocks[1].ffn.register_forward_pre_hook(lambda *_: 1 / 0)
