@@ -69,8 +69,9 @@ class Pattern(ABC):
         named_alternatives: fields that replace all of `named_defaults` when one of them is given.
         density_field: the field that a density sets; patterns without it take no density.
 
-    Class attribute for `sparsify`:
+    Class attributes for `sparsify`:
         may_skip: whether `skips` may be True of it, whatever pattern it holds.
+        two_passes: whether a call of the transformer is two passes, see `FreeSwim`.
 
     Class attribute for `vidsparse.patterns.scale`:
         scaled_fields: those that are (frames, height, width) in tokens, and change with the size of the video.
@@ -80,6 +81,7 @@ class Pattern(ABC):
     named_alternatives: ClassVar[tuple[str, ...]] = ()
     density_field: ClassVar[str] = "density"
     may_skip: ClassVar[bool] = False
+    two_passes: ClassVar[bool] = False
     scaled_fields: ClassVar[tuple[str, ...]] = ()
 
     def _repr_html_(self) -> str:
