@@ -86,9 +86,7 @@ def test_token_mask_clears_the_padding_of_the_text() -> None:
 def test_from_dense_says_what_it_expects(kept: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"expected bool \[\.\.\., 5, 5\]"):
         BlockMap.from_dense(kept, VideoGrid(5, 4, 4), (1, 4, 4))
-    with pytest.raises(
-        ValueError, match=r"expected bool \[\.\.\., 5, 6\]: queries of VideoGrid\(frames=5, .* and keys of"
-    ):
+    with pytest.raises(ValueError, match=r"expected bool \[\.\.\., 5, 6\]: queries of .* and keys of"):
         BlockMap.from_dense(kept, VideoGrid(5, 4, 4), (1, 4, 4), key_grid=VideoGrid(6, 4, 4))
 
 
@@ -107,9 +105,7 @@ def test_one_grid_is_the_default_and_two_have_no_common_one() -> None:
 
 def test_lists_of_other_tiles_are_refused() -> None:
     block_map = odd()
-    with pytest.raises(
-        ValueError, match=r"counts have shape \(1, 2, 24\), expected \[B\|1, H\|1, 40\]: the query grid"
-    ):
+    with pytest.raises(ValueError, match=r"counts have shape \(1, 2, 24\), expected \[B\|1, H\|1, 40\]"):
         dataclasses.replace(block_map, query_grid=VideoGrid(9, 7, 11))
     few = dataclasses.replace(block_map, key_grid=VideoGrid(1, 7, 11))
     with pytest.raises(ValueError, match=r"indices hold \d+, but the grid has key tiles 0 to 7"):

@@ -9,8 +9,8 @@ Names, besides those of primitives.py, lists.py and forward.py:
     ring              shared memory of keys and values, and its barriers: see ring.py
     seen              what the tile sees: (pointer of its list, count, whole, number of valid extra tokens)
     grid              of the keys: (view, bits, prefix)
-    rows              what belongs to the queries: pointers, strides, heads, shared memory for queries and positions, and
-                      where they are: (view, prefix, extra)
+    rows              what belongs to the queries: pointers, strides, heads, shared memory for queries and positions,
+                      and their (view, prefix, extra)
     hidden            float32 [KEYS], added to the scores of a step: 0 for a key, else -inf
     SCORES, SUMS      register layouts of scores [ROWS, KEYS] and of sums [ROWS, D]; LINES: of rows in memory
 """
