@@ -132,10 +132,7 @@ class BlockMap:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copies and pickles are without what was derived from the map."""
-        return type(self), (
-            *(self.query_grid, self.query_tile, self.key_tile),
-            *(self.counts, self.indices, self.key_grid),
-        )
+        return type(self), (self.query_grid, self.query_tile, self.key_tile, self.counts, self.indices, self.key_grid)
 
     def __repr__(self) -> str:
         tiles = " -> ".join("x".join(map(str, tile)) for tile in (self.query_tile, self.key_tile))
@@ -266,7 +263,7 @@ class BlockMap:
         seen = (columns[torch.where(listed, self.indices, 0).long()] * listed).sum(dim=-1)  # [B, H, query tiles]
         video = (seen * rows).sum(dim=-1).mean(dim=0)
         pairs = video + query.extra * key.tokens + query.video_tokens * key.extra
-        pairs = pairs / (query.tokens * key.tokens)
+        pairs /= query.tokens * key.tokens
         return torch.stack((self.counts.double().mean(dim=(0, 2)) / self.key_tiles, pairs))
 
     @property
