@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoencoder import measure, train_autoencoder
-from export import assemble, export
+from export import assemble, export, profile_of
 from latents import SHARD, Example, Pool, Statistics, encode, encode_shards, read_pool, read_shard, write_shard
-from pattern import PATTERN, find_pattern, write_pattern
+from pattern import PATTERN, find_pattern, read_pattern, write_pattern
 from plan import PLANS
 from precision import precision
 from safetensors.torch import load_file, save_file
@@ -146,8 +146,10 @@ def keep(given: Namespace) -> None:
 
 
 def export_weights(given: Namespace) -> None:
-    """Write the newest weights as the model `shapes` of the package."""
-    export(pipeline(given), EXPORTED)
+    """Write the newest weights as the model `shapes` of the package, with the profile of its pattern."""
+    pipe, found = pipeline(given), read_pattern(given.out, WEIGHTS)
+    profile = None if found is None else profile_of(pipe, found, given.plan.boundary)
+    export(pipe, EXPORTED, profile)
     size = sum(path.stat().st_size for path in EXPORTED.rglob("*") if path.is_file())
     print(f"{EXPORTED}: {size / 1e6:.1f} MB")
 
