@@ -59,7 +59,9 @@ def find_pattern(flow: Flow, video: Pool, density: float) -> Pattern:
                 changed.append((call() - exact).double().square().mean())
     own = errors[..., candidates.index(usual)].sum(dim=1)
     errors *= (torch.stack(changed) / own)[:, None, None]
-    choice = allocate(errors.flatten(0, 1), densities.flatten(0, 1), density * errors[..., 0].numel())
+    costs = densities.flatten(0, 1)
+    budget = max(density * len(costs), float(costs.min(dim=1).values.sum()))  # a tiny grid is a single tile
+    choice = allocate(errors.flatten(0, 1), costs, budget)
     return build(choice.view(1, *errors.shape[:2]), candidates, Phases(1, (0,), ()))
 
 

@@ -121,7 +121,7 @@ PLANS = {
         (
             Phase("patch4", 4, 2, 2, (1.0, 0.5)),
             Phase("high", 4, 2, 2, (0.5, 0.0), "patch4", (BOUNDARY, 1.0), plain=True),
-            Phase("low", 2, 2, 2, (0.5, 0.0), "patch4", (0.0, BOUNDARY), True, sparse=1.0, short=0.5, parts=2),
+            Phase("low", 2, 2, 2, (0.5, 0.0), "patch4", (0.0, BOUNDARY), True, 1.0, 0.5, True, short=0.5, parts=2),
         ),
         experts=("high", "low"),
         world=replace(ENDLESS, size=32, frames=5),
