@@ -34,7 +34,8 @@ def check_same(before: Mapping[str, str], now: Mapping[str, str], folder: Path, 
     if "order" not in before:
         say(f"the checkpoints in {folder} are of an earlier version, which drew videos in another order; now {ORDER}")
         known["order"] = now.get("order", "")
-    names = dict.fromkeys((*now, *before))
+    # An earlier version compared more settings.
+    names = dict.fromkeys(name for name in (*now, *before) if name not in FREE)
     changed = [f"{n} was {known.get(n)}, is {now.get(n)}" for n in names if known.get(n) != now.get(n)]
     if changed:
         raise ValueError(

@@ -84,7 +84,7 @@ def test_operations_are_those_of_a_real_step(checkpointing: bool) -> None:
 
 
 def test_what_settings_change() -> None:
-    base = dict(rank=16, precision="no")
+    base = dict(rank=16, precision="no", gradient_checkpointing=True)
     plain = predicted(Settings(Dense(), **base))  # type: ignore[arg-type]
     away = predicted(Settings(Dense(), offload_activations=True, **base))  # type: ignore[arg-type]
     assert 0 < away.offloaded < plain.activations and away.memory == plain.memory - away.offloaded

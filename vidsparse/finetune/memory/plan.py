@@ -57,7 +57,12 @@ class Plan:
 
 
 def plan_training(
-    model: Model, settings: Settings, clips: Sequence[Clip], dtype: torch.dtype, processes: int = 1
+    model: Model,
+    settings: Settings,
+    clips: Sequence[Clip],
+    dtype: torch.dtype,
+    processes: int = 1,
+    device: torch.device = torch.device("cpu"),
 ) -> Plan:
     """Predict a training. No weights are read.
 
@@ -65,6 +70,7 @@ def plan_training(
         model: from `find_model`. settings: of the training. clips: that it is trained on.
         dtype: that weights are stored in.
         processes: that share a step.
+        device: of the training, which decides what the settings leave open.
 
     Raises:
         NotImplementedError: a model that cannot be trained.
@@ -87,7 +93,7 @@ def plan_training(
     full = {**defaults(cls), **config}
     task = task_for(model.pipeline_class, config=full, pipeline=index, scheduler=scheduler, stride=stride)
     bounds = bounds_of(index, settings.transformer)
-    settings = settings.of_family(task)
+    settings = settings.of_family(task).on(device)
     counts = Counter(clip.bucket for clip in clips)
     transformer = without_weights(cls, config)
     # Where it would be loaded from: a LoRA to start from may be of another model that ships.
