@@ -1,0 +1,29 @@
+"""Tensors made of tensors: their bytes, and copies."""
+
+from __future__ import annotations
+
+import torch
+from quantised import needs
+
+from vidsparse.finetune.memory.wrapped import bytes_of, inner_tensors, rebuilt
+
+
+def test_a_plain_tensor_is_made_of_itself() -> None:
+    tensor = torch.randn(3, 5, dtype=torch.bfloat16)
+    assert list(inner_tensors(tensor))[0] is tensor and bytes_of(tensor) == 30
+    copy = rebuilt(tensor, torch.clone)
+    assert torch.equal(copy, tensor) and copy.data_ptr() != tensor.data_ptr()
+
+
+def test_a_quantised_weight_is_its_numbers_and_their_scales() -> None:
+    needs("torchao")
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    layer = torch.nn.Linear(64, 32, bias=False)
+    quantize_(layer, Int8WeightOnlyConfig())
+    weight = layer.weight.detach()
+    assert bytes_of(weight) == 64 * 32 + 4 * 32
+    copy = rebuilt(weight, torch.clone)
+    assert type(copy) is type(weight) and torch.equal(copy.dequantize(), weight.dequantize())
+    places = [{inner.data_ptr() for inner in inner_tensors(tensor)} for tensor in (weight, copy)]
+    assert not places[0] & places[1]
