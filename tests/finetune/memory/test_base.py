@@ -62,8 +62,14 @@ def test_a_training_resumes_to_the_bit_and_its_lora_is_of_the_plain_model(
     assert plain.keys() == whole.keys() and any(not torch.equal(plain[name], whole[name]) for name in plain)
     with pytest.raises(ValueError, match=f"base was 'none', is '{kind}'"):
         train(tmp_path / "plain", cache, loaded(stored, kind), **more)
-    load_lora(fresh := pipeline(), tmp_path / "whole")
-    assert fresh.get_active_adapters() == ["lora"] or fresh.get_active_adapters()
+    # What it adds to plain weights is what it adds to those in fewer bits, up to their rounding.
+    inputs = torch.randn(1, 8, 3, 4, 4), torch.tensor([500.0]), torch.randn(1, 5, 64)
+    fresh = pipeline()
+    with torch.no_grad():
+        own = fresh.transformer.eval()(*inputs)[0]
+        load_lora(fresh, tmp_path / "whole")
+        added, low = (one.transformer.eval()(*inputs)[0] for one in (fresh, pipe))
+        assert 0 < (added - low).norm() < (added - own).norm()
 
 
 def test_the_same_weights_are_known_again(stored: Path) -> None:
@@ -80,14 +86,13 @@ def gradients(transformer: Any) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
-@pytest.mark.parametrize("dora", [False, True])
-def test_gradients_over_float8_are_those_over_the_rounded_weights(checkpointing: bool, dora: bool) -> None:
+def test_gradients_over_float8_are_those_over_the_rounded_weights(checkpointing: bool) -> None:
     low, rounded = (pipeline().transformer for _ in range(2))
     for model in (low, rounded):
         model.requires_grad_(False)
         torch.manual_seed(0)
         targets = ["to_q", "to_v", "ffn.net.2"]
-        model.add_adapter(LoraConfig(r=4, target_modules=targets, init_lora_weights=False, use_dora=dora))
+        model.add_adapter(LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
         if checkpointing:
             model.enable_gradient_checkpointing()
         model.train()
@@ -102,18 +107,20 @@ def test_gradients_over_float8_are_those_over_the_rounded_weights(checkpointing:
     assert cast == {name for name, weight in low.named_parameters() if weight.dtype == STORED}, "all are back"
 
 
-def test_gradients_over_int8_are_those_over_the_dequantised_weights(stored: Path) -> None:
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft: merging needs more
+@pytest.mark.parametrize("dora", [False, True])
+def test_gradients_over_int8_are_those_over_the_dequantised_weights(stored: Path, dora: bool) -> None:
     low, exact = loaded(stored, "int8").transformer, pipeline().transformer.double()
-    for name, linear in exact.named_modules():
-        if isinstance(linear, torch.nn.Linear) and hasattr(weight := low.get_submodule(name).weight, "dequantize"):
-            linear.weight.data.copy_(weight.dequantize())
-    states = []
+    with torch.no_grad():
+        for name, linear in exact.named_modules():
+            if isinstance(linear, torch.nn.Linear) and hasattr(weight := low.get_submodule(name).weight, "dequantize"):
+                linear.weight.copy_(weight.dequantize())
     for model in (low, exact):
         model.requires_grad_(False)
         torch.manual_seed(0)
-        model.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_v", "ffn.net.2"], init_lora_weights=False))
+        model.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_v", "ffn.net.2"], init_lora_weights=False, use_dora=dora))
         model.enable_gradient_checkpointing()
-        states.append(model.train())
+        model.train()
     for (name, weight), other in zip(low.named_parameters(), exact.parameters(), strict=True):
         if "lora" in name:
             other.data.copy_(weight)
@@ -142,6 +149,8 @@ def test_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="base='nf4' needs a GPU with CUDA, and this training is on cpu"):
         check_device(Settings(PATTERN, base="nf4"), cpu=True)
     check_device(Settings(PATTERN, base="nf4"), cpu=True, planned=True)
+    with pytest.raises(ValueError, match="dora computes with the frozen weights, and base='float8' wakes them"):
+        Settings(PATTERN, base="float8", dora=True)
     with pytest.raises(ValueError, match="offload_base does not move weights of base='nf4'"):
         Settings(PATTERN, base="nf4", offload_base=True)
     with pytest.raises(ValueError, match="without gradient_checkpointing the backward pass keeps all of them"):

@@ -22,7 +22,8 @@ def test_a_quantised_weight_is_its_numbers_and_their_scales() -> None:
     layer = torch.nn.Linear(64, 32, bias=False)
     quantize_(layer, Int8WeightOnlyConfig())
     weight = layer.weight.detach()
-    assert bytes_of(weight) == 64 * 32 + 4 * 32
+    scales = bytes_of(weight) - 64 * 32
+    assert 4 * 32 <= scales <= 8 * 32, "a scale for each row, and where torchao has it a zero"
     copy = rebuilt(weight, torch.clone)
     assert type(copy) is type(weight) and torch.equal(copy.dequantize(), weight.dequantize())
     places = [{inner.data_ptr() for inner in inner_tensors(tensor)} for tensor in (weight, copy)]
