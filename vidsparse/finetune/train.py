@@ -130,7 +130,7 @@ class Training:
             self._changes.callback(self.run.restore)
             if settings.base == "float8":
                 cast_layers(self.module, settings.half or self.module.dtype)
-            self._changes.enter_context(swapped(self.module, accelerator.device, settings.offload_base))
+            self._changes.enter_context(swapped(self.module, weights.values(), accelerator.device, settings.offload_base))
             self.learner = Learner(self.module, weights, settings, accelerator, self.task, stream, state)
             self._changes.callback(self.learner.close)
             self.stop.saved = None if state is None else state["step"]
@@ -328,7 +328,7 @@ class Training:
             for name, expert in experts.items():
                 if expert is not None and name != self.settings.transformer:
                     sparse.enter_context(sparsify(expert, self.pattern, correction=self.settings.correction))
-                    sparse.enter_context(swapped(expert, self.accelerator.device, self.settings.offload_base))
+                    sparse.enter_context(swapped(expert, (), self.accelerator.device, self.settings.offload_base))
             stay = [expert for expert in experts.values() if self.settings.offload_base]
             if self.accelerator.is_main_process and self.samples is not None:
                 self.samples.write(self.pipe, self.step, inference_steps, self.accelerator.device, self.say, stay)

@@ -33,7 +33,7 @@ def loaded(folder: Path, kind: str) -> Any:
         needs("torchao")
     quantization = quantization_of(kind, ["transformer"], torch.float32)
     more = {} if quantization is None else {"quantization_config": quantization}
-    return diffusers.WanPipeline.from_pretrained(folder, **more)
+    return diffusers.WanPipeline.from_pretrained(folder, torch_dtype=torch.float32, **more)
 
 
 def linear_weights(transformer: Any) -> set[str]:

@@ -98,8 +98,8 @@ def test_memory_of_a_base_at_rest_is_that_of_a_real_step(base: str, checkpointin
     frozen = [w for name, w in module.named_parameters() if "lora" not in name]
     stored = sum(bytes_of(weight) for weight in (*frozen, *module.buffers()))
     low = sum(bytes_of(weight) for weight in frozen if weight.dtype == STORED)
-    live = LiveBytes()
-    with sparsify(module, settings.pattern), swapped(module, torch.device("cpu"), away) as swap, live:
+    live, learned = LiveBytes(), [weight for weight in module.parameters() if weight.requires_grad]
+    with sparsify(module, settings.pattern), swapped(module, learned, torch.device("cpu"), away) as swap, live:
         weights = list(module.parameters())
         tensors = [*weights, *module.buffers(), *(w.grad for w in weights if w.grad is not None)]
         live.leave_out(inner for tensor in tensors for inner in inner_tensors(tensor))

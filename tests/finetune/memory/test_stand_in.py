@@ -26,7 +26,9 @@ def test_the_layers_are_those_that_rest_in_a_real_model(tmp_path: Path) -> None:
     needs("torchao")
     pipeline().save_pretrained(tmp_path)
     quantization = quantization_of("int8", ["transformer"], torch.float32)
-    low = diffusers.WanPipeline.from_pretrained(tmp_path, quantization_config=quantization).transformer
+    low = diffusers.WanPipeline.from_pretrained(
+        tmp_path, quantization_config=quantization, torch_dtype=torch.float32
+    ).transformer
     found = resting_layers("int8", pipeline().transformer)
     assert found == [name for name, module in low.named_modules() if type(getattr(module, "weight", 0)).__name__ == "Int8Tensor"]
     for name in found:

@@ -29,9 +29,9 @@ CPU = torch.device("cpu")
 class Watched(BlockSwap):
     """Weights that rest cannot be computed with, and what is sent is recorded."""
 
-    def __init__(self, transformer: torch.nn.Module, device: torch.device):
+    def __init__(self, *arguments: Any):
         self.sent: list[int] = []
-        super().__init__(transformer, device)
+        super().__init__(*arguments)
         self._spoilt = [[self._nothing(weight) for weight in weights] for weights in self._hosts]
         for index, weights in enumerate(self._spoilt):
             self._put(index, weights)
@@ -83,9 +83,9 @@ def gradients(pipe: Any, view: tuple[int, int, int], on: bool) -> list[torch.Ten
     for name, tensor in blank.more.items():
         if tensor.is_floating_point() and "mask" not in name:
             torch.nn.init.normal_(tensor)
-    with swapped(transformer, CPU, on):
+    learned = [weight for weight in transformer.parameters() if weight.requires_grad]
+    with swapped(transformer, learned, CPU, on):
         loss, _ = loss_of(transformer, blank, task)
-        learned = [weight for weight in transformer.parameters() if weight.requires_grad]
         return list(torch.autograd.grad(loss, learned, allow_unused=True))
 
 
@@ -117,7 +117,7 @@ def test_a_call_without_gradients_and_one_that_fails(watched: list[Watched]) -> 
     inputs = torch.randn(1, 8, 3, 4, 4), torch.tensor([500.0]), torch.randn(1, 5, 64)
     with torch.no_grad():
         own = transformer(*inputs)[0]
-        with swapped(transformer, CPU):
+        with swapped(transformer, (), CPU):
             assert torch.equal(transformer(*inputs)[0], own)
             (used,) = watched
             assert used.sent == [0, 1]
@@ -150,6 +150,20 @@ def test_a_training_is_the_same_with_it(tmp_path: Path, cache: Path) -> None:
     assert found == expected
     assert len(list((tmp_path / "half/samples").glob("*.mp4"))) == 3
     assert not any(block._forward_pre_hooks for block in pipe.transformer.blocks)
+
+
+def test_the_other_expert_is_swapped_too_while_it_samples(
+    tmp_path: Path, cache: Path, watched: list[Watched]
+) -> None:
+    pipe = pipeline()
+    pipe.register_modules(transformer_2=pipeline().transformer.eval())
+    pipe.register_to_config(boundary_ratio=0.9)
+    other = dict(pipe.transformer_2.named_parameters())
+    train(tmp_path, cache, pipe, steps=1, samples=True, offload_base=True, gradient_checkpointing=True)
+    trained, sampled = watched
+    assert trained.resting == sampled.resting > 0 and 4 < len(trained.sent) and 0 < len(sampled.sent)
+    assert all(weight is other[name] for name, weight in pipe.transformer_2.named_parameters())
+    assert (tmp_path / "samples/step-0000001-0.mp4").is_file()
 
 
 def test_what_cannot_be_swapped() -> None:

@@ -167,11 +167,11 @@ def _run(
         for layer in at_rest:
             let_rest(settings.base, layer, half or dtype)
         weights = list(module.parameters())
-        for weight in weights:
-            if weight.requires_grad:
-                weight.grad = torch.zeros_like(weight)
-        with swapped(module, torch.device("cpu"), settings.offload_base) as swap, live:
-            there = (*weights, *module.buffers(), *(w.grad for w in weights if w.grad is not None))
+        learned = [weight for weight in weights if weight.requires_grad]
+        for weight in learned:
+            weight.grad = torch.zeros_like(weight)
+        with swapped(module, learned, torch.device("cpu"), settings.offload_base) as swap, live:
+            there = (*weights, *module.buffers(), *(w.grad for w in learned if w.grad is not None))
             live.leave_out(inner for tensor in there for inner in inner_tensors(tensor))
             with cast, saved_tensors_hooks(pack, lambda tensor: tensor):
                 loss, _ = loss_of(module, example(), task, dtype=dtype if half is None else torch.float32)

@@ -9,7 +9,7 @@ is the block before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,14 +37,16 @@ class BlockSwap:
 
     Args:
         transformer: of diffusers, on the CPU. Everything but the frozen weights of its blocks moves to the device.
+        learned: weights that are not frozen.
         device: that computes. On a CPU the copies are made too, and only save nothing.
 
     Raises:
         NotImplementedError: a transformer without a list of blocks, or weights of bitsandbytes.
     """
 
-    def __init__(self, transformer: torch.nn.Module, device: torch.device):
+    def __init__(self, transformer: torch.nn.Module, learned: Iterable[torch.Tensor], device: torch.device):
         check_blocks(transformer)
+        stay = {id(weight) for weight in learned}
         self._module, self._device = transformer, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         blocks = blocks_of(transformer)
@@ -53,7 +55,7 @@ class BlockSwap:
                 (part, name)
                 for part in block.modules()
                 for name, weight in part._parameters.items()
-                if weight is not None and not weight.requires_grad
+                if weight is not None and id(weight) not in stay
             ]
             for block in blocks
         ]
@@ -82,10 +84,11 @@ class BlockSwap:
         self._module.to("cpu")
 
     def _before(self, index: int) -> None:
-        here = self._coming.pop(index, None) or self._send(index)
+        here = self._coming.pop(index, None)
+        self._drop_all()
+        here = here or self._send(index)
         self._wait(here)
         self._put(index, here.weights)
-        self._drop_all()
         backward = torch._C._current_graph_task_id() != -1
         following = index - 1 if backward else index + 1
         if 0 <= following < len(self._hosts):
@@ -162,12 +165,17 @@ def blocks_of(transformer: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 @contextmanager
-def swapped(transformer: torch.nn.Module, device: torch.device, on: bool = True) -> Iterator[BlockSwap | None]:
-    """Within the context, where `on`, the weights of a transformer's blocks are on the device only while they run."""
+def swapped(
+    transformer: torch.nn.Module, learned: Iterable[torch.Tensor], device: torch.device, on: bool = True
+) -> Iterator[BlockSwap | None]:
+    """Within the context, where `on`, frozen weights of a transformer's blocks are on the device only while they run.
+
+    Args: see `BlockSwap`.
+    """
     if not on:
         yield None
         return
-    swap = BlockSwap(transformer, device)
+    swap = BlockSwap(transformer, learned, device)
     try:
         yield swap
     finally:
