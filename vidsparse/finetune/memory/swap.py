@@ -67,7 +67,7 @@ class BlockSwap:
         for places in self._places:
             for part, name in places:
                 part._parameters[name] = None
-        transformer.to(device)
+        _move(transformer, device)
         for index, block in enumerate(blocks):
             self._put(index, self._hosts[index])
             self._hooks.append(block.register_forward_pre_hook(lambda *_, index=index: self._before(index)))
@@ -81,7 +81,7 @@ class BlockSwap:
         for hook in self._hooks:
             hook.remove()
         self._drop_all()
-        self._module.to("cpu")
+        _move(self._module, torch.device("cpu"))
 
     def _before(self, index: int) -> None:
         here = self._coming.pop(index, None)
@@ -180,6 +180,12 @@ def swapped(
         yield swap
     finally:
         swap.remove()
+
+
+def _move(module: torch.nn.Module, device: torch.device) -> None:
+    """Move a module, unless it is there: tensors without content cannot be moved."""
+    if any(tensor.device.type != device.type for tensor in (*module.parameters(), *module.buffers())):
+        module.to(device)
 
 
 def _frozen(weight: torch.Tensor) -> torch.nn.Parameter:
