@@ -176,8 +176,10 @@ class Settings:
         if self.dora and self.optimizer == "muon":
             raise ValueError("optimizer='muon' trains matrices alone, and dora adds vectors; leave one of them out")
         if self.dora and self.base == "float8":
-            raise ValueError("dora computes with the frozen weights, and base='float8' wakes them in their layers alone; "
-                             "take int8, or leave one out")
+            raise ValueError(
+                "dora computes with the frozen weights, and base='float8' wakes them in their layers alone; "
+                "take int8, or leave one out"
+            )
         if self.offload_activations and self.gradient_checkpointing is False:
             raise ValueError("offload_activations moves what gradient_checkpointing keeps; switch that on too")
         if self.offload_base and self.gradient_checkpointing is False:

@@ -130,7 +130,9 @@ class Training:
             self._changes.callback(self.run.restore)
             if settings.base == "float8":
                 cast_layers(self.module, settings.half or self.module.dtype)
-            self._changes.enter_context(swapped(self.module, weights.values(), accelerator.device, settings.offload_base))
+            self._changes.enter_context(
+                swapped(self.module, weights.values(), accelerator.device, settings.offload_base)
+            )
             self.learner = Learner(self.module, weights, settings, accelerator, self.task, stream, state)
             self._changes.callback(self.learner.close)
             self.stop.saved = None if state is None else state["step"]

@@ -38,8 +38,11 @@ def loaded(folder: Path, kind: str) -> Any:
 
 def linear_weights(transformer: Any) -> set[str]:
     """Names of the classes, or of the dtypes of plain weights, of the linear layers in blocks."""
-    found = {type(part.weight).__name__: part.weight.dtype
-             for part in transformer.blocks.modules() if isinstance(part, torch.nn.Linear)}
+    found = {
+        type(part.weight).__name__: part.weight.dtype
+        for part in transformer.blocks.modules()
+        if isinstance(part, torch.nn.Linear)
+    }
     return {str(dtype) if name == "Parameter" else name for name, dtype in found.items()}
 
 
@@ -118,7 +121,9 @@ def test_gradients_over_int8_are_those_over_the_dequantised_weights(stored: Path
     for model in (low, exact):
         model.requires_grad_(False)
         torch.manual_seed(0)
-        model.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_v", "ffn.net.2"], init_lora_weights=False, use_dora=dora))
+        model.add_adapter(
+            LoraConfig(r=4, target_modules=["to_q", "to_v", "ffn.net.2"], init_lora_weights=False, use_dora=dora)
+        )
         model.enable_gradient_checkpointing()
         model.train()
     for (name, weight), other in zip(low.named_parameters(), exact.parameters(), strict=True):
@@ -132,7 +137,9 @@ def test_gradients_over_int8_are_those_over_the_dequantised_weights(stored: Path
         grads.append(torch.autograd.grad(loss, [w for w in model.parameters() if w.requires_grad]))
     for found, expected in zip(*grads, strict=True):
         # Time embeddings are float32 in both.
-        torch.testing.assert_close(found.double(), expected.double(), rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+        torch.testing.assert_close(
+            found.double(), expected.double(), rtol=1e-3, atol=1e-4 * float(expected.abs().max())
+        )
 
 
 # What is refused
@@ -159,7 +166,9 @@ def test_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_pipeline_that_was_loaded_in_another_way(stored: Path) -> None:
     needs("torchao")
-    with pytest.raises(ValueError, match=r"base='int8' is quantised while a pipeline is loaded, and this one has plain"):
+    with pytest.raises(
+        ValueError, match=r"base='int8' is quantised while a pipeline is loaded, and this one has plain"
+    ):
         check_pipeline(pipeline(), Settings(PATTERN, base="int8"))
     with pytest.raises(ValueError, match=r"base='float8' casts plain weights, and these are quantised .*Int8Tensor"):
         check_pipeline(loaded(stored, "int8"), Settings(PATTERN, base="float8"))

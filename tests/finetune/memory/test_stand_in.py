@@ -30,7 +30,9 @@ def test_the_layers_are_those_that_rest_in_a_real_model(tmp_path: Path) -> None:
         tmp_path, quantization_config=quantization, torch_dtype=torch.float32
     ).transformer
     found = resting_layers("int8", pipeline().transformer)
-    assert found == [name for name, module in low.named_modules() if type(getattr(module, "weight", 0)).__name__ == "Int8Tensor"]
+    assert found == [
+        name for name, module in low.named_modules() if type(getattr(module, "weight", 0)).__name__ == "Int8Tensor"
+    ]
     for name in found:
         let_rest("int8", plain.get_submodule(name), torch.float32)
     assert [bytes_of(weight) for weight in plain.parameters()] == [bytes_of(weight) for weight in low.parameters()]

@@ -22,7 +22,18 @@ from vidsparse.finetune.memory.wrapped import bytes_of
 from vidsparse.finetune.objective import loss_of
 
 # A family of each kind of blocks.
-NAMES = ["wan2.2-image", "hunyuan", "framepack", "hunyuan15", "ltx", "ltx2", "cogvideox", "mochi", "kandinsky5", "skyreels"]
+NAMES = [
+    "wan2.2-image",
+    "hunyuan",
+    "framepack",
+    "hunyuan15",
+    "ltx",
+    "ltx2",
+    "cogvideox",
+    "mochi",
+    "kandinsky5",
+    "skyreels",
+]
 CPU = torch.device("cpu")
 
 
@@ -107,8 +118,12 @@ def test_gradients_are_the_same_and_blocks_come_in_turn(name: str, watched: list
     assert used.sent == [*range(count), *reversed(range(count))]
     after = dict(transformer.named_parameters())
     assert after.keys() == before.keys() and all(after[name] is before[name] for name in before)
-    frozen = sum(bytes_of(weight) for block in blocks_of(transformer) for weight in block.parameters()
-                 if not weight.requires_grad)
+    frozen = sum(
+        bytes_of(weight)
+        for block in blocks_of(transformer)
+        for weight in block.parameters()
+        if not weight.requires_grad
+    )
     assert used.resting == frozen > 0
 
 
@@ -143,7 +158,10 @@ def test_a_training_is_the_same_with_it(tmp_path: Path, cache: Path) -> None:
     more = dict(gradient_checkpointing=True, sample_every=2, validation_share=0.25)
     plain = train(tmp_path / "plain", cache, **more)
     pipe = pipeline()
-    assert_same(train(tmp_path / "away", cache, pipe, steps=2, offload_base=True, **more), train(tmp_path / "half", cache, steps=2, **more))
+    assert_same(
+        train(tmp_path / "away", cache, pipe, steps=2, offload_base=True, **more),
+        train(tmp_path / "half", cache, steps=2, **more),
+    )
     # It may be switched while a training goes on.
     assert_same(train(tmp_path / "half", cache, offload_base=True, **more), plain)
     found, expected = ([measured(line) for line in log_lines(tmp_path / name)] for name in ("half", "plain"))
@@ -152,9 +170,7 @@ def test_a_training_is_the_same_with_it(tmp_path: Path, cache: Path) -> None:
     assert not any(block._forward_pre_hooks for block in pipe.transformer.blocks)
 
 
-def test_the_other_expert_is_swapped_too_while_it_samples(
-    tmp_path: Path, cache: Path, watched: list[Watched]
-) -> None:
+def test_the_other_expert_is_swapped_too_while_it_samples(tmp_path: Path, cache: Path, watched: list[Watched]) -> None:
     pipe = pipeline()
     pipe.register_modules(transformer_2=pipeline().transformer.eval())
     pipe.register_to_config(boundary_ratio=0.9)

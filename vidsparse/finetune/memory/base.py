@@ -40,7 +40,9 @@ def check_base_on(kind: str, device: torch.device) -> None:
         ValueError: "nf4" without CUDA.
     """
     if kind == "nf4" and device.type != "cuda":
-        raise ValueError(f"base='nf4' needs a GPU with CUDA, and this training is on {device.type}; take int8 or float8")
+        raise ValueError(
+            f"base='nf4' needs a GPU with CUDA, and this training is on {device.type}; take int8 or float8"
+        )
 
 
 def quantization_of(kind: str, transformers: Sequence[str], dtype: torch.dtype) -> Any:

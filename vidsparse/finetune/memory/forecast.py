@@ -139,7 +139,12 @@ def forecast_step(
 
 
 def _run(
-    module: Any, at_rest: list[torch.nn.Module], task: TrainingTask, settings: Settings, example: Any, dtype: torch.dtype
+    module: Any,
+    at_rest: list[torch.nn.Module],
+    task: TrainingTask,
+    settings: Settings,
+    example: Any,
+    dtype: torch.dtype,
 ) -> tuple[int, int, int]:
     """Run a pass on tensors without content.
 
