@@ -10,7 +10,7 @@ from vidsparse.finetune.memory.wrapped import bytes_of, inner_tensors, rebuilt
 
 def test_a_plain_tensor_is_made_of_itself() -> None:
     tensor = torch.randn(3, 5, dtype=torch.bfloat16)
-    assert list(inner_tensors(tensor))[0] is tensor and bytes_of(tensor) == 30
+    assert next(inner_tensors(tensor)) is tensor and bytes_of(tensor) == 30
     copy = rebuilt(tensor, torch.clone)
     assert torch.equal(copy, tensor) and copy.data_ptr() != tensor.data_ptr()
 

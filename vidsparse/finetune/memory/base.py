@@ -96,6 +96,7 @@ def check_loaded(kind: str, transformer: torch.nn.Module) -> None:
 def cast_layers(transformer: Any, dtype: torch.dtype) -> None:
     """Let layers rest in float8 from now on, and compute in a dtype. Layers of a LoRA, and norms, stay as they are.
 
-    The LoRA must be there already: a later one would take float8 from the layers that it is put on. It cannot be undone.
+    The LoRA must be there already: a later one would take float8 from the layers that it is put on. This cannot be
+    undone.
     """
     transformer.enable_layerwise_casting(storage_dtype=STORED, compute_dtype=dtype)

@@ -1,4 +1,4 @@
-"""What stands for layers that rest in fewer bits in a run on tensors without content: the same tensors, made and freed."""
+"""What stands for layers in fewer bits in a run on tensors without content: the same tensors, made and freed."""
 
 from __future__ import annotations
 

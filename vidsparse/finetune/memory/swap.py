@@ -1,10 +1,10 @@
 """Frozen weights of a transformer's blocks rest in the CPU's memory; those of a block are on the device while it runs.
 
 diffusers' group offloading is for inference: it would move the weights that learn too, and leaves a group on the device
-where gradient checkpointing ends a block's second forward pass early. Here the frozen weights of a block are replaced by
-copies before its forward pass, also the recomputed one, and put back after it, however it ends. What the backward pass
-needs of a copy, autograd keeps. While a block runs, the copies of the next are on their way: in the backward pass that
-is the block before it.
+where gradient checkpointing ends a block's second forward pass early. Here copies take the place of a block's frozen
+weights before its forward pass, also the recomputed one. After it, however it ends, the weights are back; what the
+backward pass needs of a copy, autograd keeps. While a block runs, the copies of the next are on their way: in the
+backward pass that is the block before it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Weights = list[torch.nn.Parameter]
 
 @dataclass
 class Coming:
-    """Copies of a block's weights, and the event after which they are whole; None where there is nothing to wait for."""
+    """Copies of a block's weights, and the event after which they are whole; None: they are."""
 
     weights: Weights
     whole: Any = None
