@@ -206,7 +206,6 @@ def test_nf4_is_planned_for_anywhere_and_trained_with_cuda(command: Any, monkeyp
     assert (code, out) == (1, "") and errors.splitlines()[-1].startswith("error: base='nf4' needs a GPU with CUDA")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # peft: merging into int8 needs more
 def test_a_base_in_int8_that_comes_and_goes(command: Any, tmp_path: Path, cache: Path) -> None:
     pytest.importorskip("torchao")
     asked = [

@@ -46,7 +46,6 @@ def linear_weights(transformer: Any) -> set[str]:
     return {str(dtype) if name == "Parameter" else name for name, dtype in found.items()}
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # peft: merging needs more
 @pytest.mark.parametrize("kind", ["int8", "float8"])
 def test_a_training_resumes_to_the_bit_and_its_lora_is_of_the_plain_model(
     tmp_path: Path, cache: Path, stored: Path, kind: str

@@ -85,7 +85,6 @@ AT_REST = [("int8", True, False), ("int8", True, True), ("float8", True, False),
 AT_REST += [("none", True, True), ("float8", False, False)]
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # peft: merging into int8 needs more
 @pytest.mark.parametrize(("base", "checkpointing", "away"), AT_REST)
 def test_memory_of_a_base_at_rest_is_that_of_a_real_step(base: str, checkpointing: bool, away: bool) -> None:
     if base == "int8":
