@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.utils.checkpoint
 
 from vidsparse.finetune.families import TrainingTask
+from vidsparse.finetune.memory.base import whole_blocks
 from vidsparse.finetune.memory.offload import offloading
 from vidsparse.finetune.objective import ExampleStream, loss_of
 from vidsparse.finetune.optim.optimizers import build_optimizer, rate_groups, set_rates
@@ -120,7 +120,7 @@ class Learner:
             before_video()
             self._seed_dropout(step, part)
             with accelerator.accumulate(self.model):
-                with offloading(self.model, on=settings.offload_activations), self._whole_blocks():
+                with offloading(self.model, on=settings.offload_activations), whole_blocks(settings.base):
                     loss, plain = loss_of(self.model, example, self.task, settings.weighting, self.dtype)
                 accelerator.backward(loss)
             told = torch.full_like(plain, asked).reshape(1)
@@ -140,13 +140,6 @@ class Learner:
         numbers = told_by_all.tolist()
         videos = [(level, loss) for level, loss, _ in numbers]
         return Learned(videos, norm, made, int(max(told for _, _, told in numbers)))
-
-    def _whole_blocks(self) -> AbstractContextManager[None]:
-        """Blocks are recomputed to their end: else the layer at which one stops early would not go back to float8."""
-        if self.settings.base != "float8":
-            return nullcontext()
-        early: AbstractContextManager[None] = torch.utils.checkpoint.set_checkpoint_early_stop(False)
-        return early
 
     def _leave_frozen_out(self) -> None:
         """Keep DDP from sending frozen weights around, which each process has loaded and some backends cannot send."""

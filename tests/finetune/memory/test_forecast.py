@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from quantised import needs
-from torch.utils.checkpoint import set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidsparse import Dense, Radial, StepSchedule, sparsify
@@ -17,7 +15,7 @@ from vidsparse.finetune import Bucket, Settings, drawn_clips, quantization_of
 from vidsparse.finetune.families.wan import WanTask
 from vidsparse.finetune.low_rank import add_lora
 from vidsparse.finetune.memory import base as base_at_rest, plan
-from vidsparse.finetune.memory.base import STORED, cast_layers
+from vidsparse.finetune.memory.base import STORED, cast_layers, whole_blocks
 from vidsparse.finetune.memory.forecast import StepForecast
 from vidsparse.finetune.memory.live import LiveBytes
 from vidsparse.finetune.memory.plan import plan_training
@@ -52,8 +50,7 @@ def step_of(settings: Settings) -> Any:
         task = WanTask()
         example = task.blank(module.config, (9, 16, 16), 16)
         example = replace(example, **{name: torch.rand_like(x) for name, x in vars(example).items() if name != "more"})
-        whole = set_checkpoint_early_stop(False) if settings.base == "float8" else nullcontext()
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"), whole:
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"), whole_blocks(settings.base):
             loss, _ = loss_of(module, example, task)
         loss.backward()
 

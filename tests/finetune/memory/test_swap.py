@@ -15,7 +15,7 @@ from twins import ignores_warnings
 
 from vidsparse.finetune.families import task_for
 from vidsparse.finetune.memory import swap
-from vidsparse.finetune.memory.base import cast_layers
+from vidsparse.finetune.memory.base import cast_layers, whole_blocks
 from vidsparse.finetune.memory.swap import BlockSwap, Coming, blocks_of, check_blocks, swapped
 from vidsparse.finetune.memory.wrapped import bytes_of
 from vidsparse.finetune.objective import loss_of
@@ -146,7 +146,7 @@ def test_layers_in_float8_come_and_go_too(watched: list[Watched]) -> None:
     pipe = pipeline()
     transformer = with_lora(pipe)
     cast_layers(transformer, torch.float32)
-    with torch.utils.checkpoint.set_checkpoint_early_stop(False):
+    with whole_blocks("float8"):
         plain = gradients(pipe, (3, 4, 4), on=False)
         found = gradients(pipe, (3, 4, 4), on=True)
     assert all(map(torch.equal, plain, found)) and watched[0].resting > 0

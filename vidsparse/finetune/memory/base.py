@@ -7,10 +7,12 @@ casting: each layer is cast to the dtype it computes in while it runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 # Name -> the package that it needs; None: it needs none.
 BASES: dict[str, str | None] = {"none": None, "int8": "torchao", "nf4": "bitsandbytes", "float8": None}
@@ -91,6 +93,15 @@ def check_loaded(kind: str, transformer: torch.nn.Module) -> None:
             f"base='float8' casts plain weights, and these are quantised already ({', '.join(sorted(quantised))}); "
             "use base='none', which takes them as they are"
         )
+
+
+def whole_blocks(kind: str) -> AbstractContextManager[None]:
+    """The context of a forward pass whose blocks gradient checkpointing recomputes to their end.
+
+    It may stop early, and with "float8" the layer where it stops would not be cast back.
+    """
+    early: AbstractContextManager[None] = set_checkpoint_early_stop(kind != "float8")
+    return early
 
 
 def cast_layers(transformer: Any, dtype: torch.dtype) -> None:

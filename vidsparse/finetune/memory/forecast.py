@@ -15,6 +15,7 @@ from vidsparse.estimation.work import work
 from vidsparse.finetune.data.clips import Bucket
 from vidsparse.finetune.families import TrainingTask
 from vidsparse.finetune.low_rank import lora_config
+from vidsparse.finetune.memory.base import whole_blocks
 from vidsparse.finetune.memory.contents import Contents
 from vidsparse.finetune.memory.live import LiveBytes
 from vidsparse.finetune.memory.offload import LEAST
@@ -177,7 +178,7 @@ def _run(
         with swapped(module, learned, torch.device("cpu"), settings.offload_base) as swap, live:
             there = (*weights, *module.buffers(), *(w.grad for w in learned if w.grad is not None))
             live.leave_out(there)
-            with cast, saved_tensors_hooks(pack, lambda tensor: tensor):
+            with cast, whole_blocks(settings.base), saved_tensors_hooks(pack, lambda tensor: tensor):
                 loss, _ = loss_of(module, example(), task, dtype=dtype if half is None else torch.float32)
             loss.backward()
     return live.peak, sum(kept.values()), 0 if swap is None else swap.resting
