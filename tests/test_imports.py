@@ -59,7 +59,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse": ("lazy_loader",),  # what it exports stands in __init__.pyi
     "vidsparse.finetune": (
-        *("PIL", "accelerate", "diffusers", "filelock", "matplotlib", "numpy", "peft", "torch"),
+        *("PIL", "accelerate", "diffusers", "filelock", "matplotlib", "numpy", "peft", "torch", "torchao"),
         *(
             "vidsparse.atomic",
             "vidsparse.corrections",

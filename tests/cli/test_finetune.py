@@ -181,6 +181,72 @@ def test_a_dry_run_writes_nothing(command: Any, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_nf4_is_planned_for_anywhere_and_trained_with_cuda(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vidsparse.finetune.memory.base.find_spec", lambda package: True)
+    monkeypatch.setattr("vidsparse.generation.pipeline.load_pipeline", None)
+    asked = [
+        "--out",
+        "run",
+        "--model",
+        "shapes-64",
+        "--frames",
+        9,
+        "--size",
+        "16x16",
+        "--videos",
+        2,
+        "--cpu",
+        "--rank",
+        2,
+    ]
+    code, out, errors = command(*asked, "--base", "nf4", "--dry-run")
+    assert code == 0, errors
+    assert "nf4, on the device; without gradient checkpointing" in " ".join(out.split())
+    code, out, errors = command(*asked, "--base", "nf4")
+    assert (code, out) == (1, "") and errors.splitlines()[-1].startswith("error: base='nf4' needs a GPU with CUDA")
+
+
+def test_a_base_in_int8_that_comes_and_goes(command: Any, tmp_path: Path, cache: Path) -> None:
+    pytest.importorskip("torchao")
+    asked = [
+        "--out",
+        "run",
+        "--model",
+        "shapes-64",
+        "--frames",
+        9,
+        "--size",
+        "16x16",
+        "--videos",
+        2,
+        "--rank",
+        2,
+        "--cpu",
+    ]
+    asked += [
+        "--cache",
+        cache,
+        "--set",
+        "tile=(1,2,2)",
+        "--steps",
+        1,
+        "--base",
+        "int8",
+        "--offload-base",
+        "--log-every",
+        1,
+    ]
+    code, out, errors = command(*asked, "--dry-run")
+    assert code == 0, errors
+    said = " ".join(out.split())
+    assert "int8, in the CPU's memory, but for two blocks; with gradient checkpointing" in said
+    code, _, errors = command(*asked)
+    assert code == 0, errors
+    assert (tmp_path / "run/samples/step-0000001-0.mp4").is_file()
+    weights = load_file(tmp_path / "run/pytorch_lora_weights.safetensors")
+    assert weights and all(weight.isfinite().all() for weight in weights.values())
+
+
 def test_options_by_the_names_of_diffusers_in_a_file(command: Any, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(
         "output-dir: run\nmax-train-steps: 3\ngradient-accumulation-steps: 2\nlr-warmup-steps: 1\nlora-alpha: 4\n"

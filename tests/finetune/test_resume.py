@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tiny_training import assert_same, lines, pipeline, train
 
 from vidsparse import HeadModes
+from vidsparse.finetune.identity import check_same
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -87,6 +88,16 @@ def test_two_processes_compute_what_one_does_with_twice_the_batch(tmp_path: Path
         torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-6)
     losses = [[line["loss"] for line in lines(tmp_path / folder)] for folder in ("out", "one")]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+
+
+def test_what_no_longer_decides_the_result_may_differ(tmp_path: Path) -> None:
+    """An earlier version compared whether blocks are computed again."""
+    said: list[str] = []
+    now = {"order": "anew", "rank": "4"}
+    check_same({**now, "gradient_checkpointing": "True"}, now, tmp_path, said.append)
+    with pytest.raises(ValueError, match="rank was 2, is 4"):
+        check_same({**now, "rank": "2"}, now, tmp_path, said.append)
+    assert not said
 
 
 def test_killed_while_it_saves_a_checkpoint(tmp_path: Path, cache: Path) -> None:

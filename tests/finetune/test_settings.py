@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from vidsparse import Radial, Reshaped
 from vidsparse.finetune.settings import Settings
@@ -53,6 +54,15 @@ SPARSE = Radial(density=0.3)
 def test_bad_settings(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Settings(SPARSE, **changes)
+
+
+def test_gradient_checkpointing_is_on_where_memory_is_short() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [Settings(SPARSE).on(device).gradient_checkpointing for device in (cpu, gpu)] == [False, True]
+    for needs in ("offload_base", "offload_activations"):
+        assert Settings(SPARSE, **{needs: True}).on(cpu).gradient_checkpointing
+    for given in (True, False):
+        assert Settings(SPARSE, gradient_checkpointing=given).on(gpu).gradient_checkpointing is given
 
 
 def test_the_rate_rises_stays_and_falls() -> None:

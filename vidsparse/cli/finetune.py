@@ -27,7 +27,17 @@ def finetune(request: Finetuning, *, dry_run: Annotated[bool, Option("--dry-run"
     """Train a LoRA for longer videos with sparse attention. The same command resumes a training that was stopped."""
     import torch
 
-    from vidsparse.finetune import Settings, Stopped, check_device, check_launch, check_pipeline, finetune, hold_out
+    from vidsparse.finetune import (
+        Settings,
+        Stopped,
+        check_device,
+        check_launch,
+        check_pipeline,
+        finetune,
+        hold_out,
+        quantization_of,
+        training_device,
+    )
     from vidsparse.finetune.data.captions import read_entries
     from vidsparse.finetune.families import task_for
     from vidsparse.generation.pipeline import load_pipeline
@@ -49,8 +59,8 @@ def finetune(request: Finetuning, *, dry_run: Annotated[bool, Option("--dry-run"
             "inference_steps": steps,
             "trained_frames": request.trained_frames or model.default("num_frames"),
         }
-    )
-    check_device(settings, request.cpu)
+    ).on(training_device(request.cpu))
+    check_device(settings, request.cpu, planned=dry_run)
     request.cutting()
     buckets = request.buckets(model)
     for option, folder in (("data", request.data), ("validation-data", request.validation_data)):
@@ -67,8 +77,10 @@ def finetune(request: Finetuning, *, dry_run: Annotated[bool, Option("--dry-run"
         print_finetuning(model, settings, clips, getattr(torch, _dtype(request, model)), _gpu(request))
         return
     main = is_first()
+    dtype = _dtype(request, model)
+    quantization = quantization_of(settings.base, model.transformers, settings.half or getattr(torch, dtype))
     with live_console().status(f"loading {request.model}"):
-        pipe = load_pipeline(model, device="cpu", dtype=_dtype(request, model))
+        pipe = load_pipeline(model, device="cpu", dtype=dtype, quantization=quantization)
     check_pipeline(pipe, settings, buckets)
     pipe.vae.float()  # in less precision its latents may not be finite
     try:

@@ -238,15 +238,31 @@ class Finetuning(ClipOptions):
             rich_help_panel=LEARNING,
         ),
     ] = "bf16"
+    base: Annotated[
+        str,
+        Option(help="How the frozen weights rest: none (as stored), int8, nf4 or float8.", rich_help_panel=LEARNING),
+    ] = "none"
     gradient_checkpointing: Annotated[
-        bool,
-        Option(help="Compute each block again in the backward pass: less memory, more time.", rich_help_panel=LEARNING),
-    ] = True
+        bool | None,
+        Option(
+            help="Compute each block again in the backward pass: less memory, more time.",
+            rich_help_panel=LEARNING,
+            show_default="on a GPU",
+        ),
+    ] = None
     offload_activations: Annotated[
         bool,
         Option(
             "--offload-activations",
             help="Move what --gradient-checkpointing keeps to the CPU's memory until it is needed.",
+            rich_help_panel=LEARNING,
+        ),
+    ] = False
+    offload_base: Annotated[
+        bool,
+        Option(
+            "--offload-base",
+            help="Keep the frozen weights in the CPU's memory, but for those of two blocks at a time.",
             rich_help_panel=LEARNING,
         ),
     ] = False

@@ -57,19 +57,28 @@ def _rows(model: Model, settings: Settings, plan: Plan, processes: int, gpu: str
     share = f"{counted(plan.videos, 'video')} each" + (f", in {processes} processes" if processes > 1 else "")
     rows.append(("steps", f"{plan.steps:,} of {share}: {plan.epochs:.3g} epochs"))
     largest = plan.largest
-    offloaded = f"; {bytes_text(largest.offloaded)} in the CPU's memory" if largest.offloaded else ""
+    away = f"; {bytes_text(away)} in the CPU's memory" if (away := largest.offloaded + largest.resting) else ""
     rows += [
         (
             "memory",
             f"{bytes_text(largest.memory)} in each process: {bytes_text(largest.weights)} of weights, "
             f"{bytes_text(largest.lora)} of LoRA and gradient, {bytes_text(largest.states)} of optimizer and average, "
-            f"{bytes_text(largest.activations)} of activations{offloaded}",
+            f"{bytes_text(largest.activations)} of activations{away}",
         ),
         ("", "text encoder and VAE are not counted, nor what the GPU's own libraries take"),
+        ("frozen weights", _base(settings)),
         ("density", f"{largest.density:.2f} of dense attention, on average over layers and noise levels"),
         ("a step", f"{flops_text(plan.flops * settings.batch)} in each process{_time(plan, settings, gpu)}"),
     ]
     return rows
+
+
+def _base(settings: Settings) -> str:
+    """How the weights rest, and whether blocks are computed again."""
+    kind = "as they are stored" if settings.base == "none" else settings.base
+    places = "in the CPU's memory, but for two blocks" if settings.offload_base else "on the device"
+    again = "with" if settings.gradient_checkpointing else "without"
+    return f"{kind}, {places}; {again} gradient checkpointing"
 
 
 def _time(plan: Plan, settings: Settings, gpu: str | None) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from vidsparse.finetune.checks import check_device, check_pipeline
+from vidsparse.finetune.checks import check_device, check_pipeline, training_device
 from vidsparse.finetune.data.clips import Bucket, Clip, Skipped
 from vidsparse.finetune.data.cutting import Cutting
 from vidsparse.finetune.data.folder import folder_clips
 from vidsparse.finetune.data.synthetic import drawn_clips
 from vidsparse.finetune.job import finetune
+from vidsparse.finetune.memory.base import quantization_of
 from vidsparse.finetune.process.accelerator import check_launch
 from vidsparse.finetune.process.stopping import Stopped
 from vidsparse.finetune.record.validation import hold_out
@@ -27,4 +28,6 @@ __all__ = [
     "finetune",
     "folder_clips",
     "hold_out",
+    "quantization_of",
+    "training_device",
 ]

@@ -9,6 +9,8 @@ import torch
 
 from vidsparse.finetune.data.clips import Bucket
 from vidsparse.finetune.families import TrainingTask, task_for
+from vidsparse.finetune.memory.base import check_base_on, check_loaded
+from vidsparse.finetune.memory.swap import check_blocks
 from vidsparse.finetune.noise import bounds_of, by_noise, sparse_levels
 from vidsparse.finetune.optim.optimizers import check_optimizer_on
 from vidsparse.finetune.settings import Settings
@@ -20,19 +22,27 @@ from vidsparse.runtime.sparsify import sparsify
 ANY = Bucket(33, 256, 256)  # a size for what depends on one where none is known
 
 
-def check_device(settings: Settings, cpu: bool = False) -> None:
+def training_device(cpu: bool = False) -> torch.device:
+    """The device of a training: an accelerator if there is one, unless the CPU is asked for."""
+    found = None if cpu else torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if found is None else found
+
+
+def check_device(settings: Settings, cpu: bool = False, planned: bool = False) -> None:
     """Refuse what the device of a training does not compute, before a model is loaded.
 
     Args:
         settings: of the training.
         cpu: train on the CPU even if there is a GPU.
+        planned: nothing will be loaded: what rests on a GPU may be planned for without one.
 
     Raises:
-        ValueError: fp16 on a CPU.
+        ValueError: fp16 on a CPU; nf4 without CUDA.
         ImportError: no installed package has the optimizer for this device.
     """
-    found = None if cpu else torch.accelerator.current_accelerator(check_available=True)
-    device = torch.device("cpu") if found is None else found
+    device = training_device(cpu)
+    if not planned:
+        check_base_on(settings.base, device)
     if settings.precision == "fp16" and device.type == "cpu":
         raise ValueError("precision='fp16' needs a GPU; use 'bf16' on a CPU")
     check_optimizer_on(settings.optimizer, device)
@@ -47,7 +57,8 @@ def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()
 
     Raises:
         NotImplementedError: see `check_model`.
-        ValueError: the transformer does not exist or has a LoRA; or see `check_model`.
+        ValueError: the transformer does not exist, has a LoRA or does not rest as `Settings.base` says; or see
+            `check_model`.
         OSError: the initial LoRA does not exist.
         ImportError: peft is missing; or see `check_model`.
     """
@@ -59,6 +70,7 @@ def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()
         raise ValueError(f"transformer={settings.transformer!r} does not exist in the pipeline; use 'transformer'")
     if getattr(transformer, "peft_config", None):
         raise ValueError("the transformer already has a LoRA; remove it with pipe.unload_lora_weights()")
+    check_loaded(settings.base, transformer)
     bounds = bounds_of(pipe.config, settings.transformer)
     check_model(task, transformer, settings.of_family(task), buckets, pipe.scheduler, bounds)
 
@@ -82,7 +94,7 @@ def check_model(
         bounds: noise levels of the transformer, see `bounds_of`.
 
     Raises:
-        NotImplementedError: positions that the model does not have, or a scheduler of another kind.
+        NotImplementedError: positions or blocks that the model does not have, or a scheduler of another kind.
         ValueError: a weighting of the loss that the model has no meaning for; targets do not exist; the initial LoRA
             has another shape; the pattern is for another model; the schedule is dense at all noise levels of this
             transformer; or the model does not take a size.
@@ -96,6 +108,8 @@ def check_model(
         bucket.check_for(task)
     settings.check_targets(transformer, task.untrained)
     check_positions(transformer, settings.positions)
+    if settings.offload_base:
+        check_blocks(transformer)
     if settings.start is not None:
         start_weights(transformer, settings, settings.start)
     scheduler = build_scheduler(scheduler, settings.sampler, settings.flow_shift)

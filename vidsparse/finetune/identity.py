@@ -9,6 +9,7 @@ from pathlib import Path
 from vidsparse.finetune.settings import FREE, Settings
 
 ORDER = "each video once in an epoch"
+NO_LONGER = ("gradient_checkpointing",)  # settings that an earlier version compared
 
 
 def comparable(settings: Settings) -> dict[str, str]:
@@ -34,7 +35,7 @@ def check_same(before: Mapping[str, str], now: Mapping[str, str], folder: Path, 
     if "order" not in before:
         say(f"the checkpoints in {folder} are of an earlier version, which drew videos in another order; now {ORDER}")
         known["order"] = now.get("order", "")
-    names = dict.fromkeys((*now, *before))
+    names = dict.fromkeys(name for name in (*now, *before) if name not in NO_LONGER)
     changed = [f"{n} was {known.get(n)}, is {now.get(n)}" for n in names if known.get(n) != now.get(n)]
     if changed:
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidsparse.finetune.checkpoint import newest_step
-from vidsparse.finetune.checks import check_device, check_pipeline
+from vidsparse.finetune.checks import check_device, check_pipeline, training_device
 from vidsparse.finetune.data.cache import Encoded, encode
 from vidsparse.finetune.data.clips import Clip
 from vidsparse.finetune.data.encoders import moved
@@ -56,7 +56,8 @@ def finetune(
 
     Args:
         pipe: a pipeline of `vidsparse.finetune.families.TASKS`, with weights already in the dtype they should be
-            stored in; moved to the device of the training.
+            stored in, and quantised as `Settings.base` says; moved to the device of the training, but with
+            `Settings.offload_base` back to the CPU. With base "float8" its layers stay in float8.
         clips: from `folder_clips` or `drawn_clips`.
         settings: everything that decides the result.
         folder: receives the LoRA, `checkpoints`, `samples`, `log.jsonl`, `loss.png` and TensorBoard's files. One
@@ -91,7 +92,7 @@ def finetune(
     held_out += validation_clips
     check_pipeline(pipe, settings, {clip.bucket for clip in (*clips, *held_out)})
     check_device(settings, cpu)
-    settings = settings.of_family(task_for(pipe))
+    settings = settings.of_family(task_for(pipe)).on(training_device(cpu))
     cpu = cpu or not torch.accelerator.is_available()  # accelerate joins processes on a CPU only if told to
     folder.mkdir(parents=True, exist_ok=True)
     with stopping() as stop:

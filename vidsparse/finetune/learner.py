@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidsparse.finetune.families import TrainingTask
+from vidsparse.finetune.memory.base import whole_blocks
 from vidsparse.finetune.memory.offload import offloading
 from vidsparse.finetune.objective import ExampleStream, loss_of
 from vidsparse.finetune.optim.optimizers import build_optimizer, rate_groups, set_rates
@@ -19,7 +20,9 @@ from vidsparse.finetune.settings import Settings
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-WRAPPED = ("forward", "_original_forward")  # attributes that accelerate sets on a model in lower precision
+# Attributes that accelerate sets on a model in lower precision, and DDP reads.
+IGNORED = "_ddp_params_and_buffers_to_ignore"
+WRAPPED = ("forward", "_original_forward", IGNORED)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,9 @@ class Learner:
         self._forward = {name: module.__dict__[name] for name in WRAPPED if name in module.__dict__}
         with ExitStack() as failure:
             failure.callback(self._unwrap)
-            self.model, self.optimizer = accelerator.prepare(module, optimizer)
+            self._leave_frozen_out()
+            placed = [not settings.offload_base, True]
+            self.model, self.optimizer = accelerator.prepare(module, optimizer, device_placement=placed)
             failure.pop_all()
 
     @property
@@ -115,7 +120,7 @@ class Learner:
             before_video()
             self._seed_dropout(step, part)
             with accelerator.accumulate(self.model):
-                with offloading(self.model, on=settings.offload_activations):
+                with offloading(self.model, on=settings.offload_activations), whole_blocks(settings.base):
                     loss, plain = loss_of(self.model, example, self.task, settings.weighting, self.dtype)
                 accelerator.backward(loss)
             told = torch.full_like(plain, asked).reshape(1)
@@ -135,6 +140,11 @@ class Learner:
         numbers = told_by_all.tolist()
         videos = [(level, loss) for level, loss, _ in numbers]
         return Learned(videos, norm, made, int(max(told for _, _, told in numbers)))
+
+    def _leave_frozen_out(self) -> None:
+        """Keep DDP from sending frozen weights around, which each process has loaded and some backends cannot send."""
+        frozen = [name for name, weight in self.module.named_parameters() if not weight.requires_grad]
+        setattr(self.module, IGNORED, frozen)
 
     def _seed_dropout(self, step: int, part: int) -> None:
         """Give the dropout of a pass numbers that depend only on the step and the video."""

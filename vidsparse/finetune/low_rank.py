@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,9 @@ def add_lora(pipe: Any, settings: Settings) -> dict[str, torch.nn.Parameter]:
     module.requires_grad_(False)
     torch.manual_seed(settings.seed)
     start = None if settings.start is None else start_weights(module, settings, settings.start)
-    module.add_adapter(lora_config(settings, LoraConfig))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*get_apply_tensor_subclass")  # which only merging into int8 needs
+        module.add_adapter(lora_config(settings, LoraConfig))
     if start is not None:
         set_peft_model_state_dict(module, start)
     cast_training_params([module], dtype=torch.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,11 +51,22 @@ class Samples:
         """Whether a video of a step is not there."""
         return any(not path_of(self.folder, step, number).is_file() for number in range(len(self.prompts)))
 
-    def write(self, pipe: Any, step: int, steps: int, device: torch.device, say: Callable[[str], None]) -> None:
-        """Write one video for each prompt, or say that there is no memory for it: the training matters more."""
+    def write(
+        self,
+        pipe: Any,
+        step: int,
+        steps: int,
+        device: torch.device,
+        say: Callable[[str], None],
+        stay: Collection[Any] = (),
+    ) -> None:
+        """Write one video for each prompt, or say that there is no memory for it: the training matters more.
+
+        Args: see `write_samples`, and `say` for a message.
+        """
         sampling = {**self.sampling, "num_inference_steps": steps}
         try:
-            write_samples(pipe, self.prompts, self.folder, step, sampling, self.fps, self.seed, device)
+            write_samples(pipe, self.prompts, self.folder, step, sampling, self.fps, self.seed, device, stay)
         except torch.OutOfMemoryError:
             say(f"no sample videos at step {step}: out of memory; --no-samples leaves them out")
 
@@ -77,11 +88,12 @@ def write_samples(
     fps: float,
     seed: int,
     device: torch.device,
+    stay: Collection[Any] = (),
 ) -> list[Path]:
     """Write one mp4 for each prompt with the current weights.
 
     The VAE and all transformers compute on `device`, and move back to their devices afterwards; so do all other parts
-    of the pipeline where a prompt has no embeddings.
+    of the pipeline where a prompt has no embeddings. Models of `stay` see to it by themselves.
     """
     from diffusers.utils.export_utils import export_to_video
 
@@ -97,7 +109,7 @@ def write_samples(
         pipe.text_encoder = None
     try:
         for model in models:
-            model.to(device).eval()
+            (model if _is_in(model, stay) else model.to(device)).eval()
         for number, prompt in enumerate(prompts):
             generator = torch.Generator().manual_seed(seed + number)
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -115,13 +127,17 @@ def write_samples(
             pipe.text_encoder = text_encoder
             pipe.register_to_config(text_encoder=entry)  # without this the pipeline could not be saved
         for model, home, training in before:
-            model.to(home).train(training)
+            (model if _is_in(model, stay) else model.to(home)).train(training)
     return written
 
 
 def path_of(folder: Path, step: int, number: int) -> Path:
     """Where the video of a prompt is, of so many steps."""
     return folder / f"step-{step:07d}-{number}.mp4"
+
+
+def _is_in(model: Any, models: Collection[Any]) -> bool:
+    return any(model is other for other in models)
 
 
 def _arguments(pipe: Any, prompt: Prompt, sampling: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

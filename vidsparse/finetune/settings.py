@@ -10,6 +10,7 @@ import torch
 from vidsparse.corrections import Correction, Reshaped
 from vidsparse.finetune.draws.levels import LevelSampling
 from vidsparse.finetune.families.task import ATTENTION, TrainingTask
+from vidsparse.finetune.memory.base import check_base
 from vidsparse.finetune.optim.optimizers import check_optimizer
 from vidsparse.finetune.optim.rates import RateSchedule
 from vidsparse.finetune.process.trackers import tracker_names
@@ -19,11 +20,12 @@ from vidsparse.generation.positions import KINDS
 from vidsparse.generation.scheduler import check_sampler
 from vidsparse.patterns import Pattern
 
-# Precision -> dtype of the LoRA's file; None: that of the training.
+# Precision -> dtype of a step and of the LoRA's file; None: those of the weights and of the LoRA.
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Settings that may change when a training is resumed; `steps` too, unless the learning rate depends on it.
 FREE = (
-    *("start", "batch", "log_every", "save_every", "keep", "log_with", "offload_activations"),
+    *("start", "batch", "log_every", "save_every", "keep", "log_with"),
+    *("gradient_checkpointing", "offload_activations", "offload_base"),
     *("sample_every", "sample_prompts", "sample_steps", "samples", "validate_every"),
 )
 
@@ -72,8 +74,12 @@ class Settings:
             of the training have the same shift. None: those of the pipeline's scheduler.
         precision: "bf16" or "fp16" (GPU only) computes in that dtype, "no" in the dtype of the weights. The LoRA learns
             in float32; its file has the precision, with "no" float32.
-        gradient_checkpointing: recompute activations in the backward to save their memory.
+        base: how the frozen weights rest: "none" as they were loaded, "int8", "nf4" or "float8", see
+            `vidsparse.finetune.memory.base`.
+        gradient_checkpointing: recompute activations in the backward to save their memory. None: on a GPU, and where
+            something else needs it.
         offload_activations: keep what gradient checkpointing keeps in the CPU's memory.
+        offload_base: keep the frozen weights of the blocks in the CPU's memory, but for those of two blocks at a time.
         seed: of the LoRA's initial weights, the order of the videos, the noise and its levels.
         log_every, save_every: steps between two log lines and between two checkpoints.
         log_with: "tensorboard", "wandb", "all", "none", or "auto": TensorBoard where it is installed.
@@ -121,8 +127,10 @@ class Settings:
     sampler: str | None = None
     flow_shift: float | None = None
     precision: str = "bf16"
-    gradient_checkpointing: bool = True
+    base: str = "none"
+    gradient_checkpointing: bool | None = None
     offload_activations: bool = False
+    offload_base: bool = False
     seed: int = 0
     log_every: int = 10
     save_every: int = 100
@@ -167,12 +175,27 @@ class Settings:
             raise ValueError("start begins with the output of a LoRA, which dora changes; leave one of them out")
         if self.dora and self.optimizer == "muon":
             raise ValueError("optimizer='muon' trains matrices alone, and dora adds vectors; leave one of them out")
-        if self.offload_activations and not self.gradient_checkpointing:
+        if self.dora and self.base == "float8":
+            raise ValueError(
+                "dora computes with the frozen weights, and base='float8' wakes them in their layers alone; "
+                "take int8, or leave one out"
+            )
+        if self.offload_activations and self.gradient_checkpointing is False:
             raise ValueError("offload_activations moves what gradient_checkpointing keeps; switch that on too")
+        if self.offload_base and self.gradient_checkpointing is False:
+            raise ValueError(
+                "offload_base moves weights back and forth, and without gradient_checkpointing the backward pass keeps "
+                "all of them on the GPU; switch that on too"
+            )
+        if self.offload_base and self.base == "nf4":
+            raise ValueError(
+                "offload_base does not move weights of base='nf4', which bitsandbytes keeps on the GPU; leave one out"
+            )
         if not isinstance(self.pattern, Pattern):
             raise TypeError(f"pattern={self.pattern!r} must be a pattern, such as vidsparse.Radial(density=0.2)")
         # Each refuses what it does not take.
         check_optimizer(self.optimizer)
+        check_base(self.base)
         tracker_names(self.log_with)
         _ = self.rates, self.level_sampling, self.weighting
 
@@ -196,10 +219,22 @@ class Settings:
         return self.learning_rate * self.rates.factor(step)
 
     @property
+    def half(self) -> torch.dtype | None:
+        """The dtype that a step computes in; None: that of the weights."""
+        return PRECISIONS[self.precision]
+
+    @property
     def scale(self) -> float:
         """The factor of the product of the LoRA's matrices."""
         alpha = self.rank if self.alpha is None else self.alpha
         return alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def on(self, device: torch.device) -> Settings:
+        """The settings with what depends on the device, where it is not given."""
+        if self.gradient_checkpointing is not None:
+            return self
+        needed = self.offload_activations or self.offload_base
+        return replace(self, gradient_checkpointing=needed or device.type == "cuda")
 
     def of_family(self, task: TrainingTask) -> Settings:
         """The settings with the targets of a family, where none are given."""

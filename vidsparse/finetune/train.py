@@ -16,6 +16,8 @@ from vidsparse.finetune.families import task_for
 from vidsparse.finetune.identity import ORDER, check_same, comparable
 from vidsparse.finetune.learner import Learner
 from vidsparse.finetune.low_rank import add_lora, recipe_of
+from vidsparse.finetune.memory.base import cast_layers
+from vidsparse.finetune.memory.swap import swapped
 from vidsparse.finetune.noise import bounds_of, by_noise, sparse_levels
 from vidsparse.finetune.objective import ExampleStream
 from vidsparse.finetune.optim.optimizers import know_states
@@ -26,7 +28,7 @@ from vidsparse.finetune.record.curve import draw_curve
 from vidsparse.finetune.record.validation import Validation
 from vidsparse.finetune.record.window import Window
 from vidsparse.finetune.samples import Samples
-from vidsparse.finetune.settings import PRECISIONS, Settings
+from vidsparse.finetune.settings import Settings
 from vidsparse.finetune.start import start_hash
 from vidsparse.finetune.untrained import Untrained
 from vidsparse.generation.peak_memory import PeakMemory
@@ -126,6 +128,11 @@ class Training:
             self._changes.callback(extend_positions(self.module, latent, trained, settings.positions).restore)
             self.run = sparsify(self.module, self.pattern, correction=settings.correction)
             self._changes.callback(self.run.restore)
+            if settings.base == "float8":
+                cast_layers(self.module, settings.half or self.module.dtype)
+            self._changes.enter_context(
+                swapped(self.module, weights.values(), accelerator.device, settings.offload_base)
+            )
             self.learner = Learner(self.module, weights, settings, accelerator, self.task, stream, state)
             self._changes.callback(self.learner.close)
             self.stop.saved = None if state is None else state["step"]
@@ -293,7 +300,7 @@ class Training:
             draw_curve(self.folder)
 
     def _write_lora(self, folder: Path) -> None:
-        save_lora(folder, self.pipe, self.recipe, dtype=PRECISIONS[self.settings.precision])
+        save_lora(folder, self.pipe, self.recipe, dtype=self.settings.half)
 
     def _sample_on_the_way(self) -> None:
         steps = self.settings.sample_steps or max(1, self.settings.inference_steps // 3)
@@ -323,7 +330,9 @@ class Training:
             for name, expert in experts.items():
                 if expert is not None and name != self.settings.transformer:
                     sparse.enter_context(sparsify(expert, self.pattern, correction=self.settings.correction))
+                    sparse.enter_context(swapped(expert, (), self.accelerator.device, self.settings.offload_base))
+            stay = [expert for expert in experts.values() if self.settings.offload_base]
             if self.accelerator.is_main_process and self.samples is not None:
-                self.samples.write(self.pipe, self.step, inference_steps, self.accelerator.device, self.say)
+                self.samples.write(self.pipe, self.step, inference_steps, self.accelerator.device, self.say, stay)
         self.run.reset()
         self.accelerator.wait_for_everyone()

@@ -44,8 +44,12 @@ class Model:
     world: World = ENDLESS
     pipeline: str | None = None
 
-    def load(self, dtype: torch.dtype) -> Any:
+    def load(self, dtype: torch.dtype, quantization: Any = None) -> Any:
         """The pipeline, on the CPU.
+
+        Args:
+            dtype: of the weights.
+            quantization: a `PipelineQuantizationConfig` of diffusers, or None.
 
         Raises:
             OSError: the model's files are missing or cannot be read.
@@ -53,8 +57,9 @@ class Model:
         import diffusers
 
         cls = getattr(diffusers, self.pipeline or "DiffusionPipeline")
+        more = {} if quantization is None else {"quantization_config": quantization}
         try:
-            return cls.from_pretrained(self.name, torch_dtype=dtype)
+            return cls.from_pretrained(source_of(self.name), torch_dtype=dtype, **more)
         except (OSError, ValueError, AttributeError, KeyError) as error:
             # The last two where model_index.json names a part that this diffusers lacks.
             raise OSError(f"cannot load model {self.name!r}: {error}") from error
@@ -204,9 +209,11 @@ class Shapes(Model):
         """Frames a second of its videos."""
         return 12
 
-    def load(self, dtype: torch.dtype) -> Any:
+    def load(self, dtype: torch.dtype, quantization: Any = None) -> Any:
         from vidsparse.shapes.model import load_pipeline
 
+        if quantization is not None:
+            return super().load(dtype, quantization)
         return load_pipeline(dtype, self.name)
 
     def read_prompt(self, prompt: str) -> str:

@@ -36,6 +36,7 @@ def load_pipeline(
     positions: str | None = None,
     frames: int | None = None,
     trained_frames: int | None = None,
+    quantization: Any = None,
     note: Callable[[str], None] = warn,
 ) -> Any:
     """Load a pipeline, ready to be called, with its progress bar off.
@@ -50,6 +51,7 @@ def load_pipeline(
         positions: see `extend_positions`; by default those of the LoRA, else of the model. They depend on `frames`,
             the length of the videos, and `trained_frames`, that which the model knows; both default to the LoRA's,
             else the model's own.
+        quantization: a `PipelineQuantizationConfig` of diffusers, or None.
         note: called with a line where parts of a LoRA have no place in the model.
 
     Raises:
@@ -67,7 +69,7 @@ def load_pipeline(
     dtype = dtype_name(dtype or default_dtype(device))
     if loras:
         check_loras(loras, model.transformers)
-    pipe = model.load(getattr(torch, dtype))
+    pipe = model.load(getattr(torch, dtype), quantization)
     _load_gates(pipe, model)
     scheduler, recipe = pipe.scheduler, first_recipe(loras)
     load_loras(pipe, loras, note)

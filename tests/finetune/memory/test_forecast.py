@@ -7,16 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from quantised import needs
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidsparse import Dense, Radial, StepSchedule, sparsify
-from vidsparse.finetune import Bucket, Settings, drawn_clips
+from vidsparse.finetune import Bucket, Settings, drawn_clips, quantization_of
 from vidsparse.finetune.families.wan import WanTask
 from vidsparse.finetune.low_rank import add_lora
-from vidsparse.finetune.memory import plan
+from vidsparse.finetune.memory import base as base_at_rest, plan
+from vidsparse.finetune.memory.base import STORED, cast_layers, whole_blocks
 from vidsparse.finetune.memory.forecast import StepForecast
 from vidsparse.finetune.memory.live import LiveBytes
 from vidsparse.finetune.memory.plan import plan_training
+from vidsparse.finetune.memory.swap import swapped
+from vidsparse.finetune.memory.wrapped import bytes_of
 from vidsparse.finetune.objective import loss_of
 from vidsparse.generation.models import find_model
 from vidsparse.shapes.model import load_pipeline
@@ -30,8 +34,11 @@ def predicted(settings: Settings) -> StepForecast:
 
 def step_of(settings: Settings) -> Any:
     """A function that runs a real pass; before it, the transformer has the LoRA with a gradient."""
-    pipe = load_pipeline(model="shapes-64")
+    quantization = quantization_of(settings.base, ["transformer"], torch.float32)
+    pipe = find_model("shapes-64").load(torch.float32, quantization)
     weights = add_lora(pipe, settings)
+    if settings.base == "float8":
+        cast_layers(pipe.transformer, settings.half or torch.float32)
     module = pipe.transformer
     if settings.gradient_checkpointing:
         module.enable_gradient_checkpointing()
@@ -43,7 +50,7 @@ def step_of(settings: Settings) -> Any:
         task = WanTask()
         example = task.blank(module.config, (9, 16, 16), 16)
         example = replace(example, **{name: torch.rand_like(x) for name, x in vars(example).items() if name != "more"})
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"), whole_blocks(settings.base):
             loss, _ = loss_of(module, example, task)
         loss.backward()
 
@@ -70,6 +77,56 @@ def test_memory_is_that_of_a_real_step(checkpointing: bool, precision: str) -> N
     assert found.lora == sum(8 * w.numel() for w in module.parameters() if w.requires_grad)
 
 
+# Without gradient checkpointing, the backward pass keeps float8 weights as they compute.
+AT_REST = [("int8", True, False), ("int8", True, True), ("float8", True, False), ("float8", True, True)]
+AT_REST += [("none", True, True), ("float8", False, False)]
+
+
+@pytest.mark.parametrize(("base", "checkpointing", "away"), AT_REST)
+def test_memory_of_a_base_at_rest_is_that_of_a_real_step(base: str, checkpointing: bool, away: bool) -> None:
+    if base == "int8":
+        needs("torchao")
+    settings = Settings(
+        *(Radial(density=0.3, tile=(1, 8, 8)),),
+        **dict(rank=16, precision="bf16", base=base, offload_base=away, gradient_checkpointing=checkpointing),
+    )
+    module, step = step_of(settings)
+    frozen = [w for name, w in module.named_parameters() if "lora" not in name]
+    stored = sum(bytes_of(weight) for weight in (*frozen, *module.buffers()))
+    low = sum(bytes_of(weight) for weight in frozen if weight.dtype == STORED)
+    live, learned = LiveBytes(), [weight for weight in module.parameters() if weight.requires_grad]
+    with sparsify(module, settings.pattern), swapped(module, learned, torch.device("cpu"), away) as swap, live:
+        weights = list(module.parameters())
+        tensors = [*weights, *module.buffers(), *(w.grad for w in weights if w.grad is not None)]
+        live.leave_out(tensors)
+        step()
+        # Layers that go back to float8 do so in memory of their own, which only the second step finds there.
+        live.peak = live.now
+        step()
+    found = predicted(settings)
+    assert found.activations == pytest.approx(live.peak - (0 if away else low), rel=0.15)
+    assert found.weights + found.resting == stored
+    assert found.resting == (0 if swap is None else swap.resting)
+    plain = predicted(replace(settings, base="none", offload_base=False))
+    assert found.weights < plain.weights and (found.resting > 0) == away
+
+
+def test_nf4_takes_half_a_byte_and_a_scale_for_each_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes' own layers cannot run on tensors without content, nor without CUDA in diffusers."""
+    monkeypatch.setattr(base_at_rest, "find_spec", lambda name: True)
+    settings = dict(rank=16, precision="bf16", gradient_checkpointing=True)
+    plain, low = (predicted(Settings(Dense(), base=kind, **settings)) for kind in ("none", "nf4"))  # type: ignore[arg-type]
+    transformer = load_pipeline(model="shapes-64").transformer
+    numbers = sum(
+        module.weight.numel()
+        for name, module in transformer.named_modules()
+        if isinstance(module, torch.nn.Linear) and "time_embedder" not in name
+    )
+    saved = 4 * numbers - numbers * (1 / 2 + 1 / 64 + 4 / (64 * 256))
+    assert plain.weights - low.weights == pytest.approx(saved, rel=1e-3)
+    assert low.activations == pytest.approx(plain.activations, rel=0.05)
+
+
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_operations_are_those_of_a_real_step(checkpointing: bool) -> None:
     """Dense, in the model's own attention, as PyTorch counts them."""
@@ -84,7 +141,7 @@ def test_operations_are_those_of_a_real_step(checkpointing: bool) -> None:
 
 
 def test_what_settings_change() -> None:
-    base = dict(rank=16, precision="no")
+    base = dict(rank=16, precision="no", gradient_checkpointing=True)
     plain = predicted(Settings(Dense(), **base))  # type: ignore[arg-type]
     away = predicted(Settings(Dense(), offload_activations=True, **base))  # type: ignore[arg-type]
     assert 0 < away.offloaded < plain.activations and away.memory == plain.memory - away.offloaded

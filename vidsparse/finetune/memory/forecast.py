@@ -15,9 +15,13 @@ from vidsparse.estimation.work import work
 from vidsparse.finetune.data.clips import Bucket
 from vidsparse.finetune.families import TrainingTask
 from vidsparse.finetune.low_rank import lora_config
+from vidsparse.finetune.memory.base import whole_blocks
 from vidsparse.finetune.memory.contents import Contents
 from vidsparse.finetune.memory.live import LiveBytes
 from vidsparse.finetune.memory.offload import LEAST
+from vidsparse.finetune.memory.stand_in import let_rest, resting_layers
+from vidsparse.finetune.memory.swap import swapped
+from vidsparse.finetune.memory.wrapped import bytes_of
 from vidsparse.finetune.noise import share_of, sparse_levels
 from vidsparse.finetune.objective import loss_of
 from vidsparse.finetune.settings import Settings
@@ -42,7 +46,9 @@ class StepForecast:
         grid: of the video's tokens.
         weights: bytes of the transformer. lora: of the LoRA and its gradient. states: of the optimizer and the running
             average.
-        activations: the most bytes of all other tensors at once, with dense attention.
+        resting: bytes of the weights that rest in the CPU's memory, and are not among `weights`.
+        activations: the most bytes of all other tensors at once, with dense attention; also weights that are there
+            while a layer runs.
         offloaded: bytes of these that wait in the CPU's memory.
         flops: forward, recomputed and backward, by the density of attention.
         density: mean density of attention over layers and noise levels, with kept tiles as a whole.
@@ -50,6 +56,7 @@ class StepForecast:
 
     grid: VideoGrid
     weights: int
+    resting: int
     lora: int
     states: int
     activations: int
@@ -98,14 +105,17 @@ def forecast_step(
     grid = known.grid(*size)
     module = without_weights(cls, dict(config)).to(dtype)
     layers = len(known.adapter.self_attentions(module))
-    weights = sum(_bytes(tensor) for tensor in (*module.parameters(), *module.buffers()))
     module.requires_grad_(False)
+    layers_at_rest = resting_layers(settings.base, without_weights(cls, dict(config)).to(dtype))
+    at_rest = [module.get_submodule(name) for name in layers_at_rest]
     from peft import LoraConfig
 
     module.add_adapter(lora_config(settings, LoraConfig))
     view = (known.frames(bucket.frames)[1], bucket.height // vae_stride[1], bucket.width // vae_stride[1])
     full = {**defaults(cls), **config}
-    live, kept = _run(module, task, settings, lambda: task.blank(full, view, words), dtype)
+    live, kept, resting = _run(module, at_rest, task, settings, lambda: task.blank(full, view, words), dtype)
+    frozen = (weight for weight in module.parameters() if not weight.requires_grad)
+    weights = sum(bytes_of(tensor) for tensor in (*frozen, *module.buffers())) - resting
     lora = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
     offloaded = max(0, kept - 2 * grid.tokens * known.heads * known.head_dim * _itemsize(settings, dtype))
     offloaded = offloaded if settings.offload_activations else 0
@@ -119,6 +129,7 @@ def forecast_step(
     return StepForecast(
         grid=grid,
         weights=weights,
+        resting=resting,
         lora=8 * lora,
         states=(STATES[settings.optimizer] + average) * lora,
         activations=live - offloaded,
@@ -128,11 +139,22 @@ def forecast_step(
     )
 
 
-def _run(module: Any, task: TrainingTask, settings: Settings, example: Any, dtype: torch.dtype) -> tuple[int, int]:
+def _run(
+    module: Any,
+    at_rest: list[torch.nn.Module],
+    task: TrainingTask,
+    settings: Settings,
+    example: Any,
+    dtype: torch.dtype,
+) -> tuple[int, int, int]:
     """Run a pass on tensors without content.
 
+    Args:
+        at_rest: layers whose weights rest in fewer bits.
+
     Returns:
-        The most bytes beside weights and gradients, and those of large tensors that the forward pass keeps.
+        The most bytes beside weights and gradients, those of large tensors that the forward pass keeps, and those of
+        weights in the CPU's memory.
     """
     if settings.gradient_checkpointing:
         module.enable_gradient_checkpointing()
@@ -140,24 +162,26 @@ def _run(module: Any, task: TrainingTask, settings: Settings, example: Any, dtyp
     live, kept = LiveBytes(), dict[int, int]()
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if _bytes(tensor) >= LEAST and not isinstance(tensor, torch.nn.Parameter):
-            kept[tensor.untyped_storage()._cdata] = _bytes(tensor)
+        if bytes_of(tensor) >= LEAST and not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage()._cdata] = bytes_of(tensor)
         return tensor
 
-    half = {"no": None, "bf16": torch.bfloat16, "fp16": torch.bfloat16}[settings.precision]
+    half = None if settings.half is None else torch.bfloat16  # fp16 takes as much
     cast = contextlib.nullcontext() if half is None else torch.autocast("cpu", half)
     with FakeTensorMode(allow_non_fake_inputs=True), Contents():
         _without_content(module)
+        let_rest(settings.base, module, at_rest, half or dtype)
         weights = list(module.parameters())
-        for weight in weights:
-            if weight.requires_grad:
-                weight.grad = torch.zeros_like(weight)
-        with live:
-            live.leave_out((*weights, *module.buffers(), *(w.grad for w in weights if w.grad is not None)))
-            with cast, saved_tensors_hooks(pack, lambda tensor: tensor):
+        learned = [weight for weight in weights if weight.requires_grad]
+        for weight in learned:
+            weight.grad = torch.zeros_like(weight)
+        with swapped(module, learned, torch.device("cpu"), settings.offload_base) as swap, live:
+            there = (*weights, *module.buffers(), *(w.grad for w in learned if w.grad is not None))
+            live.leave_out(there)
+            with cast, whole_blocks(settings.base), saved_tensors_hooks(pack, lambda tensor: tensor):
                 loss, _ = loss_of(module, example(), task, dtype=dtype if half is None else torch.float32)
             loss.backward()
-    return live.peak, sum(kept.values())
+    return live.peak, sum(kept.values()), 0 if swap is None else swap.resting
 
 
 def _without_content(module: torch.nn.Module) -> None:
@@ -195,7 +219,3 @@ def _density(
 
 def _itemsize(settings: Settings, dtype: torch.dtype) -> int:
     return dtype.itemsize if settings.precision == "no" else 2
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

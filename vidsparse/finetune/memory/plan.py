@@ -57,12 +57,17 @@ class Plan:
 
 
 def plan_training(
-    model: Model, settings: Settings, clips: Sequence[Clip], dtype: torch.dtype, processes: int = 1
+    model: Model,
+    settings: Settings,
+    clips: Sequence[Clip],
+    dtype: torch.dtype,
+    processes: int = 1,
 ) -> Plan:
     """Predict a training. No weights are read.
 
     Args:
-        model: from `find_model`. settings: of the training. clips: that it is trained on.
+        model: from `find_model`. settings: of the training; what they leave open is as on a CPU, see `Settings.on`.
+        clips: that it is trained on.
         dtype: that weights are stored in.
         processes: that share a step.
 
@@ -87,7 +92,7 @@ def plan_training(
     full = {**defaults(cls), **config}
     task = task_for(model.pipeline_class, config=full, pipeline=index, scheduler=scheduler, stride=stride)
     bounds = bounds_of(index, settings.transformer)
-    settings = settings.of_family(task)
+    settings = settings.of_family(task).on(torch.device("cpu"))
     counts = Counter(clip.bucket for clip in clips)
     transformer = without_weights(cls, config)
     # Where it would be loaded from: a LoRA to start from may be of another model that ships.
