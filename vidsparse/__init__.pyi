@@ -23,6 +23,7 @@ from .patterns import (
     Gridded as Gridded,
     GriddedHeads as GriddedHeads,
     HeadModes as HeadModes,
+    LightForcing as LightForcing,
     MixtureOfBlocks as MixtureOfBlocks,
     Pattern as Pattern,
     PerHead as PerHead,
