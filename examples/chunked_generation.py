@@ -104,8 +104,8 @@ class ChunkedProcessor:
         self.chunks, self.layer = chunks, layer
 
     def __call__(self, attn: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        projected = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states)), attn.to_v(hidden_states)
-        query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in projected)
+        query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
+        query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states)))
         query, key = (rotate_pairs(x, *self.chunks.rotary) for x in (query, key))
         out = self.chunks.attend(self.layer, query, key, value).flatten(2)
         for module in attn.to_out:
@@ -122,8 +122,9 @@ def generate(
     Returns:
         Its frames [frames, 3, height, width] in [0, 1]; the seconds of each chunk; its mean density (1: dense).
     """
-    size = SHIPPED["shapes-64"].sampling["height"] // pipe.vae_scale_factor_spatial
-    text = torch.cat(pipe.encode_prompt(prompt, max_sequence_length=SHIPPED["shapes-64"].sampling["max_sequence_length"]))
+    sampling = SHIPPED["shapes-64"].sampling
+    size = sampling["height"] // pipe.vae_scale_factor_spatial
+    text = torch.cat(pipe.encode_prompt(prompt, max_sequence_length=sampling["max_sequence_length"]))
     noise = torch.Generator().manual_seed(0)
     made, seconds, densities = [], [], []
     with ChunkedKV(pipe.transformer, pattern) as chunked:

@@ -1,4 +1,4 @@
-"""`LightForcing`: its growth and choice worked out by hand, against the published rule token by token, and as attention."""
+"""`LightForcing`: growth and choice by hand and by the published rule, token by token; attention to what it chose."""
 
 from __future__ import annotations
 
