@@ -26,7 +26,7 @@ PACKAGES = {
 ARROWS: dict[str, tuple[str, ...]] = {
     "examples": (
         *("diffusers", "torch", "vidsparse", "vidsparse.finetune", "vidsparse.shapes.model"),
-        "vidsparse.shapes.shipped",
+        *("vidsparse.shapes.shipped", "vidsparse_pipelines.rotary"),
     ),
     "examples.families": ("diffusers", "huggingface_hub", "torch", "transformers", "vidsparse"),
     "examples.modular": ("diffusers", "vidsparse", "vidsparse.patterns.names"),

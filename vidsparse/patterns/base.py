@@ -39,6 +39,8 @@ class Context:
             two batch sizes; a third drops the oldest); empty at the start of a video. A correction has one of its own
             for each group of heads. The report counts the `nbytes` of its values. Keep copies of queries, keys, values
             and outputs: graphs of `torch.compile` write over them.
+        key_grid: the tokens of keys and values, where those of earlier frames are kept and the queries are its last
+            frames; None: keys are the tokens of the queries. `LightForcing` reads it, other patterns do not.
         value: values of the call [batch, tokens, heads, head_dim], for patterns that compare outputs.
         extra_valid: int [batch], how many prefix and suffix tokens, in sequence order, are keys; None: all.
     """
@@ -52,6 +54,7 @@ class Context:
     transformer: str = "transformer"
     branch: int = 0
     local_heads: tuple[int, ...] | None = None
+    key_grid: VideoGrid | None = None
     memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     value: torch.Tensor | None = field(default=None, compare=False, repr=False)
     extra_valid: torch.Tensor | None = field(default=None, compare=False, repr=False)
@@ -164,7 +167,8 @@ class ContentPattern(Pattern):
         """
         context = Context() if context is None else context
         nothing = torch.zeros(1, grid.tokens, context.heads, 1)
-        return self.select(nothing, nothing, grid, replace(context, memory={}, value=nothing))
+        keys = nothing if context.key_grid is None else torch.zeros(1, context.key_grid.tokens, context.heads, 1)
+        return self.select(nothing, keys, grid, replace(context, memory={}, value=keys))
 
     @abstractmethod
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
