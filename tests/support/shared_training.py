@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from gloo import on_ranks
+from gloo import free_port, on_ranks
 from tiny_training import train
 from torch import distributed
 
@@ -21,12 +21,24 @@ FSDP2 = {
 }
 
 
-def train_on_two(folder: Path, cache: Path, launch: dict[str, str], **changes: Any) -> dict[str, torch.Tensor]:
-    """Train in two processes, and read the weights that were written."""
-    return on_ranks(2, _train, folder, cache, launch, changes)[0]
+class Asked(NamedTuple):
+    """A training: its folder, whether weights are divided, and what differs from `tiny_training`."""
+
+    folder: Path
+    divided: bool
+    changes: dict[str, Any]
 
 
-def _train(folder: Path, cache: Path, launch: dict[str, str], changes: dict[str, Any]) -> dict[str, torch.Tensor]:
-    rank = str(distributed.get_rank())
-    os.environ.update(launch, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    return train(folder, cache, **changes)
+def train_on_two(cache: Path, trainings: list[Asked]) -> list[dict[str, torch.Tensor]]:
+    """Train one after another in the same two processes, and read the weights that each wrote."""
+    found: list[dict[str, torch.Tensor]] = on_ranks(2, _train, cache, trainings, [free_port() for _ in trainings])[0]
+    return found
+
+
+def _train(cache: Path, trainings: list[Asked], ports: list[int]) -> list[dict[str, torch.Tensor]]:
+    rank, found = str(distributed.get_rank()), []
+    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    for asked, port in zip(trainings, ports, strict=True):
+        os.environ.update(FSDP2, ACCELERATE_USE_FSDP=str(asked.divided).lower(), MASTER_PORT=str(port))
+        found.append(train(asked.folder, cache, **asked.changes))
+    return found

@@ -7,6 +7,7 @@ works, and a checkpoint does not depend on how the weights were divided.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -39,13 +40,15 @@ def shard(
     from torch.distributed.fsdp import fully_shard
 
     check_shardable(transformer)
+    # Of what a transformer returns, which the loss does not change in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     whole = set(learned)
     for weight in whole:
         weight.data = weight.data.to(device)
     mesh = init_device_mesh(device.type, (processes,))
-    for block in blocks_of(transformer):
-        fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
-    fully_shard(transformer, mesh=mesh, ignored_params=whole)
+    for part in (*blocks_of(transformer), transformer):
+        # Also what is outside of blocks: weights that stay gathered are freed by `state_dict`, in that process alone.
+        fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
 
 
 def check_sharded(settings: Settings) -> None:
