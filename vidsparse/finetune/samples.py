@@ -95,8 +95,8 @@ def write_samples(
     """Write one mp4 for each prompt with the current weights.
 
     The VAE and all transformers compute on `device`, and move back to their devices afterwards; so do all other parts
-    of the pipeline where a prompt has no embeddings. Models of `stay` see to it by themselves. Without `keep` nothing is
-    written: other processes need this one to compute.
+    of the pipeline where a prompt has no embeddings. Models of `stay` see to it by themselves. Without `keep` nothing
+    is written: other processes need this one to compute.
     """
     from diffusers.utils.export_utils import export_to_video
 

@@ -61,8 +61,8 @@ def check_sharded(settings: Settings) -> None:
     wanted += [name for name in ("offload_base", "offload_activations") if getattr(settings, name)]
     if wanted:
         raise NotImplementedError(
-            f"FSDP divides plain weights on GPUs, and does not go together with {' and '.join(wanted)}; leave one of them "
-            "out"
+            f"FSDP divides plain weights on GPUs, and does not go together with {' and '.join(wanted)}; leave one of "
+            "them out"
         )
 
 
