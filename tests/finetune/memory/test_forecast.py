@@ -22,7 +22,7 @@ from vidsparse.finetune.memory.forecast import StepForecast
 from vidsparse.finetune.memory.live import LiveBytes
 from vidsparse.finetune.memory.plan import plan_training
 from vidsparse.finetune.memory.swap import swapped
-from vidsparse.finetune.memory.wrapped import bytes_of, inner_tensors
+from vidsparse.finetune.memory.wrapped import bytes_of
 from vidsparse.finetune.objective import loss_of
 from vidsparse.generation.models import find_model
 from vidsparse.shapes.model import load_pipeline
@@ -101,7 +101,7 @@ def test_memory_of_a_base_at_rest_is_that_of_a_real_step(base: str, checkpointin
     with sparsify(module, settings.pattern), swapped(module, learned, torch.device("cpu"), away) as swap, live:
         weights = list(module.parameters())
         tensors = [*weights, *module.buffers(), *(w.grad for w in weights if w.grad is not None)]
-        live.leave_out(inner for tensor in tensors for inner in inner_tensors(tensor))
+        live.leave_out(tensors)
         step()
         # Layers that go back to float8 do so in memory of their own, which only the second step finds there.
         live.peak = live.now

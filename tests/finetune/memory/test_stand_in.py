@@ -33,8 +33,7 @@ def test_the_layers_are_those_that_rest_in_a_real_model(tmp_path: Path) -> None:
     assert found == [
         name for name, module in low.named_modules() if type(getattr(module, "weight", 0)).__name__ == "Int8Tensor"
     ]
-    for name in found:
-        let_rest("int8", plain.get_submodule(name), torch.float32)
+    let_rest("int8", plain, [plain.get_submodule(name) for name in found], torch.float32)
     assert [bytes_of(weight) for weight in plain.parameters()] == [bytes_of(weight) for weight in low.parameters()]
 
 
@@ -46,7 +45,7 @@ def test_a_layer_of_bitsandbytes_takes_what_its_stand_in_takes() -> None:
     real = bitsandbytes.nn.Linear4bit(192, 128, quant_type="nf4", compress_statistics=True)
     real.load_state_dict(plain.state_dict())
     real.to("cpu")
-    let_rest("nf4", plain, torch.float32)
+    let_rest("nf4", plain, [plain], torch.float32)
     state = real.weight.quant_state
     stored = real.weight.numel() + state.absmax.numel() + 4 * state.state2.absmax.numel()
     assert bytes_of(plain.weight) == stored
@@ -73,7 +72,7 @@ def test_a_weight_that_is_dequantised_twice_gives_the_gradients_of_a_linear_laye
 @pytest.mark.parametrize("kind", ["float8", "nf4"])
 def test_a_stand_in_computes_something_of_the_right_shape(kind: str) -> None:
     layer = torch.nn.Linear(64, 32).requires_grad_(False)
-    let_rest(kind, layer, torch.bfloat16)
+    let_rest(kind, layer, [layer], torch.bfloat16)
     resting = dict(layer._parameters)
     hidden = torch.randn(3, 64, dtype=torch.bfloat16, requires_grad=True)
     out = layer(hidden)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from quantised import needs
 
+from vidsparse.finetune.memory.live import LiveBytes
 from vidsparse.finetune.memory.wrapped import bytes_of, inner_tensors, rebuilt
 
 
@@ -26,5 +27,9 @@ def test_a_quantised_weight_is_its_numbers_and_their_scales() -> None:
     assert 4 * 32 <= scales <= 8 * 32, "a scale for each row, and where torchao has it a zero"
     copy = rebuilt(weight, torch.clone)
     assert type(copy) is type(weight) and torch.equal(copy.dequantize(), weight.dequantize())
+    live = LiveBytes()
+    with live:
+        again = rebuilt(weight, torch.clone)
+    assert live.now == bytes_of(again) == bytes_of(weight), "counted as what they are made of"
     places = [{inner.data_ptr() for inner in inner_tensors(tensor)} for tensor in (weight, copy)]
     assert not places[0] & places[1]

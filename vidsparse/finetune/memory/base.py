@@ -55,7 +55,7 @@ def quantization_of(kind: str, transformers: Sequence[str], dtype: torch.dtype) 
     """
     if kind not in WEIGHTS:
         return None
-    from diffusers.quantizers import PipelineQuantizationConfig
+    from diffusers import PipelineQuantizationConfig
 
     if kind == "int8":
         from diffusers import TorchAoConfig

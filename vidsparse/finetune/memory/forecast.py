@@ -20,7 +20,7 @@ from vidsparse.finetune.memory.live import LiveBytes
 from vidsparse.finetune.memory.offload import LEAST
 from vidsparse.finetune.memory.stand_in import let_rest, resting_layers
 from vidsparse.finetune.memory.swap import swapped
-from vidsparse.finetune.memory.wrapped import bytes_of, inner_tensors
+from vidsparse.finetune.memory.wrapped import bytes_of
 from vidsparse.finetune.noise import share_of, sparse_levels
 from vidsparse.finetune.objective import loss_of
 from vidsparse.finetune.settings import Settings
@@ -169,15 +169,14 @@ def _run(
     cast = contextlib.nullcontext() if half is None else torch.autocast("cpu", half)
     with FakeTensorMode(allow_non_fake_inputs=True), Contents():
         _without_content(module)
-        for layer in at_rest:
-            let_rest(settings.base, layer, half or dtype)
+        let_rest(settings.base, module, at_rest, half or dtype)
         weights = list(module.parameters())
         learned = [weight for weight in weights if weight.requires_grad]
         for weight in learned:
             weight.grad = torch.zeros_like(weight)
         with swapped(module, learned, torch.device("cpu"), settings.offload_base) as swap, live:
             there = (*weights, *module.buffers(), *(w.grad for w in learned if w.grad is not None))
-            live.leave_out(inner for tensor in there for inner in inner_tensors(tensor))
+            live.leave_out(there)
             with cast, saved_tensors_hooks(pack, lambda tensor: tensor):
                 loss, _ = loss_of(module, example(), task, dtype=dtype if half is None else torch.float32)
             loss.backward()

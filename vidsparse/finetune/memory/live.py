@@ -11,6 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vidsparse.finetune.memory.wrapped import inner_tensors
+
 
 class LiveBytes(TorchDispatchMode):
     """Within the context, counts the storages of tensors that operators make, on any device, until they are freed.
@@ -26,13 +28,14 @@ class LiveBytes(TorchDispatchMode):
 
     def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
         """Do not count these, which were there before."""
-        self._known |= {tensor.untyped_storage()._cdata for tensor in tensors}
+        self._known |= {inner.untyped_storage()._cdata for tensor in tensors for inner in inner_tensors(tensor)}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
-                self._add(tensor.untyped_storage())
+                for inner in inner_tensors(tensor):  # the storage of what is made of tensors takes no memory
+                    self._add(inner.untyped_storage())
         return out
 
     def _add(self, storage: torch.UntypedStorage) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from vidsparse.finetune.memory.base import cast_layers
 
@@ -36,22 +37,27 @@ def resting_layers(kind: str, transformer: Any) -> list[str]:
     ]
 
 
-def let_rest(kind: str, module: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Let a layer without content rest in fewer bits, inside of the mode that makes such tensors.
+def let_rest(kind: str, transformer: torch.nn.Module, layers: Iterable[torch.nn.Module], dtype: torch.dtype) -> None:
+    """Let layers without content rest in fewer bits, inside of the mode that makes such tensors.
 
     Args:
-        kind: "int8", "nf4" or "float8".
-        module: the layer.
-        dtype: that it computes in.
+        kind: one of `vidsparse.finetune.memory.base.BASES`.
+        transformer: with its LoRA. layers: of it, that rest.
+        dtype: that they compute in.
     """
-    if kind == "int8":
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    for layer in layers:
+        if kind == "int8":
+            from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-        quantize_(module, Int8WeightOnlyConfig())
-    elif kind == "float8":
-        _rest_in_float8(module, dtype)
-    else:
-        _rest_in_nf4(module, dtype)
+            quantize_(layer, Int8WeightOnlyConfig())
+        elif kind == "float8":
+            _rest_in_float8(layer, dtype)
+        else:
+            _rest_in_nf4(layer, dtype)
+    if kind == "float8":
+        for part in transformer.modules():
+            if isinstance(part, BaseTunerLayer):  # as diffusers does it, too
+                part.cast_input_dtype_enabled = False
 
 
 def _rest_in_float8(module: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -66,8 +72,12 @@ def _rest_in_float8(module: torch.nn.Module, dtype: torch.dtype) -> None:
         for name, weight in resting.items():
             module._parameters[name] = None if weight is None else _frozen(torch.empty_like(weight, dtype=dtype))
 
+    def asleep(*_: Any) -> None:
+        module._parameters.update(resting)
+        resting.clear()
+
     module.register_forward_pre_hook(awake)
-    module.register_forward_hook(lambda *_: module._parameters.update(resting), always_call=True)
+    module.register_forward_hook(asleep, always_call=True)
 
 
 class _Dequantised(torch.autograd.Function):
@@ -95,7 +105,8 @@ def _rest_in_nf4(module: Any, dtype: torch.dtype) -> None:
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         bias = None if module.bias is None else module.bias.to(dtype)
-        out: torch.Tensor = _Dequantised.apply(hidden.to(dtype), lambda: torch.empty(shape, dtype=dtype), bias)
+        run: Any = _Dequantised.apply  # type: ignore[no-untyped-call]
+        out: torch.Tensor = run(hidden.to(dtype), lambda: torch.empty(shape, dtype=dtype), bias)
         return out.to(hidden.dtype)
 
     module.forward = forward
