@@ -26,7 +26,7 @@ PLUGINS = {
 FSDP = "ACCELERATE_USE_FSDP"
 # What FSDP must be set to: variable -> the value, the line of a config file, and what serves instead.
 SHARDED = {
-    "FSDP_VERSION": ("2", "fsdp_version: 2", "version 1 cannot leave a LoRA whole"),
+    "FSDP_VERSION": ("2", "fsdp_version: 2", "weights are divided by PyTorch's fully_shard"),
     "FSDP_RESHARD_AFTER_FORWARD": (
         "true",
         "fsdp_reshard_after_forward: true",
