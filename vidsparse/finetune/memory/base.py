@@ -57,7 +57,7 @@ def quantization_of(kind: str, transformers: Sequence[str], dtype: torch.dtype) 
     """
     if kind not in WEIGHTS:
         return None
-    from diffusers import PipelineQuantizationConfig
+    from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
 
     if kind == "int8":
         from diffusers import TorchAoConfig

@@ -55,9 +55,9 @@ def let_rest(kind: str, transformer: torch.nn.Module, layers: Iterable[torch.nn.
         else:
             _rest_in_nf4(layer, dtype)
     if kind == "float8":
-        for part in transformer.modules():
-            if isinstance(part, BaseTunerLayer):  # as diffusers does it, too
-                part.cast_input_dtype_enabled = False
+        tuned: list[Any] = [part for part in transformer.modules() if isinstance(part, BaseTunerLayer)]
+        for part in tuned:  # as diffusers' layerwise casting does it
+            part.cast_input_dtype_enabled = False
 
 
 def _rest_in_float8(module: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -105,7 +105,7 @@ def _rest_in_nf4(module: Any, dtype: torch.dtype) -> None:
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         bias = None if module.bias is None else module.bias.to(dtype)
-        run: Any = _Dequantised.apply  # type: ignore[no-untyped-call]
+        run: Any = _Dequantised.apply
         out: torch.Tensor = run(hidden.to(dtype), lambda: torch.empty(shape, dtype=dtype), bias)
         return out.to(hidden.dtype)
 
