@@ -27,7 +27,7 @@ KEPT = ("text_encoder", "tokenizer")  # of it: they stay as they are
 
 
 def assemble(
-    vae: AutoencoderKLWan, experts: tuple[Weights, Weights], boundary: float, statistics: Statistics, shift: float = 8.0
+    vae: AutoencoderKLWan, experts: tuple[Weights, Weights], boundary: float, statistics: Statistics, shift: float = 6.0
 ) -> WanPipeline:
     """A pipeline of two experts, in float32 on the CPU: the first has the noise levels from `boundary` on."""
     from diffusers import UniPCMultistepScheduler, WanPipeline

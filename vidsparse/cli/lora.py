@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 from typer import Argument, Option
 
@@ -12,6 +12,7 @@ from vidsparse.cli.messages import counted, note
 from vidsparse.cli.numbers import bytes_text
 
 if TYPE_CHECKING:
+    from vidsparse.lora.convert import Form
     from vidsparse.lora.summary import LoraSummary, Touched
 
 FILE_HELP = "A LoRA file of any trainer; also a folder, a Hub id or 'shapes-long'."
@@ -36,7 +37,7 @@ def convert(
     check_output(out, ".safetensors", overwrite=overwrite)
     from vidsparse.lora.convert import convert_lora
 
-    convert_lora(file, out, form, family, note=note)
+    convert_lora(file, out, cast("Form", form), family, note=note)
     print(f"wrote {out}")
 
 
