@@ -48,7 +48,7 @@ class Preset:
         inner: Any = bare(self.pattern)
         given = [f"{f.name}={getattr(inner, f.name)}" for f in fields(inner) if getattr(inner, f.name) != f.default]
         tuned = isinstance(inner, (PerLayer, PerHead))
-        parts = ["a pattern for each head of each layer" if tuned else f"{type(inner).__name__}({', '.join(given)})"]
+        parts = ["patterns chosen for each layer and head" if tuned else f"{type(inner).__name__}({', '.join(given)})"]
         if isinstance(self.pattern, StepSchedule):
             steps, levels = self.pattern.dense_steps, self.pattern.sigmas
             dense = [f"{steps:.3g} of the steps"] if steps or levels is None else []

@@ -37,9 +37,9 @@ def find_pattern(flow: Flow, video: Pool, density: float) -> Pattern:
         flow: with the transformer. video: of whose first clip the errors are. density: of token pairs.
     """
     transformer = flow.transformer
-    latent = flow.statistics.normalise(video.latents[:1])
-    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
-    condition, level = flow.prompts([video.examples[0][0].caption]), torch.tensor([NOISE])
+    latent = flow.statistics.normalise(video.latents[:1].to(flow.device))
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0)).to(flow.device)
+    condition, level = flow.prompts([video.examples[0][0].caption]), torch.tensor([NOISE], device=flow.device)
 
     def call() -> torch.Tensor:
         return flow.predict(latent, noise, level, condition)
@@ -56,7 +56,7 @@ def find_pattern(flow: Flow, video: Pool, density: float) -> Pattern:
         for layer in range(layers):
             alone = PerLayer((Dense(), usual), tuple(int(i == layer) for i in range(layers)))
             with sparsify(transformer, alone):
-                changed.append((call() - exact).double().square().mean())
+                changed.append((call() - exact).double().square().mean().cpu())
     own = errors[..., candidates.index(usual)].sum(dim=1)
     errors *= (torch.stack(changed) / own)[:, None, None]
     costs = densities.flatten(0, 1)

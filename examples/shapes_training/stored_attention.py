@@ -133,7 +133,7 @@ class _StoredLayer:
 
 @contextmanager
 def attention_stored(blocks: torch.nn.ModuleList) -> Iterator[None]:
-    """Let the self-attention of Wan blocks train with `stored_attention`; a forward pass in here may end outside."""
+    """Let the self-attention of Wan blocks train with `stored_attention`; the backward pass may run after it."""
     modules: list[Any] = [block.attn1 for block in blocks]
     before = [module.processor for module in modules]
     for module in modules:

@@ -189,10 +189,12 @@ class Training:
                 block.compile()
         pool = read_pool(self.folder / "latents").to(self.device)
         parts = cycle(range(phase.parts))
+        searched = read_pattern(self.folder, self.kept) if phase.searched else None
+        pattern = searched or vidsparse.Radial(phase.density)
 
         def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
             frames = phase.short_frames if rng.random() < phase.short else None
-            with self._attention(transformer, phase, frames, rng):
+            with self._attention(transformer, phase, pattern, frames, rng):
                 return flow.loss(pool, rng, next(parts), frames)
 
         def at_save() -> dict[str, float]:
@@ -215,12 +217,16 @@ class Training:
         return self._keep(stage, phase)
 
     def _attention(
-        self, transformer: WanTransformer3DModel, phase: Phase, frames: int | None, rng: random.Random
+        self,
+        transformer: WanTransformer3DModel,
+        phase: Phase,
+        pattern: vidsparse.Pattern,
+        frames: int | None,
+        rng: random.Random,
     ) -> AbstractContextManager[object]:
         """The attention of one part of a step, of whole clips or of their first latent frames."""
         if frames is None and rng.random() < phase.sparse:
-            searched = read_pattern(self.folder, self.kept) if phase.searched else None
-            return vidsparse.sparsify(transformer, searched or vidsparse.Radial(phase.density))
+            return vidsparse.sparsify(transformer, pattern)
         if self.device == "cpu" and (phase.patch > 1 or frames is not None):  # all pairs of 9,216 tokens do not fit
             return attention_stored(transformer.blocks)
         return nullcontext()

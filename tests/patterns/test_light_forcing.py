@@ -149,6 +149,9 @@ def test_attention_to_the_chosen_tiles(queries: VideoGrid, keys: VideoGrid, tile
 
 def test_a_call_without_kept_keys_is_dense() -> None:
     grid, keys, pattern = VideoGrid(3, 8, 8), VideoGrid(6, 8, 8), LightForcing()
+    text = VideoGrid(3, 8, 8, suffix=3)
+    whole: Any = pattern.select(*content(grid, text), grid, Context(key_grid=text))
+    assert (whole.key_grid, whole.density) == (text, 1.0), "a first chunk whose keys are more tokens"
     assert pattern.is_dense(Context()) and not pattern.is_dense(Context(key_grid=keys))
     assert pattern.plan(grid).to_dense().all()  # type: ignore[union-attr]
     assert pattern.plan(grid, Context(key_grid=grid)).to_dense().all()  # type: ignore[union-attr]

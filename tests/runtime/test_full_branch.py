@@ -217,8 +217,15 @@ def test_gradients_and_caches_are_refused() -> None:
         call(transformer, SIZE, timestep=timesteps[0])
     transformer.enable_cache(FirstBlockCacheConfig())
     refused = pytest.raises(ValueError, match="FirstBlockCache on, which counts both passes of FreeSwim")
-    with sparsify(pipe, FreeSwim(WINDOWS)), torch.no_grad(), transformer.cache_context("cond"), refused:
-        call(transformer, SIZE, timestep=timesteps[0])
+    with refused:
+        sparsify(pipe, FreeSwim(WINDOWS))
+    transformer.disable_cache()
+    with pytest.raises(ValueError, match="holds 2 FreeSwims, each with a pass of its own; keep one"):
+        sparsify(pipe, FreeSwim(StepSchedule(FreeSwim(WINDOWS), dense_steps=1)))
+    with sparsify(pipe, FreeSwim(WINDOWS)):
+        transformer.enable_cache(FirstBlockCacheConfig())
+        with torch.no_grad(), transformer.cache_context("cond"), refused:
+            call(transformer, SIZE, timestep=timesteps[0])
 
 
 def test_a_family_without_known_cross_attention_is_refused() -> None:

@@ -36,11 +36,11 @@ def check_device(settings: Settings, cpu: bool = False, planned: bool = False) -
     Args:
         settings: of the training.
         cpu: train on the CPU even if there is a GPU.
-        planned: nothing will be loaded: what rests on a GPU may be planned for without one.
+        planned: nothing will be loaded: what needs a GPU or a package may be planned for without it.
 
     Raises:
         ValueError: fp16 on a CPU; nf4 without CUDA.
-        ImportError: no installed package has the optimizer for this device.
+        ImportError: no installed package has the optimizer for this device, or the base.
         NotImplementedError: accelerate's settings ask for FSDP, see `check_sharded`.
     """
     device = training_device(cpu)

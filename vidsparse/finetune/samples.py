@@ -60,8 +60,11 @@ class Samples:
         say: Callable[[str], None],
         stay: Collection[Any] = (),
         keep: bool = True,
+        shared: bool = False,
     ) -> None:
         """Write one video for each prompt, or say that there is no memory for it: the training matters more.
+
+        Where processes compute a video together (`shared`), it is an error: the others would wait for this one.
 
         Args: see `write_samples`, and `say` for a message.
         """
@@ -69,6 +72,8 @@ class Samples:
         try:
             write_samples(pipe, self.prompts, self.folder, step, sampling, self.fps, self.seed, device, stay, keep)
         except torch.OutOfMemoryError:
+            if shared:
+                raise
             say(f"no sample videos at step {step}: out of memory; --no-samples leaves them out")
 
 
@@ -95,7 +100,7 @@ def write_samples(
     """Write one mp4 for each prompt with the current weights.
 
     The VAE and all transformers compute on `device`, and move back to their devices afterwards; so do all other parts
-    of the pipeline where a prompt has no embeddings. Models of `stay` see to it by themselves. Without `keep` nothing
+    of the pipeline where a prompt has no embeddings. Models in `stay` are not moved. Without `keep` nothing
     is written: other processes need this one to compute.
     """
     from diffusers.utils.export_utils import export_to_video

@@ -339,8 +339,8 @@ class Training:
             stay = [expert for expert in experts.values() if self.settings.offload_base]
             stay += [self.module] if self.sharded else []
             # With divided weights all processes compute the same videos: each waits for the others' parts.
-            keep = self.accelerator.is_main_process
-            if (keep or self.sharded) and self.samples is not None:
-                self.samples.write(self.pipe, self.step, inference_steps, self.accelerator.device, self.say, stay, keep)
+            keep, shared, device = self.accelerator.is_main_process, self.sharded, self.accelerator.device
+            if (keep or shared) and self.samples is not None:
+                self.samples.write(self.pipe, self.step, inference_steps, device, self.say, stay, keep, shared)
         self.run.reset()
         self.accelerator.wait_for_everyone()

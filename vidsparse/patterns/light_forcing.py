@@ -11,7 +11,6 @@ import torch
 from vidsparse.block_map import BlockMap
 from vidsparse.grid import Tile, VideoGrid, tiles_of_volume
 from vidsparse.patterns.base import ContentPattern, Context
-from vidsparse.patterns.dense import Dense
 from vidsparse.patterns.fields import check_share, check_sides, check_whole
 from vidsparse_kernels.layout import tile_sizes
 from vidsparse_kernels.selection.pooling import tile_means
@@ -28,7 +27,7 @@ class LightForcing(ContentPattern):
 
     * **Growth.** A chunk that sees n frames, its own included, keeps the fraction base_density + b / sqrt(n) of its key
       tiles: early chunks, which have little to look back on, keep more. b is such that all chunks but the first keep
-      `density` of their pairs of tiles together.
+      `density` of their pairs of tiles together, as long as none of them keeps all.
     * **Hierarchy.** Of more than `keep_frames` earlier frames, each query tile sees the tiles of `keep_frames` at most:
       the first `sink`, the last `near`, and those between whose mean key has the highest product with its mean query.
       Of the tiles of these frames and of its own chunk it keeps those whose mean key has the highest product.
@@ -46,7 +45,7 @@ class LightForcing(ContentPattern):
             0.15. Equal to `density`, all chunks keep the same fraction.
         frames: latent frames of the whole video, over which `density` holds.
         chunk: frames of a chunk. The first one is dense.
-        window: how many frames a chunk sees at most, its own included; by default all.
+        window: how many frames, a chunk's own included, the caller keeps at most, for the growth; by default all.
         keep_frames: earlier frames that a query tile sees tiles of.
         sink, near: how many first and last of the earlier frames are among them.
         tile: sides of the tiles, of one frame: (1, height, width). By default the grid's best of 128 tokens, or of 64
@@ -103,7 +102,8 @@ class LightForcing(ContentPattern):
         if past < 0 or keys.view[1:] != grid.view[1:]:
             raise ValueError(f"the frames of {grid} must be the last ones of key_grid={keys}")
         if past == 0:
-            return Dense(tile).plan(grid)
+            whole = torch.ones(math.prod(grid.tiles(tile)), math.prod(keys.tiles(tile)), dtype=torch.bool)
+            return BlockMap.from_dense(whole, grid, tile, key_grid=keys)
         rows, columns = tile_means(query, grid.view, tile, grid.prefix), tile_means(key, keys.view, tile, keys.prefix)
         scores = rows @ columns.mT
         if past > self.keep_frames:

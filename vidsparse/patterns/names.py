@@ -181,7 +181,7 @@ def _given(name: str, cls: Any, density: float | None, settings: list[str] | Non
     given = {field: _truth(field, value) if _is_of(known[field], bool) else value for field, value in given.items()}
     if density is not None and cls.density_field in known:
         given[cls.density_field] = density
-    elif density is not None and not takes_density(cls):
+    elif density is not None and not (takes_density(cls) or set(_pattern_fields(cls)) & set(given)):
         raise ValueError(f"pattern {name!r} has no density; {takes}")
     return given
 

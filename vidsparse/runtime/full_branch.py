@@ -49,6 +49,7 @@ class FullBranch(Substitute):
         layers: int,
     ):
         super().__init__(transformer)
+        _refuse_cache(transformer, name)
         self._clock, self._freeswim, self._pattern, self._name = weakref.ref(clock), freeswim, pattern, name
         self._cross_attentions, self._layers = cross_attentions, layers
         self._video, self._overrides = 0, False
@@ -67,8 +68,7 @@ class FullBranch(Substitute):
         clock, module = self._clock(), self._module()
         if clock is None or module is None:
             return
-        if (cache := cache_name(module)) is not None:
-            raise ValueError(f"{self._name} has {cache} on, which counts both passes of FreeSwim; disable the cache")
+        _refuse_cache(module, self._name)
         if torch.is_grad_enabled():
             raise NotImplementedError(
                 "FreeSwim is for generation and has no gradients; call the model under torch.no_grad(), or train with "
@@ -124,6 +124,12 @@ class FullBranch(Substitute):
         self._kept = {}
         if clock is not None:
             self._clock = weakref.ref(copy.deepcopy(clock, memo))
+
+
+def _refuse_cache(transformer: torch.nn.Module, name: str) -> None:
+    """Refuse a cache of diffusers, which would count both passes."""
+    if (cache := cache_name(transformer)) is not None:
+        raise ValueError(f"{name} has {cache} on, which counts both passes of FreeSwim; disable the cache")
 
 
 @contextmanager

@@ -141,10 +141,12 @@ def _replacements(run: Run, transformer: torch.nn.Module, name: str) -> dict[str
     clock.run = weakref.ref(run)
     if name == TRANSFORMERS[1] and TRANSFORMERS[0] in run.clocks:
         clock.earlier = weakref.ref(run.clocks[TRANSFORMERS[0]])
-    for inner in patterns_in(options.pattern):
-        if isinstance(inner, FreeSwim):
-            crossing = tuple(adapter.cross_attentions(transformer))
-            FullBranch(transformer, clock, inner, options.pattern, name, crossing, len(attentions))
+    swimming = [inner for inner in patterns_in(options.pattern) if isinstance(inner, FreeSwim)]
+    if len(swimming) > 1:
+        raise ValueError(f"the pattern holds {len(swimming)} FreeSwims, each with a pass of its own; keep one")
+    for inner in swimming:
+        crossing = tuple(adapter.cross_attentions(transformer))
+        FullBranch(transformer, clock, inner, options.pattern, name, crossing, len(attentions))
     if any(inner.may_skip for inner in patterns_in(options.pattern)):
         refuse_cache(transformer, name)
         StepSkip(transformer, clock, options.pattern, name)
