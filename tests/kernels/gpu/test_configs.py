@@ -98,4 +98,4 @@ def test_what_does_not_fit_a_chip_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     reason = operator.unsupported(large, layout(tile))
     assert reason == "takes torch.float32 with head_dim 128 in tiles of 64 tokens on this chip, not the tile (2, 8, 8)"
     assert operator.unsupported(large, layout((1, 8, 8))) is None
-    assert operator.unsupported(large.half(), tile, tile) is None
+    assert operator.unsupported(large.half(), layout(tile)) is None
