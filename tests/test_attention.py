@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,6 +44,26 @@ CASES = {
     "other-key-tile-with-text": Case(TEXT, (1, 2, 4), (2, 4, 4), batch=2, heads=3, map_heads=3, extra_valid=(8, 4)),
     "empty-rows": Case(VideoGrid(5, 7, 6), batch=2, empty=(0, 3)),
     "all-empty": Case(VideoGrid(2, 4, 4), (1, 4, 4), empty=(0, 1)),
+    # Queries and keys of two grids.
+    "two-grids-empty-rows": Case(VideoGrid(3, 5, 7), batch=2, empty=(0, 3), key_grid=VideoGrid(5, 7, 6)),
+    "new-frames": Case(VideoGrid(2, 5, 7), batch=2, key_grid=VideoGrid(7, 5, 7)),
+    "fewer-keys": Case(VideoGrid(5, 7, 6), heads=3, map_heads=3, key_grid=VideoGrid(1, 3, 5)),
+    "primes-of-two-grids": Case(VideoGrid(3, 13, 17), (1, 8, 8), (2, 4, 4), key_grid=VideoGrid(5, 7, 11)),
+    "one-query": Case(VideoGrid(1, 1, 1), key_grid=VideoGrid(3, 5, 7)),
+    "one-key": Case(VideoGrid(3, 5, 7), key_grid=VideoGrid(1, 1, 1)),
+    "queries-with-text": Case(VideoGrid(2, 5, 7, prefix=4, suffix=1), key_grid=VideoGrid(3, 5, 7), empty=(1,)),
+    "keys-with-text": Case(VideoGrid(2, 5, 7), batch=3, key_grid=TEXT, extra_valid=(9, 2, 5)),
+    "keys-without-valid-text": Case(VideoGrid(2, 5, 7), batch=2, key_grid=TEXT, extra_valid=(0, 9), empty=(1,)),
+    "two-grids-with-text": Case(
+        *(VideoGrid(2, 5, 7, prefix=2, suffix=3), (1, 2, 4), (2, 4, 4)),
+        batch=2,
+        heads=3,
+        map_batch=2,
+        map_heads=3,
+        extra_valid=(8, 4),
+        key_grid=TEXT,
+    ),
+    "two-grids-all-empty": Case(VideoGrid(2, 4, 4), (1, 4, 4), empty=(0, 1), key_grid=VideoGrid(3, 4, 4)),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -57,7 +78,7 @@ def test_against_float64(case: Case, impl: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.usefixtures("poison_empty")
 @pytest.mark.parametrize("native", [False, True])
-@pytest.mark.parametrize("name", ["5x7x11", "text-of-different-lengths", "empty-rows"])
+@pytest.mark.parametrize("name", ["5x7x11", "text-of-different-lengths", "empty-rows", "two-grids-with-text"])
 def test_bfloat16_on_every_kind_of_cpu(name: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
     matmul = torch.mm
@@ -80,7 +101,10 @@ def check_against_float64(case: Case, impl: str, dtype: torch.dtype) -> None:
     assert_close(run(attention, tensors, dtype), expected, bound, dtype)
 
 
-@pytest.mark.parametrize("name", ["5x7x11", "prefix-and-suffix", "text-of-different-lengths", "other-key-tile"])
+@pytest.mark.parametrize(
+    "name",
+    ["5x7x11", "prefix-and-suffix", "text-of-different-lengths", "other-key-tile", "new-frames", "two-grids-with-text"],
+)
 def test_the_reference_is_sdpa_under_the_expanded_mask(name: str) -> None:
     case = CASES[name]
     block_map = case.block_map()
@@ -112,8 +136,9 @@ def test_a_full_map_is_sdpa(pattern: Any, grid: VideoGrid, impl: str) -> None:
 
 
 @every_impl
-def test_a_query_tile_without_keys_gives_zero_and_zero_gradients(impl: str) -> None:
-    case = CASES["empty-rows"]
+@pytest.mark.parametrize("name", ["empty-rows", "two-grids-empty-rows"])
+def test_a_query_tile_without_keys_gives_zero_and_zero_gradients(name: str, impl: str) -> None:
+    case = CASES[name]
     block_map = case.block_map()
     dead = ~block_map.token_mask().any(dim=-1)[0, 0]
     assert dead.any() and not dead.all()
@@ -127,31 +152,33 @@ def test_a_query_tile_without_keys_gives_zero_and_zero_gradients(impl: str) -> N
 
 
 @every_impl
-def test_keys_that_are_no_keys_get_no_gradient(impl: str) -> None:
-    case = CASES["text-of-different-lengths"]
+@pytest.mark.parametrize("name", ["text-of-different-lengths", "keys-with-text"])
+def test_keys_that_are_no_keys_get_no_gradient(name: str, impl: str) -> None:
+    case = CASES[name]
     q, k, v = (x.requires_grad_() for x in case.tensors())
     sparse_attention(q, k, v, case.block_map(), extra_valid=case.valid, impl=impl).square().sum().backward()
     assert k.grad is not None and v.grad is not None
     # Sample 1 has 2 real text tokens of 3 + 6: the third of the prefix and the whole suffix are padding.
-    padding = [2, *range(case.grid.tokens - 6, case.grid.tokens)]
+    padding = [2, *range(case.keys.tokens - 6, case.keys.tokens)]
     assert (k.grad[1, padding] == 0).all() and (v.grad[1, padding] == 0).all()
     assert (v.grad[1, [0, 1]] != 0).all() and (v.grad[0, padding] != 0).any()
 
 
+@pytest.mark.parametrize("key_grid", [None, VideoGrid(5, 5, 7, suffix=2)], ids=["one-grid", "two-grids"])
 @pytest.mark.parametrize("layout", ["fused-projection", "heads-first", "every-other-token", "shared-by-samples"])
 @every_impl
-def test_tensors_of_any_strides(impl: str, layout: str) -> None:
-    case = Case(TEXT, batch=2, heads=3)
-    batch, tokens, heads = case.batch, case.grid.tokens, case.heads
+def test_tensors_of_any_strides(impl: str, layout: str, key_grid: VideoGrid | None) -> None:
+    case = Case(TEXT, batch=2, heads=3, key_grid=key_grid)
+    batch, heads, lengths = case.batch, case.heads, (case.grid.tokens, case.keys.tokens, case.keys.tokens)
     if layout == "fused-projection":
-        strided = torch.randn(batch, tokens, 3 * heads * HEAD_DIM).chunk(3, dim=-1)
+        strided = [torch.randn(batch, n, 3 * heads * HEAD_DIM).chunk(3, dim=-1)[i] for i, n in enumerate(lengths)]
         tensors = [x.unflatten(-1, (heads, -1)) for x in strided]
     elif layout == "heads-first":
-        tensors = [torch.randn(batch, heads, tokens, HEAD_DIM).transpose(1, 2) for _ in range(3)]
+        tensors = [torch.randn(batch, heads, tokens, HEAD_DIM).transpose(1, 2) for tokens in lengths]
     elif layout == "every-other-token":
-        tensors = [torch.randn(batch, 2 * tokens, heads, HEAD_DIM)[:, ::2] for _ in range(3)]
+        tensors = [torch.randn(batch, 2 * tokens, heads, HEAD_DIM)[:, ::2] for tokens in lengths]
     else:
-        tensors = [torch.randn(1, tokens, heads, HEAD_DIM).expand(batch, -1, -1, -1) for _ in range(3)]
+        tensors = [torch.randn(1, tokens, heads, HEAD_DIM).expand(batch, -1, -1, -1) for tokens in lengths]
     assert not any(x.is_contiguous() for x in tensors)
     block_map = case.block_map()
     results = [sparse_attention(*x, block_map, impl=impl) for x in (tensors, [x.contiguous() for x in tensors])]
@@ -159,8 +186,9 @@ def test_tensors_of_any_strides(impl: str, layout: str) -> None:
 
 
 @every_impl
-def test_inputs_are_not_written_to(impl: str) -> None:
-    case = CASES["prefix-and-suffix"]
+@pytest.mark.parametrize("name", ["prefix-and-suffix", "two-grids-with-text"])
+def test_inputs_are_not_written_to(name: str, impl: str) -> None:
+    case = CASES[name]
     tensors, block_map = case.tensors(), case.block_map()
     before = [x.clone() for x in tensors], block_map.counts.clone(), block_map.indices.clone()
     sparse_attention(*(x.requires_grad_() for x in tensors), block_map, impl=impl).sum().backward()
@@ -169,8 +197,9 @@ def test_inputs_are_not_written_to(impl: str) -> None:
 
 
 @every_impl
-def test_scale_multiplies_the_logits(impl: str) -> None:
-    case = CASES["5x7x11"]
+@pytest.mark.parametrize("name", ["5x7x11", "new-frames"])
+def test_scale_multiplies_the_logits(name: str, impl: str) -> None:
+    case = CASES[name]
     q, k, v = case.tensors()
     block_map = case.block_map()
     default = sparse_attention(q, k, v, block_map, impl=impl)
@@ -201,8 +230,14 @@ def test_large_logits_and_long_sums_stay_finite(impl: str, dtype: torch.dtype) -
         Case(VideoGrid(2, 3, 1), (1, 2, 1), heads=2, map_heads=2, empty=(1,)),
         Case(VideoGrid(2, 3, 1, prefix=1, suffix=2), (1, 2, 1), (2, 2, 1), batch=2, heads=1, extra_valid=(3, 1)),
         Case(VideoGrid(2, 2, 1, prefix=1), (1, 2, 1), batch=2, heads=1, map_batch=2, extra_valid=(0, 1), empty=(1,)),
+        Case(VideoGrid(1, 3, 1), (1, 2, 1), heads=2, map_heads=2, empty=(1,), key_grid=VideoGrid(3, 1, 1)),
+        Case(
+            *(VideoGrid(2, 1, 1, suffix=1), (1, 1, 1), (2, 2, 1), 2, 1),
+            extra_valid=(2, 0),
+            key_grid=VideoGrid(3, 2, 1, prefix=2),
+        ),
     ],
-    ids=["heads-and-empty-row", "text-and-other-key-tile", "no-valid-text"],
+    ids=["heads-and-empty-row", "text-and-other-key-tile", "no-valid-text", "two-grids", "two-grids-with-text"],
 )
 def test_gradients_by_finite_differences(case: Case, impl: str) -> None:
     block_map = case.block_map()
@@ -216,12 +251,13 @@ def test_gradients_by_finite_differences(case: Case, impl: str) -> None:
     assert torch.autograd.gradcheck(attention, (q, k, v))
 
 
-def test_scores_in_small_pieces_give_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case(TEXT, batch=2, heads=3, extra_valid=(8, 4))
+@pytest.mark.parametrize("grid", [TEXT, VideoGrid(2, 7, 9)], ids=["one-grid", "two-grids"])
+def test_scores_in_small_pieces_give_the_same_result(grid: VideoGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(grid, batch=2, heads=3, extra_valid=(8, 4), key_grid=TEXT)
     block_map, tensors = case.block_map(), case.tensors(4)
 
     def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        another = dataclasses.replace(block_map)  # of a map that was seen before its products would be kept
+        another = replace(block_map)  # of a map that was seen before its products would be kept
         return sparse_attention(q, k, v, another, extra_valid=case.valid, impl="cpu", return_lse=True)
 
     whole = run(attention, tensors, torch.float32)
@@ -239,8 +275,8 @@ def test_scores_in_small_pieces_give_the_same_result(monkeypatch: pytest.MonkeyP
 
 def split(case: Case, empty: dict[str, list[int]]) -> tuple[BlockMap, BlockMap, BlockMap]:
     """Two disjoint random maps and their union; `empty` names query tiles that are empty in "one" or in the "other"."""
-    rows = torch.Size(case.grid.tiles(case.query_tile)).numel()
-    kept, side = torch.rand(rows, rows) < 0.6, torch.rand(rows, rows) < 0.5
+    shape = [torch.Size(grid.tiles(case.query_tile)).numel() for grid in (case.grid, case.keys)]
+    kept, side = torch.rand(shape) < 0.6, torch.rand(shape) < 0.5
     one, other = kept & side, kept & ~side
     one[empty["one"]], other[empty["other"]] = False, False
     first, second, union = (case.block_map(x[None, None]) for x in (one, other, one | other))
@@ -249,8 +285,9 @@ def split(case: Case, empty: dict[str, list[int]]) -> tuple[BlockMap, BlockMap, 
 
 @every_dtype
 @every_impl
-def test_merge_of_disjoint_maps_is_their_union(impl: str, dtype: torch.dtype) -> None:
-    case = Case(VideoGrid(5, 7, 6), (2, 4, 4), batch=2)
+@pytest.mark.parametrize("key_grid", [None, VideoGrid(7, 5, 9)], ids=["one-grid", "two-grids"])
+def test_merge_of_disjoint_maps_is_their_union(impl: str, dtype: torch.dtype, key_grid: VideoGrid | None) -> None:
+    case = Case(VideoGrid(5, 7, 6), (2, 4, 4), batch=2, key_grid=key_grid)
     one, other, union = split(case, {"one": [0, 4], "other": [0, 7]})
     tensors = [x.to(dtype) for x in case.tensors(4)]
 
@@ -310,7 +347,10 @@ def test_merge_does_not_care_about_the_order_or_about_large_lse() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["one-row-short", "text-of-different-lengths", "map-for-each-sample", "other-key-tile-with-text", "empty-rows"],
+    [
+        *("one-row-short", "text-of-different-lengths", "map-for-each-sample", "other-key-tile-with-text"),
+        *("empty-rows", "new-frames", "fewer-keys", "queries-with-text", "two-grids-with-text"),
+    ],
 )
 def test_flex_attention_agrees(name: str) -> None:
     case = CASES[name]
@@ -326,25 +366,29 @@ def test_flex_attention_agrees(name: str) -> None:
 @every_case
 def test_the_blocks_of_the_flex_mask_are_the_token_mask(case: Case, block: int) -> None:
     # Without a compiler FlexAttention reads the mask function alone, so the lists of blocks need a look of their own.
-    block_map, tokens = case.block_map(), case.grid.tokens
+    block_map, queries, keys = case.block_map(), case.grid.tokens, case.keys.tokens
     mask = block_map.to_flex(case.valid, block=block)
     assert mask.full_kv_num_blocks is not None and mask.full_kv_indices is not None
     expected = block_map.token_mask(case.valid)
+    assert mask.seq_lengths == (queries, keys)
     samples, heads, blocks = mask.kv_num_blocks.shape
-    found = torch.zeros(samples, heads, blocks * block, blocks * block, dtype=torch.bool)
-    position = torch.arange(tokens)
+    assert blocks == math.ceil(queries / block)
+    found = torch.zeros(samples, heads, blocks * block, math.ceil(keys / block) * block, dtype=torch.bool)
+    padding = (0, found.shape[-1] - keys, 0, found.shape[-2] - queries)
+    row, column = torch.arange(queries)[:, None], torch.arange(keys)
     lists = ((mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices))
     for full, (counts, indices) in enumerate(lists):
         for b, h, q in ((b, h, q) for b in range(samples) for h in range(heads) for q in range(blocks)):
-            allowed = mask.mask_mod(torch.tensor(b), torch.tensor(h), position[:, None], position[None])
-            allowed = torch.nn.functional.pad(allowed, (0, blocks * block - tokens) * 2)
+            allowed = mask.mask_mod(torch.tensor(b), torch.tensor(h), row, column)
+            allowed = torch.nn.functional.pad(allowed, padding)
             rows = slice(q * block, (q + 1) * block)
             for k in indices[b, h, q, : counts[b, h, q]].tolist():
                 columns = slice(k * block, (k + 1) * block)
                 assert not found[b, h, rows, columns].any(), "a block is both partial and full"
-                assert not full or max(rows.stop, columns.stop) <= tokens, "a full block ends beyond the sequence"
+                inside = rows.stop <= queries and columns.stop <= keys
+                assert not full or inside, "a full block ends beyond the sequence"
                 found[b, h, rows, columns] = True if full else allowed[rows, columns]
-    assert torch.equal(found[..., :tokens, :tokens], expected.expand(samples, heads, -1, -1))
+    assert torch.equal(found[..., :queries, :keys], expected.expand(samples, heads, -1, -1))
 
 
 # Which implementation runs
@@ -389,6 +433,7 @@ def test_an_implementation_that_cannot_run(impl: Any, device: str, error: type[E
 # Bad input
 
 GRID = VideoGrid(3, 5, 7, suffix=4)
+TWO_GRIDS = Case(GRID, key_grid=VideoGrid(5, 5, 7)).block_map(torch.ones(1, 1, 8, 12, dtype=torch.bool))
 
 
 def good(**changes: Any) -> dict[str, Any]:
@@ -410,7 +455,17 @@ def other(shape: tuple[int, ...] = (2, GRID.tokens, 2, HEAD_DIM), **settings: An
             r"query has shape \(109, 2, 16\), expected \[batch, tokens",
         ),
         ({"value": other((2, GRID.tokens, 32))}, ValueError, r"value has shape \(2, 109, 32\), expected"),
-        ({"key": other((2, 50, 2, 16))}, ValueError, r"key is torch\.float32 \(2, 50, 2, 16\) on cpu, but query"),
+        ({"key": other((1, 109, 2, 16))}, ValueError, r"key is torch\.float32 \(1, 109, 2, 16\) on cpu, but query"),
+        ({"value": other((2, 109, 2, 8))}, ValueError, r"value is .* batch, heads, head_dim, .* must be the same"),
+        (
+            {"key": other((2, 50, 2, 16))},
+            ValueError,
+            r"for keys of .* with 109 tokens, but key has 50; .* key_grid",
+        ),
+        ({"value": other((2, 50, 2, 16))}, ValueError, r"for keys of .* with 109 tokens, but value has 50"),
+        ({"block_map": TWO_GRIDS}, ValueError, r"for keys of VideoGrid\(frames=5, .* 175 tokens, but key has 109"),
+        ({"block_map": TWO_GRIDS.transpose()}, ValueError, r"for queries of .* 175 tokens, but query has 109"),
+        ({"block_map": replace(TWO_GRIDS, key_grid=GRID)}, ValueError, r"indices hold .*, but .* key tiles 0 to "),
         ({"value": other(dtype=torch.bfloat16)}, ValueError, r"value is torch\.bfloat16 .* must be the same"),
         ({"key": other(device="meta")}, ValueError, r"key is .* on meta, but query .* on cpu"),
         ({"query": other(dtype=torch.int64)}, TypeError, r"query must be a floating-point tensor, got torch\.int64"),
@@ -418,7 +473,7 @@ def other(shape: tuple[int, ...] = (2, GRID.tokens, 2, HEAD_DIM), **settings: An
         (
             {"block_map": Dense().plan(VideoGrid(3, 5, 7))},
             ValueError,
-            r"for VideoGrid\(.*\) with 105 tokens, but .* 109",
+            r"for queries of VideoGrid\(.*\) with 105 tokens, but query has 109",
         ),
         ({"extra_valid": torch.tensor([1])}, ValueError, r"extra_valid=\[1\] must hold one number from 0 to 4"),
         ({"extra_valid": torch.tensor([1, 5])}, ValueError, r"extra_valid=\[1, 5\] must hold one number from 0 to 4"),
@@ -434,7 +489,13 @@ def other(shape: tuple[int, ...] = (2, GRID.tokens, 2, HEAD_DIM), **settings: An
     ids=[
         "query-of-rank-3",
         "value-of-rank-3",
+        "key-of-other-batch",
+        "value-of-other-width",
         "key-of-other-length",
+        "value-of-other-length",
+        "map-of-other-keys",
+        "map-of-other-queries",
+        "lists-of-other-keys",
         "value-of-other-dtype",
         "key-on-other-device",
         "integer-query",

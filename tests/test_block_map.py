@@ -13,16 +13,36 @@ import torch
 from vidsparse import BlockMap, Dense, HeadGroup, VideoGrid, sparse_attention
 from vidsparse.block_map import plan_of_heads
 
+QUERIES = VideoGrid(5, 7, 11)
+EVERY_KEY_GRID = [
+    *(None, VideoGrid(3, 9, 4), VideoGrid(1, 1, 1, prefix=2)),
+    *(VideoGrid(9, 7, 11, suffix=3), VideoGrid(5, 7, 11, prefix=4, suffix=1)),
+]
+every_pair_of_grids = pytest.mark.parametrize(
+    ("queries", "keys"),
+    [(grid, keys) for grid in (QUERIES, VideoGrid(5, 7, 11, prefix=2, suffix=6)) for keys in EVERY_KEY_GRID],
+    ids=str,
+)
 
-def test_map_with_another_key_tile_and_one_map_for_each_sample_and_head() -> None:
-    grid = VideoGrid(5, 7, 11)
-    kept = torch.rand(2, 3, 24, 12) < 0.3
+
+@every_pair_of_grids
+def test_map_with_another_key_tile_and_one_map_for_each_sample_and_head(
+    queries: VideoGrid, keys: VideoGrid | None
+) -> None:
+    columns = torch.Size((keys or queries).tiles((4, 4, 4))).numel()
+    kept = torch.rand(2, 3, 24, columns) < 0.3
     kept[0, 1, 5] = False
-    block_map = BlockMap.from_dense(kept, grid, query_tile=(2, 2, 6), key_tile=(4, 4, 4))
+    block_map = BlockMap.from_dense(kept, queries, query_tile=(2, 2, 6), key_tile=(4, 4, 4), key_grid=keys)
     assert torch.equal(block_map.to_dense(), kept)
-    assert torch.equal(block_map.transpose().to_dense(), kept.mT)
     assert block_map.density == pytest.approx(kept.double().mean().item())
-    assert block_map.token_density == pytest.approx(block_map.token_mask().double().mean().item())
+    mask = block_map.token_mask()
+    assert mask.shape == (2, 3, queries.tokens, (keys or queries).tokens)
+    assert block_map.token_density == pytest.approx(mask.double().mean().item())
+    transposed = block_map.transpose()
+    assert torch.equal(transposed.to_dense(), kept.mT) and torch.equal(transposed.token_mask(), mask.mT)
+    assert (transposed.query_grid, transposed.key_grid) == (keys or queries, queries)
+    assert transposed.transpose() == block_map
+    assert transposed.token_density == pytest.approx(block_map.token_density)
 
 
 @pytest.mark.parametrize("garbage", [0, -123456, 2**31 - 1])
@@ -66,6 +86,37 @@ def test_token_mask_clears_the_padding_of_the_text() -> None:
 def test_from_dense_says_what_it_expects(kept: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"expected bool \[\.\.\., 5, 5\]"):
         BlockMap.from_dense(kept, VideoGrid(5, 4, 4), (1, 4, 4))
+    with pytest.raises(ValueError, match=r"expected bool \[\.\.\., 5, 6\]: queries of .* and keys of"):
+        BlockMap.from_dense(kept, VideoGrid(5, 4, 4), (1, 4, 4), key_grid=VideoGrid(6, 4, 4))
+
+
+# Two grids
+
+
+def test_one_grid_is_the_default_and_two_have_no_common_one() -> None:
+    assert odd().grid == odd().query_grid == odd().key_grid and odd().square
+    cache = dataclasses.replace(odd(), key_grid=VideoGrid(9, 7, 11))
+    assert not cache.square and repr(cache).startswith("BlockMap(grids 5x7x11 -> 9x7x11, tiles 2x2x6 -> 2x2x6, heads 2")
+    for name in ("grid", "view"):
+        with pytest.raises(ValueError, match=r"its queries are VideoGrid\(frames=5, .* its keys VideoGrid\(frames=9"):
+            getattr(cache, name)
+    assert cache.of_heads((1,)).key_grid == cache.to("meta").key_grid == cache.key_grid
+
+
+def test_lists_of_other_tiles_are_refused() -> None:
+    block_map = odd()
+    with pytest.raises(ValueError, match=r"counts have shape \(1, 2, 24\), expected \[B\|1, H\|1, 40\]"):
+        dataclasses.replace(block_map, query_grid=VideoGrid(9, 7, 11))
+    few = dataclasses.replace(block_map, key_grid=VideoGrid(1, 7, 11))
+    with pytest.raises(ValueError, match=r"indices hold \d+, but the grid has key tiles 0 to 7"):
+        few.check_lists()
+    for name, wrong, message in (
+        ("counts", block_map.counts + 24, "counts hold .*, the width of the lists"),
+        ("indices", block_map.indices.flip(-1), "indices must ascend|indices hold"),
+        ("indices", block_map.indices - 24, "indices hold -"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(block_map, **{name: wrong}).check_lists()
 
 
 # As values
@@ -94,13 +145,14 @@ def test_maps_that_keep_the_same_pairs_are_equal() -> None:
     [
         odd(seed=2),
         odd(heads=1),
-        dataclasses.replace(odd(), grid=VideoGrid(5, 7, 11, suffix=1)),
+        dataclasses.replace(odd(), query_grid=VideoGrid(5, 7, 11, suffix=1)),
+        dataclasses.replace(odd(), key_grid=VideoGrid(5, 7, 11, suffix=1)),
         dataclasses.replace(odd(), key_tile=(2, 2, 6)[::-1]),
         dataclasses.replace(odd(), counts=odd().counts - (torch.arange(24) == 3).int()),
         "a map",
         None,
     ],
-    ids=["pairs", "heads", "grid", "tile", "one-less", "text", "none"],
+    ids=["pairs", "heads", "query-grid", "key-grid", "tile", "one-less", "text", "none"],
 )
 def test_other_maps_are_not_equal(other: object) -> None:
     assert odd() != other and not odd() == other  # noqa: SIM201

@@ -26,14 +26,15 @@ PACKAGES = {
 ARROWS: dict[str, tuple[str, ...]] = {
     "examples": (
         *("diffusers", "torch", "vidsparse", "vidsparse.finetune", "vidsparse.shapes.model"),
-        "vidsparse.shapes.shipped",
+        *("vidsparse.shapes.shipped", "vidsparse_pipelines.rotary"),
     ),
     "examples.families": ("diffusers", "huggingface_hub", "torch", "transformers", "vidsparse"),
     "examples.modular": ("diffusers", "vidsparse", "vidsparse.patterns.names"),
     # A folder that is run as a whole: its modules find each other by their bare names.
     "examples.shapes_training": (
         *("diffusers", "imageio", "safetensors", "torch", "vidsparse", "vidsparse.atomic", "vidsparse.runtime.adapter"),
-        "vidsparse.shapes",
+        *("vidsparse.generation.frames", "vidsparse.grid", "vidsparse.patterns", "vidsparse.profiles"),
+        *("vidsparse.runtime.sparsify", "vidsparse.serialize", "vidsparse.shapes", "vidsparse.tuning"),
         *("vidsparse_kernels.cpu.threads", "vidsparse_pipelines.wan"),
         *sorted(path.stem for path in (ROOT / "examples/shapes_training").glob("*.py") if path.stem != "__main__"),
     ),
@@ -119,7 +120,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.patterns", "vidsparse.pictures", "vidsparse.presets"),
         *("vidsparse_kernels.layout", "vidsparse_pipelines"),
     ),
-    "vidsparse.presets": ("vidsparse.corrections", "vidsparse.patterns"),
+    "vidsparse.presets": (
+        *("vidsparse.corrections", "vidsparse.patterns", "vidsparse.serialize", "vidsparse.shapes.shipped"),
+    ),
     "vidsparse.profiles": (
         *("huggingface_hub", "pydantic", "torch", "vidsparse.atomic", "vidsparse.generation.config_files"),
         *("vidsparse.grid", "vidsparse.patterns", "vidsparse.runtime.pipeline", "vidsparse.runtime.registry"),

@@ -55,7 +55,7 @@ def test_a_preset_is_usable(known: vidsparse.Preset) -> None:
     grid, context = VideoGrid(21, 24, 40), Context(layer=5, layers=30, step=20, steps=40, sigma=0.5, heads=2)
     assert not known.pattern.is_dense(context) and known.pattern.is_dense(Context(layer=5, layers=30, steps=40))
     known.pattern.check_grid(grid)
-    known.pattern.check_model(30, 12)
+    known.pattern.check_model(known.config.get("num_layers", 30), known.config.get("num_attention_heads", 12))
     # A published setting names who published it; the others say that they are a guess or measured here.
     assert known.source.startswith(("Radial", "Rectified")) or "guess" in known.note or "Measured" in known.note
 

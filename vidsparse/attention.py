@@ -70,7 +70,7 @@ def choose_impl(impl: str, query: torch.Tensor, block_map: BlockMap, gradients: 
         from vidsparse_kernels.gpu import operator
 
         layout, bounded = block_map.layout, operator.measures_keys(query, block_map.indices, block_map.layout)
-        reason = operator.unsupported(query, block_map.query_tile, block_map.key_tile)
+        reason = operator.unsupported(query, layout)
         reason = reason or trial.found_wrong(query, layout, bounded, gradients)
     return Choice("triton") if reason is None else Choice("flex", f"impl 'triton' {reason}")
 
@@ -113,10 +113,12 @@ def sparse_attention(
     """Attention in which each query tile sees the key tiles that the map lists, plus all prefix and suffix tokens.
 
     Args:
-        query, key, value: [batch, tokens, heads, head_dim], as diffusers has them; one dtype, one device.
-        block_map: for a grid of exactly `tokens` tokens; its batch and heads are 1 or those of the query.
-        extra_valid: int [batch], how many of the prefix and suffix tokens, in sequence order, are keys; the others are
-            padding. None: all.
+        query: [batch, tokens, heads, head_dim], as diffusers has it.
+        key, value: [batch, key tokens, heads, head_dim], of the dtype and on the device of the query.
+        block_map: for a query grid of exactly `tokens` tokens and a key grid of `key tokens`, which is the same grid
+            unless the map has two; its batch and heads are 1 or those of the query.
+        extra_valid: int [batch], how many of the key grid's prefix and suffix tokens, in sequence order, are keys; the
+            others are padding. None: all.
         scale: finite factor on the logits; 1/sqrt(head_dim) by default.
         impl: "auto", "triton", "cudnn", "fa4", "cpu", "flex" or "reference"; an explicit one never falls back. On a
             CPU, "flex" is for tests: it computes all scores. "triton" takes float16, bfloat16 and float32, head_dim 32,
@@ -129,7 +131,8 @@ def sparse_attention(
         [batch, tokens, heads, head_dim] in the dtype of the query. A row that sees no key is 0, with lse -inf.
 
     Raises:
-        ValueError, TypeError: tensors of another rank, shape, dtype or device, or a map of another grid.
+        ValueError, TypeError: tensors of another rank, shape, dtype or device, a map of another grid, or a map on a CPU
+            whose lists hold what is no key tile.
         NotImplementedError: an explicit `impl` that does not take this call, or computes it wrongly on this device.
     """
     _check(query, key, value, block_map, extra_valid, scale)
@@ -271,28 +274,35 @@ def _check(
             raise TypeError(f"{name} must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
         if x.ndim != 4:
             raise ValueError(f"{name} has shape {tuple(x.shape)}, expected [batch, tokens, heads, head_dim]")
-        if (x.shape, x.dtype, x.device) != (query.shape, query.dtype, query.device):
+        if (x.shape[0], x.shape[2:], x.dtype, x.device) != (query.shape[0], query.shape[2:], query.dtype, query.device):
             raise ValueError(
                 f"{name} is {x.dtype} {tuple(x.shape)} on {x.device}, but query is {query.dtype} "
-                f"{tuple(query.shape)} on {query.device}: shape, dtype and device must be the same"
+                f"{tuple(query.shape)} on {query.device}: batch, heads, head_dim, dtype and device must be the same"
             )
     if not isinstance(block_map, BlockMap):
         raise TypeError(f"block_map={block_map!r} must be a BlockMap; make one with pattern.plan(grid)")
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale={scale} must be finite; leave it out for 1/sqrt(head_dim)")
-    batch, tokens, heads, _ = query.shape
-    if tokens != block_map.grid.tokens:
-        raise ValueError(
-            f"the block map is for {block_map.grid} with {block_map.grid.tokens} tokens, but query has {tokens}; "
-            "plan the pattern for this grid"
-        )
+    batch, _, heads, _ = query.shape
+    query_grid, key_grid = block_map.query_grid, block_map.key_grid
+    for name, x, of, grid in (
+        ("query", query, "queries", query_grid),
+        ("key", key, "keys", key_grid),
+        ("value", value, "keys", key_grid),
+    ):
+        if x.shape[1] != grid.tokens:
+            raise ValueError(
+                f"the block map is for {of} of {grid} with {grid.tokens} tokens, but {name} has {x.shape[1]}; plan the "
+                "pattern for this grid, or give the map a key_grid where keys are other tokens than queries"
+            )
+    block_map.check_lists()
     map_batch, map_heads = block_map.counts.shape[:2]
     if map_batch not in (1, batch) or map_heads not in (1, heads):
         raise ValueError(
             f"the block map has batch {map_batch} and {map_heads} heads, the query batch {batch} and {heads} heads; "
             "each must be 1 or the query's"
         )
-    extra = block_map.grid.prefix + block_map.grid.suffix
+    extra = key_grid.prefix + key_grid.suffix
     if extra_valid is None:
         return
     whole = isinstance(extra_valid, torch.Tensor) and not extra_valid.is_floating_point()
@@ -302,6 +312,6 @@ def _check(
     values = extra_valid.tolist() if extra_valid.device.type == "cpu" else []
     if extra_valid.shape != (batch,) or not all(0 <= n <= extra for n in values):
         raise ValueError(
-            f"extra_valid={extra_valid.tolist()} must hold one number from 0 to {extra}, the grid's prefix and suffix, "
-            f"for each of the {batch} samples"
+            f"extra_valid={extra_valid.tolist()} must hold one number from 0 to {extra}, the key grid's prefix and "
+            f"suffix, for each of the {batch} samples"
         )

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 
-from vidsparse.grid import Tile, VideoGrid
-from vidsparse_kernels.layout import TileLayout, lists_of, tile_of_token, tile_sizes
+from vidsparse.grid import Tile, VideoGrid, check_tile
+from vidsparse_kernels.layout import TileLayout, Tiling, check_lists, lists_of, tile_of_token, tile_sizes
 from vidsparse_kernels.providers.runs import Runs
 from vidsparse_kernels.reference import token_mask
 
@@ -27,51 +27,75 @@ Derived = TypeVar("Derived")
 class BlockMap:
     """Which key tiles each query tile sees. A pair of tiles is kept or dropped as a whole.
 
-    Tiles are numbered in raster order over the tile grid of the video. Prefix and suffix tokens are not listed: they
-    always see every token, and every token sees them. Maps are equal if they have the same grid, tiles and shape, and
-    keep the same pairs, on whatever device; comparing maps on a GPU synchronises with it, hashing does not. This
-    rebuilds the dense form:
+    Queries and keys are the same tokens unless a `key_grid` is given, such as that of a chunk of new frames and that of
+    all frames so far. Tiles are numbered in raster order over the tile grid of each video. Prefix and suffix tokens are
+    not listed: those of the queries see every key, and every query sees those of the keys. Maps are equal if they have
+    the same grids, tiles and shape, and keep the same pairs, on whatever device; comparing maps on a GPU synchronises
+    with it, hashing does not. This rebuilds the dense form:
 
         dense = torch.zeros(B, H, query_tiles, key_tiles, dtype=torch.bool)
         for b, h, q in every row:
             dense[b, h, q, indices[b, h, q, : counts[b, h, q]]] = True
 
     Attributes:
-        grid: the tokens that the map is for.
+        query_grid: the tokens of the queries.
         query_tile, key_tile: tile sides (frames, height, width) in tokens.
         counts: int32 [B|1, H|1, query tiles].
         indices: int32 [B|1, H|1, query tiles, W], ascending; entries past the count are undefined. W is the longest
             row, at least 1.
+        key_grid: the tokens of keys and values; default: `query_grid`.
+
+    Raises:
+        ValueError: `counts` has another number of rows than the query grid has tiles.
     """
 
-    grid: VideoGrid
+    query_grid: VideoGrid
     query_tile: Tile
     key_tile: Tile
     counts: torch.Tensor
     indices: torch.Tensor
+    key_grid: VideoGrid = None  # type: ignore[assignment]  # __post_init__ sets it
     _lists: list[MapLists] = field(default_factory=list, init=False, repr=False)
     _derived: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.key_grid is None:
+            object.__setattr__(self, "key_grid", self.query_grid)
+        tiles = self.layout.query.tiles
+        if self.counts.shape[-1] != tiles:
+            raise ValueError(
+                f"counts have shape {tuple(self.counts.shape)}, expected [B|1, H|1, {tiles}]: the query grid "
+                f"{self.query_grid} has {tiles} tiles {self.query_tile}"
+            )
 
     @classmethod
     @torch.inference_mode(False)  # patterns cache their maps, and a training may use them later
     def from_dense(
-        cls, kept: torch.Tensor, grid: VideoGrid, query_tile: Tile, key_tile: Tile | None = None
+        cls,
+        kept: torch.Tensor,
+        query_grid: VideoGrid,
+        query_tile: Tile,
+        key_tile: Tile | None = None,
+        key_grid: VideoGrid | None = None,
     ) -> BlockMap:
         """Build a map from a bool tensor [query tiles, key tiles] or [B|1, H|1, query tiles, key tiles].
 
+        `key_tile` is `query_tile` and `key_grid` is `query_grid` unless given.
+
         Raises:
-            ValueError: the tensor has another dtype, or another number of tiles than the grid.
+            ValueError: the tensor has another dtype, or another number of tiles than the grids.
         """
-        key_tile = key_tile or query_tile
+        key_tile, key_grid = key_tile or query_tile, key_grid or query_grid
         kept = kept[None, None] if kept.ndim == 2 else kept
-        expected = tuple(math.prod(grid.tiles(t)) for t in (query_tile, key_tile))
+        expected = math.prod(query_grid.tiles(query_tile)), math.prod(key_grid.tiles(key_tile))
         if kept.ndim != 4 or kept.dtype != torch.bool or kept.shape[-2:] != expected:
             raise ValueError(
-                f"got {kept.dtype} {tuple(kept.shape)}, expected bool [..., {expected[0]}, {expected[1]}]: "
-                f"{grid} with query tile {query_tile} and key tile {key_tile} has that many tiles"
+                f"got {kept.dtype} {tuple(kept.shape)}, expected bool [..., {expected[0]}, {expected[1]}]: queries of "
+                f"{query_grid} in tiles {query_tile} and keys of {key_grid} in tiles {key_tile} have that many tiles"
             )
         counts, indices = lists_of(kept)
-        return cls(grid, query_tile, key_tile, counts, indices[..., : max(1, int(counts.max()))].contiguous())
+        indices = indices[..., : max(1, int(counts.max()))].contiguous()
+        return cls(query_grid, query_tile, key_tile, counts, indices, key_grid)
 
     def derived(self, key: object, make: Callable[[], Derived]) -> Derived:
         """What was made from this very map object: made once for each key, and gone with the object.
@@ -104,18 +128,21 @@ class BlockMap:
     @property
     def _kind(self) -> tuple[object, ...]:
         """What equal maps share, without a look at their lists."""
-        return self.grid, self.query_tile, self.key_tile, self.counts.shape
+        return self.query_grid, self.key_grid, self.query_tile, self.key_tile, self.counts.shape
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copies and pickles are without what was derived from the map."""
-        return type(self), (self.grid, self.query_tile, self.key_tile, self.counts, self.indices)
+        return type(self), (self.query_grid, self.query_tile, self.key_tile, self.counts, self.indices, self.key_grid)
 
     def __repr__(self) -> str:
         tiles = " -> ".join("x".join(map(str, tile)) for tile in (self.query_tile, self.key_tile))
         batch, heads = self.counts.shape[:2]
         samples = "" if batch == 1 else f"samples {batch}, "
         density = "unknown" if self.counts.is_meta else f"{self.density:.2f}"
-        return f"BlockMap(grid {self.grid.sides}, tiles {tiles}, {samples}heads {heads}, density {density})"
+        grids = f"grid {self.query_grid.sides}"
+        if not self.square:
+            grids = f"grids {self.query_grid.sides} -> {self.key_grid.sides}"
+        return f"BlockMap({grids}, tiles {tiles}, {samples}heads {heads}, density {density})"
 
     def _repr_html_(self) -> str:
         from vidsparse.pictures.html import map_html
@@ -123,28 +150,48 @@ class BlockMap:
         return map_html(self)
 
     @property
+    def square(self) -> bool:
+        """Whether queries and keys have one grid."""
+        return self.query_grid == self.key_grid
+
+    @property
+    def grid(self) -> VideoGrid:
+        """The tokens of queries and of keys, where both have one grid.
+
+        Raises:
+            ValueError: they have two.
+        """
+        if not self.square:
+            raise ValueError(
+                f"the map has no single grid: its queries are {self.query_grid}, its keys {self.key_grid}; use "
+                "query_grid or key_grid, or a map of one grid"
+            )
+        return self.query_grid
+
+    @property
     def view(self) -> tuple[int, int, int]:
-        """(frames, height, width) of the grid."""
+        """(frames, height, width) of `grid`."""
         return self.grid.view
 
     @property
     def layout(self) -> TileLayout:
         """The geometry of the map, as kernels take it."""
-        return TileLayout(self.view, self.query_tile, self.key_tile, self.grid.prefix, self.grid.suffix)
+        sides = (self.query_grid, self.query_tile), (self.key_grid, self.key_tile)
+        return TileLayout(*(Tiling(grid.view, check_tile(tile), grid.prefix, grid.suffix) for grid, tile in sides))
 
     @property
     def query_tile_of_token(self) -> torch.Tensor:
-        """The query tile that holds each video token, in raster order: int64 [video tokens]."""
-        return tile_of_token(self.view, self.query_tile)
+        """The query tile that holds each video token of the query grid, in raster order: int64 [video tokens]."""
+        return tile_of_token(self.query_grid.view, self.query_tile)
 
     @property
     def key_tile_of_token(self) -> torch.Tensor:
-        """The key tile that holds each video token, in raster order: int64 [video tokens]."""
-        return tile_of_token(self.view, self.key_tile)
+        """The key tile that holds each video token of the key grid, in raster order: int64 [video tokens]."""
+        return tile_of_token(self.key_grid.view, self.key_tile)
 
     @property
     def key_tiles(self) -> int:
-        return math.prod(self.grid.tiles(self.key_tile))
+        return math.prod(self.key_grid.tiles(self.key_tile))
 
     def to_dense(self) -> torch.Tensor:
         """The map as bool [B|1, H|1, query tiles, key tiles]."""
@@ -165,17 +212,28 @@ class BlockMap:
             return
         _, head, row = (self.counts < 1).nonzero()[0].tolist()
         raise ValueError(
-            f"query tile {row} of head {head} of the map for {self.grid} has no key tile; keep at least its own tile, "
-            "or return HeadGroups, which say what such a query gives"
+            f"query tile {row} of head {head} of the map for {self.query_grid} has no key tile; keep at least its own "
+            "tile, or return HeadGroups, which say what such a query gives"
         )
 
     @cached_property
     def _every_row_is_seen(self) -> bool:
         return bool((self.counts > 0).all())
 
+    def check_lists(self) -> None:
+        """Refuse lists that are not those of key tiles, once for a map; maps on a GPU are not read, and pass.
+
+        Raises:
+            ValueError: a count beyond the width of the lists, a tile that the key grid lacks, or a list that does not
+                ascend.
+        """
+        if self.counts.device.type == "cpu" and not torch.compiler.is_compiling():
+            self.derived("checked lists", lambda: check_lists(self.counts, self.indices, self.key_tiles))
+
     def transpose(self) -> BlockMap:
         """The map that lists, for each key tile, the query tiles that see it."""
-        return BlockMap.from_dense(self.to_dense().mT.contiguous(), self.grid, self.key_tile, self.query_tile)
+        dense = self.to_dense().mT.contiguous()
+        return BlockMap.from_dense(dense, self.key_grid, self.key_tile, self.query_tile, self.query_grid)
 
     def of_heads(self, heads: tuple[int, ...]) -> BlockMap:
         """The map of some heads, in their order; a map that all heads share, and one object for equal arguments."""
@@ -189,7 +247,7 @@ class BlockMap:
 
     def to(self, device: torch.device | str) -> BlockMap:
         """The same map on another device."""
-        return BlockMap(self.grid, self.query_tile, self.key_tile, self.counts.to(device), self.indices.to(device))
+        return replace(self, counts=self.counts.to(device), indices=self.indices.to(device))
 
     @cached_property
     def densities(self) -> torch.Tensor:
@@ -199,13 +257,13 @@ class BlockMap:
     @cached_property
     def head_densities(self) -> torch.Tensor:
         """The same for each head of the map, float64 [2, 1 or heads]: means over its batch."""
-        device = self.counts.device
-        rows, columns = (tile_sizes(self.view, tile, device).double() for tile in (self.query_tile, self.key_tile))
+        device, query, key = self.counts.device, self.layout.query, self.layout.key
+        rows, columns = (tile_sizes(side.view, side.tile, device).double() for side in (query, key))
         listed = torch.arange(self.indices.shape[-1], device=device) < self.counts[..., None]
         seen = (columns[torch.where(listed, self.indices, 0).long()] * listed).sum(dim=-1)  # [B, H, query tiles]
         video = (seen * rows).sum(dim=-1).mean(dim=0)
-        extra = self.grid.prefix + self.grid.suffix
-        pairs = (video + extra * (self.grid.tokens + self.grid.video_tokens)) / self.grid.tokens**2
+        pairs = video + query.extra * key.tokens + query.video_tokens * key.extra
+        pairs /= query.tokens * key.tokens
         return torch.stack((self.counts.double().mean(dim=(0, 2)) / self.key_tiles, pairs))
 
     @property
@@ -219,7 +277,7 @@ class BlockMap:
         return float(self.densities[1])
 
     def token_mask(self, extra_valid: torch.Tensor | None = None) -> torch.Tensor:
-        """The map expanded to tokens: bool [B|1, H|1, tokens, tokens], for small grids."""
+        """The map expanded to tokens: bool [B|1, H|1, query tokens, key tokens], for small grids."""
         return token_mask(self.to_dense(), self.layout, extra_valid)
 
     @property
@@ -250,31 +308,32 @@ class BlockMap:
         """
         from torch.nn.attention.flex_attention import BlockMask
 
-        kept = self.to_dense()
-        device, tokens, (queries, keys) = kept.device, self.grid.tokens, kept.shape[-2:]
+        kept, query, key = self.to_dense(), self.layout.query, self.layout.key
+        device, (queries, keys) = kept.device, kept.shape[-2:]
         # An additional tile for prefix and suffix tokens, which see all and are seen by all; another one for padding.
-        kept = torch.nn.functional.pad(kept, (0, 1, 0, 1), value=True)
-        kept = torch.nn.functional.pad(kept, (0, 1), value=False)
-        edges = (self.grid.prefix, self.grid.suffix)
-        row = torch.nn.functional.pad(self.query_tile_of_token, edges, value=queries).to(device)
-        column = torch.nn.functional.pad(self.key_tile_of_token, edges, value=keys).to(device)
+        pad = torch.nn.functional.pad
+        kept = pad(pad(kept, (0, 1, 0, 1), value=True), (0, 1), value=False)
+        row = pad(self.query_tile_of_token, (query.prefix, query.suffix), value=queries).to(device)
+        column = pad(self.key_tile_of_token, (key.prefix, key.suffix), value=keys).to(device)
         column = column.repeat(1 if extra_valid is None else len(extra_valid), 1)
         for sample, valid in enumerate([] if extra_valid is None else extra_valid.tolist()):
-            column[sample, self.layout.extra_tokens[valid:].to(device)] = keys + 1
+            column[sample, key.extra_tokens[valid:].to(device)] = keys + 1
         batch, heads = max(kept.shape[0], column.shape[0]), kept.shape[1]
 
         def keeps(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
             return kept[b % kept.shape[0], h % heads, row[q], column[b % column.shape[0], kv]]
 
-        blocks = math.ceil(tokens / block)
-        rows = _touched(row[None], blocks, block, queries + 1)[:, None]
-        columns = _touched(column, blocks, block, keys + 2)[:, None]
+        rows = _touched(row[None], block, queries + 1)[:, None]
+        columns = _touched(column, block, keys + 2)[:, None]
         seen = (rows @ kept.float() @ columns.mT > 0).expand(batch, heads, -1, -1)
         dropped = (rows @ (~kept).float() @ columns.mT > 0).expand(batch, heads, -1, -1).clone()
-        if tokens % block:
-            dropped[..., -1, :], dropped[..., -1] = True, True
+        if query.tokens % block:
+            dropped[..., -1, :] = True
+        if key.tokens % block:
+            dropped[..., -1] = True
         partial, full = lists_of(seen & dropped), lists_of(seen & ~dropped)
-        return BlockMask.from_kv_blocks(*partial, *full, block, mask_mod=keeps, seq_lengths=(tokens, tokens))
+        lengths = query.tokens, key.tokens
+        return BlockMask.from_kv_blocks(*partial, *full, block, mask_mod=keeps, seq_lengths=lengths)
 
 
 class HeadGroup(NamedTuple):
@@ -360,9 +419,9 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join("-".join(map(str, run)) for run in runs)
 
 
-def _touched(owner: torch.Tensor, blocks: int, block: int, tiles: int) -> torch.Tensor:
+def _touched(owner: torch.Tensor, block: int, tiles: int) -> torch.Tensor:
     """Which tiles have a token in each block: float32 [B, blocks, tiles], from the tiles of tokens [B, tokens]."""
-    found = torch.zeros(len(owner), blocks, tiles, device=owner.device)
+    found = torch.zeros(len(owner), math.ceil(owner.shape[1] / block), tiles, device=owner.device)
     position = torch.arange(owner.shape[1], device=owner.device) // block
     found[torch.arange(len(owner), device=owner.device)[:, None], position[None], owner] = 1.0
     return found

@@ -19,7 +19,15 @@ def patterns() -> dict[str, Any]:
 
     modes = (("temporal", "full", "temporal"),)
     shown = (
-        *(v.Radial(density=0.3), v.RadialRaster(), v.SlidingTile(), v.Gridded(), v.PowerOfTwo()),
+        *(
+            v.Radial(density=0.3),
+            v.RadialRaster(),
+            v.SlidingTile(),
+            v.ShiftedWindows(),
+            v.InwardWindow(scale=2.0),
+            v.Gridded(),
+            v.PowerOfTwo(),
+        ),
         *(v.HeadModes(table=(modes,), radius=4), v.SpatialTemporal(), v.MixtureOfBlocks.training_free()),
         *(v.TopBlocks(density=0.3, tile=TILE), v.VideoSparse(density=0.3), v.ExactBlocks(tile=(1, 4, 8))),
     )

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoencoder import measure, train_autoencoder
-from export import assemble, export
+from export import assemble, export, profile_of
 from latents import SHARD, Example, Pool, Statistics, encode, encode_shards, read_pool, read_shard, write_shard
+from pattern import PATTERN, find_pattern, read_pattern, write_pattern
 from plan import PLANS
 from precision import precision
 from safetensors.torch import load_file, save_file
@@ -119,6 +120,17 @@ def train(given: Namespace) -> None:
             break
 
 
+def pattern(given: Namespace) -> None:
+    """Search the pattern of the second expert, on a held-out video."""
+    vae, plan = load_autoencoder(given.out).to(given.device, precision(given.device)), given.plan
+    asked = held_out(given.out, vae, plan.world)
+    statistics = Statistics.read(newest(given.out, STATISTICS))
+    phase = plan.phase(plan.experts[1])
+    training = Training(plan, load_pipeline(model=START), statistics, given.out, WEIGHTS, asked, given.device)
+    flow = training.flow(phase, expert(given.out, plan, phase.name))
+    write_pattern(find_pattern(flow, asked.some(3), phase.density), given.out / PATTERN)
+
+
 def strip(given: Namespace) -> None:
     """Generate held-out prompts and write nine frames of each to strip.png."""
     pipe = pipeline(given).to(given.device, precision(given.device))
@@ -127,15 +139,17 @@ def strip(given: Namespace) -> None:
 
 def keep(given: Namespace) -> None:
     """Copy the newest weights and statistics into the repository."""
-    for name in (*map(file_of, given.plan.experts), AUTOENCODER, STATISTICS):
+    for name in (*map(file_of, given.plan.experts), AUTOENCODER, STATISTICS, PATTERN):
         if (given.out / name).is_file():
             shutil.copy(given.out / name, WEIGHTS / name)
             print(f"{name}: {(WEIGHTS / name).stat().st_size / 1e6:.1f} MB")
 
 
 def export_weights(given: Namespace) -> None:
-    """Write the newest weights as the model `shapes` of the package."""
-    export(pipeline(given), EXPORTED)
+    """Write the newest weights as the model `shapes` of the package, with the profile of its pattern."""
+    pipe, found = pipeline(given), read_pattern(given.out, WEIGHTS)
+    profile = None if found is None else profile_of(pipe, found, given.plan.boundary)
+    export(pipe, EXPORTED, profile)
     size = sum(path.stat().st_size for path in EXPORTED.rglob("*") if path.is_file())
     print(f"{EXPORTED}: {size / 1e6:.1f} MB")
 
@@ -151,6 +165,7 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "check": check,
     "latents": latents,
     "train": train,
+    "pattern": pattern,
     "strip": strip,
     "keep": keep,
     "export": export_weights,

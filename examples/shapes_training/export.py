@@ -12,8 +12,12 @@ import torch
 from latents import Statistics
 from transformer import START, Weights, build
 
+from vidsparse.generation.frames import pipeline_geometry
+from vidsparse.patterns import Pattern, StepSchedule
+from vidsparse.profiles import Profile, settings_of
+from vidsparse.serialize import to_data
 from vidsparse.shapes.model import build_vae, load_pipeline
-from vidsparse.shapes.shipped import SHIPPED
+from vidsparse.shapes.shipped import DEFAULT, SHIPPED
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan, WanPipeline
@@ -23,7 +27,7 @@ KEPT = ("text_encoder", "tokenizer")  # of it: they stay as they are
 
 
 def assemble(
-    vae: AutoencoderKLWan, experts: tuple[Weights, Weights], boundary: float, statistics: Statistics, shift: float = 8.0
+    vae: AutoencoderKLWan, experts: tuple[Weights, Weights], boundary: float, statistics: Statistics, shift: float = 6.0
 ) -> WanPipeline:
     """A pipeline of two experts, in float32 on the CPU: the first has the noise levels from `boundary` on."""
     from diffusers import UniPCMultistepScheduler, WanPipeline
@@ -46,7 +50,25 @@ def assemble(
     )
 
 
-def export(pipe: WanPipeline, folder: Path) -> None:
+def profile_of(pipe: WanPipeline, pattern: Pattern, boundary: float) -> Profile:
+    """The profile of the model with the pattern that its second expert was trained with; the first stays dense."""
+    known = SHIPPED[DEFAULT]
+    size = known.world.frames, known.world.size, known.world.size
+    return Profile(
+        model=known.name,
+        transformer=type(pipe.transformer).__name__,
+        config=settings_of(pipe.transformer_2),
+        frames=size[0],
+        height=size[1],
+        width=size[2],
+        steps=known.steps,
+        grid=pipeline_geometry(pipe).grid(*size).view,
+        pattern=to_data(StepSchedule(pattern, sigmas=(0.0, boundary))),
+        found={"command": "python examples/shapes_training pattern"},
+    )
+
+
+def export(pipe: WanPipeline, folder: Path, profile: Profile | None = None) -> None:
     """Write a pipeline as a folder, in float16, whole or not at all; what is there is replaced."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     new, old = (folder.with_name(f".{folder.name}-{uuid4().hex[:8]}.{end}") for end in ("new", "old"))
@@ -57,6 +79,8 @@ def export(pipe: WanPipeline, folder: Path) -> None:
             shutil.copytree(SHIPPED[START].folder / part, new / part)
         index, begun = (json.loads((path / INDEX).read_text()) for path in (new, SHIPPED[START].folder))
         (new / INDEX).write_text(json.dumps(index | {part: begun[part] for part in KEPT}, indent=2) + "\n")
+        if profile is not None:
+            profile.save(new)
         for path in new.rglob("*.safetensors"):
             path.chmod(0o644)  # safetensors lets nobody but the owner read
         if folder.exists():

@@ -12,6 +12,7 @@ from latents import Example, Pool, Statistics, crosses
 from outlines import OutlineReader, outlines
 from precision import lower_precision
 
+from vidsparse.grid import VideoGrid
 from vidsparse.shapes.model import MAX_WORDS
 
 if TYPE_CHECKING:
@@ -79,9 +80,7 @@ class Flow:
         low, high = (level / (self.shift - (self.shift - 1) * level) for level in self.levels)
         uniform = low + (high - low) * (torch.rand(len(strata)) + strata) / self.batch
         sigma = (self.shift * uniform / (1 + (self.shift - 1) * uniform)).to(self.device)
-        patch = self.transformer.config.patch_size[1]
-        grid = latent.shape[2], latent.shape[3] // patch, latent.shape[4] // patch
-        drawn = outlines(examples, *grid, self.device)
+        drawn = outlines(examples, *self.grid(latent).view, self.device)
         errors = self.errors(latent, torch.randn_like(latent), sigma, condition)
         with lower_precision(latent.device.type):
             seen = self.reader.loss(drawn)
@@ -96,11 +95,23 @@ class Flow:
         self, latent: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor
     ) -> torch.Tensor:
         """Mean squared error of the predicted flow, noise minus latent, for each video: float32 [batch]."""
+        flow = self.predict(latent, noise, sigma, condition)
+        return (flow - (noise - latent)).square().mean(dim=(1, 2, 3, 4))
+
+    def predict(
+        self, latent: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor
+    ) -> torch.Tensor:
+        """The predicted flow, float32 of the shape of `latent`."""
         level = sigma[:, None, None, None, None]
         noisy = (1 - level) * latent + level * noise
         with lower_precision(latent.device.type):
-            flow = self.transformer(noisy, 1000 * sigma, condition).sample
-        return (flow.float() - (noise - latent)).square().mean(dim=(1, 2, 3, 4))
+            flow: torch.Tensor = self.transformer(noisy, 1000 * sigma, condition).sample
+        return flow.float()
+
+    def grid(self, latent: torch.Tensor) -> VideoGrid:
+        """The tokens of latents [batch, channels, frames, height, width]."""
+        patch = self.transformer.config.patch_size[1]
+        return VideoGrid(latent.shape[2], latent.shape[3] // patch, latent.shape[4] // patch)
 
     @torch.no_grad()
     def examine(self, pool: Pool) -> dict[str, float]:

@@ -7,6 +7,7 @@ the matrix units of a CPU. Here a thread takes one head, some hundred queries ag
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -130,8 +131,15 @@ class _StoredLayer:
         return out
 
 
-def store_attention(blocks: torch.nn.ModuleList) -> None:
-    """Let the self-attention of Wan blocks train with `stored_attention`."""
-    for block in blocks:
-        attention: Any = block.attn1
-        attention.set_processor(WanSparseProcessor(attention.processor, _StoredLayer()))
+@contextmanager
+def attention_stored(blocks: torch.nn.ModuleList) -> Iterator[None]:
+    """Let the self-attention of Wan blocks train with `stored_attention`; the backward pass may run after it."""
+    modules: list[Any] = [block.attn1 for block in blocks]
+    before = [module.processor for module in modules]
+    for module in modules:
+        module.set_processor(WanSparseProcessor(module.processor, _StoredLayer()))
+    try:
+        yield
+    finally:
+        for module, processor in zip(modules, before, strict=True):
+            module.set_processor(processor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -14,10 +15,11 @@ from flow import Flow, Prompts
 from latents import Pool, Statistics, read_pool
 from optimization import SAVE_SECONDS, SEED, Stage, optimizers
 from outlines import OutlineReader
+from pattern import read_pattern
 from plan import Phase, Plan
 from safetensors import safe_open
 from safetensors.torch import save_file
-from stored_attention import store_attention
+from stored_attention import attention_stored
 from tokens import coarsen, refine, widen_positions
 
 import vidsparse
@@ -158,11 +160,10 @@ class Training:
             return weights
         return self._run_phase(phase, weights, until)
 
-    def _run_phase(self, phase: Phase, weights: Weights, until: float) -> Weights:
-        transformer, reader = build(weights, phase.patch, self.device, phase.plain)
-        flow = Flow(
-            transformer,
-            reader,
+    def flow(self, phase: Phase, weights: Weights) -> Flow:
+        """What the steps of a phase ask of a transformer with these weights."""
+        return Flow(
+            *build(weights, phase.patch, self.device, phase.plain),
             Prompts(self.pipe, self.device),
             self.statistics,
             phase.batch,
@@ -171,6 +172,10 @@ class Training:
             self.plan.shift,
             self.device,
         )
+
+    def _run_phase(self, phase: Phase, weights: Weights, until: float) -> Weights:
+        flow = self.flow(phase, weights)
+        transformer, reader = flow.transformer, flow.reader
         rate = self.plan.learning_rate
         stage = Stage(
             phase.name,
@@ -179,22 +184,18 @@ class Training:
             [*optimizers(transformer, rate, SKIP), *optimizers(reader, rate)],
             weights.step if weights.phase == phase.name else 0,
         )
-        if self.device == "cpu" and phase.patch > 1:  # all pairs of 9,216 tokens do not fit
-            store_attention(transformer.blocks)
         if self.device == "cuda":
             for block in transformer.blocks:
                 block.compile()
         pool = read_pool(self.folder / "latents").to(self.device)
         parts = cycle(range(phase.parts))
+        searched = read_pattern(self.folder, self.kept) if phase.searched else None
+        pattern = searched or vidsparse.Radial(phase.density)
 
         def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
-            part = next(parts)
-            if rng.random() < phase.short:
-                return flow.loss(pool, rng, part, phase.short_frames)
-            if rng.random() >= phase.sparse:
-                return flow.loss(pool, rng, part)
-            with vidsparse.sparsify(transformer, vidsparse.Radial(self.plan.density)):
-                return flow.loss(pool, rng, part)
+            frames = phase.short_frames if rng.random() < phase.short else None
+            with self._attention(transformer, phase, pattern, frames, rng):
+                return flow.loss(pool, rng, next(parts), frames)
 
         def at_save() -> dict[str, float]:
             nonlocal pool
@@ -214,6 +215,21 @@ class Training:
             at_save=at_save,
         )
         return self._keep(stage, phase)
+
+    def _attention(
+        self,
+        transformer: WanTransformer3DModel,
+        phase: Phase,
+        pattern: vidsparse.Pattern,
+        frames: int | None,
+        rng: random.Random,
+    ) -> AbstractContextManager[object]:
+        """The attention of one part of a step, of whole clips or of their first latent frames."""
+        if frames is None and rng.random() < phase.sparse:
+            return vidsparse.sparsify(transformer, pattern)
+        if self.device == "cpu" and (phase.patch > 1 or frames is not None):  # all pairs of 9,216 tokens do not fit
+            return attention_stored(transformer.blocks)
+        return nullcontext()
 
     def _keep(self, stage: Stage, phase: Phase) -> Weights:
         weights = Weights(

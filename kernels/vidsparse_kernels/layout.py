@@ -13,21 +13,61 @@ Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class TileLayout:
-    """Geometry of a call: `prefix` tokens, a video of `view` (frames, height, width) in raster order, `suffix` tokens.
+class Tiling:
+    """One sequence in tiles: `prefix` tokens, a video of `view` (frames, height, width), `suffix` tokens.
 
-    Tiles are numbered in raster order over the grid of tiles. Tiles at the border may be ragged: smaller than the rest.
+    The video is in raster order. Tiles are numbered in raster order over the grid of tiles. Tiles at the border may be
+    ragged: smaller than the rest.
     """
 
     view: Triple
-    query_tile: Triple
-    key_tile: Triple
+    tile: Triple
     prefix: int = 0
     suffix: int = 0
 
     @property
+    def video_tokens(self) -> int:
+        return math.prod(self.view)
+
+    @property
+    def extra(self) -> int:
+        """How many tokens are before and after the video."""
+        return self.prefix + self.suffix
+
+    @property
     def tokens(self) -> int:
-        return self.prefix + math.prod(self.view) + self.suffix
+        return self.video_tokens + self.extra
+
+    @property
+    def volume(self) -> int:
+        """The tokens of a whole tile."""
+        return math.prod(self.tile)
+
+    @property
+    def tiles(self) -> int:
+        """The number of tiles that cover the video."""
+        return tile_count(self.view, self.tile)
+
+    @property
+    def extra_blocks(self) -> int:
+        """How many blocks of `volume` tokens hold the prefix and suffix tokens."""
+        return math.ceil(self.extra / self.volume)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the border of the video cuts tiles."""
+        return any(size % side for size, side in zip(self.view, self.tile, strict=True))
+
+    @property
+    def numbers(self) -> list[int]:
+        """All fields as a list, as an operator of PyTorch takes them."""
+        return [*self.view, *self.tile, self.prefix, self.suffix]
+
+    @classmethod
+    def of_numbers(cls, numbers: Sequence[int]) -> Tiling:
+        """The inverse of `numbers`."""
+        a, b, c, d, e, f, prefix, suffix = numbers
+        return cls((a, b, c), (d, e, f), prefix, suffix)
 
     @property
     def extra_tokens(self) -> torch.Tensor:
@@ -50,6 +90,18 @@ class TileLayout:
         extra = self.extra_tokens.to(extra_valid.device)
         padding[:, extra] = torch.arange(len(extra), device=extra_valid.device) >= extra_valid[:, None]
         return padding
+
+
+@dataclass(frozen=True)
+class TileLayout:
+    """Geometry of a call: the sequence of its queries, and that of its keys and values. Both may be the same tokens."""
+
+    query: Tiling
+    key: Tiling
+
+    def padding_mask(self, extra_valid: torch.Tensor | None) -> torch.Tensor | None:
+        """`Tiling.padding_mask` of the keys."""
+        return self.key.padding_mask(extra_valid)
 
 
 def tile_counts(view: Sequence[int], tile: Sequence[int]) -> Triple:
@@ -121,3 +173,27 @@ def lists_of(kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # A stable sort of "not kept" moves the kept columns to the front and preserves their order.
     indices = (~kept).to(torch.uint8).argsort(dim=-1, stable=True).to(torch.int32)
     return kept.sum(dim=-1, dtype=torch.int32), indices
+
+
+def check_lists(counts: torch.Tensor, indices: torch.Tensor, tiles: int) -> None:
+    """Validate every entry, which synchronises with a GPU.
+
+    Args:
+        counts: int32 [..., rows], the length of each list.
+        indices: int32 [..., rows, W], numbers of key tiles; entries past the count may be anything.
+        tiles: how many key tiles there are.
+
+    Raises:
+        ValueError: a count beyond the width of the lists, a tile that does not exist, or a list that does not ascend.
+    """
+    width = indices.shape[-1]
+    if not bool(((counts >= 0) & (counts <= width)).all()):
+        raise ValueError(
+            f"counts hold {int(counts.min())} to {int(counts.max())}, expected 0 to {width}, the width of the lists"
+        )
+    listed = torch.arange(width, device=indices.device) < counts[..., None]
+    wrong = listed & ((indices < 0) | (indices >= tiles))
+    if bool(wrong.any()):
+        raise ValueError(f"indices hold {int(indices[wrong][0])}, but the grid has key tiles 0 to {tiles - 1}")
+    if bool((listed[..., 1:] & (indices[..., 1:] <= indices[..., :-1])).any()):
+        raise ValueError("indices must ascend within each list: a tile that is listed twice would count twice")

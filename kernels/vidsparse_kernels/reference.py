@@ -13,21 +13,21 @@ def token_mask(kept: torch.Tensor, layout: TileLayout, extra_valid: torch.Tensor
     Args:
         kept: bool [B|1, H|1, query tiles, key tiles].
         layout: the tiles and the tokens around them.
-        extra_valid: int [B], how many prefix and suffix tokens, in sequence order, are keys; None for all.
+        extra_valid: int [B], how many prefix and suffix tokens of the keys, in sequence order, are keys; None for all.
 
     Returns:
-        bool [B|1, H|1, tokens, tokens]. Prefix and suffix tokens see every key, and every token sees those that are
-        keys.
+        bool [B|1, H|1, query tokens, key tokens]. Prefix and suffix tokens see every key, and every token sees those
+        that are keys.
     """
-    rows = tile_of_token(layout.view, layout.query_tile).to(kept.device)
-    columns = tile_of_token(layout.view, layout.key_tile).to(kept.device)
+    query, key = layout.query, layout.key
+    rows, columns = (tile_of_token(side.view, side.tile).to(kept.device) for side in (query, key))
     video = kept[:, :, rows][:, :, :, columns]
-    mask = torch.nn.functional.pad(video, (layout.prefix, layout.suffix, layout.prefix, layout.suffix), value=True)
+    mask = torch.nn.functional.pad(video, (key.prefix, key.suffix, query.prefix, query.suffix), value=True)
     if extra_valid is None:
         return mask
     mask = mask.expand(extra_valid.shape[0], -1, -1, -1).clone()
     for sample, valid in zip(mask, extra_valid.tolist(), strict=True):
-        sample[:, :, layout.extra_tokens[valid:].to(kept.device)] = False
+        sample[:, :, key.extra_tokens[valid:].to(kept.device)] = False
     return mask
 
 
@@ -37,8 +37,8 @@ def attention(
     """Masked softmax attention, computed in float32, or in float64 for float64 inputs.
 
     Args:
-        query, key, value: [B, tokens, H, head_dim].
-        mask: bool [B|1, H|1, tokens, tokens].
+        query: [B, tokens, H, head_dim]. key, value: [B, key tokens, H, head_dim].
+        mask: bool [B|1, H|1, tokens, key tokens].
         scale: factor on the logits.
 
     Returns:

@@ -17,7 +17,7 @@ import torch
 
 from vidsparse_kernels import reference
 from vidsparse_kernels.available import recording
-from vidsparse_kernels.layout import TileLayout, Triple, lists_of, tile_count, tile_of_token
+from vidsparse_kernels.layout import TileLayout, Tiling, Triple, lists_of, tile_of_token
 from vidsparse_kernels.providers import provider
 from vidsparse_kernels.providers.runs import Runs
 
@@ -36,26 +36,29 @@ def found_wrong(
 
     Args:
         query: of the call; its device, dtype and head_dim are tried.
-        layout: of the call; its tiles are tried, with extra tokens and ragged tiles where the call has them.
+        layout: of the call; its tiles are tried, with extra tokens and ragged tiles where the call has them, and with
+            more keys than queries where the call has other tokens for keys.
         bounded: as `gpu.operator.attention` takes it.
         gradients: whether the gradients of query, key and value are tried as well. None: where autograd records.
         impl: "triton", "cudnn" or "fa4".
     """
     if recording(query):
         return None
-    ragged = any(size % side for size, side in zip(layout.view, layout.key_tile, strict=True))
-    extra = 3 if layout.prefix else 0, 70 if layout.suffix else 0
-    small = _small_view(layout, ragged), layout.query_tile, layout.key_tile, *extra
+    small = tuple(
+        (view, side.tile, 3 if side.prefix else 0, 70 if side.suffix else 0)
+        for view, side in zip(_small_views(layout), (layout.query, layout.key), strict=True)
+    )
     gradients = torch.is_grad_enabled() if gradients is None else gradients
     found: str | None = _try(impl, query.device, query.dtype, query.shape[-1], small, bounded, gradients)
     return found
 
 
-def _small_view(layout: TileLayout, ragged: bool) -> tuple[int, int, int]:
-    """Two tiles along each axis; the second is ragged if the call has ragged tiles."""
-    longest = [max(sides) for sides in zip(layout.query_tile, layout.key_tile, strict=True)]
-    f, h, w = (side + math.ceil(side / 2) if ragged else 2 * side for side in longest)
-    return f, h, w
+def _small_views(layout: TileLayout) -> tuple[Triple, Triple]:
+    """Two tiles along each axis; the second is ragged if the call has ragged tiles. Keys of another grid have three."""
+    query, key = layout.query, layout.key
+    longest = [max(sides) for sides in zip(query.tile, key.tile, strict=True)]
+    f, h, w = (side + math.ceil(side / 2) if key.ragged else 2 * side for side in longest)
+    return (f, h, w), (f if query.view == key.view else f + longest[0], h, w)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -80,13 +83,15 @@ def _compare(
     bounded: bool,
     gradients: bool,
 ) -> str | None:
-    layout, generator = TileLayout(*small), torch.Generator().manual_seed(0)
-    shape = (4, 1, layout.tokens, 2, head_dim)
-    *operands, grad_out = torch.randn(shape, generator=generator).to(device, dtype).unbind()
+    layout, generator = TileLayout(*(Tiling(*side) for side in small)), torch.Generator().manual_seed(0)
+    query_tokens, key_tokens = layout.query.tokens, layout.key.tokens
+    *operands, grad_out = (
+        torch.randn(1, tokens, 2, head_dim, generator=generator).to(device, dtype)
+        for tokens in (query_tokens, key_tokens, key_tokens, query_tokens)
+    )
     # The norms bound the scores of the first head and not those of the second: both walks of the forward run.
     operands[0][:, :, 1, 0], operands[1][:, 0, 1, 0] = 0, 100
-    rows, columns = (tile_count(layout.view, tile) for tile in (layout.query_tile, layout.key_tile))
-    kept = torch.rand(1, 1, rows, columns, generator=generator) < 0.6
+    kept = torch.rand(1, 1, layout.query.tiles, layout.key.tiles, generator=generator) < 0.6
     counts, indices = (x.to(device) for x in lists_of(kept))
     scale = head_dim**-0.5
     mask = reference.token_mask(kept.to(device), layout)
@@ -105,7 +110,7 @@ def _compare(
         return f"fails on this device: {type(error).__name__}: {reason}"
     allowed = max(1.5 * torch.finfo(dtype).eps, 1e-5)
     for name, right in wanted.items():
-        off = _worst_tile(found[name], right, layout, layout.key_tile if name in ("dk", "dv") else layout.query_tile)
+        off = _worst_tile(found[name], right, layout.key if name in ("dk", "dv") else layout.query)
         if not off <= allowed:
             return f"computes {name} with a relative error of {off:.2g} on this device, where {allowed:.2g} is allowed"
     return None
@@ -125,13 +130,13 @@ def _attention(
     return lambda q, k, v: provider(impl).attention(q, k, v, runs, None, scale)
 
 
-def _worst_tile(found: torch.Tensor, right: torch.Tensor, layout: TileLayout, tile: Triple) -> float:
+def _worst_tile(found: torch.Tensor, right: torch.Tensor, side: Tiling) -> float:
     """The largest relative error of the rows of a tile, or of the extra tokens. A norm over all rows could hide a tile.
 
     `found` and `right` are [B, H, tokens, C]. A tile with small right values is compared with an average tile.
     """
-    owner = torch.zeros(layout.tokens, dtype=torch.int64)
-    owner[layout.prefix : layout.tokens - layout.suffix] = 1 + tile_of_token(layout.view, tile)
+    owner = torch.zeros(side.tokens, dtype=torch.int64)
+    owner[side.prefix : side.tokens - side.suffix] = 1 + tile_of_token(side.view, side.tile)
     sizes, owner = torch.bincount(owner).to(right), owner.to(right.device)
 
     def squares(x: torch.Tensor) -> torch.Tensor:

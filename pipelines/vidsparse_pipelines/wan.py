@@ -29,6 +29,10 @@ class WanAdapter(Adapter):
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         return {f"blocks.{i}.attn1": block.attn1 for i, block in enumerate(transformer.blocks)}  # type: ignore[arg-type]
 
+    def cross_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
+        names = [name.replace(".attn1", ".attn2") for name in self.self_attentions(transformer)]
+        return {name: transformer.get_submodule(name) for name in names}
+
     def processor(self, original: Any, layer: SparseLayer) -> WanSparseProcessor:
         return WanSparseProcessor(original, layer)
 

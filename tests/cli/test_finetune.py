@@ -182,7 +182,7 @@ def test_a_dry_run_writes_nothing(command: Any, tmp_path: Path) -> None:
 
 
 def test_nf4_is_planned_for_anywhere_and_trained_with_cuda(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vidsparse.finetune.memory.base.find_spec", lambda package: True)
+    monkeypatch.setattr("vidsparse.finetune.memory.base.find_spec", lambda package: None)
     monkeypatch.setattr("vidsparse.generation.pipeline.load_pipeline", None)
     asked = [
         "--out",

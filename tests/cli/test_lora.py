@@ -127,7 +127,8 @@ def test_without_a_lora_a_pattern_has_the_schedule_of_the_help(
     assert request.build_correction() is None and request.recipe == LoraRecipe()
 
 
-SHAPES = StepSchedule(Radial(density=0.15), sigmas=(0.0, 0.8))
+SHAPES: Any = preset("shapes").pattern
+SMALL: Any = preset("shapes-64").pattern
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ SHAPES = StepSchedule(Radial(density=0.15), sigmas=(0.0, 0.8))
         ({}, SHAPES),
         ({"dense_steps": 2}, replace(SHAPES, dense_steps=2)),
         ({"correction": "reshaped"}, SHAPES),
-        ({"preset": "shapes", "density": 0.3}, replace(SHAPES, pattern=Radial(density=0.3))),
+        ({"preset": "shapes-64", "density": 0.3}, replace(SMALL, pattern=Radial(density=0.3))),
         ({"model": "shapes-64"}, preset("shapes-64").pattern),
         ({"preset": "wan2.2-5b"}, preset("wan2.2-5b").pattern),
         ({"preset": "wan2.2-5b", "correction": "none"}, preset("wan2.2-5b").pattern),
@@ -253,6 +254,9 @@ def test_show_and_convert(vidsparse: Any, lora: Path, tmp_path: Path) -> None:
     assert again.code == 1 and "comfy.safetensors is there already" in again.err
     assert vidsparse("lora", "convert", lora, "comfy.safetensors", "--format", "musubi", "--overwrite").code == 0
     assert "musubi-tuner" in vidsparse("lora", "show", "comfy.safetensors").out
+    other = vidsparse("lora", "convert", lora, "other.safetensors", "--format", "confy")
+    assert other.code == 1 and "the form 'confy' of a LoRA is unknown; choose one of comfy" in other.err
+    assert "did you mean shapes-long?" in vidsparse("lora", "show", "shapes-lng").err
 
 
 def test_show_a_lora_of_no_known_family(vidsparse: Any) -> None:

@@ -44,6 +44,12 @@ def test_a_folder_is_shown_as_it_would_be_learnt(vidsparse: Any, folder: Path) -
     assert done.code == 0 and "resampled" not in done.err and (folder / "a.html").read_text().startswith("<!doctype")
 
 
+def test_a_second_picture_has_a_new_name(vidsparse: Any, folder: Path) -> None:
+    names = [vidsparse("preview", folder / "data", *SMALL, *more).out.strip() for more in ([], [], ["--overwrite"])]
+    assert names == ["wrote preview.png", "wrote preview-2.png", "wrote preview.png"]
+    assert {path.name for path in folder.glob("*.png")} >= {"preview.png", "preview-2.png"}
+
+
 def test_what_cannot_be_meant_is_refused_before_any_work(vidsparse: Any, folder: Path) -> None:
     for options, says in (
         (["-o", folder / "a.gif"], "its name must end in .png or .html"),

@@ -78,7 +78,7 @@ def later(now: SparseCall, step: int) -> SparseCall:
 def test_text_that_is_not_real_changes_nothing(correction: Correction) -> None:
     case, valid = CASES["text"], torch.tensor([4, 0])
     q, k, v = case.tensors()
-    text = Dense().plan(TEXT).layout.extra_tokens
+    text = Dense().plan(TEXT).layout.query.extra_tokens
     rows, results = [slice(3, 3 + TEXT.video_tokens), text[:4]], []
     for noise in (0.0, 9.0):
         for sample, real in enumerate(valid.tolist()):
@@ -101,7 +101,7 @@ def test_shape_dtype_and_text_rows(case: Case, correction: Correction, dtype: to
     correction.correct(now)
     found = correction.correct(later(now, 1))
     assert found.shape == now.out.shape and found.dtype == dtype and found.isfinite().all()
-    text = now.block_map.layout.extra_tokens
+    text = now.block_map.layout.query.extra_tokens
     torch.testing.assert_close(found[:, text], now.out[:, text])
 
 
@@ -209,7 +209,7 @@ def test_rectified_against_loops(case: Case) -> None:
     q, k, v = case.tensors()
     q, k = (0.3 * x + flattened(case, x, tile) for x, tile in ((q, case.query_tile), (k, case.query_tile)))
     now = call(case, q, k, v)
-    block_map, text = now.block_map, now.block_map.layout.extra_tokens
+    block_map, text = now.block_map, now.block_map.layout.query.extra_tokens
     rows, columns = (
         tile_tokens(case.grid.view, tile, case.grid.prefix) for tile in (block_map.query_tile, block_map.key_tile)
     )

@@ -76,7 +76,7 @@ def test_the_newest_weights_become_the_model_that_ships(
     saved = load_file(out / AUTOENCODER)
     assert all(torch.equal(found, saved[name].float()) for name, found in pipe.vae.state_dict().items())
     scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text())
-    assert (scheduler["_class_name"], scheduler["flow_shift"]) == ("UniPCMultistepScheduler", 8.0)
+    assert (scheduler["_class_name"], scheduler["flow_shift"]) == ("UniPCMultistepScheduler", 6.0)
     halves = load_file(folder / "transformer/diffusion_pytorch_model.safetensors").values()
     assert {x.dtype for x in halves} == {torch.float16}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import stored_attention as module
 import torch
-from stored_attention import store_attention, stored_attention
+from stored_attention import attention_stored, stored_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from vidsparse.shapes import model as parts
@@ -60,7 +60,10 @@ def test_a_transformer_trains_as_before() -> None:
         return [out.detach(), *torch.autograd.grad(out.square().sum(), list(transformer.parameters()))]
 
     before = run()
-    store_attention(transformer.blocks)
-    after = run()
+    usual = [block.attn1.processor for block in transformer.blocks]
+    with attention_stored(transformer.blocks):
+        assert all(block.attn1.processor is not kept for block, kept in zip(transformer.blocks, usual, strict=True))
+        after = run()
+    assert all(block.attn1.processor is kept for block, kept in zip(transformer.blocks, usual, strict=True))
     exact = torch.cat([x.flatten() for x in before]).double()
     assert error(torch.cat([x.flatten() for x in after]), exact) < 2**-6

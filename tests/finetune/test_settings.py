@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from vidsparse import Radial, Reshaped
+from vidsparse import FreeSwim, InwardWindow, Radial, Reshaped, StepSchedule
 from vidsparse.finetune.settings import Settings
 
 SPARSE = Radial(density=0.3)
@@ -84,6 +84,11 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ImportError, match="log_with='wandb' needs wandb, which cannot be imported: pip install wandb"):
         Settings(SPARSE, log_with="wandb")
     Settings(SPARSE, log_with="auto")
+
+
+def test_a_pattern_of_two_passes_is_refused() -> None:
+    with pytest.raises(ValueError, match="FreeSwim is for generation and has no gradients; train with the pattern"):
+        Settings(StepSchedule(FreeSwim(InwardWindow(scale=2.0)), dense_steps=1))
 
 
 def test_a_pattern_must_be_one() -> None:

@@ -11,7 +11,9 @@ import torch
 from vidsparse import VideoGrid
 from vidsparse_kernels.layout import (
     TileLayout,
+    Tiling,
     Triple,
+    check_lists,
     lists_of,
     tile_count,
     tile_counts,
@@ -69,8 +71,37 @@ def test_lists_ascend_and_hold_what_is_kept() -> None:
 
 
 def test_padding_is_what_follows_the_valid_extra_tokens() -> None:
-    layout = TileLayout((1, 2, 2), (1, 2, 2), (1, 2, 2), prefix=2, suffix=3)
-    assert layout.padding_mask(None) is None
+    key = Tiling((1, 2, 2), (1, 2, 2), prefix=2, suffix=3)
+    layout = TileLayout(Tiling((1, 2, 2), (1, 2, 2)), key)  # padding is what is no key
+    assert layout.padding_mask(None) is key.padding_mask(None) is None
     found = layout.padding_mask(torch.tensor([1, 4]))
     assert found is not None
     assert found.int().tolist() == [[0, 1, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0, 0, 0, 1]]
+
+
+@every_case
+@pytest.mark.parametrize("edges", [(0, 0), (3, 0), (2, 40)], ids=str)
+def test_a_tiling_counts_its_tokens_and_is_its_numbers(view: Triple, tile: Triple, edges: tuple[int, int]) -> None:
+    tiling = Tiling(view, tile, *edges)
+    assert tiling.tokens == math.prod(view) + sum(edges) == tiling.video_tokens + tiling.extra
+    assert tiling.tiles == len(tile_tokens(view, tile)) and tiling.volume == math.prod(tile)
+    assert tiling.ragged == (int(tile_sizes(view, tile).min()) < tiling.volume)
+    assert tiling.volume * (tiling.extra_blocks - 1) < tiling.extra <= tiling.volume * tiling.extra_blocks
+    video = torch.cat(tile_tokens(view, tile, tiling.prefix))
+    assert sorted([*tiling.extra_tokens.tolist(), *video.tolist()]) == list(range(tiling.tokens))
+    assert Tiling.of_numbers(tiling.numbers) == tiling
+
+
+def test_lists_that_are_not_those_of_tiles_are_found() -> None:
+    counts, indices = torch.tensor([[2, 0, 3]]), torch.tensor([[[1, 4, 9], [7, 7, 7], [0, 1, 2]]])
+    check_lists(counts, indices, tiles=5)  # what is past the count may be anything
+    for wrong, message in (
+        ((counts + 1, indices), "counts hold 1 to 4, expected 0 to 3, the width of the lists"),
+        ((counts - 1, indices), "counts hold -1 to 2"),
+        ((counts, indices + 1), "indices hold 5, but the grid has key tiles 0 to 4"),
+        ((counts, indices - 1), "indices hold -1"),
+        ((counts, indices.flip(-1)), "indices hold 9"),
+        ((counts, indices * 0), "indices must ascend within each list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_lists(*wrong, tiles=5)

@@ -152,7 +152,9 @@ def test_what_cannot_be_written(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     with pytest.raises(ValueError, match=r"out must end in \.safetensors"):
         convert_lora(folder, tmp_path / "out", "comfy")
-    with pytest.raises(ValueError, match="form='kohya' is unknown; choose one of comfy, musubi, diffusers"):
+    with pytest.raises(
+        ValueError, match="the form 'kohya' of a LoRA is unknown; choose one of comfy, musubi, diffusers"
+    ):
         convert_lora(folder, out, "kohya")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'dalle' is not a known family; choose one of allegro"):
         convert_lora(folder, out, "comfy", "dalle")

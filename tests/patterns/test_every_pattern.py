@@ -18,12 +18,14 @@ from vidsparse import (
     Gridded,
     GriddedHeads,
     HeadModes,
+    InwardWindow,
     MixtureOfBlocks,
     Pattern,
     PowerOfTwo,
     Radial,
     RadialRaster,
     Reuse,
+    ShiftedWindows,
     SlidingTile,
     SpatialTemporal,
     StepBudget,
@@ -62,6 +64,9 @@ BY_SHAPE: dict[str, Pattern] = {
     "gridded-phases": Gridded(phases=((0, 0, 0),)),
     "gridded-lines-alone": Gridded(stride=(1, 3, 4), local_frames=0, sink=0),
     "gridded-full": Gridded(stride=(1, 1, 1)),
+    "inward": InwardWindow(scale=2.0),
+    "inward-tile2x2x4": InwardWindow(scale=1.5, tile=(2, 2, 4)),
+    "inward-full": InwardWindow(scale=1.0),
     "power": PowerOfTwo(),
     "power-axes3-nosink": PowerOfTwo(axes=3, sink=False),
     "power-published": PowerOfTwo.published(),
@@ -89,18 +94,25 @@ BY_HEAD: dict[str, Pattern] = {
     "head-modes": HeadModes(((("full", "diagonal", "temporal", "stripe", "temporal"),),)),
     "gridded-heads": GriddedHeads((Gridded(), Gridded(phases=((0, 0, 0),)), Gridded())),
 }
+# Another map in another layer or step.
+BY_CALL: dict[str, Pattern] = {
+    "shifted": ShiftedWindows(),
+    "shifted-layers": ShiftedWindows(order="layers", wrap=False, tile=(2, 2, 4)),
+    "shifted-units": ShiftedWindows.simplegvr(1),
+}
 # Patterns of vidsparse that are not named above, with the defaults of their names.
-LISTED = {type(pattern) for pattern in (*BY_SHAPE.values(), *BY_CONTENT.values(), *BY_HEAD.values())}
+LISTED = {type(pattern) for pattern in (*BY_SHAPE.values(), *BY_CONTENT.values(), *BY_HEAD.values(), *BY_CALL.values())}
 OTHERS = {name: build_pattern(name) for name, cls in pattern_classes().items() if cls not in LISTED}
 BY_SHAPE |= {name: pattern for name, pattern in OTHERS.items() if not pattern.reads_content}
 BY_CONTENT |= {name: pattern for name, pattern in OTHERS.items() if pattern.reads_content}
-PATTERNS = BY_SHAPE | BY_CONTENT | BY_HEAD
+PATTERNS = BY_SHAPE | BY_CONTENT | BY_HEAD | BY_CALL
 FULL = [
     "dense",
     "dense-tile2x4x8",
     "radial-density1",
     "sliding-full",
     "gridded-full",
+    "inward-full",
     "exact-full",
     "mixture-full-threshold",
     "mixture-full-top",

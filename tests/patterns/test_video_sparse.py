@@ -145,7 +145,7 @@ def test_nothing_is_kept_for_its_place() -> None:
 def test_text_and_a_gate_of_zero_leave_the_output(grid: VideoGrid) -> None:
     q, k, v, gate = content(grid)
     now = sparse_call(VideoSparse(DENSITY).select(q, k, grid, Context()), q, k, v, gate=gate)
-    text = now.block_map.layout.extra_tokens
+    text = now.block_map.layout.query.extra_tokens
     found = GatedCoarse().correct(now)
     assert torch.equal(found[:, text], now.out[:, text])
     assert torch.equal(GatedCoarse().correct(replace(now, gate=torch.zeros_like(gate))), now.out)

@@ -6,10 +6,23 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+import torch
 from html_pages import parsed
 from tiny_wan import SPARSE, call, tiny
 
-from vidsparse import BlockMap, Context, Dense, Pattern, Radial, Reuse, StepSchedule, TopBlocks, VideoGrid, sparsify
+from vidsparse import (
+    BlockMap,
+    Context,
+    Dense,
+    Pattern,
+    Radial,
+    Reuse,
+    StepSchedule,
+    TopBlocks,
+    VideoGrid,
+    plot,
+    sparsify,
+)
 from vidsparse.patterns.names import build_pattern, pattern_classes
 from vidsparse.runtime.report import Report
 
@@ -53,6 +66,16 @@ def test_a_map() -> None:
     found = parsed(Radial(0.3).plan(VideoGrid(5, 8, 8, suffix=3))._repr_html_())
     assert found.rows[0] == ["grid", "5x8x8, 323 tokens"] and found.rows[1][1].startswith("0.3")
     assert len(found.pictures) == 1
+
+
+def test_a_map_of_two_grids_has_no_picture() -> None:
+    kept = torch.eye(2, 5, dtype=torch.bool)
+    block_map = BlockMap.from_dense(kept, VideoGrid(2, 8, 8), (1, 8, 8), key_grid=VideoGrid(5, 8, 8, suffix=3))
+    found = parsed(block_map._repr_html_())
+    assert found.rows[:2] == [["queries", "2x8x8, 128 tokens"], ["keys", "5x8x8, 323 tokens"]]
+    assert "two grids" in found.text and not found.pictures
+    with pytest.raises(ValueError, match="the map has no single grid"):
+        plot(block_map)
 
 
 def test_a_run_and_its_report() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, interpolate, pad
 
-from vidsparse.shapes.judge import Score, Sighting, look, score
+from vidsparse.shapes.judge import Score, Sighting, count, look, score
 from vidsparse.shapes.render import draw_trajectories, render
 from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, held_out_scenes, training_scene
 
@@ -166,3 +166,23 @@ def test_colours_that_have_no_name_are_unknown() -> None:
 def test_wrong_tensors_raise(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected a video"):
         look(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("copies", [(1, 1), (2, 1), (2, 2)], ids=str)
+def test_repeated_objects_are_counted_where_the_video_is_larger(copies: tuple[int, int]) -> None:
+    for index, scene in enumerate(held_out_scenes()[:16]):
+        if len(scene.objects) > 1:
+            continue  # two may touch, and one may cut the other in two
+        video = draw(scene, index, frames=5, height=128, width=128)
+        tiled = video.repeat(1, 1, *copies)
+        assert count(tiled, native=128) == [copies[0] * copies[1]] * 5
+        assert len(look(tiled).objects) == 1
+
+
+def test_a_larger_video_of_one_large_object_has_one() -> None:
+    scene = next(scene for scene in held_out_scenes() if len(scene.objects) == 1)
+    assert count(draw(scene, frames=5, height=256, width=256), native=128) == [1] * 5
+
+
+def test_an_empty_video_has_no_object() -> None:
+    assert count(torch.full((3, 2, 64, 64), -1.0), native=64) == [0, 0]

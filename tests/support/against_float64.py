@@ -7,6 +7,7 @@ plus one rounding band of the dtype.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from vidsparse.grid import Tile
 
 @dataclass(frozen=True)
 class Case:
-    """A grid, its tiles, and how many maps there are for how many samples and heads."""
+    """A grid, its tiles, and how many maps there are for how many samples and heads; keys may have another grid."""
 
     grid: VideoGrid
     query_tile: Tile = (2, 4, 4)
@@ -30,22 +31,30 @@ class Case:
     extra_valid: tuple[int, ...] | None = None
     empty: tuple[int, ...] = ()  # query tiles without a key tile
     head_dim: int = 16
+    key_grid: VideoGrid | None = None
+
+    @property
+    def keys(self) -> VideoGrid:
+        """The grid of the keys."""
+        return self.key_grid or self.grid
 
     def block_map(self, kept: torch.Tensor | None = None) -> BlockMap:
         """A random map, or one of these kept pairs, with garbage where the contents are undefined."""
         key_tile = self.key_tile or self.query_tile
-        rows, columns = (torch.Size(self.grid.tiles(t)).numel() for t in (self.query_tile, key_tile))
+        rows, columns = (math.prod(x) for x in (self.grid.tiles(self.query_tile), self.keys.tiles(key_tile)))
         if kept is None:
             kept = torch.rand(self.map_batch, self.map_heads, rows, columns) < 0.4
             kept[..., torch.arange(rows), torch.arange(rows) % columns] = True
             kept[:, :, list(self.empty)] = False
-        block_map = BlockMap.from_dense(kept, self.grid, self.query_tile, key_tile)
+        block_map = BlockMap.from_dense(kept, self.grid, self.query_tile, key_tile, self.key_grid)
         indices = block_map.indices.clone()
         indices[torch.arange(indices.shape[-1]) >= block_map.counts[..., None]] = 2**31 - 1
         return dataclasses.replace(block_map, indices=indices)
 
     def tensors(self, count: int = 3) -> list[torch.Tensor]:
-        return [torch.randn(self.batch, self.grid.tokens, self.heads, self.head_dim) for _ in range(count)]
+        """Query, key, value and, as the fourth, a gradient of the output."""
+        lengths = self.grid.tokens, self.keys.tokens, self.keys.tokens, self.grid.tokens
+        return [torch.randn(self.batch, tokens, self.heads, self.head_dim) for tokens in lengths[:count]]
 
     @property
     def valid(self) -> torch.Tensor | None:

@@ -46,10 +46,20 @@ def run_dry(self: JITFunction, *args: Any, warmup: bool, **kwargs: Any) -> Any:
     return run(self, *args, warmup=True, **kwargs)
 
 
-def both_passes(grid: VideoGrid, query_tile: Tile, key_tile: Tile, head_dim: int, batch: int, heads: int) -> None:
-    rows, columns = (math.prod(grid.tiles(tile)) for tile in (query_tile, key_tile))
-    block_map = BlockMap.from_dense(torch.ones(rows, columns, dtype=torch.bool), grid, query_tile, key_tile)
-    query, key, value, grad_out = torch.randn(4, batch, grid.tokens, heads, head_dim, dtype=torch.bfloat16).unbind()
+def both_passes(
+    grid: VideoGrid,
+    query_tile: Tile,
+    key_tile: Tile,
+    head_dim: int,
+    batch: int,
+    heads: int,
+    key_grid: VideoGrid | None = None,
+) -> None:
+    keys = key_grid or grid
+    kept = torch.ones(math.prod(grid.tiles(query_tile)), math.prod(keys.tiles(key_tile)), dtype=torch.bool)
+    block_map = BlockMap.from_dense(kept, grid, query_tile, key_tile, key_grid)
+    lengths = grid.tokens, keys.tokens, keys.tokens, grid.tokens
+    query, key, value, grad_out = (torch.randn(batch, n, heads, head_dim, dtype=torch.bfloat16) for n in lengths)
     lists = block_map.lists
     call = launch.Launch(query, block_map.counts.shape, None, block_map.layout)
     out, lse = forward(call, lists.keys(), query, key, value, 0.1)
@@ -66,4 +76,6 @@ if __name__ == "__main__":
     both_passes(VideoGrid(1, 1, 300, prefix=1), (1, 1, 128), (1, 1, 128), 64, batch=1, heads=1)
     both_passes(VideoGrid(3, 9, 10, prefix=16, suffix=72), (2, 8, 8), (1, 8, 8), 128, batch=2, heads=2)
     both_passes(VideoGrid(3, 9, 10, suffix=1), (2, 8, 8), (4, 4, 8), 96, batch=2, heads=3)
+    both_passes(VideoGrid(1, 9, 10), (1, 8, 8), (2, 8, 8), 64, 1, heads=2, key_grid=VideoGrid(16, 9, 10, prefix=1))
+    both_passes(VideoGrid(2, 8, 8, suffix=16), (1, 8, 8), (1, 8, 8), 64, 1, heads=2, key_grid=VideoGrid(1, 7, 8))
     print(f"{len(compiled)} launches bound and compiled for sm_{CHIP}")

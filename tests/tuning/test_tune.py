@@ -17,11 +17,13 @@ from vidsparse.generation.sample import sample
 from vidsparse.patterns.schedule import patterns_in
 from vidsparse.profiles import load_profile
 from vidsparse.runtime.pipeline import transformers_of
+from vidsparse.shapes.model import build_transformer
 from vidsparse.tuning import tune as tune_module
 from vidsparse.tuning.allocate import allocate
 from vidsparse.tuning.candidates import default_candidates
 from vidsparse.tuning.capture import Reference, capture
-from vidsparse.tuning.measure import Measurement, Phases, build, is_middle
+from vidsparse.tuning.measure import Measurement, Recorded, build, measure
+from vidsparse.tuning.phases import Phases, is_middle, switch_of
 from vidsparse.tuning.probe import probe
 from vidsparse.tuning.search import Target, Trial
 from vidsparse.tuning.store import Store
@@ -118,8 +120,7 @@ def test_it_beats_each_candidate_at_the_same_density(tuned: tuple[Path, Tuned]) 
     folder, _ = tuned
     store = Store(folder, json.loads((folder / "settings.json").read_text()))
     measurement = Measurement.read(store.kept("measurement", lambda: pytest.fail("it is there")))
-    steps = measurement.steps_of_units[..., None]
-    errors, costs = measurement.errors.sum(dim=(0, 1, 2)), (measurement.densities * steps).sum(dim=(0, 1, 2))
+    errors, costs = measurement.errors.sum(dim=(0, 1, 2)), measurement.costs("density").sum(dim=(0, 1, 2))
     for index in range(1, len(CANDIDATES)):
         budget = float(costs[index] / costs[0])
         search_error = _error(measurement, folder, budget)
@@ -127,8 +128,7 @@ def test_it_beats_each_candidate_at_the_same_density(tuned: tuple[Path, Tuned]) 
 
 
 def _error(measurement: Measurement, folder: Path, budget: float) -> float:
-    steps = measurement.steps_of_units[..., None]
-    errors, costs = measurement.errors.flatten(0, 2), (measurement.densities * steps).flatten(0, 2)
+    errors, costs = measurement.errors.flatten(0, 2), measurement.costs("density").flatten(0, 2)
     choice = allocate(errors, costs, budget * float(costs[:, 0].sum()))
     return float(errors.gather(1, choice[:, None]).sum())
 
@@ -193,18 +193,29 @@ def test_bad_requests(tmp_path: Path, tuned: tuple[Path, Tuned]) -> None:
         run(tuned[0], Target(density=0.5), seed=4)
 
 
-def test_phases_follow_the_noise() -> None:
-    levels = tuple(1 - step / 30 for step in range(30))
-    found = Phases.of(levels)
-    assert found.starts == (0, 3, 8, 15) and found.lengths == (3, 5, 7, 15)
-    assert [found.phase(step) for step in (0, 2, 3, 14, 15, 29)] == [0, 0, 1, 2, 3, 3]
-    middles = [step for step in range(30) if is_middle(step, 30)]
-    assert [found.phase(step) for step in middles] == [0, 1, 2, 3]
-    pattern = PerPhase(tuple(Radial(density=d) for d in (0.8, 0.6, 0.4, 0.2)), found.sigmas)
-    chosen = [pattern.chosen(Context(sigma=level)) for level in levels]
-    assert chosen == [pattern.patterns[found.phase(step)] for step in range(30)]
-    assert Phases.of((1.0,)).starts == (0,) and Phases.of((1.0, 0.5)).starts == (0, 1)
-    assert Phases.of((1.0, 1.0, 1.0, 0.2)).starts == (0,)  # no phase begins at the noise level of the one before
+def test_each_expert_has_its_own_costs() -> None:
+    pipe = wan_pipeline(experts=2)
+    torch.manual_seed(4)
+    pipe.transformer = build_transformer(2, num_layers=2, num_attention_heads=1).eval()  # a quarter of the tokens
+    arguments = {**ARGUMENTS, "prompt": PROMPTS[0]}
+    switch = switch_of(pipe, 5)
+    assert switch is not None
+    reference = capture(pipe, arguments, lambda step, steps: is_middle(step, steps, switch), seed=1)
+    phases = Phases.of(reference.sigmas, switch)
+    found = measure(pipe, [Recorded(arguments, 1, reference)], phases, CANDIDATES, lambda name, done, steps: None)
+    first = phases.starts.index(switch)
+    assert found.pairs.tolist() == [1 / 16] * first + [1.0] * (len(phases.starts) - first)
+    assert found.seconds.shape == (len(phases.starts), len(CANDIDATES))
+    for own in (found.seconds[:first], found.seconds[first:]):
+        assert (own == own[0]).all() and (own > 0).all()
+    assert not torch.equal(found.seconds[0], found.seconds[-1])
+    by_pairs, by_seconds = found.costs("density"), found.costs("seconds")
+    assert by_pairs[..., 0].amax(dim=(1, 2)).tolist() == [
+        n * p for n, p in zip(phases.lengths, found.pairs.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(by_seconds[-1, 1, 0], found.seconds[-1] * phases.lengths[-1])
+    again = Measurement.read(found.plain())
+    assert again.phases == phases and torch.equal(again.costs("seconds"), by_seconds)
 
 
 def test_a_choice_becomes_the_smallest_pattern() -> None:

@@ -57,12 +57,14 @@ def free_video(prompt: str, seed: int, of: str = "", *, overwrite: bool = False)
     from vidsparse.generation.prompts import first_words
 
     OUTPUTS.mkdir(exist_ok=True)
-    name = f"{first_words(prompt) or 'video'}-{seed}{of}"
-    for end in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
-        path = OUTPUTS / f"{name}{end}.mp4"
-        if overwrite or not path.exists():
-            break
-    return path
+    return free_path(OUTPUTS / f"{first_words(prompt) or 'video'}-{seed}{of}.mp4", overwrite=overwrite)
+
+
+def free_path(path: Path, *, overwrite: bool = False) -> Path:
+    """The path, or if a file is there that may not be replaced, the first free one that ends in -2, -3, ..."""
+    if overwrite or not path.exists():
+        return path
+    return next(new for n in itertools.count(2) if not (new := path.with_stem(f"{path.stem}-{n}")).exists())
 
 
 def check_folder(path: Path) -> None:

@@ -91,9 +91,11 @@ class GenerationOptions:
     strength: Annotated[
         float | None, Option(min=0, max=1, help=STRENGTH_HELP, rich_help_panel=VIDEO, show_default=OWN)
     ] = None
-    frames: Annotated[int | None, Option(*FRAMES, min=1, rich_help_panel=VIDEO, show_default=OWN)] = None
-    height: Annotated[int | None, Option(min=1, rich_help_panel=VIDEO, show_default=OWN)] = None
-    width: Annotated[int | None, Option(min=1, rich_help_panel=VIDEO, show_default=OWN)] = None
+    frames: Annotated[
+        int | None, Option(*FRAMES, min=1, help="Of the video.", rich_help_panel=VIDEO, show_default=OWN)
+    ] = None
+    height: Annotated[int | None, Option(min=1, help="In pixels.", rich_help_panel=VIDEO, show_default=OWN)] = None
+    width: Annotated[int | None, Option(min=1, help="In pixels.", rich_help_panel=VIDEO, show_default=OWN)] = None
     steps: Annotated[
         int | None, Option(*STEPS, min=1, help="Denoising steps.", rich_help_panel=VIDEO, show_default=OWN)
     ] = None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 from typer import Argument, Option
 
@@ -13,28 +12,22 @@ from vidsparse.cli.messages import counted, note
 from vidsparse.cli.numbers import bytes_text
 
 if TYPE_CHECKING:
+    from vidsparse.lora.convert import Form
     from vidsparse.lora.summary import LoraSummary, Touched
 
 FILE_HELP = "A LoRA file of any trainer; also a folder, a Hub id or 'shapes-long'."
 FAMILY_HELP = "What the LoRA is for: the class of a transformer, or its short name, such as wan or ltxvideo."
 
 
-class Format(str, Enum):
-    """Who reads the file: ComfyUI, musubi-tuner and kohya's trainers, or diffusers."""
-
-    comfy = "comfy"
-    musubi = "musubi"
-    diffusers = "diffusers"
-
-
 def convert(
     file: Annotated[str, Argument(help=FILE_HELP, show_default=False)],
     out: Annotated[Path, Argument(help="The new file; its name ends in .safetensors.", show_default=False)],
     form: Annotated[
-        Format,
+        str,
         Option(
             "--format",
             help="Who reads it: comfy is ComfyUI, musubi is musubi-tuner and kohya's trainers, diffusers is diffusers.",
+            show_default=False,
         ),
     ],
     family: Annotated[str | None, Option(help=FAMILY_HELP, show_default="as the names in the file say")] = None,
@@ -44,7 +37,7 @@ def convert(
     check_output(out, ".safetensors", overwrite=overwrite)
     from vidsparse.lora.convert import convert_lora
 
-    convert_lora(file, out, form.value, family, note=note)
+    convert_lora(file, out, cast("Form", form), family, note=note)
     print(f"wrote {out}")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from vidsparse.cli.clip_options import DATA, ClipOptions, note_clips
-from vidsparse.cli.files import OVERWRITE_HELP, check_output
+from vidsparse.cli.files import OVERWRITE_HELP, check_output, free_path
 from vidsparse.cli.messages import task_bar
 from vidsparse.generation.models import DEFAULT
 
@@ -21,7 +21,10 @@ class Previewing(ClipOptions):
     """What is looked at, and where the picture goes."""
 
     data: Annotated[Path, Argument(help="The folder of videos.")]
-    output: Annotated[Path, Option("--output", "-o", help="A .png, or an .html page.")] = Path("preview.png")
+    output: Annotated[
+        Path | None,
+        Option("--output", "-o", help="A .png, or an .html page.", show_default="a new preview.png"),
+    ] = None
     model: Annotated[str, Option(help="The model to train, for its size, length and rate.")] = DEFAULT
     most: Annotated[int, Option(min=1, help="The most clips that are drawn; of more, evenly chosen ones.")] = 100
     overwrite: Annotated[bool, Option("--overwrite", help=OVERWRITE_HELP)] = False
@@ -43,10 +46,8 @@ def preview(request: Previewing) -> None:
     from vidsparse.finetune.data.preview import preview
     from vidsparse.generation.models import find_model
 
-    end = request.output.suffix.lower()
-    if end not in FORMATS:
-        raise ValueError(f"cannot write {request.output}: its name must end in {' or '.join(FORMATS)}")
-    check_output(request.output, overwrite=request.overwrite)
+    output = request.output or free_path(Path("preview.png"), overwrite=request.overwrite)
+    check_output(output, *FORMATS, overwrite=request.overwrite)
     request.cutting()
     model = find_model(request.model)
     buckets = request.buckets(model)
@@ -58,9 +59,9 @@ def preview(request: Previewing) -> None:
     rate = request.rate(model)
     with task_bar("clips") as bar:
         found = preview(request.data, clips, skipped, rate, request.most, lambda *numbers: bar("decoding", *numbers))
-    with replacing(request.output) as temporary:
-        if end == ".html":
+    with replacing(output) as temporary:
+        if output.suffix.lower() == ".html":
             temporary.write_text(contact_page(found), encoding="utf-8")
         else:
             contact_sheet(found).save(temporary, "PNG")
-    print(f"wrote {request.output}")
+    print(f"wrote {output}")

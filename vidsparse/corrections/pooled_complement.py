@@ -113,7 +113,7 @@ class PooledComplement(Correction):
         bias = sizes.log()[None, None, None]
         if self.gate and (extra := grid.prefix + grid.suffix):
             # The kept side includes the text, which is exact: each text token is one box.
-            text = block_map.layout.extra_tokens.to(key.device)
+            text = block_map.layout.key.extra_tokens.to(key.device)
             keys, values = (
                 torch.cat((means, x[:, text].transpose(1, 2).float()), dim=2)
                 for means, x in ((keys, key), (values, value))

@@ -39,7 +39,7 @@ class Rectified(Correction):
         query = tile_means(call.query, view, block_map.query_tile, prefix)
         key, value = (tile_means(x, view, block_map.key_tile, prefix) for x in (call.key, call.value))
         sizes = tile_sizes(view, block_map.key_tile, out.device)
-        text = call.key[:, block_map.layout.extra_tokens.to(out.device)].transpose(1, 2).float()
+        text = call.key[:, block_map.layout.key.extra_tokens.to(out.device)].transpose(1, 2).float()
         logits = torch.cat((query @ key.mT * scale + sizes.log(), query @ text.mT * scale + call.extra_bias), dim=-1)
         with torch.no_grad():
             trusted = _trusted(call, query, key) & ~block_map.to_dense().to(out.device)

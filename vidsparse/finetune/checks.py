@@ -10,9 +10,11 @@ import torch
 from vidsparse.finetune.data.clips import Bucket
 from vidsparse.finetune.families import TrainingTask, task_for
 from vidsparse.finetune.memory.base import check_base_on, check_loaded
+from vidsparse.finetune.memory.sharding import check_shardable, check_sharded
 from vidsparse.finetune.memory.swap import check_blocks
 from vidsparse.finetune.noise import bounds_of, by_noise, sparse_levels
 from vidsparse.finetune.optim.optimizers import check_optimizer_on
+from vidsparse.finetune.process.accelerator import shards_base
 from vidsparse.finetune.settings import Settings
 from vidsparse.finetune.start import start_weights
 from vidsparse.generation.positions import check_positions
@@ -34,13 +36,16 @@ def check_device(settings: Settings, cpu: bool = False, planned: bool = False) -
     Args:
         settings: of the training.
         cpu: train on the CPU even if there is a GPU.
-        planned: nothing will be loaded: what rests on a GPU may be planned for without one.
+        planned: nothing will be loaded: what needs a GPU or a package may be planned for without it.
 
     Raises:
         ValueError: fp16 on a CPU; nf4 without CUDA.
-        ImportError: no installed package has the optimizer for this device.
+        ImportError: no installed package has the optimizer for this device, or the base.
+        NotImplementedError: accelerate's settings ask for FSDP, see `check_sharded`.
     """
     device = training_device(cpu)
+    if shards_base():
+        check_sharded(settings)
     if not planned:
         check_base_on(settings.base, device)
     if settings.precision == "fp16" and device.type == "cpu":
@@ -56,7 +61,7 @@ def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()
         buckets: sizes of the clips.
 
     Raises:
-        NotImplementedError: see `check_model`.
+        NotImplementedError: see `check_model`; FSDP of weights that it cannot divide.
         ValueError: the transformer does not exist, has a LoRA or does not rest as `Settings.base` says; or see
             `check_model`.
         OSError: the initial LoRA does not exist.
@@ -71,6 +76,8 @@ def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()
     if getattr(transformer, "peft_config", None):
         raise ValueError("the transformer already has a LoRA; remove it with pipe.unload_lora_weights()")
     check_loaded(settings.base, transformer)
+    if shards_base():
+        check_shardable(transformer)
     bounds = bounds_of(pipe.config, settings.transformer)
     check_model(task, transformer, settings.of_family(task), buckets, pipe.scheduler, bounds)
 

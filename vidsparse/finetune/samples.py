@@ -59,15 +59,21 @@ class Samples:
         device: torch.device,
         say: Callable[[str], None],
         stay: Collection[Any] = (),
+        keep: bool = True,
+        shared: bool = False,
     ) -> None:
         """Write one video for each prompt, or say that there is no memory for it: the training matters more.
+
+        Where processes compute a video together (`shared`), it is an error: the others would wait for this one.
 
         Args: see `write_samples`, and `say` for a message.
         """
         sampling = {**self.sampling, "num_inference_steps": steps}
         try:
-            write_samples(pipe, self.prompts, self.folder, step, sampling, self.fps, self.seed, device, stay)
+            write_samples(pipe, self.prompts, self.folder, step, sampling, self.fps, self.seed, device, stay, keep)
         except torch.OutOfMemoryError:
+            if shared:
+                raise
             say(f"no sample videos at step {step}: out of memory; --no-samples leaves them out")
 
 
@@ -89,11 +95,13 @@ def write_samples(
     seed: int,
     device: torch.device,
     stay: Collection[Any] = (),
+    keep: bool = True,
 ) -> list[Path]:
     """Write one mp4 for each prompt with the current weights.
 
     The VAE and all transformers compute on `device`, and move back to their devices afterwards; so do all other parts
-    of the pipeline where a prompt has no embeddings. Models of `stay` see to it by themselves.
+    of the pipeline where a prompt has no embeddings. Models in `stay` are not moved. Without `keep` nothing
+    is written: other processes need this one to compute.
     """
     from diffusers.utils.export_utils import export_to_video
 
@@ -117,6 +125,8 @@ def write_samples(
                 frames = pipe(
                     **_arguments(pipe, prompt, sampling, device), generator=generator, output_type="np"
                 ).frames[0]
+            if not keep:
+                continue
             path = path_of(folder, step, number)
             with replacing(path) as temporary:
                 # ffmpeg takes fractions of frames too.

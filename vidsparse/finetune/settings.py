@@ -19,6 +19,7 @@ from vidsparse.finetune.weighting import LossWeighting
 from vidsparse.generation.positions import KINDS
 from vidsparse.generation.scheduler import check_sampler
 from vidsparse.patterns import Pattern
+from vidsparse.patterns.schedule import patterns_in
 
 # Precision -> dtype of a step and of the LoRA's file; None: those of the weights and of the LoRA.
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -177,8 +178,8 @@ class Settings:
             raise ValueError("optimizer='muon' trains matrices alone, and dora adds vectors; leave one of them out")
         if self.dora and self.base == "float8":
             raise ValueError(
-                "dora computes with the frozen weights, and base='float8' wakes them in their layers alone; "
-                "take int8, or leave one out"
+                "dora reads the frozen weights directly, and with base='float8' they are float8 outside of their "
+                "layers; take base='int8', or leave out dora"
             )
         if self.offload_activations and self.gradient_checkpointing is False:
             raise ValueError("offload_activations moves what gradient_checkpointing keeps; switch that on too")
@@ -193,6 +194,8 @@ class Settings:
             )
         if not isinstance(self.pattern, Pattern):
             raise TypeError(f"pattern={self.pattern!r} must be a pattern, such as vidsparse.Radial(density=0.2)")
+        if any(pattern.two_passes for pattern in patterns_in(self.pattern)):
+            raise ValueError("FreeSwim is for generation and has no gradients; train with the pattern that it holds")
         # Each refuses what it does not take.
         check_optimizer(self.optimizer)
         check_base(self.base)
@@ -234,7 +237,7 @@ class Settings:
         if self.gradient_checkpointing is not None:
             return self
         needed = self.offload_activations or self.offload_base
-        return replace(self, gradient_checkpointing=needed or device.type == "cuda")
+        return replace(self, gradient_checkpointing=needed or device.type != "cpu")
 
     def of_family(self, task: TrainingTask) -> Settings:
         """The settings with the targets of a family, where none are given."""

@@ -17,10 +17,12 @@ from vidsparse.finetune.identity import ORDER, check_same, comparable
 from vidsparse.finetune.learner import Learner
 from vidsparse.finetune.low_rank import add_lora, recipe_of
 from vidsparse.finetune.memory.base import cast_layers
+from vidsparse.finetune.memory.sharding import shard
 from vidsparse.finetune.memory.swap import swapped
 from vidsparse.finetune.noise import bounds_of, by_noise, sparse_levels
 from vidsparse.finetune.objective import ExampleStream
 from vidsparse.finetune.optim.optimizers import know_states
+from vidsparse.finetune.process.accelerator import shards_base
 from vidsparse.finetune.process.precision import products_in_bf16
 from vidsparse.finetune.process.stopping import Stop, Stopped
 from vidsparse.finetune.record import log
@@ -85,6 +87,7 @@ class Training:
         self.pipe, self.settings, self.folder, self.accelerator = pipe, settings, folder, accelerator
         self.samples, self.stop, self.say = samples, stop or Stop(), say
         self.step, self.seconds, self.skipped = 0, 0.0, 0
+        self.sharded = shards_base() and accelerator.num_processes > 1
         self.window, self.memory = Window(), PeakMemory(accelerator.device)
         self.module: Any = getattr(pipe, settings.transformer)
         self.task = task_for(pipe)
@@ -133,6 +136,8 @@ class Training:
             self._changes.enter_context(
                 swapped(self.module, weights.values(), accelerator.device, settings.offload_base)
             )
+            if self.sharded:
+                shard(self.module, weights.values(), accelerator.device, accelerator.num_processes)
             self.learner = Learner(self.module, weights, settings, accelerator, self.task, stream, state)
             self._changes.callback(self.learner.close)
             self.stop.saved = None if state is None else state["step"]
@@ -332,7 +337,10 @@ class Training:
                     sparse.enter_context(sparsify(expert, self.pattern, correction=self.settings.correction))
                     sparse.enter_context(swapped(expert, (), self.accelerator.device, self.settings.offload_base))
             stay = [expert for expert in experts.values() if self.settings.offload_base]
-            if self.accelerator.is_main_process and self.samples is not None:
-                self.samples.write(self.pipe, self.step, inference_steps, self.accelerator.device, self.say, stay)
+            stay += [self.module] if self.sharded else []
+            # With divided weights all processes compute the same videos: each waits for the others' parts.
+            keep, shared, device = self.accelerator.is_main_process, self.sharded, self.accelerator.device
+            if (keep or shared) and self.samples is not None:
+                self.samples.write(self.pipe, self.step, inference_steps, device, self.say, stay, keep, shared)
         self.run.reset()
         self.accelerator.wait_for_everyone()

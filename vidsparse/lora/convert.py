@@ -56,7 +56,7 @@ def convert_lora(
         NotImplementedError: DoRA in a foreign form, or a family whose original names are not known.
     """
     if form not in get_args(Form):
-        raise ValueError(f"form={form!r} is unknown; choose one of {', '.join(get_args(Form))}")
+        raise ValueError(f"the form {form!r} of a LoRA is unknown; choose one of {', '.join(get_args(Form))}")
     out = Path(out)
     if out.suffix != ".safetensors":
         raise ValueError(f"{out} must end in .safetensors")

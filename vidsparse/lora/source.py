@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 from vidsparse.lora.stored import CONFIG_FILE, PEFT_FILE
@@ -37,9 +38,10 @@ def find_lora(source: str | Path) -> Path:
         return checkpoint_of(path) or path / _choose((inside.name for inside in path.iterdir()), source)
     found = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)(?:/(.+\.safetensors))?", str(source))
     if found is None:
+        near = get_close_matches(str(source).lower(), KNOWN, cutoff=0.7)
+        known = f"did you mean {near[0]}?" if near else f"known names are {', '.join(KNOWN)}"
         raise FileNotFoundError(
-            f"no LoRA {str(source)!r}: it is neither a file or folder here, nor a Hub id such as owner/name; known "
-            f"names are {', '.join(KNOWN)}"
+            f"no LoRA {str(source)!r}: it is neither a file or folder here, nor a Hub id such as owner/name; {known}"
         )
     return _download(found[1], found[2])
 

@@ -39,6 +39,8 @@ class Context:
             two batch sizes; a third drops the oldest); empty at the start of a video. A correction has one of its own
             for each group of heads. The report counts the `nbytes` of its values. Keep copies of queries, keys, values
             and outputs: graphs of `torch.compile` write over them.
+        key_grid: the tokens of keys and values, where those of earlier frames are kept and the queries are its last
+            frames; None: keys are the tokens of the queries. `LightForcing` reads it, other patterns do not.
         value: values of the call [batch, tokens, heads, head_dim], for patterns that compare outputs.
         extra_valid: int [batch], how many prefix and suffix tokens, in sequence order, are keys; None: all.
     """
@@ -52,6 +54,7 @@ class Context:
     transformer: str = "transformer"
     branch: int = 0
     local_heads: tuple[int, ...] | None = None
+    key_grid: VideoGrid | None = None
     memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     value: torch.Tensor | None = field(default=None, compare=False, repr=False)
     extra_valid: torch.Tensor | None = field(default=None, compare=False, repr=False)
@@ -69,8 +72,9 @@ class Pattern(ABC):
         named_alternatives: fields that replace all of `named_defaults` when one of them is given.
         density_field: the field that a density sets; patterns without it take no density.
 
-    Class attribute for `sparsify`:
+    Class attributes for `sparsify`:
         may_skip: whether `skips` may be True of it, whatever pattern it holds.
+        two_passes: whether a call of the transformer is two passes, see `FreeSwim`.
 
     Class attribute for `vidsparse.patterns.scale`:
         scaled_fields: those that are (frames, height, width) in tokens, and change with the size of the video.
@@ -80,6 +84,7 @@ class Pattern(ABC):
     named_alternatives: ClassVar[tuple[str, ...]] = ()
     density_field: ClassVar[str] = "density"
     may_skip: ClassVar[bool] = False
+    two_passes: ClassVar[bool] = False
     scaled_fields: ClassVar[tuple[str, ...]] = ()
 
     def _repr_html_(self) -> str:
@@ -162,7 +167,8 @@ class ContentPattern(Pattern):
         """
         context = Context() if context is None else context
         nothing = torch.zeros(1, grid.tokens, context.heads, 1)
-        return self.select(nothing, nothing, grid, replace(context, memory={}, value=nothing))
+        keys = nothing if context.key_grid is None else torch.zeros(1, context.key_grid.tokens, context.heads, 1)
+        return self.select(nothing, keys, grid, replace(context, memory={}, value=keys))
 
     @abstractmethod
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:

@@ -85,13 +85,13 @@ def check_wholes(
 
 
 def check_patterns(owner: object, name: str) -> None:
-    """Accept tuples of patterns, at least one, of which none decides about whole steps."""
+    """Accept tuples of patterns, at least one, of which none is about the whole transformer."""
     patterns = getattr(owner, name)
     if not isinstance(patterns, tuple) or not patterns or not all(isinstance(p, Pattern) for p in patterns):
         raise TypeError(f"{name}={patterns!r} must be a tuple of patterns, such as (Dense(), Radial(density=0.2))")
-    if steps := [type(p).__name__ for p in patterns if p.may_skip]:
+    if steps := [type(p).__name__ for p in patterns if p.may_skip or p.two_passes]:
         raise ValueError(
-            f"{name} holds a {steps[0]}, which decides about whole steps; put {type(owner).__name__} into it"
+            f"{name} holds a {steps[0]}, which is about the whole transformer; put {type(owner).__name__} into it"
         )
 
 

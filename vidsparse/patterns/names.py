@@ -117,8 +117,10 @@ def name_of(pattern: Pattern) -> str:
 
 
 def takes_density(cls: type[Pattern]) -> bool:
-    """Whether a density can be given to a pattern, or to one that it holds."""
-    return cls.density_field in {f.name for f in fields(cast("Any", cls))} or bool(_pattern_fields(cls))
+    """Whether a density can be given to a pattern, or to the one that it holds by default."""
+    held = (pattern_classes().get(cls.named_defaults.get(field, "")) for field in _pattern_fields(cls))
+    own = cls.density_field in {f.name for f in fields(cast("Any", cls))}
+    return own or any(inner is None or takes_density(inner) for inner in held)
 
 
 def named_settings(cls: type[Pattern]) -> dict[str, Any]:
@@ -179,7 +181,7 @@ def _given(name: str, cls: Any, density: float | None, settings: list[str] | Non
     given = {field: _truth(field, value) if _is_of(known[field], bool) else value for field, value in given.items()}
     if density is not None and cls.density_field in known:
         given[cls.density_field] = density
-    elif density is not None and not takes_density(cls):
+    elif density is not None and not (takes_density(cls) or set(_pattern_fields(cls)) & set(given)):
         raise ValueError(f"pattern {name!r} has no density; {takes}")
     return given
 

@@ -17,7 +17,7 @@ def scaled(pattern: Pattern, known: VideoGrid, wanted: VideoGrid) -> Pattern:
 
     The fields that a class names in `scaled_fields` keep the share of each axis that they cover, at least one token.
     Tiles keep their volume, and become the best ones of the other grid where they were the best of the first. All else
-    stays, such as densities. Patterns inside the pattern are scaled as well.
+    stays, such as densities and sides of None. Patterns inside the pattern are scaled as well.
     """
     return _scaled(pattern, known, wanted)
 
@@ -32,7 +32,7 @@ def _scaled(value: Value, known: VideoGrid, wanted: VideoGrid) -> Value:
         old = getattr(value, field.name)
         if field.name in value.scaled_fields and old is not None:
             axes = zip(old, known.view, wanted.view, strict=True)
-            changes[field.name] = tuple(max(1, round(side * new / was)) for side, was, new in axes)
+            changes[field.name] = tuple(side and max(1, round(side * new / was)) for side, was, new in axes)
         elif field.name == "tile" and old is not None:
             volume = math.prod(old)
             is_power = volume & (volume - 1) == 0

@@ -21,7 +21,13 @@ class Map(Protocol):
     """What a picture needs of a `BlockMap`."""
 
     @property
+    def query_grid(self) -> VideoGrid: ...
+    @property
+    def key_grid(self) -> VideoGrid: ...
+    @property
     def grid(self) -> VideoGrid: ...
+    @property
+    def square(self) -> bool: ...
     @property
     def query_tile(self) -> Tile: ...
     @property
@@ -37,7 +43,7 @@ def map_figure(block_map: Map, grid: VideoGrid, title: str, query: Place | None 
     """Draw a map of one sample and one head.
 
     Args:
-        block_map: on the CPU.
+        block_map: on the CPU, with one grid for queries and keys.
         grid: of the video; the map's own may be the line of the same tokens in raster order.
         title: the density comes below it.
         query: (frame, row, column) of a token: its tile is marked, and what it sees is shown. By default the middle.

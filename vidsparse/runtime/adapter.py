@@ -91,6 +91,14 @@ class Adapter(ABC):
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         """The attention modules in which video tokens see video tokens, by module name, in the order they run."""
 
+    def cross_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
+        """The attention modules in which video tokens see the text and nothing else, by module name.
+
+        Raises:
+            NotImplementedError: the family has none, or this adapter does not know them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} knows no cross-attention of {self.family} to the text")
+
     @abstractmethod
     def processor(self, original: Any, layer: SparseLayer) -> Any:
         """An attention processor that runs `layer`, and `original` for dense calls."""

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Listener(Protocol):
-    """An attention layer, or what skips steps: told before each call of the transformer, and after a video's end.
+    """An attention layer, what skips steps, or the full branch.
 
+    It is told before each call of the transformer, and after a video's end.
     Listeners are told in the order of their indices.
     """
 
@@ -57,7 +58,8 @@ class Clock:
         grid: tokens of the present call; None before the first call, and where the adapter cannot tell them.
         irregular: why it cannot, or None.
         steps: step, branch and video of the call.
-        device: of the call's inputs.
+        device, sizes: of the call's inputs.
+        full_branch: whether the present pass is the full branch of `FreeSwim`, dense in all layers.
         ranks: the GPUs that share the video, or None.
         layers: the attention layers that it prepares for each call, and what skips steps.
         substitutes: what takes the place of methods and attributes in the transformer, until `remove`.
@@ -83,6 +85,7 @@ class Clock:
         self.run: weakref.ref[Run] | None = None
         self.earlier: weakref.ref[Clock] | None = None
         self.read_outside = False
+        self.full_branch, self.sizes = False, list[torch.Size]()
         self.is_last = False  # as `steps.is_last`, for graphs of `torch.compile`
         # The scheduler's timesteps, the dtype that they were rounded to, and their noise: the same in every step.
         self._noise: tuple[Any, torch.dtype | None, tuple[float, ...]] = None, None, ()
@@ -129,12 +132,20 @@ class Clock:
         schedule = self._schedule(transformer, call)
         self.steps.advance(call, self.grid, timestep, schedule, told, self.perturbation.modules)
         self.is_last = self.steps.is_last
-        self.device = next(x.device for x in call.values() if isinstance(x, torch.Tensor))
+        tensors = [x for x in call.values() if isinstance(x, torch.Tensor)]
+        self.device, self.sizes = tensors[0].device, [x.shape for x in tensors]
+        self.full_branch = False
         if (earlier := None if self.earlier is None else self.earlier()) is not None:
             earlier.forget()  # noise only falls
         self.saver, self.measured = cache_name(transformer), measured_layers(transformer, self.adapter)
         for layer in sorted(self.layers, key=lambda layer: layer.index):
             layer.prepare()
+
+    def prepare_layers(self) -> None:
+        """Prepare the attention layers for one more pass of the same call."""
+        for layer in self.layers:
+            if layer.index >= 0:
+                layer.prepare()
 
     def _schedule(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> Schedule:
         caller = calling_pipeline(transformer)

@@ -13,7 +13,7 @@ from vidsparse.corrections import Correction, SparseCall
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context, Dense
 from vidsparse.runtime.exchange import HeadExchange
-from vidsparse_kernels.layout import TileLayout
+from vidsparse_kernels.layout import Tiling
 
 
 class Operands(NamedTuple):
@@ -121,7 +121,7 @@ def dense_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, grid: VideoGrid, extra_valid: torch.Tensor | None
 ) -> torch.Tensor:
     """PyTorch's attention to all tokens but padding, [batch, tokens, heads, head_dim]; see `Operands`."""
-    padding = TileLayout(grid.view, (1, 1, 1), (1, 1, 1), grid.prefix, grid.suffix).padding_mask(extra_valid)
+    padding = Tiling(grid.view, (1, 1, 1), grid.prefix, grid.suffix).padding_mask(extra_valid)
     mask = None if padding is None else ~padding[:, None, None].to(query.device)
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2)

@@ -22,6 +22,8 @@ from vidsparse.runtime.report import LayerCall, Log
 from vidsparse.runtime.stopwatch import Stopwatch
 from vidsparse.runtime.untraced import untraced
 
+FULL = "it is the full branch of FreeSwim"
+
 
 class Layer:
     """Decides how one attention layer runs, and records what ran; the `SparseLayer` of its processor.
@@ -88,6 +90,8 @@ class Layer:
             options.pattern.check_grid(clock.grid)
             if options.pattern.is_dense(context):
                 self.call.reason = "the pattern asks for it"
+            elif clock.full_branch:
+                self.call.reason = FULL
             elif self.index in clock.measured:
                 self.call.reason = MEASURED
             elif self.index in clock.perturbation.replaced:

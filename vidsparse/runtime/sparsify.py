@@ -10,11 +10,12 @@ import torch
 
 from vidsparse.attention import check_impl
 from vidsparse.corrections import Correction
-from vidsparse.patterns import Pattern
+from vidsparse.patterns import FreeSwim, Pattern
 from vidsparse.patterns.schedule import patterns_in
 from vidsparse.runtime.adapter import Adapter
 from vidsparse.runtime.call import SparsityOptions
 from vidsparse.runtime.clock import Clock
+from vidsparse.runtime.full_branch import FullBranch
 from vidsparse.runtime.guiders import introduce
 from vidsparse.runtime.layer import Layer
 from vidsparse.runtime.offloading import computing_device
@@ -67,8 +68,9 @@ def sparsify(
 
     Raises:
         TypeError: not a pattern, something that has no transformer, or a value of the wrong type.
-        NotImplementedError: a transformer that no adapter serves, `impl="triton"` without a CUDA device, context
-            parallelism in a ring, or with `strict` a processor that is not the family's own.
+        NotImplementedError: a transformer that no adapter serves, `FreeSwim` where the adapter knows no
+            cross-attention, `impl="triton"` without a CUDA device, context parallelism in a ring, or with `strict` a
+            processor that is not the family's own.
         ValueError: already sparsified; an unknown `impl`; a negative `min_tokens`.
     """
     if pattern is None:
@@ -139,6 +141,12 @@ def _replacements(run: Run, transformer: torch.nn.Module, name: str) -> dict[str
     clock.run = weakref.ref(run)
     if name == TRANSFORMERS[1] and TRANSFORMERS[0] in run.clocks:
         clock.earlier = weakref.ref(run.clocks[TRANSFORMERS[0]])
+    swimming = [inner for inner in patterns_in(options.pattern) if isinstance(inner, FreeSwim)]
+    if len(swimming) > 1:
+        raise ValueError(f"the pattern holds {len(swimming)} FreeSwims, each with a pass of its own; keep one")
+    for inner in swimming:
+        crossing = tuple(adapter.cross_attentions(transformer))
+        FullBranch(transformer, clock, inner, options.pattern, name, crossing, len(attentions))
     if any(inner.may_skip for inner in patterns_in(options.pattern)):
         refuse_cache(transformer, name)
         StepSkip(transformer, clock, options.pattern, name)

@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass
 from itertools import permutations
 
 import torch
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, max_pool2d
 
 from vidsparse.shapes.render import SIZE
 from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, Scene, SceneObject
@@ -80,6 +80,37 @@ def look(video: torch.Tensor) -> Sighting:
     colours = _find_colours(pixels, ground)
     covers, _ = _unmix(pixels, ground, [*colours.values()])
     return Sighting(tuple(SeenObject(n, *follow(c)) for n, c in zip(colours, covers, strict=True)), background)
+
+
+def count(video: torch.Tensor, native: int) -> list[int]:
+    """Count the objects of each frame: areas of one colour, of which one colour can have several.
+
+    `look` takes all that has one colour for one object. This finds objects that a model repeats in a video larger than
+    those of its training.
+
+    Args:
+        video: as for `look`.
+        native: height of the videos of its training, in pixels. An object as large as in them counts, however large the
+            video is; parts that are smaller than the smallest object of a world do not.
+    """
+    scale = SIZE / native
+    size = tuple(round(side * scale) for side in video.shape[2:])
+    frames = interpolate(video.detach().float().cpu().transpose(0, 1), size, mode="area")
+    pixels = (frames.permute(0, 2, 3, 1) + 1) * 127.5
+    ground = pixels.flatten(0, 2).median(dim=0).values
+    covers, _ = _unmix(pixels, ground, [*_find_colours(pixels, ground).values()])
+    return [sum(_areas(cover[frame] > 0.5) for cover in covers) for frame in range(len(pixels))]
+
+
+def _areas(mask: torch.Tensor) -> int:
+    """The connected areas of a mask [height, width] that are large enough for an object."""
+    labels = torch.arange(1.0, mask.numel() + 1).view(mask.shape) * mask
+    while True:
+        spread = max_pool2d(labels[None], 3, stride=1, padding=1)[0] * mask
+        if torch.equal(spread, labels):
+            break
+        labels = spread
+    return int((labels[mask].unique(return_counts=True)[1] >= CORE_AREA).sum())
 
 
 def score(video: torch.Tensor, scene: Scene) -> Score:

@@ -33,6 +33,11 @@ class ShippedModel:
     longer_frames: int
 
     @property
+    def profile(self) -> Path:
+        """The file with the pattern that it was trained with, for models that have one."""
+        return self.folder / "vidsparse_profile.json"
+
+    @property
     def sampling(self) -> dict[str, Any]:
         """Arguments of `pipe(...)` that are used unless others are given."""
         return dict(

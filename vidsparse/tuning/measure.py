@@ -15,58 +15,12 @@ from vidsparse.runtime.pipeline import transformers_of
 from vidsparse.runtime.registry import adapter_for
 from vidsparse.runtime.sparsify import sparsify
 from vidsparse.tuning.capture import Captured, Reference
+from vidsparse.tuning.phases import Phases
 from vidsparse.tuning.probe import Tally, probe
 from vidsparse.tuning.turns import Turns
 
 MIDDLE = 0.3  # density of the candidate that tries out layers and phases
-SHARES = 0.0, 0.1, 0.25, 0.5  # of the steps: where phases start
 TINY = 1e-30  # in the place of an error of 0
-
-
-@dataclass(frozen=True)
-class Phases:
-    """Ranges of denoising steps that are tuned each by itself.
-
-    Attributes:
-        steps: of the run.
-        starts: the first step of each phase.
-        sigmas: noise levels between one phase and the next.
-    """
-
-    steps: int
-    starts: tuple[int, ...]
-    sigmas: tuple[float, ...]
-
-    @staticmethod
-    def of(sigmas: tuple[float, ...]) -> Phases:
-        """The phases of a run with these noise levels; a phase that begins at the level of the one before joins it."""
-        starts = [start for start in starts_of(len(sigmas)) if start == 0 or sigmas[start] < sigmas[start - 1]]
-        return Phases(len(sigmas), tuple(starts), tuple((sigmas[s - 1] + sigmas[s]) / 2 for s in starts[1:]))
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """The steps of each phase."""
-        return lengths_of(self.starts, self.steps)
-
-    def phase(self, step: int) -> int:
-        """The phase of a step."""
-        return sum(step >= start for start in self.starts) - 1
-
-
-def starts_of(steps: int) -> tuple[int, ...]:
-    """The first step of each phase: the early ones are short, because they decide the layout."""
-    return tuple(sorted({min(round(share * steps), steps - 1) for share in SHARES}))
-
-
-def lengths_of(starts: tuple[int, ...], steps: int) -> tuple[int, ...]:
-    """The steps of each phase."""
-    return tuple(end - start for start, end in zip(starts, (*starts[1:], steps), strict=True))
-
-
-def is_middle(step: int, steps: int) -> bool:
-    """Whether a step is in the middle of a phase: its calls stand for the others."""
-    starts = starts_of(steps)
-    return step in {start + length // 2 for start, length in zip(starts, lengths_of(starts, steps), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -77,28 +31,39 @@ class Measurement:
         errors: float64 [phases, layers, heads, candidates], in squares of the final latents: what the candidate
             changes there, if errors of heads, layers and phases add up.
         densities: of token pairs, the same shape.
-        seconds: of one head in one call, for each candidate.
+        seconds: of one head in one call, float64 [phases, candidates].
+        pairs: of tokens in each phase, as a share of those of the transformer with the most tokens, float64 [phases].
         phases: what the first axis is.
         branches: how many calls of a transformer a step has.
     """
 
     errors: torch.Tensor
     densities: torch.Tensor
-    seconds: tuple[float, ...]
+    seconds: torch.Tensor
+    pairs: torch.Tensor
     phases: Phases
     branches: int
 
     def plain(self) -> dict[str, Any]:
         """For `Store.kept`."""
         phases = {"steps": self.phases.steps, "starts": list(self.phases.starts), "sigmas": list(self.phases.sigmas)}
-        return {**vars(self), "seconds": list(self.seconds), "phases": phases}
+        return {**vars(self), "phases": phases}
 
     @staticmethod
     def read(plain: Mapping[str, Any]) -> Measurement:
         """What `plain` wrote."""
         known = plain["phases"]
         phases = Phases(known["steps"], tuple(known["starts"]), tuple(known["sigmas"]))
-        return Measurement(**{**plain, "seconds": tuple(plain["seconds"]), "phases": phases})
+        return Measurement(**{**plain, "phases": phases})
+
+    def costs(self, kind: str) -> torch.Tensor:
+        """What each candidate costs in all steps of a phase, float64 [phases, layers, heads, candidates].
+
+        Args:
+            kind: "seconds" of this machine, or "density": token pairs, the same on every machine.
+        """
+        each = self.densities * self.pairs[:, None, None, None] if kind == "density" else self.seconds[:, None, None, :]
+        return each.expand_as(self.errors) * self.steps_of_units[..., None]
 
     @property
     def steps_of_units(self) -> torch.Tensor:
@@ -132,12 +97,14 @@ def measure(
     transformers, device = transformers_of(pipe), pipe._execution_device
     calls = [call for video in videos for call in video.reference.calls]
     tallies: dict[int, list[Tally]] = {}
+    experts: dict[int, str] = {}  # of each phase
     for done, call in enumerate(calls):
         on_stage("trying candidates", done, len(calls))
         transformer = transformers[call.transformer]
         repeat = functools.partial(call.repeat, transformer, device)
-        context = Context(step=call.step, steps=phases.steps)
-        tallies.setdefault(phases.phase(call.step), []).append(probe(transformer, repeat, candidates, context))
+        context, phase = Context(step=call.step, steps=phases.steps), phases.phase(call.step)
+        experts[phase] = call.transformer
+        tallies.setdefault(phase, []).append(probe(transformer, repeat, candidates, context))
     errors, densities = (
         torch.stack(
             [torch.stack([tally.stacked(name) for tally in tallies[phase]]).mean(dim=0) for phase in sorted(tallies)]
@@ -150,8 +117,22 @@ def measure(
     errors *= (in_output / errors[..., usual].sum(dim=2).clamp(min=TINY))[..., None, None]
     in_video = _of_phases(pipe, videos[0], phases, candidates[usual], on_stage)
     errors *= (in_video / in_output.sum(dim=1).clamp(min=TINY))[:, None, None, None]
-    turns = Turns.joined([tally.turns for of_phase in tallies.values() for tally in of_phase])
-    return Measurement(errors, densities, turns.seconds(), phases, videos[0].reference.branches)
+    seconds = {name: _seconds(tallies, [p for p in experts if experts[p] == name]) for name in {*experts.values()}}
+    tokens = torch.tensor([tallies[phase][0].tokens for phase in sorted(tallies)], dtype=torch.float64)
+    return Measurement(
+        errors,
+        densities,
+        torch.stack([seconds[experts[phase]] for phase in sorted(tallies)]),
+        (tokens / tokens.max()).square(),
+        phases,
+        videos[0].reference.branches,
+    )
+
+
+def _seconds(tallies: Mapping[int, list[Tally]], phases: list[int]) -> torch.Tensor:
+    """Seconds of each candidate in the phases of one transformer: float64 [candidates]."""
+    turns = Turns.joined([tally.turns for phase in phases for tally in tallies[phase]])
+    return torch.tensor(turns.seconds(), dtype=torch.float64)
 
 
 def _of_layers(

@@ -27,11 +27,13 @@ class Tally:
         errors: layer -> float64 [heads, candidates]: the mean square, over tokens and channels of the layer's output,
             of what the candidate changes in it through that head.
         densities: layer -> float64 [heads, candidates], of token pairs.
+        tokens: of the video.
         turns: seconds of choosing and attention of a head, of each candidate in each layer, beside dense attention.
     """
 
     errors: dict[int, torch.Tensor] = field(default_factory=dict)
     densities: dict[int, torch.Tensor] = field(default_factory=dict)
+    tokens: int = 0
     turns: Turns = field(default_factory=Turns)
 
     def stacked(self, name: str) -> torch.Tensor:
@@ -97,6 +99,7 @@ class _Probe(Pattern):
 
         self.tally.turns.take(len(self.candidates), run, dense, first=layer)
         self.tally.errors[layer], self.tally.densities[layer] = errors, densities
+        self.tally.tokens = grid.tokens
         return Dense().plan(grid, context)
 
     def _gram(self, layer: int, heads: int, head_dim: int) -> torch.Tensor:

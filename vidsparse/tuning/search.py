@@ -228,12 +228,8 @@ class Search:
     @cached_property
     def _units(self) -> tuple[torch.Tensor, torch.Tensor, float]:
         """Errors and costs [units, candidates], and what all cost dense."""
-        found = self.measurement
-        steps = found.steps_of_units[..., None]
-        seconds = torch.tensor(found.seconds, dtype=torch.float64).expand_as(found.errors)
-        each = found.densities if self.cost == "density" else seconds
-        costs = (each * steps).flatten(0, 2)
-        return found.errors.flatten(0, 2), costs, float(costs[:, 0].sum())
+        costs = self.measurement.costs(self.cost).flatten(0, 2)
+        return self.measurement.errors.flatten(0, 2), costs, float(costs[:, 0].sum())
 
     def _dense(self, number: int) -> tuple[np.ndarray[Any, Any], float]:
         """Frames and seconds of a dense held-out video."""

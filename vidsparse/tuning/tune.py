@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,12 @@ from vidsparse.runtime.pipeline import transformers_of
 from vidsparse.serialize import to_data
 from vidsparse.tuning.candidates import default_candidates
 from vidsparse.tuning.capture import Reference, capture
-from vidsparse.tuning.measure import Measurement, Phases, Recorded, is_middle, measure
+from vidsparse.tuning.measure import Measurement, Recorded, measure
+from vidsparse.tuning.phases import Phases, is_middle, switch_of
 from vidsparse.tuning.search import Held, OnStage, Search, Target, Trial
 from vidsparse.tuning.store import Store
+
+FORM = 2  # of what the folder of a search holds: one of another form cannot go on
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ def tune(
     grid, size = _grid(pipe, arguments)
     candidates = candidates or default_candidates(grid)
     settings = {
+        "form": FORM,
         "model": model,
         "arguments": {name: value for name, value in arguments.items() if isinstance(value, (int, float, str))},
         "prompts": list(prompts),
@@ -130,7 +135,7 @@ def tune(
             "target": str(target),
             "reached": reached,
             "cost": search.cost,
-            **{key: value for key, value in settings.items() if key != "model"},
+            **{key: value for key, value in settings.items() if key not in ("form", "model")},
             "versions": {"vidsparse": vidsparse.__version__, "torch": str(torch.__version__)},
         },
     )
@@ -147,15 +152,21 @@ def _measured(
 ) -> Measurement:
     """Capture dense videos of all prompts, and measure the candidates on them."""
 
+    switch = functools.cache(lambda steps: switch_of(pipe, steps))
+
+    def wanted(step: int, steps: int) -> bool:
+        return is_middle(step, steps, switch(steps))
+
     def captured(number: int) -> Reference:
         def make() -> dict[str, Any]:
             told = _told(on_stage, f"dense video {number + 1} of {len(given)}")
-            return capture(pipe, given[number], is_middle, seed=seed + number, on_step=told).plain()
+            return capture(pipe, given[number], wanted, seed=seed + number, on_step=told).plain()
 
         return Reference.read(store.kept(f"captured-{number}", make))
 
     videos = [Recorded(arguments, seed + number, captured(number)) for number, arguments in enumerate(given)]
-    return measure(pipe, videos, Phases.of(videos[0].reference.sigmas), candidates, on_stage)
+    sigmas = videos[0].reference.sigmas
+    return measure(pipe, videos, Phases.of(sigmas, switch(len(sigmas))), candidates, on_stage)
 
 
 def _grid(pipe: Any, arguments: Mapping[str, Any]) -> tuple[VideoGrid, tuple[int, int, int]]:

@@ -301,7 +301,8 @@ def attention(
     """Block-sparse attention on CPU tensors, differentiable in out and lse.
 
     Args:
-        query, key, value: [B, tokens, H, head_dim], any strides; float32, bfloat16, float16 or float64.
+        query: [B, tokens, H, head_dim], any strides; float32, bfloat16, float16 or float64.
+        key, value: [B, key tokens, H, head_dim], of the same dtype.
         products: the products of each sample's map, from `vidsparse_kernels.cpu.rows.products`.
         scale: factor on the logits.
         return_lse: False saves writing the lse if no gradient needs it.

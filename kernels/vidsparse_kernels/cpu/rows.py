@@ -31,14 +31,14 @@ class Chunk(NamedTuple):
 class Row(NamedTuple):
     """Queries that are computed together, and the chunks that they see. All of them see the first chunk."""
 
-    queries: torch.Tensor  # int64 [rows], positions in the sequence
+    queries: torch.Tensor  # int64 [rows], positions in the sequence of queries
     chunks: list[Chunk]
 
 
 class Products(NamedTuple):
     """The products of one sample's map. Key block 0 holds the valid extra tokens, key block 1 + i the key tile i."""
 
-    order: torch.Tensor  # int64 [keys], positions in the sequence, block after block
+    order: torch.Tensor  # int64 [keys], positions in the sequence of keys, block after block
     sizes: list[int]  # tokens of each key block
     rows: list[list[Row]]  # for each head, or one list for all heads
     complete: bool  # whether every query sees a key
@@ -53,12 +53,13 @@ def products(counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, va
     Args:
         counts: int32 [H|1, query tiles]. indices: int32 [H|1, query tiles, W].
         layout: geometry of the map.
-        valid: how many prefix and suffix tokens are keys; None for all.
+        valid: how many prefix and suffix tokens of the keys are keys; None for all.
     """
-    blocks = [layout.valid_extra_tokens(valid), *tile_tokens(layout.view, layout.key_tile, layout.prefix)]
+    query, key = layout.query, layout.key
+    blocks = [key.valid_extra_tokens(valid), *tile_tokens(key.view, key.tile, key.prefix)]
     sizes = [len(block) for block in blocks]
     extra = [0] if sizes[0] else []
-    tiles = [*tile_tokens(layout.view, layout.query_tile, layout.prefix), layout.extra_tokens]
+    tiles = [*tile_tokens(query.view, query.tile, query.prefix), query.extra_tokens]
     rows = []
     for of_counts, of_indices in zip(counts.tolist(), (indices + 1).tolist(), strict=True):
         lists = [[*extra, *listed[:count]] for count, listed in zip(of_counts, of_indices, strict=True)]
@@ -67,7 +68,7 @@ def products(counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, va
         # The longest rows first: buffers need not grow, and the threads finish with short ones.
         of_head.sort(key=lambda row: len(row.queries) * sum(chunk.keys for chunk in row.chunks), reverse=True)
         rows.append(of_head)
-    complete = all(sum(len(row.queries) for row in of_head) == layout.tokens for of_head in rows)
+    complete = all(sum(len(row.queries) for row in of_head) == query.tokens for of_head in rows)
     return Products(torch.cat(blocks), sizes, rows, complete)
 
 

@@ -8,7 +8,6 @@ Names, besides those of primitives.py:
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -37,11 +36,11 @@ def row_terms_kernel(
     grad_strides,
     map_batch,
     map_head,
-    frames,
-    height,
-    width,
-    prefix,
-    extra,
+    query_frames,
+    query_height,
+    query_width,
+    query_prefix,
+    query_extra,
     heads,
     QUERY_TILE: tl.constexpr,
     HEAD: tl.constexpr,
@@ -53,15 +52,15 @@ def row_terms_kernel(
     no key, which makes its weights 0. The second is rowsum(out * grad_out) - grad_lse, which the softmax and the lse
     subtract from the gradient of each score.
     """
-    view = (frames, height, width)
+    view = (query_frames, query_height, query_width)
     ROWS: tl.constexpr = QUERY_TILE[0] * QUERY_TILE[1] * QUERY_TILE[2]
     batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
-    tile = tl.program_id(0) - tl.cdiv(extra, ROWS)
-    tokens, mine = held_tokens(tile, tl.program_id(0) * ROWS, view, prefix, extra, QUERY_TILE)
+    tile = tl.program_id(0) - tl.cdiv(query_extra, ROWS)
+    tokens, mine = held_tokens(tile, tl.program_id(0) * ROWS, view, query_prefix, query_extra, QUERY_TILE)
     # [ROWS, head_dim] each
     o = load_rows(out + batch * out_strides[0] + head * out_strides[2], tokens, out_strides[1], mine, HEAD)
     grad_o = load_rows(grad_out + batch * grad_strides[0] + head * grad_strides[2], tokens, grad_strides[1], mine, HEAD)
-    at = tl.program_id(1).to(tl.int64) * (view[0] * view[1] * view[2] + extra) + tokens
+    at = tl.program_id(1).to(tl.int64) * (view[0] * view[1] * view[2] + query_extra) + tokens
     # [ROWS]
     base = tl.load(lse + at, mask=mine, other=float("-inf"))
     base = tl.where(base == float("-inf"), float("inf"), base * LOG2_E)
@@ -91,18 +90,19 @@ def backward(
 
     Args:
         launch: geometry of the call. lists, columns: of its map, in both directions.
-        grad_out, query, key, value, out: [B, tokens, H, head_dim], `readable`.
+        grad_out, query, out: [B, tokens, H, head_dim], `readable`.
+        key, value: [B, key tokens, H, head_dim], `readable`.
         grad_lse, lse: float32 [B, H, tokens], contiguous.
         scale: positive factor on the logits.
 
     Returns:
         The gradients of query, key and value, contiguous; zero for keys that no query sees.
     """
-    layout = launch.layout
-    rows = launch.query_blocks * math.prod(layout.query_tile)
+    rows = launch.query_blocks * launch.query.volume
     row_terms = torch.empty(launch.programs, 2, rows, dtype=torch.float32, device=query.device)
     row_terms_kernel[launch.grid(launch.query_blocks)](
         **launch.arguments,
+        **launch.sizes("query"),
         **ROW_TERMS,
         # inputs
         out=out,
@@ -114,11 +114,11 @@ def backward(
         # outputs
         row_terms=row_terms,
         # geometry
-        QUERY_TILE=layout.query_tile,
+        QUERY_TILE=launch.query.tile,
     )
     shared: dict[str, Any] = dict(query=query, key=key, value=value, grad_out=grad_out, row_terms=row_terms)
     shared |= {f"{name}_strides": strides(x) for name, x in (("query", query), ("key", key), ("value", value))}
     shared |= dict(grad_strides=strides(grad_out), extra_valid=launch.valid, scale=scale, PRECISION="ieee")
-    shared |= dict(QUERY_TILE=layout.query_tile, KEY_TILE=layout.key_tile, EXTRA=launch.extra > 0)
+    shared |= dict(QUERY_TILE=launch.query.tile, KEY_TILE=launch.key.tile) | launch.sizes("query", "key")
     grad_query = query_gradient(launch, lists, query, key, value, shared)
     return grad_query, *key_gradients(launch, columns, query, key, value, grad_out, shared)

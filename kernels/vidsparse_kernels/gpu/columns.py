@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from vidsparse_kernels.gpu.primitives import pack, tile_place
-from vidsparse_kernels.layout import TileLayout, Triple, place_bits, tile_count, tile_counts
+from vidsparse_kernels.layout import TileLayout, Triple, place_bits, tile_counts
 
 # Split a column that is longer than SPLIT average ones and than the part SMALL of all work. Shorter ones finish with
 # the rest even when scheduled last: SMALL is a sixteenth of what each of 256 programs, all that a large GPU runs at
@@ -82,7 +82,7 @@ class Columns:
         pieces: int32 [G, P, 5]: column, part of the column, begin and end in `places`, and the slot for the piece's
             sums, -1 if it is the column's only piece. Unused pieces have column -1.
         slots: int32 [G, columns, 2]: the first slot of a column, and its number of slots: 0 for a single piece.
-        every_place: int32 [query tiles], the list of the extra tokens, which all queries see.
+        every_place: int32 [query tiles], the list of the extra keys, which all queries see.
     """
 
     places: torch.Tensor
@@ -129,10 +129,9 @@ def divide(lengths: torch.Tensor, rows: int, limit: int, slots: int) -> tuple[to
 
 
 def _make(
-    counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, programs: int
+    counts: torch.Tensor, indices: torch.Tensor, view: Triple, tile: Triple, columns: int, programs: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, list_width = indices.shape[-2:]
-    columns = tile_count(layout.view, layout.key_tile)
     groups, capacity, device = counts.shape[0] * counts.shape[1], rows * list_width, counts.device
     # A byte for each pair of tiles: 20 MB for 115,000 tokens, tiles of 128 and 24 heads.
     kept = torch.zeros(groups, rows, columns, dtype=torch.int8, device=device)
@@ -148,9 +147,9 @@ def _make(
         rows,
         columns,
         capacity,
-        *layout.view,
-        *place_bits(layout.view, layout.query_tile),
-        QUERY_TILE=layout.query_tile,
+        *view,
+        *place_bits(view, tile),
+        QUERY_TILE=tile,
         ROWS=128,
         COLUMNS=32,
     )
@@ -183,23 +182,22 @@ def _columns(
     counts: torch.Tensor,
     indices: torch.Tensor,
     view: Sequence[int],
-    query_tile: Sequence[int],
-    key_tile: Sequence[int],
+    tile: Sequence[int],
+    columns: int,
     programs: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    (a, b, c), (d, e, f), (g, h, i) = view, query_tile, key_tile
+    (a, b, c), (d, e, f) = view, tile
     # The result is cached with the map, and a training may use it later.
     with torch.cuda.device_of(counts), torch.inference_mode(False):
-        made = _make(counts, indices, TileLayout((a, b, c), (d, e, f), (g, h, i)), programs)
+        made = _make(counts, indices, (a, b, c), (d, e, f), columns, programs)
         return *made, every_place((a, b, c), (d, e, f), counts.device)
 
 
 @_columns.register_fake
-def _(counts, indices, view, query_tile, key_tile, programs):
+def _(counts, indices, view, tile, columns, programs):
     groups, (rows, list_width) = counts.shape[0] * counts.shape[1], indices.shape[-2:]
-    tiles = tile_count(view, key_tile)
-    pieces = tiles + rows * list_width // piece_limit(rows * list_width, tiles, programs)
-    shapes = (groups, rows * list_width), (groups, pieces, 5), (groups, tiles, 2), (rows,)
+    pieces = columns + rows * list_width // piece_limit(rows * list_width, columns, programs)
+    shapes = (groups, rows * list_width), (groups, pieces, 5), (groups, columns, 2), (rows,)
     return tuple(counts.new_empty(shape) for shape in shapes)
 
 
@@ -211,5 +209,5 @@ def transpose(counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, p
         layout: geometry of the map.
         programs: batch * heads of the query.
     """
-    geometry = list(layout.view), list(layout.query_tile), list(layout.key_tile)
-    return Columns(*_columns(counts, indices, *geometry, programs))
+    query = layout.query
+    return Columns(*_columns(counts, indices, list(query.view), list(query.tile), layout.key.tiles, programs))

@@ -108,13 +108,18 @@ def forward_kernel(
     map_batch,
     map_head,
     list_width,
-    frames,
-    height,
-    width,
+    query_frames,
+    query_height,
+    query_width,
+    query_prefix,
+    query_extra,
+    key_frames,
+    key_height,
+    key_width,
+    key_prefix,
+    key_extra,
     row_bits,
     column_bits,
-    prefix,
-    extra,
     heads,
     norm_blocks,
     scale,
@@ -135,7 +140,8 @@ def forward_kernel(
     that of the descriptors of keys and of values. With BOUNDED a program takes no maximum where the norms of its
     queries and of the keys (`key_norms`, see bound.py) bound its scores to LARGEST.
     """
-    view, bits = (frames, height, width), (row_bits, column_bits)
+    query_view, key_view = (query_frames, query_height, query_width), (key_frames, key_height, key_width)
+    bits = (row_bits, column_bits)
     ROWS: tl.constexpr = QUERY_TILE[0] * QUERY_TILE[1] * QUERY_TILE[2]
     KEYS: tl.constexpr = STEP[0] * STEP[1] * STEP[2]
     STEPS: tl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2] // KEYS
@@ -148,10 +154,12 @@ def forward_kernel(
     key_start = box_start(batch, head, heads, key_strides, HEADS_FIRST[0])
     value_start = box_start(batch, head, heads, value_strides, HEADS_FIRST[1])
 
-    tile = tl.program_id(0) - tl.cdiv(extra, ROWS)
-    row = (wide_batch * map_batch + wide_head * map_head) * tile_count(view, QUERY_TILE) + tile
-    tokens, mine = held_tokens(tile, tl.program_id(0) * ROWS, view, prefix, extra, QUERY_TILE)
-    listed, count, whole = key_list(places, counts, whole_counts, every_place, row, tile, list_width, view, KEY_TILE)
+    tile = tl.program_id(0) - tl.cdiv(query_extra, ROWS)
+    row = (wide_batch * map_batch + wide_head * map_head) * tile_count(query_view, QUERY_TILE) + tile
+    tokens, mine = held_tokens(tile, tl.program_id(0) * ROWS, query_view, query_prefix, query_extra, QUERY_TILE)
+    listed, count, whole = key_list(
+        places, counts, whole_counts, every_place, row, tile, list_width, key_view, KEY_TILE
+    )
 
     # [ROWS, head_dim]
     q = load_rows(query, tokens, query_strides[1], mine, HEAD)
@@ -178,7 +186,7 @@ def forward_kernel(
                 # Read one step ahead: a load that depends on a load would cost the pipeline a stage.
                 following = tl.load(listed + (i + 1) // STEPS, mask=i + 1 < tiles * STEPS, other=0)
                 origin = box_origin(unpack(entry, bits), i % STEPS, KEY_TILE, STEP)
-                at, real = box_tokens(origin, view, prefix, STEP)
+                at, real = box_tokens(origin, key_view, key_prefix, STEP)
                 # [KEYS, head_dim] each
                 if TMA:
                     k = load_box((key_boxes_low, key_boxes_high), key_start, origin, STEP, HEAD)
@@ -192,7 +200,7 @@ def forward_kernel(
                 entry = following
         if EXTRA:
             for first in tl.range(0, valid, KEYS):
-                at, real = extra_tokens(first, prefix, view, valid, KEYS)
+                at, real = extra_tokens(first, key_prefix, key_view, valid, KEYS)
                 # [KEYS, head_dim] each
                 k = load_rows(key, at, key_strides[1], real, HEAD)
                 v = load_rows(value, at, value_strides[1], real, HEAD)
@@ -202,7 +210,7 @@ def forward_kernel(
     divisor = (1.0 / tl.where(total > 0.0, total, 1.0))[:, None]
     store_rows(out, tokens, out_strides[1], mine, scale_rows(acc, divisor, HEAD), HEAD)
     natural = tl.where(total > 0.0, (top + tl.log2(total)) / LOG2_E, float("-inf"))
-    length = view[0] * view[1] * view[2] + extra
+    length = query_view[0] * query_view[1] * query_view[2] + query_extra
     tl.store(lse + tl.program_id(1).to(tl.int64) * length + tokens, natural, mask=mine)
 
 
@@ -219,7 +227,7 @@ def forward(
 
     Args:
         launch: geometry of the call. lists: of its map.
-        query, key, value: [B, tokens, H, head_dim], `readable`.
+        query: [B, tokens, H, head_dim], `readable`. key, value: [B, key tokens, H, head_dim], `readable`.
         scale: positive factor on the logits.
         bounded: for bfloat16: measure the keys first, so that programs with small scores need no online maximum. The
             kernel in Gluon keeps its maximum, which it hides under its products.
@@ -227,10 +235,9 @@ def forward(
     Returns:
         out [B, tokens, H, head_dim] in the dtype of the query, contiguous; lse float32 [B, H, tokens].
     """
-    layout = launch.layout
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(query.shape[0], query.shape[2], query.shape[1], dtype=torch.float32, device=query.device)
-    row_bits, column_bits = place_bits(layout.view, layout.key_tile)
+    row_bits, column_bits = place_bits(launch.key.view, launch.key.tile)
     arguments = dict(
         # inputs
         query=query,
@@ -254,10 +261,10 @@ def forward(
         row_bits=row_bits,
         column_bits=column_bits,
         # geometry
-        QUERY_TILE=layout.query_tile,
-        KEY_TILE=layout.key_tile,
-        EXTRA=launch.extra > 0,
-        RAGGED=launch.ragged,
+        **launch.sizes("query", "key"),
+        QUERY_TILE=launch.query.tile,
+        KEY_TILE=launch.key.tile,
+        RAGGED=launch.key.ragged,
     )
     specialized = launch.gluon_config()
     if specialized is not None:
@@ -265,9 +272,9 @@ def forward(
 
         gluon_forward.run(launch, specialized, key, value, arguments)
         return out, lse
-    config = launch.config("forward", layout.query_tile)
-    step = step_box(layout.key_tile, config.step)
-    key_boxes, value_boxes = launch.boxes(step, key), launch.boxes(step, value)
+    config = launch.config("forward", launch.query)
+    step = step_box(launch.key.tile, config.step)
+    key_boxes, value_boxes = (launch.boxes(step, x, launch.key) for x in (key, value))
     norms = key_norms(launch, key) if bounded else None
     forward_kernel[launch.grid(launch.query_blocks)](
         **launch.arguments,
@@ -282,6 +289,7 @@ def forward(
         norm_blocks=0 if norms is None else norms.shape[1],
         # geometry
         STEP=step,
+        EXTRA=launch.key.extra > 0,
         TMA=key_boxes.low is not None,
         HEADS_FIRST=(key_boxes.heads_first, value_boxes.heads_first),
         # arithmetic

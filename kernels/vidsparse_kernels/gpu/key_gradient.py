@@ -91,13 +91,18 @@ def key_gradient_kernel(
     map_batch,
     map_head,
     list_width,
-    frames,
-    height,
-    width,
+    query_frames,
+    query_height,
+    query_width,
+    query_prefix,
+    query_extra,
+    key_frames,
+    key_height,
+    key_width,
+    key_prefix,
+    key_extra,
     row_bits,
     column_bits,
-    prefix,
-    extra,
     heads,
     scale,
     limit,
@@ -118,7 +123,8 @@ def key_gradient_kernel(
     program that hold no key take part in the products but are never stored. Rows of a step that hold no query have lse
     +inf, so that their weights are 0.
     """
-    view, bits = (frames, height, width), (row_bits, column_bits)
+    query_view, key_view = (query_frames, query_height, query_width), (key_frames, key_height, key_width)
+    bits = (row_bits, column_bits)
     KEYS: tl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2]
     ROWS: tl.constexpr = STEP[0] * STEP[1] * STEP[2]
     STEPS: tl.constexpr = QUERY_TILE[0] * QUERY_TILE[1] * QUERY_TILE[2] // ROWS
@@ -134,11 +140,11 @@ def key_gradient_kernel(
     query_start = box_start(batch, head, heads, query_strides, HEADS_FIRST[0])
     grad_start = box_start(batch, head, heads, grad_strides, HEADS_FIRST[1])
 
-    query_tiles = tile_count(view, QUERY_TILE)
-    term_rows = (query_tiles + tl.cdiv(extra, ROWS * STEPS)) * ROWS * STEPS
+    query_tiles = tile_count(query_view, QUERY_TILE)
+    term_rows = (query_tiles + tl.cdiv(query_extra, ROWS * STEPS)) * ROWS * STEPS
     row_terms += tl.program_id(1).to(tl.int64) * (2 * term_rows)
     parts = tl.cdiv(query_tiles, limit)
-    extra_pieces = tl.cdiv(extra, KEYS) * parts
+    extra_pieces = tl.cdiv(key_extra, KEYS) * parts
     piece = tl.program_id(0) - extra_pieces
     group = wide_batch * map_batch + wide_head * map_head
     if piece >= 0:
@@ -148,7 +154,7 @@ def key_gradient_kernel(
         if column < 0:
             return
         listed = places + group * list_width
-        tokens, mine = held_tokens(column, 0, view, prefix, extra, KEY_TILE)
+        tokens, mine = held_tokens(column, 0, key_view, key_prefix, key_extra, KEY_TILE)
         real = mine
     else:
         number = piece + extra_pieces
@@ -156,7 +162,7 @@ def key_gradient_kernel(
         begin, end = part * limit, tl.minimum((part + 1) * limit, query_tiles)
         slot = tl.where(parts > 1, slot_count - extra_pieces + number, -1)
         listed = every_place
-        tokens, mine = extra_tokens(column * KEYS, prefix, view, extra, KEYS)
+        tokens, mine = extra_tokens(column * KEYS, key_prefix, key_view, key_extra, KEYS)
         real = column * KEYS + tl.arange(0, KEYS) < tl.load(extra_valid + batch)
 
     # [KEYS, head_dim] each
@@ -173,17 +179,17 @@ def key_gradient_kernel(
             q = load_box((query_boxes_low, query_boxes_high), query_start, origin, STEP, HEAD)
             grad_o = load_box((grad_boxes_low, grad_boxes_high), grad_start, origin, STEP, HEAD)
         else:
-            at, inside = box_tokens(origin, view, prefix, STEP)
+            at, inside = box_tokens(origin, query_view, query_prefix, STEP)
             q = load_rows(query, at, query_strides[1], inside, HEAD)
             grad_o = load_rows(grad_out, at, grad_strides[1], inside, HEAD)
-        terms = row_terms + (tile_number(place, view, QUERY_TILE) * STEPS + i % STEPS) * ROWS + tl.arange(0, ROWS)
+        terms = row_terms + (tile_number(place, query_view, QUERY_TILE) * STEPS + i % STEPS) * ROWS + tl.arange(0, ROWS)
         # [ROWS] each
         lse, shift = tl.load(terms), tl.load(terms + term_rows)
         grad_k, grad_v = add_key_gradients(grad_k, grad_v, k, v, q, grad_o, lse, shift, scale, HEAD, PRECISION)
         entry = following
     if EXTRA:
-        for first in tl.range(0, tl.where(part == 0, extra, 0), ROWS, num_stages=1):
-            at, inside = extra_tokens(first, prefix, view, extra, ROWS)
+        for first in tl.range(0, tl.where(part == 0, query_extra, 0), ROWS, num_stages=1):
+            at, inside = extra_tokens(first, query_prefix, query_view, query_extra, ROWS)
             # [ROWS, head_dim] each
             q = load_rows(query, at, query_strides[1], inside, HEAD)
             grad_o = load_rows(grad_out, at, grad_strides[1], inside, HEAD)
@@ -212,11 +218,11 @@ def add_slots_kernel(
     grad_strides,
     map_batch,
     map_head,
-    frames,
-    height,
-    width,
-    prefix,
-    extra,
+    key_frames,
+    key_height,
+    key_width,
+    key_prefix,
+    key_extra,
     heads,
     scale,
     parts,
@@ -230,11 +236,11 @@ def add_slots_kernel(
 
     Serves one of the two gradients: the first half of each slot, or with SECOND the second.
     """
-    view = (frames, height, width)
+    key_view = (key_frames, key_height, key_width)
     KEYS: tl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2]
     HEAD_DIM: tl.constexpr = HEAD[0] + HEAD[1]
     batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
-    extra_blocks = tl.cdiv(extra, KEYS)
+    extra_blocks = tl.cdiv(key_extra, KEYS)
     column = tl.program_id(0) - extra_blocks
     if column >= 0:
         entry = slots + ((batch * map_batch + head * map_head) * columns + column) * 2
@@ -244,7 +250,7 @@ def add_slots_kernel(
         first = slot_count - extra_blocks * number + tl.program_id(0) * number
     if number == 0:
         return
-    tokens, mine = held_tokens(column, tl.program_id(0) * KEYS, view, prefix, extra, KEY_TILE)
+    tokens, mine = held_tokens(column, tl.program_id(0) * KEYS, key_view, key_prefix, key_extra, KEY_TILE)
     sums += ((tl.program_id(1).to(tl.int64) * slot_count + first) * 2 + SECOND) * (KEYS * HEAD_DIM)
     row = tl.arange(0, KEYS)
     total = zeros(KEYS, HEAD)
@@ -273,25 +279,26 @@ def key_gradients(
 
     Args:
         launch: geometry of the call. columns: of its map.
-        query, key, value, grad_out: [B, tokens, H, head_dim], `readable`.
+        query, grad_out: [B, tokens, H, head_dim], `readable`. key, value: [B, key tokens, H, head_dim], `readable`.
         shared: the arguments that both gradient kernels take.
 
     Returns:
-        The gradients of keys and values, [B, tokens, H, head_dim], contiguous; zero for keys that no query sees.
+        The gradients of keys and values, [B, key tokens, H, head_dim], contiguous; zero for keys that no query sees.
     """
-    layout, device = launch.layout, query.device
+    of_query, of_key, device = launch.query, launch.key, query.device
     grad_key, grad_value = (torch.empty(x.shape, dtype=x.dtype, device=device) for x in (key, value))
-    keys, capacity = math.prod(layout.key_tile), columns.places.shape[1]
-    limit = piece_limit(capacity, launch.key_tiles, launch.programs)
-    extra_blocks, parts = math.ceil(launch.extra / keys), math.ceil(launch.query_tiles / limit)
-    slots = slot_count(launch.query_tiles, launch.key_tiles, capacity, limit)
-    all_slots = slots + (extra_blocks * parts if parts > 1 else 0)
-    sums = torch.empty(launch.programs, all_slots, 2, keys, query.shape[3], dtype=torch.float32, device=device)
-    config = launch.config("key_gradient", layout.key_tile)
-    step = step_box(layout.query_tile, config.step)
-    query_boxes, grad_boxes = launch.boxes(step, query), launch.boxes(step, grad_out)
-    row_bits, column_bits = place_bits(layout.view, layout.query_tile)
-    key_gradient_kernel[launch.grid(extra_blocks * parts + columns.pieces.shape[1])](
+    capacity = columns.places.shape[1]
+    limit = piece_limit(capacity, of_key.tiles, launch.programs)
+    parts = math.ceil(of_query.tiles / limit)
+    slots = slot_count(of_query.tiles, of_key.tiles, capacity, limit)
+    all_slots = slots + (of_key.extra_blocks * parts if parts > 1 else 0)
+    shape = (launch.programs, all_slots, 2, of_key.volume, query.shape[3])
+    sums = torch.empty(shape, dtype=torch.float32, device=device)
+    config = launch.config("key_gradient", of_key)
+    step = step_box(of_query.tile, config.step)
+    query_boxes, grad_boxes = (launch.boxes(step, x, of_query) for x in (query, grad_out))
+    row_bits, column_bits = place_bits(of_query.view, of_query.tile)
+    key_gradient_kernel[launch.grid(of_key.extra_blocks * parts + columns.pieces.shape[1])](
         **launch.arguments,
         **config.options,
         **shared,
@@ -318,13 +325,15 @@ def key_gradients(
         slot_count=all_slots,
         # geometry
         STEP=step,
+        EXTRA=of_query.extra > 0,
         TMA=query_boxes.low is not None,
         HEADS_FIRST=(query_boxes.heads_first, grad_boxes.heads_first),
     )
     for second, (grad, factor) in enumerate(((grad_key, shared["scale"]), (grad_value, 1.0))):
         if all_slots:
-            add_slots_kernel[launch.grid(extra_blocks + launch.key_tiles)](
+            add_slots_kernel[launch.grid(of_key.extra_blocks + of_key.tiles)](
                 **launch.arguments,
+                **launch.sizes("key"),
                 **ADD_SLOTS,
                 # inputs
                 sums=sums,
@@ -336,9 +345,9 @@ def key_gradients(
                 slots=columns.slots,
                 slot_count=all_slots,
                 parts=parts,
-                columns=launch.key_tiles,
+                columns=of_key.tiles,
                 # geometry
-                KEY_TILE=layout.key_tile,
+                KEY_TILE=of_key.tile,
                 SECOND=second,
             )
     return grad_key, grad_value

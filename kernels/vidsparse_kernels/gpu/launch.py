@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vidsparse_kernels.gpu.configs import Config, GluonConfig, Kernel, choose, choose_gluon
 from vidsparse_kernels.gpu.device import capability, reads_boxes
-from vidsparse_kernels.gpu.primitives import HEADS, strides
-from vidsparse_kernels.layout import TileLayout, Triple, tile_count
+from vidsparse_kernels.gpu.primitives import HEADS, SIDE, strides
+from vidsparse_kernels.layout import TileLayout, Tiling, Triple
 
 
 def step_box(tile: Triple, volume: int) -> Triple:
@@ -30,21 +30,21 @@ def heads_first(x: torch.Tensor) -> bool:
     return apart and (x.shape[0] == 1 or batch == x.shape[2] * head)
 
 
-def has_boxes(x: torch.Tensor, layout: TileLayout) -> bool:
+def has_boxes(x: torch.Tensor, of: Tiling) -> bool:
     """Whether the accelerator can read x [B, tokens, H, head_dim]: alignment and strides suit it."""
     batch, token, head, _ = (stride * x.element_size() for stride in x.stride())
     steps = batch, token, head
     side_by_side = 0 < (x.shape[2] - 1) * x.stride(2) + x.shape[3] <= x.stride(1)
-    aligned = (x.data_ptr() + layout.prefix * token) % 16 == 0 and all(n > 0 and n % 16 == 0 for n in steps)
+    aligned = (x.data_ptr() + of.prefix * token) % 16 == 0 and all(n > 0 and n % 16 == 0 for n in steps)
     return aligned and (side_by_side or heads_first(x))
 
 
-def readable(x: torch.Tensor, layout: TileLayout) -> torch.Tensor:
+def readable(x: torch.Tensor, of: Tiling) -> torch.Tensor:
     """Return x, or a contiguous copy if the kernels cannot read it in place.
 
     The copy is cheap beside attention, and leaves one code path per chip.
     """
-    if x.stride(-1) == 1 and (has_boxes(x, layout) or not reads_boxes(x.device)):
+    if x.stride(-1) == 1 and (has_boxes(x, of) or not reads_boxes(x.device)):
         return x
     return x.clone(memory_format=torch.contiguous_format)
 
@@ -64,27 +64,21 @@ class Launch:
     """The geometry of one call, and the arguments that all its kernels share.
 
     Attributes:
-        extra: prefix and suffix tokens together.
-        query_tiles, key_tiles: how many there are.
-        ragged: whether the grid's border cuts key tiles.
+        query, key: the tokens of the queries, and of the keys.
         groups: how many heads of the map the next sample and the next head are away: 0 where they share one.
-        valid: int32 [batch], how many extra tokens are keys.
+        valid: int32 [batch], how many extra tokens of the keys are keys.
     """
 
     def __init__(
         self, query: torch.Tensor, map_shape: torch.Size, extra_valid: torch.Tensor | None, layout: TileLayout
     ):
-        self.layout, self.shape, self.dtype, self.device = layout, query.shape, query.dtype, query.device
-        self.extra = layout.prefix + layout.suffix
-        self.query_tiles, self.key_tiles = (
-            tile_count(layout.view, tile) for tile in (layout.query_tile, layout.key_tile)
-        )
-        self.ragged = any(size % side for size, side in zip(layout.view, layout.key_tile, strict=True))
+        self.query, self.key = layout.query, layout.key
+        self.shape, self.dtype, self.device = query.shape, query.dtype, query.device
         samples, heads = map_shape[:2]
         self.groups = (heads if samples > 1 else 0, 1 if heads > 1 else 0)
         self.valid = extra_valid
         if extra_valid is None:
-            self.valid = torch.full(self.shape[:1], self.extra, dtype=torch.int32, device=self.device)
+            self.valid = torch.full(self.shape[:1], self.key.extra, dtype=torch.int32, device=self.device)
 
     @property
     def head(self) -> tuple[int, int]:
@@ -104,41 +98,40 @@ class Launch:
     @property
     def query_blocks(self) -> int:
         """Programs that hold queries of one head: blocks of extra queries, and query tiles."""
-        return math.ceil(self.extra / math.prod(self.layout.query_tile)) + self.query_tiles
+        return self.query.extra_blocks + self.query.tiles
 
-    def boxes(self, box: Triple, x: torch.Tensor) -> Boxes:
-        """Make descriptors of a `readable` tensor, as [videos, frames, height, width, channels].
+    def boxes(self, box: Triple, x: torch.Tensor, of: Tiling) -> Boxes:
+        """Make descriptors of a `readable` tensor with the tokens `of`, as [videos, frames, height, width, channels].
 
         Videos are a separate axis, so that a box that leaves one video never reads the next.
         """
         if not reads_boxes(self.device):
             return Boxes(None, None, False)
         batch, token, head = strides(x)
-        _, height, width = self.layout.view
+        _, height, width = of.view
         samples, _, heads, head_dim = x.shape
         apart = heads_first(x)
         videos, channels = (samples * heads, head_dim) if apart else (samples, (heads - 1) * head + head_dim)
-        shape = [videos, *self.layout.view, channels]
+        shape = [videos, *of.view, channels]
         steps = [head if apart else batch, height * width * token, width * token, token, 1]
-        video = x[:, self.layout.prefix :]
+        video = x[:, of.prefix :]
         low, high = (TensorDescriptor(video, shape, steps, [1, *box, part]) if part else None for part in self.head)
         return Boxes(low, high, apart)
 
-    def config(self, kernel: Kernel, held: Triple) -> Config:
-        """The configuration of `kernel` for programs that hold one tile of sides `held`.
+    def config(self, kernel: Kernel, held: Tiling) -> Config:
+        """The configuration of `kernel` for programs that hold one tile of these tokens.
 
         Raises:
             NotImplementedError: such a program does not fit the chip.
         """
-        config = choose(self.chip, kernel, self.dtype.itemsize, self.shape[3], math.prod(held))
+        config = choose(self.chip, kernel, self.dtype.itemsize, self.shape[3], held.volume)
         if config is None:
-            raise NotImplementedError(f"{kernel} with {self.dtype} and a tile {held} does not fit this chip")
+            raise NotImplementedError(f"{kernel} with {self.dtype} and a tile {held.tile} does not fit this chip")
         return config
 
     def gluon_config(self) -> GluonConfig | None:
         """The configuration of the forward kernel in Gluon; None where the one in Triton is launched."""
-        held = math.prod(self.layout.query_tile)
-        return choose_gluon(self.chip, self.dtype.itemsize, self.shape[3], held)
+        return choose_gluon(self.chip, self.dtype.itemsize, self.shape[3], self.query.volume)
 
     def grid(self, blocks: int) -> tuple[int, int]:
         """The grid of a launch: `blocks` programs for each head of each sample."""
@@ -147,17 +140,19 @@ class Launch:
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments that all kernels share."""
-        frames, height, width = self.layout.view
         map_batch, map_head = self.groups
         return {
-            "frames": frames,
-            "height": height,
-            "width": width,
-            "prefix": self.layout.prefix,
-            "extra": self.extra,
             "heads": self.shape[2],
             "map_batch": map_batch,
             "map_head": map_head,
             "HEAD": self.head,
             "enable_fp_fusion": True,
+        }
+
+    def sizes(self, *sides: Literal["query", "key"]) -> dict[str, int]:
+        """The arguments that say where the tokens of these sides of the call are."""
+        return {
+            f"{name}_{size}": value
+            for name, side in ((name, getattr(self, name)) for name in sides)
+            for size, value in zip(SIDE, (*side.view, side.prefix, side.extra), strict=True)
         }

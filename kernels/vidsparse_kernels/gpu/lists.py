@@ -110,7 +110,7 @@ class KeyLists:
         counts: int32 [B|1, H|1, query tiles], the length of each list.
         whole_counts: int32 [B|1, H|1, query tiles], how many tiles of each list are inside the grid.
         places: int32 [B|1, H|1, query tiles, W], packed places of key tiles, whole tiles first.
-        every_place: int32 [key tiles], the list of the extra tokens, which see all tiles; empty without such tokens.
+        every_place: int32 [key tiles], the list of the extra queries, which see all tiles; empty without such queries.
     """
 
     counts: torch.Tensor
@@ -162,9 +162,8 @@ class MapLists:
         """The lists of key tiles."""
         if self._keys:
             return self._keys[0]
-        layout = self.layout
-        every = layout.prefix + layout.suffix > 0
-        made = _key_lists(self.counts, self.indices, list(layout.view), list(layout.key_tile), every)
+        key, every = self.layout.key, self.layout.query.extra > 0
+        made = _key_lists(self.counts, self.indices, list(key.view), list(key.tile), every)
         keys = KeyLists(self.counts, *made)
         if not provisional():
             self._keys.append(keys)

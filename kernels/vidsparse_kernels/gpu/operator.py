@@ -21,7 +21,7 @@ from vidsparse_kernels.gpu.forward import forward
 from vidsparse_kernels.gpu.launch import Launch, readable
 from vidsparse_kernels.gpu.lists import KeyLists, MapLists
 from vidsparse_kernels.gpu.primitives import HEADS
-from vidsparse_kernels.layout import TileLayout, Triple, tile_count
+from vidsparse_kernels.layout import TileLayout, Tiling, check_lists
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 VOLUMES = (64, 128)
@@ -30,7 +30,7 @@ VOLUMES = (64, 128)
 PAYS = 2048
 
 
-def unsupported(query: torch.Tensor, query_tile: Triple, key_tile: Triple) -> str | None:
+def unsupported(query: torch.Tensor, layout: TileLayout) -> str | None:
     """Why the kernels cannot take this call, in words that complete "impl='triton' ..."; None if they can."""
     reason = unsupported_device(query.device)
     if reason is not None:
@@ -39,6 +39,7 @@ def unsupported(query: torch.Tensor, query_tile: Triple, key_tile: Triple) -> st
         return f"takes {', '.join(str(d) for d in DTYPES)}, not {query.dtype}"
     if query.shape[-1] not in HEADS:
         return f"takes head_dim {', '.join(map(str, HEADS))}, not {query.shape[-1]}"
+    query_tile, key_tile = layout.query.tile, layout.key.tile
     for name, tile in (("query", query_tile), ("key", key_tile)):
         if math.prod(tile) not in VOLUMES or any(side & (side - 1) for side in tile):
             volumes = " or ".join(map(str, VOLUMES))
@@ -54,39 +55,11 @@ def unsupported(query: torch.Tensor, query_tile: Triple, key_tile: Triple) -> st
 
 def measures_keys(query: torch.Tensor, indices: torch.Tensor, layout: TileLayout) -> bool:
     """Whether a call with these lists measures its keys first: see `attention`."""
-    return query.dtype == torch.bfloat16 and indices.shape[-1] * math.prod(layout.key_tile) >= PAYS
+    return query.dtype == torch.bfloat16 and indices.shape[-1] * layout.key.volume >= PAYS
 
 
-def check_lists(lists: MapLists) -> None:
-    """Validate every entry, which synchronises the device: done with VIDSPARSE_CHECK=1 in the environment.
-
-    Raises:
-        ValueError: a count beyond the width of the lists, a tile outside the grid, or a list that does not ascend.
-    """
-    counts, indices = lists.counts, lists.indices
-    tiles = tile_count(lists.layout.view, lists.layout.key_tile)
-    width = indices.shape[-1]
-    if not bool(((counts >= 0) & (counts <= width)).all()):
-        raise ValueError(
-            f"counts hold {int(counts.min())} to {int(counts.max())}, expected 0 to {width}, the width of the lists"
-        )
-    listed = torch.arange(width, device=indices.device) < counts[..., None]
-    wrong = listed & ((indices < 0) | (indices >= tiles))
-    if bool(wrong.any()):
-        raise ValueError(f"indices hold {int(indices[wrong][0])}, but the grid has key tiles 0 to {tiles - 1}")
-    if bool((listed[..., 1:] & (indices[..., 1:] <= indices[..., :-1])).any()):
-        raise ValueError("indices must ascend within each list: a tile that is listed twice would count twice")
-
-
-def _layout(
-    view: Sequence[int], query_tile: Sequence[int], key_tile: Sequence[int], extra: Sequence[int]
-) -> TileLayout:
-    (a, b, c), (d, e, f), (g, h, i) = view, query_tile, key_tile
-    return TileLayout((a, b, c), (d, e, f), (g, h, i), *extra)
-
-
-# Schemas hold only tensors, numbers and lists of them, so lists and layout are passed in pieces; `extra` is
-# [prefix, suffix]. Triton launches on the current device, so the operators switch to that of the tensors.
+# Schemas hold only tensors, numbers and lists of them, so lists and layout are passed in pieces: `queries` and `keys`
+# are `Tiling.numbers`. Triton launches on the current device, so the operators switch to that of the tensors.
 @torch.library.custom_op("vidsparse::block_sparse", mutates_args=())
 def _block_sparse(
     query: torch.Tensor,
@@ -95,22 +68,20 @@ def _block_sparse(
     key_lists: Sequence[torch.Tensor],
     columns: Sequence[torch.Tensor],
     extra_valid: torch.Tensor | None,
-    view: Sequence[int],
-    query_tile: Sequence[int],
-    key_tile: Sequence[int],
-    extra: Sequence[int],
+    queries: Sequence[int],
+    keys: Sequence[int],
     scale: float,
     bounded: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    lists, layout = KeyLists(*key_lists), _layout(view, query_tile, key_tile, extra)
+    lists, layout = KeyLists(*key_lists), TileLayout(Tiling.of_numbers(queries), Tiling.of_numbers(keys))
     with torch.cuda.device_of(query):
         launch = Launch(query, lists.counts.shape, extra_valid, layout)
-        query, key, value = (readable(x, layout) for x in (query, key, value))
+        query, key, value = readable(query, layout.query), readable(key, layout.key), readable(value, layout.key)
         return forward(launch, lists, query, key, value, scale, bounded)
 
 
 @_block_sparse.register_fake
-def _(query, key, value, key_lists, columns, extra_valid, view, query_tile, key_tile, extra, scale, bounded):
+def _(query, key, value, key_lists, columns, extra_valid, queries, keys, scale, bounded):
     batch, tokens, heads, _ = query.shape
     return query.new_empty(query.shape), query.new_empty((batch, heads, tokens), dtype=torch.float32)
 
@@ -127,16 +98,15 @@ def _block_sparse_backward(
     key_lists: Sequence[torch.Tensor],
     columns: Sequence[torch.Tensor],
     extra_valid: torch.Tensor | None,
-    view: Sequence[int],
-    query_tile: Sequence[int],
-    key_tile: Sequence[int],
-    extra: Sequence[int],
+    queries: Sequence[int],
+    keys: Sequence[int],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    lists, layout = KeyLists(*key_lists), _layout(view, query_tile, key_tile, extra)
+    lists, layout = KeyLists(*key_lists), TileLayout(Tiling.of_numbers(queries), Tiling.of_numbers(keys))
     with torch.cuda.device_of(query):
         launch = Launch(query, lists.counts.shape, extra_valid, layout)
-        query, key, value, grad_out = (readable(x, layout) for x in (query, key, value, grad_out))
+        query, grad_out = (readable(x, layout.query) for x in (query, grad_out))
+        key, value = (readable(x, layout.key) for x in (key, value))
         tensors = grad_out, grad_lse.contiguous(), query, key, value, out, lse
         return backward(launch, lists, Columns(*columns), *tensors, scale)
 
@@ -159,7 +129,7 @@ def _differentiate(ctx, grad_out, grad_lse):
     key_lists, columns = lists[: ctx.key_lists], lists[ctx.key_lists :]
     tensors = grad_out, grad_lse, query, key, value, out, lse
     gradients = _block_sparse_backward(*tensors, key_lists, columns, extra_valid, *ctx.rest)
-    return *gradients, [None] * len(key_lists), [None] * len(columns), *[None] * 7
+    return *gradients, [None] * len(key_lists), [None] * len(columns), *[None] * 5
 
 
 _block_sparse.register_autograd(_differentiate, setup_context=_remember)
@@ -177,10 +147,11 @@ def attention(
     """Block-sparse attention by Triton kernels, differentiable in out and lse.
 
     Args:
-        query, key, value: [B, tokens, H, head_dim], any strides; float16, bfloat16, or float32 without TF32.
+        query: [B, tokens, H, head_dim], any strides; float16, bfloat16, or float32 without TF32.
+        key, value: [B, key tokens, H, head_dim], of the same dtype.
         lists: of a map, on the device of the query. They cache what the kernels need, so keep them with the map.
-        extra_valid: int32 [B], how many prefix and suffix tokens are keys; None for all. It must be on the device of
-            the query while a CUDA graph is recorded.
+        extra_valid: int32 [B], how many prefix and suffix tokens of the keys are keys; None for all. It must be on the
+            device of the query while a CUDA graph is recorded.
         scale: finite factor on the logits.
         bounded: whether to measure the keys first, so that query tiles whose norms bound their logits need no online
             maximum; for bfloat16 only. None: if a query sees enough keys to pay for it.
@@ -194,13 +165,13 @@ def attention(
             VIDSPARSE_CHECK=1 in the environment also counts and indices that are not those of tiles.
     """
     layout = lists.layout
-    reason = unsupported(query, layout.query_tile, layout.key_tile)
+    reason = unsupported(query, layout)
     if reason is not None:
         raise NotImplementedError(f"impl='triton' {reason}; use impl='auto'")
     if lists.counts.device != query.device:
         raise TypeError(f"the map's lists are on {lists.counts.device}, the query on {query.device}")
     if os.environ.get("VIDSPARSE_CHECK") == "1":
-        check_lists(lists)
+        check_lists(lists.counts, lists.indices, layout.key.tiles)
     if extra_valid is not None:
         if extra_valid.device != query.device and recording(query):
             raise ValueError(
@@ -208,7 +179,7 @@ def attention(
                 f"{query.device} first"
             )
         # A larger number would read beyond the sequence.
-        extra_valid = extra_valid.to(device=query.device, dtype=torch.int32).clamp(0, layout.prefix + layout.suffix)
+        extra_valid = extra_valid.to(device=query.device, dtype=torch.int32).clamp(0, layout.key.extra)
     if scale <= 0:
         # The kernels find the largest score as the largest product times the scale: the sign goes into the queries.
         query, scale = (-query, -scale) if scale < 0 else (query * 0, 1.0)
@@ -222,10 +193,8 @@ def attention(
         lists.keys().tensors,
         columns,
         extra_valid,
-        list(layout.view),
-        list(layout.query_tile),
-        list(layout.key_tile),
-        [layout.prefix, layout.suffix],
+        layout.query.numbers,
+        layout.key.numbers,
         scale,
         bounded,
     )

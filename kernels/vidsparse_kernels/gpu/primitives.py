@@ -7,8 +7,9 @@ A head's channels are read in two parts, `HEAD` = (64, 32) or (128, 0): powers o
 96 channels cost no more than 96. Values with channels are therefore tuples of one or two tensors, `low` and `high`.
 
 Names:
-    view, prefix      the call's video (frames, height, width), and the tokens before it, all in tokens
-    extra             prefix and suffix tokens together, numbered in sequence order
+    view, prefix      a video (frames, height, width), and the tokens before it, all in tokens: that of the queries, or
+                      that of the keys
+    extra             its prefix and suffix tokens together, numbered in sequence order
     TILE, STEP, BOX   sides (frames, height, width) of a tile, of what a step reads of it, of any box, in tokens
     place             a tile in the grid of tiles: (frame, row, column), in tiles
     entry             a packed place, int32; `bits` are those of its row and its column
@@ -26,8 +27,10 @@ import triton
 import triton.language as tl
 
 # Arguments that change with the size of the video: a kernel is not compiled again for each value.
+SIDE = ("frames", "height", "width", "prefix", "extra")
 SIZES = [
-    *("frames", "height", "width", "prefix", "extra", "heads", "row_bits", "column_bits"),
+    *(f"{of}_{size}" for of in ("query", "key") for size in SIDE),
+    *("heads", "row_bits", "column_bits"),
     *("map_batch", "map_head", "list_width", "limit", "piece_count", "slot_count", "parts", "columns"),
     "norm_blocks",
 ]

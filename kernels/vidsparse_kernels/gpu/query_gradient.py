@@ -81,13 +81,18 @@ def query_gradient_kernel(
     map_batch,
     map_head,
     list_width,
-    frames,
-    height,
-    width,
+    query_frames,
+    query_height,
+    query_width,
+    query_prefix,
+    query_extra,
+    key_frames,
+    key_height,
+    key_width,
+    key_prefix,
+    key_extra,
     row_bits,
     column_bits,
-    prefix,
-    extra,
     heads,
     scale,
     QUERY_TILE: tl.constexpr,
@@ -101,7 +106,8 @@ def query_gradient_kernel(
     PRECISION: tl.constexpr,
 ):
     """Grid and walk of the forward kernel; `row_terms` come from `backward.row_terms_kernel`."""
-    view, bits = (frames, height, width), (row_bits, column_bits)
+    query_view, key_view = (query_frames, query_height, query_width), (key_frames, key_height, key_width)
+    bits = (row_bits, column_bits)
     ROWS: tl.constexpr = QUERY_TILE[0] * QUERY_TILE[1] * QUERY_TILE[2]
     KEYS: tl.constexpr = STEP[0] * STEP[1] * STEP[2]
     STEPS: tl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2] // KEYS
@@ -115,10 +121,12 @@ def query_gradient_kernel(
     key_start = box_start(batch, head, heads, key_strides, HEADS_FIRST[0])
     value_start = box_start(batch, head, heads, value_strides, HEADS_FIRST[1])
 
-    tile, tiles = tl.program_id(0) - tl.cdiv(extra, ROWS), tile_count(view, QUERY_TILE)
+    tile, tiles = tl.program_id(0) - tl.cdiv(query_extra, ROWS), tile_count(query_view, QUERY_TILE)
     row = (wide_batch * map_batch + wide_head * map_head) * tiles + tile
-    tokens, mine = held_tokens(tile, tl.program_id(0) * ROWS, view, prefix, extra, QUERY_TILE)
-    listed, count, whole = key_list(places, counts, whole_counts, every_place, row, tile, list_width, view, KEY_TILE)
+    tokens, mine = held_tokens(tile, tl.program_id(0) * ROWS, query_view, query_prefix, query_extra, QUERY_TILE)
+    listed, count, whole = key_list(
+        places, counts, whole_counts, every_place, row, tile, list_width, key_view, KEY_TILE
+    )
 
     # [ROWS, head_dim] each
     q = load_rows(query, tokens, query_strides[1], mine, HEAD)
@@ -135,7 +143,7 @@ def query_gradient_kernel(
         for i in tl.range(whole * STEPS * part, (whole if part == 0 else count) * STEPS):
             following = tl.load(listed + (i + 1) // STEPS, mask=i + 1 < count * STEPS, other=0)
             origin = box_origin(unpack(entry, bits), i % STEPS, KEY_TILE, STEP)
-            at, real = box_tokens(origin, view, prefix, STEP)
+            at, real = box_tokens(origin, key_view, key_prefix, STEP)
             # [KEYS, head_dim] each
             if TMA:
                 k = load_box((key_boxes_low, key_boxes_high), key_start, origin, STEP, HEAD)
@@ -150,7 +158,7 @@ def query_gradient_kernel(
     if EXTRA:
         valid = tl.load(extra_valid + batch)
         for first in tl.range(0, valid, KEYS):
-            at, real = extra_tokens(first, prefix, view, valid, KEYS)
+            at, real = extra_tokens(first, key_prefix, key_view, valid, KEYS)
             # [KEYS, head_dim] each
             k = load_rows(key, at, key_strides[1], real, HEAD)
             v = load_rows(value, at, value_strides[1], real, HEAD)
@@ -173,18 +181,17 @@ def query_gradient(
 
     Args:
         launch: geometry of the call. lists: of its map.
-        query, key, value: [B, tokens, H, head_dim], `readable`.
+        query: [B, tokens, H, head_dim], `readable`. key, value: [B, key tokens, H, head_dim], `readable`.
         shared: the arguments that both gradient kernels take.
 
     Returns:
         The gradient of the queries, [B, tokens, H, head_dim], contiguous.
     """
-    layout = launch.layout
     grad_query = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    config = launch.config("query_gradient", layout.query_tile)
-    step = step_box(layout.key_tile, config.step)
-    key_boxes, value_boxes = launch.boxes(step, key), launch.boxes(step, value)
-    row_bits, column_bits = place_bits(layout.view, layout.key_tile)
+    config = launch.config("query_gradient", launch.query)
+    step = step_box(launch.key.tile, config.step)
+    key_boxes, value_boxes = (launch.boxes(step, x, launch.key) for x in (key, value))
+    row_bits, column_bits = place_bits(launch.key.view, launch.key.tile)
     query_gradient_kernel[launch.grid(launch.query_blocks)](
         **launch.arguments,
         **config.options,
@@ -207,7 +214,8 @@ def query_gradient(
         column_bits=column_bits,
         # geometry
         STEP=step,
-        RAGGED=launch.ragged,
+        EXTRA=launch.key.extra > 0,
+        RAGGED=launch.key.ragged,
         TMA=key_boxes.low is not None,
         HEADS_FIRST=(key_boxes.heads_first, value_boxes.heads_first),
     )

@@ -6,7 +6,6 @@ blocks of a sequence, so queries, keys and values are copied into runs of tiles 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -38,11 +37,11 @@ def unsupported(query: torch.Tensor, layout: TileLayout, gradients: bool, padded
 
 
 def _refuses(major: int, query: torch.Tensor, layout: TileLayout, gradients: bool, padded: bool) -> str | None:
-    length, head_dim = math.prod(layout.query_tile), query.shape[-1]
+    length, head_dim = layout.query.volume, query.shape[-1]
     if query.dtype not in (torch.float16, torch.bfloat16):
         return f"takes float16 and bfloat16, not {query.dtype}"
-    if length != math.prod(layout.key_tile) or length not in LENGTHS:
-        return f"takes tiles of 64 or of 128 tokens, not {layout.query_tile} for queries and {layout.key_tile} for keys"
+    if length != layout.key.volume or length not in LENGTHS:
+        return f"takes tiles of 64 or of 128 tokens, not {layout.query.tile} for queries and {layout.key.tile} for keys"
     blackwell = major in (10, 11)
     only_128 = major == 12 or (blackwell and length == 64)
     if head_dim not in ((128,) if only_128 else HEAD_DIMS):
@@ -74,9 +73,9 @@ def attention(
     """Block-sparse attention, differentiable in its output.
 
     Args:
-        query, key, value: [batch, tokens, heads, head_dim].
+        query: [batch, tokens, heads, head_dim]. key, value: [batch, key tokens, heads, head_dim].
         runs: of the map, on the device of the query.
-        extra_valid: int [batch], how many prefix and suffix tokens are keys; None: all.
+        extra_valid: int [batch], how many prefix and suffix tokens of the keys are keys; None: all.
         scale: positive factor on the logits.
 
     Returns:

@@ -6,7 +6,6 @@ values are copied into runs of tiles first. Runs that are not full of keys are l
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import Any
 
@@ -45,9 +44,9 @@ def _refuses(major: int, query: torch.Tensor, layout: TileLayout) -> str | None:
         return f"takes float16 and bfloat16, not {query.dtype}"
     if query.shape[-1] not in HEAD_DIMS:
         return f"takes head_dim 64 and 128, not {query.shape[-1]}"
-    for name, tile, unit in (("query", layout.query_tile, QUERIES[major]), ("key", layout.key_tile, KEYS)):
-        if math.prod(tile) % unit:
-            return f"takes {name} tiles of a multiple of {unit} tokens on this chip, not {tile}"
+    for name, side, unit in (("query", layout.query, QUERIES[major]), ("key", layout.key, KEYS)):
+        if side.volume % unit:
+            return f"takes {name} tiles of a multiple of {unit} tokens on this chip, not {side.tile}"
     return None
 
 
@@ -63,9 +62,9 @@ def attention(
     """Block-sparse attention, differentiable in out and lse.
 
     Args:
-        query, key, value: [batch, tokens, heads, head_dim].
+        query: [batch, tokens, heads, head_dim]. key, value: [batch, key tokens, heads, head_dim].
         runs: of the map, on the device of the query.
-        extra_valid: int [batch], how many prefix and suffix tokens are keys; None: all.
+        extra_valid: int [batch], how many prefix and suffix tokens of the keys are keys; None: all.
         scale: positive factor on the logits.
 
     Returns:

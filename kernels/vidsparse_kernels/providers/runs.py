@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from vidsparse_kernels.layout import TileLayout, Triple, lists_of, tile_count, tile_of_token, tile_sizes
+from vidsparse_kernels.layout import TileLayout, Tiling, lists_of, tile_of_token, tile_sizes
 
 
 @dataclass(frozen=True)
@@ -34,21 +33,21 @@ class Order:
     full: bool
 
     @classmethod
-    def of(cls, layout: TileLayout, tile: Triple, device: torch.device) -> Order:
-        """The order for tiles of one shape."""
-        length, tiles, extra = math.prod(tile), tile_count(layout.view, tile), layout.extra_tokens
-        runs = tiles + math.ceil(len(extra) / length)
-        owner, sizes = tile_of_token(layout.view, tile), tile_sizes(layout.view, tile)
+    def of(cls, side: Tiling, device: torch.device) -> Order:
+        """The order of one side of a call."""
+        length, tiles, extra = side.volume, side.tiles, side.extra_tokens
+        runs = tiles + side.extra_blocks
+        owner, sizes = tile_of_token(side.view, side.tile), tile_sizes(side.view, side.tile)
         by_tile = owner.argsort(stable=True)
         place = torch.arange(len(owner)) - (sizes.cumsum(0) - sizes)[owner[by_tile]]
-        rows = torch.empty(layout.tokens, dtype=torch.int64)
-        rows[layout.prefix + by_tile] = owner[by_tile] * length + place
+        rows = torch.empty(side.tokens, dtype=torch.int64)
+        rows[side.prefix + by_tile] = owner[by_tile] * length + place
         rows[extra] = tiles * length + torch.arange(len(extra))
         tokens, padding = torch.zeros(runs * length, dtype=torch.int64), torch.ones(runs * length, dtype=torch.bool)
-        tokens[rows], padding[rows] = torch.arange(layout.tokens), False
+        tokens[rows], padding[rows] = torch.arange(side.tokens), False
         filled = (~padding).view(runs, length).sum(dim=1, dtype=torch.int32)
         rows, tokens, padding, filled = (x.to(device) for x in (rows, tokens, padding, filled))
-        return cls(length, tiles, rows, tokens, padding, filled, runs * length == layout.tokens)
+        return cls(length, tiles, rows, tokens, padding, filled, runs * length == side.tokens)
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """The rows of [batch, tokens, ...], contiguous; a row without a token repeats the first one."""
@@ -88,12 +87,12 @@ class Runs:
             layout: of the call.
         """
         device = counts.device
-        query, key = (Order.of(layout, tile, device) for tile in (layout.query_tile, layout.key_tile))
-        extra = len(key.sizes) - key.tiles
-        if extra == 0:
+        query, key = (Order.of(side, device) for side in (layout.query, layout.key))
+        extra, whole = (len(order.sizes) - order.tiles for order in (key, query))
+        if extra == whole == 0:
             listed = torch.arange(indices.shape[-1], device=device) < counts[..., None]
             return cls(query, key, counts, torch.where(listed, indices, 0))
-        whole, columns = len(query.sizes) - query.tiles, torch.arange(len(key.sizes), device=device, dtype=torch.int32)
+        columns = torch.arange(len(key.sizes), device=device, dtype=torch.int32)
         width = len(columns)
         place = torch.arange(width, device=device) - counts[..., None]
         tiles = torch.nn.functional.pad(indices, (0, width))[..., :width]
@@ -117,7 +116,8 @@ class Runs:
         """How many rows of each key run are keys.
 
         Args:
-            extra_valid: int [batch], how many prefix and suffix tokens, in sequence order, are keys; None: all.
+            extra_valid: int [batch], how many prefix and suffix tokens of the keys are keys, in sequence order; None:
+                all.
 
         Returns:
             int32 [runs], or [batch, runs] with `extra_valid`.

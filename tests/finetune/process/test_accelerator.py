@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from shared_training import FSDP2
 from tiny_training import assert_same, train
 
-from vidsparse.finetune.process.accelerator import PLUGINS, check_launch
+from vidsparse.finetune.process.accelerator import PLUGINS, SHARDED, check_launch, shards_base
 
 
 @pytest.mark.parametrize("variable", PLUGINS)
@@ -30,3 +31,19 @@ def test_accumulation_of_the_environment_changes_nothing(
     said: list[str] = []
     assert_same(train(tmp_path / "other", cache, batch=2, steps=2, say=said.append), plain)
     assert said == ["accelerate's gradient accumulation of 3 is not used: --batch decides, here 2"]
+
+
+@pytest.mark.parametrize("variable", SHARDED)
+def test_fsdp_is_served_in_one_way_alone(variable: str) -> None:
+    check_launch(FSDP2)
+    assert shards_base(FSDP2) and not shards_base({**FSDP2, "ACCELERATE_USE_FSDP": "false"})
+    other = {"FSDP_VERSION": "1"}.get(variable, "false" if FSDP2[variable] == "true" else "true")
+    line = SHARDED[variable][1]
+    with pytest.raises(NotImplementedError, match=f"^{variable}={other} is not served: .*; write `{line}` under fsdp_"):
+        check_launch({**FSDP2, variable: other})
+    check_launch({**FSDP2, variable: other, "ACCELERATE_USE_FSDP": "false"})
+
+
+def test_accelerate_takes_version_1_where_none_is_said() -> None:
+    with pytest.raises(NotImplementedError, match="FSDP_VERSION=1 is not served"):
+        check_launch({"ACCELERATE_USE_FSDP": "true"})

@@ -19,9 +19,9 @@ WINDOW = SlidingTile((3, 6, 6), tile=(1, 3, 3)).plan(GRID)
 DIAGONAL = BlockMap.from_dense(torch.eye(8, dtype=torch.bool), VideoGrid(2, 4, 4), (1, 2, 2))
 
 
-def pairs(asked: rows.Products, tokens: int, head: int = 0) -> torch.Tensor:
-    """How often each pair of tokens is computed: int [tokens, tokens]."""
-    blocks, seen = asked.order.split(asked.sizes), torch.zeros(tokens, tokens, dtype=torch.int64)
+def pairs(asked: rows.Products, shape: torch.Size, head: int = 0) -> torch.Tensor:
+    """How often each pair of tokens is computed: int [query tokens, key tokens]."""
+    blocks, seen = asked.order.split(asked.sizes), torch.zeros(shape, dtype=torch.int64)
     for row in asked.rows_of(head):
         for chunk in row.chunks:
             keys = torch.cat([blocks[i] for i in chunk.blocks])
@@ -42,8 +42,14 @@ def pairs(asked: rows.Products, tokens: int, head: int = 0) -> torch.Tensor:
         Case(TEXT, extra_valid=(0,)),
         Case(GRID, empty=(0, 1, 5)),
         Case(TEXT, (1, 2, 2), extra_valid=(0,), empty=(0, 3, 4)),
+        Case(VideoGrid(2, 9, 10), (1, 3, 3), (2, 2, 5), map_heads=2, key_grid=GRID),
+        Case(TEXT, (1, 2, 2), key_grid=VideoGrid(1, 4, 3), empty=(0,)),
+        Case(VideoGrid(2, 6, 7, prefix=1), key_grid=TEXT, extra_valid=(4,)),
     ],
-    ids=["one-map", "of-each-head", "other-key-tile", "some-text", "no-text", "empty-rows", "empty-rows-no-text"],
+    ids=[
+        *("one-map", "of-each-head", "other-key-tile", "some-text", "no-text", "empty-rows", "empty-rows-no-text"),
+        *("two-grids", "two-grids-text-of-queries", "two-grids-some-text"),
+    ],
 )
 def test_products_compute_each_pair_of_the_map_once(
     case: Case, limits: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
@@ -56,7 +62,7 @@ def test_products_compute_each_pair_of_the_map_once(
     mask = block_map.token_mask(case.valid)
     for head in range(case.heads):
         expected = mask[0, head % mask.shape[1]]
-        assert torch.equal(pairs(asked, case.grid.tokens, head), expected.long())
+        assert torch.equal(pairs(asked, expected.shape, head), expected.long())
     assert asked.complete == bool(mask.any(dim=-1).all())
     largest = max(asked.sizes)
     for row in asked.rows[0]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from against_float64 import Case
@@ -16,8 +18,11 @@ pytestmark = pytest.mark.usefixtures("large_steps")
 CASE = Case(VideoGrid(2, 9, 10, suffix=5), (1, 8, 8), heads=2, head_dim=32, extra_valid=(4,))
 
 
-def inputs() -> list[torch.Tensor]:
-    return [x.to(DEVICE) for x in CASE.tensors()]
+TWO_GRIDS = replace(CASE, grid=VideoGrid(1, 9, 10, prefix=2), key_grid=CASE.grid)
+
+
+def inputs(case: Case = CASE) -> list[torch.Tensor]:
+    return [x.to(DEVICE) for x in case.tensors()]
 
 
 def both_walks(tensors: list[torch.Tensor], block_map: BlockMap) -> list[list[torch.Tensor]]:
@@ -29,8 +34,9 @@ def both_walks(tensors: list[torch.Tensor], block_map: BlockMap) -> list[list[to
 
 
 @pytest.mark.parametrize("size", [1.0, 4.0, 100.0], ids=["small", "near-the-bound", "beyond-it"])
-def test_bounded_scores_need_no_maximum(size: float) -> None:
-    block_map, (query, key, value) = CASE.block_map(), inputs()
+@pytest.mark.parametrize("case", [CASE, TWO_GRIDS], ids=["one-grid", "two-grids"])
+def test_bounded_scores_need_no_maximum(case: Case, size: float) -> None:
+    block_map, (query, key, value) = case.block_map(), inputs(case)
     # In one direction query and key are as long as the bound says; in all others they are short.
     for x in (query, key):
         x *= 0.3

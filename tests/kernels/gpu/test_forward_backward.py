@@ -32,6 +32,25 @@ CASES = {
     ),
     "empty-rows": Case(VideoGrid(2, 9, 8), (1, 8, 8), heads=1, empty=(0, 3), head_dim=32),
     "all-empty": Case(VideoGrid(2, 8, 8), (1, 8, 8), heads=1, empty=(0, 1), head_dim=32),
+    # Queries and keys of two grids.
+    "new-frames": Case(VideoGrid(1, 9, 8), (1, 8, 8), heads=1, head_dim=64, key_grid=VideoGrid(3, 9, 8)),
+    "fewer-keys": Case(VideoGrid(3, 9, 10), (2, 8, 8), (4, 4, 4), heads=1, head_dim=32, key_grid=VideoGrid(1, 7, 5)),
+    "whole-keys": Case(VideoGrid(1, 7, 9), (1, 8, 8), heads=1, head_dim=32, key_grid=VideoGrid(2, 8, 16)),
+    "queries-with-text": Case(
+        VideoGrid(1, 5, 9, prefix=3, suffix=66), (1, 8, 8), heads=1, head_dim=32, key_grid=VideoGrid(2, 8, 8)
+    ),
+    "keys-with-text": Case(
+        VideoGrid(1, 5, 9), (1, 8, 8), batch=2, heads=1, head_dim=64, extra_valid=(69, 2), key_grid=TEXT, empty=(1,)
+    ),
+    "two-grids-with-text": Case(
+        *(VideoGrid(1, 9, 10, prefix=2), (1, 8, 8), (2, 8, 8)),
+        batch=2,
+        map_batch=2,
+        map_heads=2,
+        head_dim=32,
+        extra_valid=(0, 9),
+        key_grid=TEXT,
+    ),
 }
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 LOADS = ["rows", "boxes"]  # pointers to rows, or descriptors of boxes, which the interpreter knows too

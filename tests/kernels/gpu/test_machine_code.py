@@ -69,7 +69,8 @@ class Tuned:
     def __str__(self) -> str:
         case = self.case
         rows, keys = (math.prod(tile or ()) for tile in (case.query_tile, case.key_tile))
-        kind = f"{case.grid.tokens}-tokens" + "-divided" * self.divided + "-bounded" * self.bounded
+        of_keys = f"-{case.key_grid.tokens}-keys" if case.key_grid else ""
+        kind = f"{case.grid.tokens}-tokens{of_keys}" + "-divided" * self.divided + "-bounded" * self.bounded
         return f"sm_{self.chip}-{str(self.dtype)[6:]}-{case.head_dim}-{rows}x{keys}-{kind}"
 
 
@@ -98,6 +99,10 @@ CASES = [
     Tuned(90, BF16, Case(VideoGrid(33, 3, 5), (32, 2, 2), (32, 2, 2), heads=1, head_dim=64)),
     Tuned(90, BF16, Case(VideoGrid(1, 1, 300), (1, 1, 128), (1, 1, 128), heads=1, head_dim=128)),
     Tuned(90, BF16, Case(VideoGrid(5, 6, 7, suffix=1), (4, 4, 4), (2, 8, 8), heads=1, head_dim=64)),
+    # Keys of another grid than the queries.
+    Tuned(90, BF16, text(64, 128, 64, grid=VideoGrid(1, 9, 10, prefix=2), key_grid=TEXT), bounded=True),
+    Tuned(90, F16, whole(128, 64, 128, grid=VideoGrid(1, 7, 9, suffix=5), key_grid=VideoGrid(3, 9, 16), empty=())),
+    Tuned(80, BF16, text(64, 64, 128, grid=VideoGrid(2, 7, 5), key_grid=TEXT), divided=True),
     *(
         Tuned(chip, dtype, text(head_dim, volume, volume), bounded=dtype == BF16 and head_dim == 128)
         for chip, dtype in ((80, BF16), (89, F16), (120, BF16))

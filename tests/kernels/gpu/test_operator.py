@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -27,6 +28,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.usefixtures("large_steps")
 CASE = Case(VideoGrid(2, 9, 10, suffix=5), (1, 8, 8), heads=2, head_dim=32, extra_valid=(4,))
 SMALL = replace(CASE, grid=VideoGrid(2, 5, 9, suffix=5))  # two frames of ragged tiles
+TWO_GRIDS = replace(CASE, grid=VideoGrid(1, 9, 10), key_grid=VideoGrid(3, 9, 8, suffix=5))
+both_geometries = pytest.mark.parametrize("case", [CASE, TWO_GRIDS], ids=["one-grid", "two-grids"])
 
 
 def inputs(case: Case = CASE, **settings: Any) -> list[torch.Tensor]:
@@ -48,8 +51,9 @@ def results(
 
 
 @pytest.mark.parametrize("split", [0.2, 1])
-def test_gradients_of_divided_columns(split: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    block_map, tensors = CASE.block_map(), inputs()
+@both_geometries
+def test_gradients_of_divided_columns(case: Case, split: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    block_map, tensors = case.block_map(), inputs(case)
     expected = results([x.double().cpu() for x in tensors], block_map, "reference")
     monkeypatch.setattr(columns, "SPLIT", split)
     monkeypatch.setattr(columns, "SLOTS", 4)
@@ -57,10 +61,11 @@ def test_gradients_of_divided_columns(split: float, monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(got.cpu(), wanted.to(got.dtype), rtol=1e-4, atol=1e-4)
 
 
-def test_two_runs_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+@both_geometries
+def test_two_runs_give_the_same_bits(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columns, "SPLIT", 0.5)
     monkeypatch.setattr(columns, "SLOTS", 4)
-    block_map, tensors = CASE.block_map(), inputs()
+    block_map, tensors = case.block_map(), inputs(case)
     for one, two in zip(results(tensors, block_map), results(tensors, block_map), strict=True):
         assert torch.equal(one, two)
 
@@ -109,7 +114,7 @@ def test_tensors_of_any_strides(layout: str, boxes: bool, monkeypatch: pytest.Mo
     else:
         strided = [x.mT.contiguous().mT for x in (q, k, v)]
     in_place = ("fused-projection", "heads-first")
-    assert all(launch.has_boxes(x, block_map.layout) == (layout in in_place) for x in strided)
+    assert all(launch.has_boxes(x, block_map.layout.key) == (layout in in_place) for x in strided)
     for got, wanted in zip(results(strided, block_map), results(tensors, block_map), strict=True):
         torch.testing.assert_close(got, wanted)
 
@@ -136,19 +141,21 @@ def test_more_valid_tokens_than_there_are_read_nothing_beyond() -> None:
 # PyTorch's machinery
 
 
-def operands() -> tuple[Any, ...]:
-    block_map = CASE.block_map().to(DEVICE)
+def operands(case: Case) -> tuple[Any, ...]:
+    block_map = case.block_map().to(DEVICE)
     valid = torch.tensor([4], dtype=torch.int32, device=DEVICE)
-    geometry = [2, 9, 10], [1, 8, 8], [1, 8, 8], [0, 5]
-    return *inputs(), block_map.lists.keys().tensors, block_map.lists.columns(2).tensors, valid, *geometry, 0.2, False
+    sides = block_map.layout.query.numbers, block_map.layout.key.numbers
+    return *inputs(case), block_map.lists.keys().tensors, block_map.lists.columns(2).tensors, valid, *sides, 0.2, False
 
 
-def test_the_operator_keeps_pytorchs_rules() -> None:
-    torch.library.opcheck(torch.ops.vidsparse.block_sparse.default, operands())
+@both_geometries
+def test_the_operator_keeps_pytorchs_rules(case: Case) -> None:
+    torch.library.opcheck(torch.ops.vidsparse.block_sparse.default, operands(case))
 
 
-def test_it_compiles_into_one_graph() -> None:
-    block_map, tensors = CASE.block_map().to(DEVICE), inputs()
+@both_geometries
+def test_it_compiles_into_one_graph(case: Case) -> None:
+    block_map, tensors = case.block_map().to(DEVICE), inputs(case)
 
     def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return operator.attention(q * 2, k, v, block_map.lists, None, 0.2)[0] * 3
@@ -304,24 +311,38 @@ def test_without_an_interpreter_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("gradients", "bounded"), [(False, True), (True, False)], ids=["forward", "both-passes"])
-@pytest.mark.parametrize("case", [CASE, replace(CASE, grid=VideoGrid(2, 8, 16))], ids=["ragged-with-text", "whole"])
+@pytest.mark.parametrize(
+    "case",
+    [CASE, replace(CASE, grid=VideoGrid(2, 8, 16)), TWO_GRIDS],
+    ids=["ragged-with-text", "whole", "two-grids"],
+)
 def test_the_kernels_stand_their_trial(case: Case, gradients: bool, bounded: bool) -> None:
     (query, *_) = inputs(replace(case, extra_valid=None), requires_grad=gradients)
     assert trial.found_wrong(query, case.block_map().layout, bounded) is None
 
 
+def test_the_trial_has_more_keys_where_the_call_has_other_keys() -> None:
+    tried: list[Any] = []
+    with mock.patch.object(trial, "_try", lambda *call: tried.append(call[4])):
+        for case in (CASE, TWO_GRIDS):
+            assert trial.found_wrong(inputs()[0], case.block_map().layout) is None
+    tile = (1, 8, 8)
+    assert tried[0] == (((2, 12, 12), tile, 0, 70),) * 2
+    assert tried[1] == (((2, 12, 12), tile, 0, 0), ((3, 12, 12), tile, 0, 70))
+
+
 def test_one_wrong_tile_is_noticed() -> None:
-    layout = CASE.block_map().layout
-    right = torch.randn(1, 2, layout.tokens, 32, dtype=torch.float64)
+    side = CASE.block_map().layout.query
+    right = torch.randn(1, 2, side.tokens, 32, dtype=torch.float64)
     found = right + 1e-6 * torch.randn_like(right)
-    assert trial._worst_tile(found, right, layout, layout.query_tile) < 2e-6
-    owner = tile_of_token(layout.view, layout.query_tile)
-    found[:, 1, torch.nonzero(owner == 3)[0] + layout.prefix, 0] += 1.0
+    assert trial._worst_tile(found, right, side) < 2e-6
+    owner = tile_of_token(side.view, side.tile)
+    found[:, 1, torch.nonzero(owner == 3)[0] + side.prefix, 0] += 1.0
     # Of all rows it is less than what bfloat16 may differ by.
     assert (found - right).norm() / right.norm() < 0.012
-    assert trial._worst_tile(found, right, layout, layout.query_tile) > 0.03
+    assert trial._worst_tile(found, right, side) > 0.03
     found[0, 0, -1, 0] = float("nan")
-    assert trial._worst_tile(found, right, layout, layout.query_tile) == float("inf")
+    assert trial._worst_tile(found, right, side) == float("inf")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 
 import vidsparse
 from tests.support.blocks import cudnn_frontend
-from tests.support.provided import CASES, lists
+from tests.support.provided import CASES, last_frames, lists, one_sequence
 from vidsparse_kernels import reference, trial
 from vidsparse_kernels.layout import TileLayout
 from vidsparse_kernels.providers import cudnn, package
@@ -26,7 +26,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def operands(case: TileLayout, batch: int = 2, heads: int = 2) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return list(torch.randn(4, batch, case.tokens, heads, 8, generator=generator, dtype=torch.float64).unbind())
+    lengths = case.query.tokens, case.key.tokens, case.key.tokens, case.query.tokens
+    return [torch.randn(batch, n, heads, 8, generator=generator, dtype=torch.float64) for n in lengths]
 
 
 @pytest.mark.usefixtures("installed")
@@ -34,7 +35,7 @@ def operands(case: TileLayout, batch: int = 2, heads: int = 2) -> list[torch.Ten
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_definition_with_its_gradients(case: TileLayout, padded: bool) -> None:
     kept, counts, indices = lists(case)
-    extra = case.prefix + case.suffix
+    extra = case.key.extra
     valid = torch.tensor([extra, extra // 3]) if padded else None
     *qkv, grad = operands(case)
     results = []
@@ -51,10 +52,12 @@ def test_equals_the_definition_with_its_gradients(case: TileLayout, padded: bool
 
 
 @pytest.mark.usefixtures("installed")
-def test_runs_through_sparse_attention_and_its_trial() -> None:
+@pytest.mark.parametrize("frames", [3, 1])
+def test_runs_through_sparse_attention_and_its_trial(frames: int) -> None:
     grid = vidsparse.VideoGrid(3, 9, 9, suffix=5)
-    block_map = vidsparse.Radial(density=0.5, tile=(1, 8, 8)).plan(grid)
-    query, key, value = torch.randn(3, 2, grid.tokens, 2, 16, dtype=torch.float64).requires_grad_()
+    block_map = last_frames(vidsparse.Radial(density=0.5, tile=(1, 8, 8)).plan(grid), frames)
+    lengths = block_map.query_grid.tokens, grid.tokens, grid.tokens
+    query, key, value = (torch.randn(2, n, 2, 16, dtype=torch.float64, requires_grad=True) for n in lengths)
     valid = torch.tensor([2, 5])
     found = vidsparse.sparse_attention(query, key, value, block_map, extra_valid=valid, impl="cudnn")
     right = vidsparse.sparse_attention(query, key, value, block_map, extra_valid=valid, impl="reference")
@@ -117,6 +120,6 @@ def test_on_a_cpu_it_refuses_before_anything_runs() -> None:
 def test_refuses_what_the_chip_has_no_kernel_for(major: int, call: dict, reason: str | None) -> None:
     tile = call.get("tile", (1, 8, 16))
     query = torch.empty(2, 64, 1, call.get("head_dim", 128), dtype=call.get("dtype", torch.bfloat16))
-    layout = TileLayout((1, 8, 8), tile, tile)
+    layout = one_sequence((1, 8, 8), tile, tile)
     found = cudnn._refuses(major, query, layout, call.get("gradients", False), call.get("padded", False))
     assert found is None if reason is None else reason in str(found)

@@ -14,14 +14,15 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("case", CASES)
 def test_tokens_come_back_from_their_rows(case: TileLayout) -> None:
-    order = Order.of(case, case.query_tile, CPU)
-    x = torch.arange(case.tokens, dtype=torch.float64).view(1, -1, 1) + 1
-    rows = order.gather(x)
-    assert torch.equal(order.scatter(rows), x)
-    assert rows.shape[1] == len(order.sizes) * order.length
-    assert order.gather_gradient(x).sum() == x.sum()  # rows without a token have no gradient
-    assert order.sizes.sum() == case.tokens
-    assert order.full == bool((order.sizes == order.length).all())
+    for side in (case.query, case.key):
+        order = Order.of(side, CPU)
+        x = torch.arange(side.tokens, dtype=torch.float64).view(1, -1, 1) + 1
+        rows = order.gather(x)
+        assert torch.equal(order.scatter(rows), x)
+        assert rows.shape[1] == len(order.sizes) * order.length
+        assert order.gather_gradient(x).sum() == x.sum()  # rows without a token have no gradient
+        assert order.sizes.sum() == side.tokens
+        assert order.full == bool((order.sizes == order.length).all())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -35,11 +36,11 @@ def test_the_map_over_runs_is_that_over_tokens(case: TileLayout) -> None:
     assert torch.equal(listed(*runs.transposed(), len(runs.query.sizes)), dense.mT)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.prefix + case.suffix])
+@pytest.mark.parametrize("case", [case for case in CASES if case.key.extra])
 def test_padding_is_no_key(case: TileLayout) -> None:
     _, counts, indices = lists(case)
     runs = Runs.of(counts, indices, case)
-    valid = torch.tensor([0, 3, case.prefix + case.suffix])
+    valid = torch.tensor([0, 2, case.key.extra])
     sizes = runs.key_sizes(valid)
     assert (sizes[:, runs.key.tiles :].sum(dim=1) == valid).all()
     assert torch.equal(sizes[2], runs.key_sizes(None))

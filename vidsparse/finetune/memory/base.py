@@ -22,29 +22,29 @@ STORED = torch.float8_e4m3fn
 
 
 def check_base(kind: str) -> None:
-    """Refuse a base that does not exist or whose package is missing.
+    """Refuse a base that does not exist.
 
     Raises:
         ValueError: an unknown name.
-        ImportError: the package cannot be imported.
     """
     if kind not in BASES:
         raise ValueError(f"base={kind!r} is unknown; choose one of {', '.join(BASES)}")
-    package = BASES[kind]
-    if package is not None and not find_spec(package):
-        raise ImportError(f"base={kind!r} needs {package}: pip install {package}")
 
 
 def check_base_on(kind: str, device: torch.device) -> None:
-    """Refuse a base that a device does not compute with.
+    """Refuse a base that a device does not compute with, or whose package is missing.
 
     Raises:
         ValueError: "nf4" without CUDA.
+        ImportError: the package cannot be imported.
     """
     if kind == "nf4" and device.type != "cuda":
         raise ValueError(
             f"base='nf4' needs a GPU with CUDA, and this training is on {device.type}; take int8 or float8"
         )
+    package = BASES[kind]
+    if package is not None and not find_spec(package):
+        raise ImportError(f"base={kind!r} needs {package}: pip install {package}")
 
 
 def quantization_of(kind: str, transformers: Sequence[str], dtype: torch.dtype) -> Any:
@@ -77,7 +77,7 @@ def quantization_of(kind: str, transformers: Sequence[str], dtype: torch.dtype) 
 
 
 def check_loaded(kind: str, transformer: torch.nn.Module) -> None:
-    """Refuse a transformer whose weights do not rest as a base says, or cannot be brought to.
+    """Refuse a transformer whose weights are not stored as a base says and cannot be converted.
 
     Raises:
         ValueError: it was loaded in another way.

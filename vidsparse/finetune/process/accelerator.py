@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,33 @@ if TYPE_CHECKING:
 
     from vidsparse.finetune.settings import Settings
 
-# The variables with which `accelerate launch` passes on a plugin -> its name. A LoRA's training divides videos alone.
+# The variables with which `accelerate launch` passes on a plugin -> its name.
 PLUGINS = {
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
     "ACCELERATE_DYNAMO_BACKEND": "torch.compile (dynamo)",
+}
+FSDP = "ACCELERATE_USE_FSDP"
+# What FSDP must be set to: variable -> the value, the line of a config file, and what serves instead.
+SHARDED = {
+    "FSDP_VERSION": ("2", "fsdp_version: 2", "weights are divided by PyTorch's fully_shard"),
+    "FSDP_RESHARD_AFTER_FORWARD": (
+        "true",
+        "fsdp_reshard_after_forward: true",
+        "else each GPU would hold all weights between forward and backward",
+    ),
+    "FSDP_OFFLOAD_PARAMS": ("false", "fsdp_offload_params: false", "--offload-base without FSDP uses the CPU's memory"),
+    "FSDP_ACTIVATION_CHECKPOINTING": (
+        "false",
+        "fsdp_activation_checkpointing: false",
+        "--gradient-checkpointing does it",
+    ),
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": (
+        "false",
+        "fsdp_cpu_ram_efficient_loading: false",
+        "every process loads the model",
+    ),
 }
 OFF = ("", "0", "false", "no", "none")
 ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
@@ -31,19 +52,36 @@ def check_launch(environment: Mapping[str, str] = os.environ) -> None:
     """Refuse what `accelerate launch` or `accelerate config` switch on and a training does not serve.
 
     Raises:
-        NotImplementedError: with the names of all that is on.
+        NotImplementedError: with the names of all that is on, or with what FSDP must be set to.
     """
     wanted = [name for variable, name in PLUGINS.items() if environment.get(variable, "").lower() not in OFF]
     if wanted:
         raise NotImplementedError(
             f"accelerate's settings switch on {' and '.join(wanted)}, which finetune does not serve: it divides the "
-            "videos of a step among processes; start it with torchrun, or choose a plain MULTI_GPU setting in "
-            "`accelerate config`"
+            "videos of a step among processes, and with FSDP 2 the frozen weights too; start it with torchrun, or "
+            "choose a plain MULTI_GPU or an FSDP 2 setting in `accelerate config`"
         )
+    if not shards_base(environment):
+        return
+    own = {"FSDP_VERSION": "1"}  # of accelerate, where nothing is said
+    for variable, (needed, line, why) in SHARDED.items():
+        found = environment.get(variable, own.get(variable, needed)).lower()
+        if found != needed:
+            raise NotImplementedError(
+                f"{variable}={found} is not served: {why}; write `{line}` under fsdp_config in accelerate's settings"
+            )
+
+
+def shards_base(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether accelerate's settings ask for FSDP, which divides the frozen weights among the processes."""
+    return environment.get(FSDP, "").lower() not in OFF
 
 
 def accelerator_for(settings: Settings, folder: Path, cpu: bool, say: Callable[[str], None] = print) -> Accelerator:
     """The accelerator of a training, with its trackers.
+
+    With FSDP it is that of DDP, which averages the gradients of the LoRA; `vidsparse.finetune.memory.sharding` divides
+    the frozen weights.
 
     Args:
         settings: of the training; they decide what accelerate would otherwise read from the environment.
@@ -64,19 +102,31 @@ def accelerator_for(settings: Settings, folder: Path, cpu: bool, say: Callable[[
     other = os.environ.get(ACCUMULATION, "1")
     if other != "1" and other != str(settings.batch):
         say(f"accelerate's gradient accumulation of {other} is not used: --batch decides, here {settings.batch}")
-    accelerator = Accelerator(
-        mixed_precision=settings.precision,
-        # A plugin, because the environment would replace a number.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.batch),
-        cpu=cpu,
-        log_with=list(trackers) or None,
-        project_dir=folder,
-        # While one process still encodes, the others wait.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
-    )
+    with _unseen(FSDP):
+        accelerator = Accelerator(
+            mixed_precision=settings.precision,
+            # A plugin, because the environment would replace a number.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.batch),
+            cpu=cpu,
+            log_with=list(trackers) or None,
+            project_dir=folder,
+            # While one process still encodes, the others wait.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+        )
     if trackers:
         own: dict[str, Any] = {"wandb": {"dir": str(folder), "name": folder.resolve().name}}
         # The name of TensorBoard's folder, and of a project of wandb.
         project = "tensorboard" if trackers == ("tensorboard",) else "vidsparse"
         accelerator.init_trackers(project, init_kwargs={name: own[name] for name in trackers if name in own})
     return accelerator
+
+
+@contextmanager
+def _unseen(variable: str) -> Iterator[None]:
+    """Within the context, a variable of the environment is not set."""
+    value = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[variable] = value

@@ -107,20 +107,23 @@ class Validation:
         levels, training = self.levels, module.training
         sums = torch.zeros(len(levels), dtype=torch.float64)
         module.eval()
-        # Without DDP: processes may have different numbers of videos.
+        # Without DDP, which would send buffers around each time.
         model = getattr(model, "module", model) if accelerator.num_processes > 1 else model
         try:
-            for number in range(self.rank, len(self.examples) * len(levels), self.world):
-                index, place = divmod(number, len(levels))
+            total = len(self.examples) * len(levels)
+            # Each process computes as often as the others, which may wait for its part of the weights.
+            for number in range(self.rank, self.world * -(-total // self.world), self.world):
+                index, place = divmod(min(number, total - 1), len(levels))
                 example = self.example(index, levels[place]).to(accelerator.device)
                 run.expect_another_video()
                 with accelerator.autocast():
-                    sums[place] += float(loss_of(model, example, task, dtype=dtype)[1])
+                    loss = float(loss_of(model, example, task, dtype=dtype)[1])
+                sums[place] += loss if number < total else 0.0
         finally:
             module.train(training)
         # As float32 on every device: some have no float64.
-        total = accelerator.reduce(sums.float().to(accelerator.device), reduction="sum").cpu() / len(self.examples)
+        mean = accelerator.reduce(sums.float().to(accelerator.device), reduction="sum").cpu() / len(self.examples)
         return {
-            "validation_loss": float(total.mean()),
-            "validation_loss_by_level": {f"{level:.2f}": float(x) for level, x in zip(levels, total, strict=True)},
+            "validation_loss": float(mean.mean()),
+            "validation_loss_by_level": {f"{level:.2f}": float(x) for level, x in zip(levels, mean, strict=True)},
         }

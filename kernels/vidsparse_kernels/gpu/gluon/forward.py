@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ HEAD_DIMS = (64, 128)
 
 def unsupported(launch: Launch, config: GluonConfig) -> str | None:
     """Why this kernel cannot take a call, in words that complete "the forward in Gluon ..."; None if it can."""
-    rows, walked = (math.prod(tile) for tile in (launch.layout.query_tile, launch.layout.key_tile))
+    rows, walked = launch.query.volume, launch.key.volume
     if launch.chip // 10 != 9:
         return f"needs compute capability 9.0, not {launch.chip / 10}"
     if launch.dtype not in DTYPES:
@@ -27,9 +26,9 @@ def unsupported(launch: Launch, config: GluonConfig) -> str | None:
     if launch.shape[3] not in HEAD_DIMS:
         return f"takes head_dim {' and '.join(map(str, HEAD_DIMS))}, not {launch.shape[3]}"
     if rows != 2 * ROWS.value:
-        return f"takes query tiles of {2 * ROWS.value} tokens, not {launch.layout.query_tile}"
+        return f"takes query tiles of {2 * ROWS.value} tokens, not {launch.query.tile}"
     if config.step not in (64, 128) or config.step > walked:
-        return f"reads 64 or 128 tokens of a key tile in a step, not {config.step} of {launch.layout.key_tile}"
+        return f"reads 64 or 128 tokens of a key tile in a step, not {config.step} of {launch.key.tile}"
     if config.stages < 2:
         return f"needs 2 or more stages, not {config.stages}"
     return None
@@ -41,7 +40,7 @@ def run(launch: Launch, config: GluonConfig, key: torch.Tensor, value: torch.Ten
     Args:
         launch: geometry of the call.
         config: how to launch it.
-        key, value: [B, tokens, H, head_dim], `readable`.
+        key, value: [B, key tokens, H, head_dim], `readable`.
         arguments: the arguments that the kernels in Gluon and in Triton share.
 
     Raises:
@@ -50,7 +49,7 @@ def run(launch: Launch, config: GluonConfig, key: torch.Tensor, value: torch.Ten
     reason = unsupported(launch, config)
     if reason is not None:
         raise NotImplementedError(f"the forward in Gluon {reason}")
-    step = step_box(launch.layout.key_tile, config.step)
+    step = step_box(launch.key.tile, config.step)
     shared = gl.NVMMASharedLayout.get_default_for([1, *step, launch.shape[3]], DTYPES[launch.dtype])
 
     def descriptor(boxes: Boxes) -> TensorDescriptor:
@@ -58,7 +57,7 @@ def run(launch: Launch, config: GluonConfig, key: torch.Tensor, value: torch.Ten
         assert whole is not None, "capability 9.0 reads boxes"
         return TensorDescriptor(whole.base, whole.shape, whole.strides, whole.block_shape, shared)
 
-    keys, values = launch.boxes(step, key), launch.boxes(step, value)
+    keys, values = (launch.boxes(step, x, launch.key) for x in (key, value))
     gluon_forward_kernel[launch.grid(launch.query_blocks)](
         **launch.arguments,
         **config.options,
@@ -68,6 +67,7 @@ def run(launch: Launch, config: GluonConfig, key: torch.Tensor, value: torch.Ten
         value_boxes=descriptor(values),
         # geometry
         STEP=step,
+        EXTRA=launch.query.extra + launch.key.extra > 0,
         HEADS_FIRST=(keys.heads_first, values.heads_first),
         # pipeline
         STAGES=config.stages,

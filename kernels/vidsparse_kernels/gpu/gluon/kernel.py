@@ -8,8 +8,9 @@ Names, besides those of primitives.py, lists.py and forward.py:
     ROWS, D           queries of a group; head_dim
     ring              shared memory of keys and values, and its barriers: see ring.py
     seen              what the tile sees: (pointer of its list, count, whole, number of valid extra tokens)
-    grid              (view, bits, prefix, extra)
-    rows              what belongs to the queries: pointers, strides, heads, and shared memory for queries and positions
+    grid              of the keys: (view, bits, prefix)
+    rows              what belongs to the queries: pointers, strides, heads, shared memory for queries and positions,
+                      and their (view, prefix, extra)
     hidden            float32 [KEYS], added to the scores of a step: 0 for a key, else -inf
     SCORES, SUMS      register layouts of scores [ROWS, KEYS] and of sums [ROWS, D]; LINES: of rows in memory
 """
@@ -135,10 +136,10 @@ def consume(
     RAGGED: gl.constexpr,
 ):
     """A computing group: attention of queries `64 * GROUP` to `64 * GROUP + 63` of the program's tile."""
-    query, out, lse, query_strides, out_strides, heads, queries, positions = rows
+    query, out, lse, query_strides, out_strides, heads, queries, positions, held = rows
     turns = ring[3]
     _listed, count, whole, valid = seen
-    view, _bits, prefix, extra = grid
+    view, prefix, extra = held
     KEYS: gl.constexpr = STEP[0] * STEP[1] * STEP[2]
     STEPS: gl.constexpr = KEY_TILE[0] * KEY_TILE[1] * KEY_TILE[2] // KEYS
     MASKED: gl.constexpr = EXTRA or RAGGED
@@ -227,13 +228,18 @@ def gluon_forward_kernel(
     map_batch,
     map_head,
     list_width,
-    frames,
-    height,
-    width,
+    query_frames,
+    query_height,
+    query_width,
+    query_prefix,
+    query_extra,
+    key_frames,
+    key_height,
+    key_width,
+    key_prefix,
+    key_extra,
     row_bits,
     column_bits,
-    prefix,
-    extra,
     heads,
     scale,
     QUERY_TILE: gl.constexpr,
@@ -251,7 +257,8 @@ def gluon_forward_kernel(
     There are STAGES buffers for a step's keys and as many for its values. With TURNS the groups take turns at the
     matrix unit.
     """
-    view, bits = (frames, height, width), (row_bits, column_bits)
+    query_view, key_view = (query_frames, query_height, query_width), (key_frames, key_height, key_width)
+    bits = (row_bits, column_bits)
     D: gl.constexpr = HEAD[0]
     dtype: gl.constexpr = query.dtype.element_ty
     batch, head = gl.program_id(1) // heads, gl.program_id(1) % heads
@@ -260,10 +267,10 @@ def gluon_forward_kernel(
         box_start(batch, head, heads, key_strides, HEADS_FIRST[0]),
         box_start(batch, head, heads, value_strides, HEADS_FIRST[1]),
     )
-    tile = gl.program_id(0) - gl.cdiv(extra, 2 * ROWS)
-    map_row = (wide_batch * map_batch + wide_head * map_head) * tile_count(view, QUERY_TILE) + tile
+    tile = gl.program_id(0) - gl.cdiv(query_extra, 2 * ROWS)
+    map_row = (wide_batch * map_batch + wide_head * map_head) * tile_count(query_view, QUERY_TILE) + tile
     listed, count, whole = key_list(
-        places, counts, whole_counts, every_place, map_row, tile, list_width, view, KEY_TILE
+        places, counts, whole_counts, every_place, map_row, tile, list_width, key_view, KEY_TILE
     )
     valid = gl.load(extra_valid + batch) if EXTRA else 0
 
@@ -275,10 +282,11 @@ def gluon_forward_kernel(
     full, empty, turns = barriers(SLOTS, 1), barriers(SLOTS, 2), barriers(2, 1)
     fence_async_shared()
 
-    grid = (view, bits, prefix, extra)
+    grid = (key_view, bits, key_prefix)
     seen = (listed, count, whole, valid)
     ring = (buffers, full, empty, turns)
-    rows = (query, out, lse, query_strides, out_strides, heads, queries, positions)
+    held = (query_view, query_prefix, query_extra)
+    rows = (query, out, lse, query_strides, out_strides, heads, queries, positions, held)
     loaded = ((key_boxes, value_boxes), starts, (key, value), (key_strides, value_strides), heads)
     gl.warp_specialize(
         [

@@ -47,6 +47,9 @@ CASES = {
     "text-64-keys": (GluonConfig(64, 2), F16, case(TEXT, SMALL, 128, batch=2, extra_valid=(0, 203), empty=(1,))),
     "text-half-a-tile-in-a-step": (FOUR, BF16, case(VideoGrid(3, 9, 10, prefix=70), LARGE, 128, heads=2, map_heads=2)),
     "text-alone": (TWO, F16, case(VideoGrid(2, 8, 16, suffix=130), LARGE, 64, empty=(0, 1))),
+    "new-frames": (TWO, BF16, case(VideoGrid(1, 9, 10), LARGE, 128, key_grid=TEXT, **LENGTHS)),
+    "new-frames-with-text": (FOUR, F16, case(VideoGrid(2, 9, 10, prefix=3, suffix=130), LARGE, 64, key_grid=WHOLE)),
+    "fewer-keys": (FOUR, BF16, case(RAGGED, SMALL, 64, key_grid=VideoGrid(1, 7, 5, suffix=3), empty=(1,))),
     "three-stages": (GluonConfig(64, 3), BF16, case(VideoGrid(5, 6, 7, suffix=1), (4, 4, 4), 128)),
 }
 

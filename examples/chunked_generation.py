@@ -1,0 +1,183 @@
+"""A video made chunk by chunk: new frames attend to the kept keys and values of all frames before them.
+
+    python examples/chunked_generation.py --chunks 5 --out chunks.mp4
+
+It runs `shapes-64` twice, with dense and with sparse attention, and prints the seconds of each chunk and how far its
+frames are from the dense ones. `ChunkedKV` is what a loop of your own needs for a transformer of Wan's layout.
+
+`shapes-64` was trained on whole videos, not to continue one: later chunks need not look good. What this shows is that
+the chunks with sparse attention follow those with dense attention, and how closely.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import export_to_video
+
+import vidsparse
+from vidsparse.shapes.model import load_pipeline
+from vidsparse.shapes.shipped import SHIPPED
+from vidsparse_pipelines.rotary import rotate_pairs
+
+
+class ChunkedKV:
+    """A transformer of Wan whose calls are chunks of a video: each sees the chunks before it, which are kept.
+
+    Inside `with`, it has processors of its own. The keys and values of all layers of the chunks that are kept stay in
+    memory, in the dtype of the model: 2 * batch * tokens * width * bytes for each layer.
+
+    Args:
+        transformer: a `WanTransformer3DModel`.
+        pattern: decides which of the kept tiles a chunk sees: `vidsparse.LightForcing`, or `vidsparse.Dense`.
+
+    Attributes:
+        frames: how many latent frames are kept.
+        densities: density of each sparse attention call.
+    """
+
+    def __init__(self, transformer: Any, pattern: vidsparse.Pattern):
+        grid, keys = vidsparse.VideoGrid(1, 1, 1), vidsparse.VideoGrid(2, 1, 1)
+        context = vidsparse.Context(key_grid=keys)
+        plan = None if pattern.is_dense(context) else pattern.plan(grid, context)
+        if plan is not None and getattr(plan, "key_grid", None) != keys:
+            raise ValueError(f"{pattern!r} plans for videos without kept frames; take LightForcing() or Dense()")
+        self.transformer, self.pattern = transformer, pattern
+        self.layers = [block.attn1 for block in transformer.blocks]
+        self.kept: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(self.layers)
+        self.frames = 0
+        self.densities: list[float] = []
+
+    def __enter__(self) -> ChunkedKV:
+        self.originals = [attention.processor for attention in self.layers]
+        for layer, attention in enumerate(self.layers):
+            attention.processor = ChunkedProcessor(self, layer)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for attention, original in zip(self.layers, self.originals, strict=True):
+            attention.processor = original
+
+    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """The transformer's output for a chunk [batch, channels, frames, height, width], after the kept ones."""
+        frames, height, width = latents.shape[-3:]
+        patch = self.transformer.config.patch_size
+        self.grid = vidsparse.VideoGrid(frames // patch[0], height // patch[1], width // patch[2])
+        # Positions go on from the kept frames.
+        whole = latents[:, :, :1].expand(-1, -1, self.frames * patch[0] + frames, -1, -1)
+        self.rotary = [x[:, -self.grid.tokens :] for x in self.transformer.rope(whole)]
+        self.last: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(self.layers)
+        out: torch.Tensor = self.transformer(latents, timestep.expand(len(latents)), text, return_dict=False)[0]
+        return out
+
+    def keep(self, latents: torch.Tensor, text: torch.Tensor) -> None:
+        """Keep a finished chunk: its keys and values are those of a call without noise."""
+        self(latents, torch.zeros(1), text)
+        self.kept, self.frames = self.last, self.frames + self.grid.frames
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attention of the chunk in a layer to the kept keys and its own, all [batch, tokens, heads, head_dim]."""
+        if (kept := self.kept[layer]) is not None:
+            key, value = (torch.cat(pair, dim=1) for pair in zip(kept, (key, value), strict=True))
+        self.last[layer] = key, value
+        keys = replace(self.grid, frames=self.frames + self.grid.frames) if self.frames else None
+        context = vidsparse.Context(layer, len(self.layers), heads=query.shape[2], key_grid=keys, value=value)
+        if self.pattern.is_dense(context):
+            query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        block_map = self.pattern.select(query, key, self.grid, context)
+        assert isinstance(block_map, vidsparse.BlockMap)  # checked at the start
+        self.densities.append(block_map.density)
+        return vidsparse.sparse_attention(query, key, value, block_map)
+
+
+class ChunkedProcessor:
+    """Replaces diffusers' `WanAttnProcessor` in self-attention."""
+
+    def __init__(self, chunks: ChunkedKV, layer: int):
+        self.chunks, self.layer = chunks, layer
+
+    def __call__(self, attn: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
+        query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states)))
+        query, key = (rotate_pairs(x, *self.chunks.rotary) for x in (query, key))
+        out = self.chunks.attend(self.layer, query, key, value).flatten(2)
+        for module in attn.to_out:
+            out = module(out)
+        return out
+
+
+@torch.no_grad()
+def generate(
+    pipe: Any, pattern: vidsparse.Pattern, prompt: str, chunks: int, frames: int, steps: int, guidance: float
+) -> tuple[torch.Tensor, list[float], list[float]]:
+    """A video of `chunks` chunks of `frames` latent frames.
+
+    Returns:
+        Its frames [frames, 3, height, width] in [0, 1]; the seconds of each chunk; its mean density (1: dense).
+    """
+    sampling = SHIPPED["shapes-64"].sampling
+    size = sampling["height"] // pipe.vae_scale_factor_spatial
+    text = torch.cat(pipe.encode_prompt(prompt, max_sequence_length=sampling["max_sequence_length"]))
+    noise = torch.Generator().manual_seed(0)
+    made, seconds, densities = [], [], []
+    with ChunkedKV(pipe.transformer, pattern) as chunked:
+        for _ in range(chunks):
+            begun, chunked.densities = time.perf_counter(), []
+            latents = torch.randn(1, pipe.transformer.config.in_channels, frames, size, size, generator=noise)
+            pipe.scheduler.set_timesteps(steps)
+            for timestep in pipe.scheduler.timesteps:
+                with_prompt, without = chunked(latents.expand(2, -1, -1, -1, -1), timestep, text).chunk(2)
+                predicted = without + guidance * (with_prompt - without)
+                latents = pipe.scheduler.step(predicted, timestep, latents, return_dict=False)[0]
+            chunked.keep(latents.expand(2, -1, -1, -1, -1), text)
+            made.append(latents)
+            seconds.append(time.perf_counter() - begun)
+            densities.append(sum(chunked.densities) / len(chunked.densities) if chunked.densities else 1.0)
+    config = pipe.vae.config
+    mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (config.latents_mean, config.latents_std))
+    video = pipe.vae.decode(torch.cat(made, dim=2) * std + mean, return_dict=False)[0]
+    return (video[0].transpose(0, 1) / 2 + 0.5).clamp(0, 1), seconds, densities
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompt", default="a red circle moving left on a blue background")
+    parser.add_argument("--chunks", type=int, default=5, help="default: 5")
+    parser.add_argument("--frames", type=int, default=3, help="latent frames of a chunk (default: 3)")
+    parser.add_argument("--steps", type=int, default=8, help="denoising steps of a chunk (default: 8)")
+    parser.add_argument("--density", type=float, default=0.3, help="of all chunks but the first (default: 0.3)")
+    parser.add_argument("--base-density", type=float, default=0.2, help="of ever later chunks (default: 0.2)")
+    parser.add_argument("--keep-frames", type=int, default=6, help="earlier frames that a tile sees (default: 6)")
+    parser.add_argument("--out", type=Path, default=Path("chunks.mp4"), help="default: chunks.mp4")
+    options = parser.parse_args(arguments)
+    pattern = vidsparse.LightForcing(
+        options.density,
+        options.base_density,
+        frames=options.chunks * options.frames,
+        chunk=options.frames,
+        keep_frames=options.keep_frames,
+        tile=(1, 4, 4),  # frames of shapes-64 have 16x16 tokens
+    )
+    pipe = load_pipeline(model="shapes-64")
+    settings = options.prompt, options.chunks, options.frames, options.steps, SHIPPED["shapes-64"].guidance
+    dense, dense_seconds, _ = generate(pipe, vidsparse.Dense(), *settings)
+    sparse, sparse_seconds, densities = generate(pipe, pattern, *settings)
+    print("chunk  density  dense s  sparse s  PSNR to dense")
+    for i, density in enumerate(densities):
+        # The first latent frame makes one frame, each other one four.
+        first, after = (max(0, 1 + 4 * (n * options.frames - 1)) for n in (i, i + 1))
+        error = (dense[first:after] - sparse[first:after]).square().mean()
+        psnr = "the same" if error == 0 else f"{-10 * error.log10():.1f} dB"
+        print(f"{i:5}  {density:7.3f}  {dense_seconds[i]:7.2f}  {sparse_seconds[i]:8.2f}  {psnr:>13}")
+    export_to_video([*sparse.permute(0, 2, 3, 1).numpy()], str(options.out), fps=12)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The small training of `tiny_training` in two processes on a CPU, with or without FSDP."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from gloo import free_port, on_ranks
+from tiny_training import train
+from torch import distributed
+
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+
+
+class Asked(NamedTuple):
+    """A training: its folder, whether weights are divided, and what differs from `tiny_training`."""
+
+    folder: Path
+    divided: bool
+    changes: dict[str, Any]
+
+
+def train_on_two(cache: Path, trainings: list[Asked]) -> list[dict[str, torch.Tensor]]:
+    """Train one after another in the same two processes, and read the weights that each wrote."""
+    found: list[dict[str, torch.Tensor]] = on_ranks(2, _train, cache, trainings, [free_port() for _ in trainings])[0]
+    return found
+
+
+def _train(cache: Path, trainings: list[Asked], ports: list[int]) -> list[dict[str, torch.Tensor]]:
+    rank, found = str(distributed.get_rank()), []
+    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    for asked, port in zip(trainings, ports, strict=True):
+        os.environ.update(FSDP2, ACCELERATE_USE_FSDP=str(asked.divided).lower(), MASTER_PORT=str(port))
+        found.append(train(asked.folder, cache, **asked.changes))
+    return found
