@@ -22,7 +22,7 @@ from vidsparse.shapes import model as shapes
 class Tiny(Model):
     """A random pipeline that is loaded from nowhere."""
 
-    def load(self, dtype: torch.dtype) -> Any:
+    def load(self, dtype: torch.dtype, quantization: Any = None) -> Any:
         return tiny_lora.pipeline().to(dtype)
 
 
@@ -42,7 +42,7 @@ TINY = Tiny("shapes", {"num_frames": 33})
 )
 def test_what_is_refused_before_anything_is_loaded(asked: dict[str, Any], says: str) -> None:
     class Never(Model):
-        def load(self, dtype: torch.dtype) -> Any:
+        def load(self, dtype: torch.dtype, quantization: Any = None) -> Any:
             pytest.fail("the model was loaded")
 
     with pytest.raises(ValueError, match=says):
