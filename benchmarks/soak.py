@@ -106,6 +106,9 @@ def cases() -> list[Case]:
         Case(flat, vidsparse.Reuse(top, refresh_every=2)),
         Case(square, vidsparse.Reuse(vidsparse.ExactBlocks()), seed=2),
         Case(tall, vidsparse.VideoSparse(density=0.4)),
+        Case(square, vidsparse.ShiftedWindows()),
+        Case(square, vidsparse.FreeSwim(vidsparse.InwardWindow(scale=2.0))),
+        Case(small, vidsparse.LightForcing()),  # dense, since the model keeps no frames
         Case(square, budget),
         Case(small, budget, seed=3),
         Case(square, vidsparse.Dense(), cache=first_block),

@@ -22,7 +22,7 @@ tiny = pytest.fixture(scope="session")(tiny_pipeline)
 small = pytest.fixture(small_sample)
 # Arguments after the prompt -> what the one line says. None of these may load a model.
 REFUSED: dict[str, tuple[list[str], str]] = {
-    "unknown pattern": (["--pattern", "spiral"], "choose one of dense, exact-blocks, gridded"),
+    "unknown pattern": (["--pattern", "spiral"], "choose one of dense, exact-blocks, free-swim, gridded"),
     "density 0": (["--density", "0"], "must be in (0, 1]"),
     "density over 1": (["--density", "1.5"], "must be in (0, 1]"),
     "density of a window": (

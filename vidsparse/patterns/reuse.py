@@ -175,8 +175,7 @@ def head_recalls(query: torch.Tensor, key: torch.Tensor, plan: Plan, samples: in
         tokens = tokens.long()
         rows = tile_of_token(block_map.view, block_map.query_tile)[tokens].to(query.device)
         tokens = (tokens + block_map.grid.prefix).to(query.device)
-        counts, indices = block_map.counts[:, :, rows], block_map.indices[:, :, rows]
-        kept = replace(block_map, counts=counts, indices=indices).to_dense()
+        kept = block_map.to_dense()[:, :, rows]
         kept = kept.expand(-1, len(group.heads), -1, -1)
         for i, head in enumerate(group.heads):
             shares = TiledKeys.of(key[:, :, head], block_map.grid, block_map.key_tile).shares(query[:, tokens, head])

@@ -11,6 +11,7 @@ from vidsparse import BlockMap, VideoGrid, bench
 
 pytest.importorskip("triton")
 from vidsparse_kernels.gpu import configs, forward, key_gradient, launch, operator, query_gradient
+from vidsparse_kernels.layout import TileLayout, Tiling
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -90,7 +91,11 @@ def test_launches_that_fail_or_give_other_numbers_are_left_out(
 def test_what_does_not_fit_a_chip_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operator, "capability", lambda device: 89)
     large, tile = torch.empty(1, 4, 1, 128, device=DEVICE), (2, 8, 8)
-    reason = operator.unsupported(large, tile, tile)
+
+    def layout(tile: tuple[int, int, int]) -> TileLayout:
+        return TileLayout(*[Tiling((4, 8, 8), tile)] * 2)
+
+    reason = operator.unsupported(large, layout(tile))
     assert reason == "takes torch.float32 with head_dim 128 in tiles of 64 tokens on this chip, not the tile (2, 8, 8)"
-    assert operator.unsupported(large, (1, 8, 8), (1, 8, 8)) is None
-    assert operator.unsupported(large.half(), tile, tile) is None
+    assert operator.unsupported(large, layout((1, 8, 8))) is None
+    assert operator.unsupported(large.half(), layout(tile)) is None
