@@ -105,7 +105,7 @@ def test_settings_that_do_not_go_with_it(changes: dict[str, Any], named: str, mo
     settings = Settings(PATTERN, **changes)
     check_device(settings, cpu=True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", FSDP2["ACCELERATE_USE_FSDP"])
-    with pytest.raises(NotImplementedError, match=f"does not go together with {named}; leave one of"):
+    with pytest.raises(NotImplementedError, match=f"cannot be combined with {named}; leave these out"):
         check_device(settings, cpu=True)
 
 

@@ -52,7 +52,7 @@ def shard(
 
 
 def check_sharded(settings: Settings) -> None:
-    """Refuse settings that do not go together with divided weights, before a model is loaded.
+    """Refuse settings that cannot be combined with divided weights, before a model is loaded.
 
     Raises:
         NotImplementedError: with the names of all of them.
@@ -61,8 +61,8 @@ def check_sharded(settings: Settings) -> None:
     wanted += [name for name in ("offload_base", "offload_activations") if getattr(settings, name)]
     if wanted:
         raise NotImplementedError(
-            f"FSDP divides plain weights on GPUs, and does not go together with {' and '.join(wanted)}; leave one of "
-            "them out"
+            f"FSDP cannot be combined with {' and '.join(wanted)}; leave these out, or choose a plain MULTI_GPU "
+            "setting in `accelerate config`"
         )
 
 

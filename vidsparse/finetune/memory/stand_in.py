@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from vidsparse.finetune.memory.base import cast_layers
+from vidsparse.finetune.memory.base import STORED, cast_layers
+from vidsparse.finetune.memory.wrapped import frozen
 
 # Of nf4: numbers that share a scale, and scales that share one in turn.
 SHARED, SHARED_SCALES = 64, 256
@@ -64,13 +65,13 @@ def _rest_in_float8(module: torch.nn.Module, dtype: torch.dtype) -> None:
     """The hooks of diffusers set the content of a weight, which a tensor without content does not allow."""
     for name, weight in module._parameters.items():
         if weight is not None:
-            module._parameters[name] = _frozen(torch.empty_like(weight, dtype=torch.float8_e4m3fn))
+            module._parameters[name] = frozen(torch.empty_like(weight, dtype=STORED))
     resting: dict[str, Any] = {}
 
     def awake(*_: Any) -> None:
         resting.update(module._parameters)
         for name, weight in resting.items():
-            module._parameters[name] = None if weight is None else _frozen(torch.empty_like(weight, dtype=dtype))
+            module._parameters[name] = None if weight is None else frozen(torch.empty_like(weight, dtype=dtype))
 
     def asleep(*_: Any) -> None:
         module._parameters.update(resting)
@@ -101,7 +102,7 @@ def _rest_in_nf4(module: Any, dtype: torch.dtype) -> None:
     scales = -(-count // SHARED)
     # Two numbers and one scale are a byte each; scales of scales are float32.
     stored = -(-count // 2) + scales + 4 * -(-scales // SHARED_SCALES)
-    module.weight = _frozen(torch.empty(stored, dtype=torch.uint8))
+    module.weight = frozen(torch.empty(stored, dtype=torch.uint8))
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         bias = None if module.bias is None else module.bias.to(dtype)
@@ -110,7 +111,3 @@ def _rest_in_nf4(module: Any, dtype: torch.dtype) -> None:
         return out.to(hidden.dtype)
 
     module.forward = forward
-
-
-def _frozen(weight: torch.Tensor) -> torch.nn.Parameter:
-    return torch.nn.Parameter(weight, requires_grad=False)

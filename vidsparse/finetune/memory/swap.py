@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vidsparse.finetune.memory.wrapped import bytes_of, rebuilt
+from vidsparse.finetune.memory.wrapped import bytes_of, frozen, rebuilt
 
 Weights = list[torch.nn.Parameter]
 
@@ -106,7 +106,7 @@ class BlockSwap:
         weight: Any = part._parameters[name]
         if self._stream is None:
             return weight  # type: ignore[no-any-return]
-        return _frozen(rebuilt(weight.detach(), lambda inner: inner.cpu().pin_memory()))
+        return frozen(rebuilt(weight.detach(), lambda inner: inner.cpu().pin_memory()))
 
     def _send(self, index: int) -> Coming:
         """Start copying a block's weights; the memory is taken on the stream that will use it."""
@@ -116,7 +116,7 @@ class BlockSwap:
             copies.append((made := torch.empty_like(inner, device=self._device), inner))
             return made
 
-        weights = [_frozen(rebuilt(weight.detach(), empty)) for weight in self._hosts[index]]
+        weights = [frozen(rebuilt(weight.detach(), empty)) for weight in self._hosts[index]]
         if self._stream is None:
             for made, inner in copies:
                 made.copy_(inner)
@@ -186,7 +186,3 @@ def _move(module: torch.nn.Module, device: torch.device) -> None:
     """Move a module, unless it is there: tensors without content cannot be moved."""
     if any(tensor.device.type != device.type for tensor in (*module.parameters(), *module.buffers())):
         module.to(device)
-
-
-def _frozen(weight: torch.Tensor) -> torch.nn.Parameter:
-    return torch.nn.Parameter(weight, requires_grad=False)

@@ -28,6 +28,11 @@ def rebuilt(tensor: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> torc
     return made
 
 
+def frozen(tensor: torch.Tensor) -> torch.nn.Parameter:
+    """A weight that does not learn."""
+    return torch.nn.Parameter(tensor, requires_grad=False)
+
+
 def bytes_of(tensor: torch.Tensor) -> int:
     """Bytes of all that a tensor is made of."""
     return sum(inner.numel() * inner.element_size() for inner in inner_tensors(tensor))
