@@ -1,167 +1,185 @@
-"""Every pattern on a `shapes` model at one density: what it saves, how near it stays to dense, what the judge says.
+"""Every pattern and correction on whole videos of a `shapes` model: what each costs, and how near it stays to dense.
 
-All patterns see the same prompts and seeds, with the same dense steps; the dense videos come first. One line of
-`results/MODEL/catalogue.json` for each length and pattern is written as soon as it is known, and kept by later runs.
+All sample the same prompts and seeds. Where a model has an expert for high noise with fewer tokens, that one is dense
+in every row, as it is in `generate`: it computes once for each prompt and seed, and the others take over its outputs.
+So density and seconds are of the expert for low noise. Seconds are a processor's, which other work on the machine
+changes less. Each video is written as soon as it is known, and the same command goes on from it.
 
-python benchmarks/catalogue.py --frames 33 --prompts 4
-python benchmarks/catalogue.py --frames 129 --prompts 1 --lora shapes-long --sampler own --flow-shift 3
+python benchmarks/catalogue.py                        # four prompts, two seeds: two hours of one core
+python benchmarks/catalogue.py --prompts 1 --seeds 1 --only Radial profile
+python benchmarks/catalogue.py --plot                 # table and plot of what is there
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from subject import add_model_options, grid_of, load_model, results_of, sampling_of
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from contenders import Contender, corrected, patterns
+from report import write_report
+from subject import add_model, grid_of, results_of, sampling_of
 
 import vidsparse
-from vidsparse import Pattern, VideoGrid
 from vidsparse.atomic import replacing
-from vidsparse.patterns.names import NONE, build_correction, correction_classes
-from vidsparse.shapes import judge
-from vidsparse.shapes.scene import Scene, held_out_scenes
+from vidsparse.generation.metrics import difference
+from vidsparse.generation.models import find_model, source_of
+from vidsparse.generation.sample import sample
+from vidsparse.presets import preset
+from vidsparse.shapes.scene import held_out_scenes
 
-LAYERS, HEADS = 6, 3
-
-
-def catalogue(grid: VideoGrid, density: float) -> dict[str, Pattern]:
-    """Every pattern at about this density of pairs of tokens; where it has no density, the nearest of some settings."""
-    windows = [
-        vidsparse.SlidingTile((f, h, h))
-        for f in range(1, grid.frames + 1, max(1, grid.frames // 16))
-        for h in range(4, grid.height + 1, 4)
-    ]
-    rasters = [
-        vidsparse.RadialRaster(decay, sink, "half") for decay in (0.05, 0.1, 0.2, 0.4, 1.0) for sink in (False, True)
-    ]
-    lines = [vidsparse.Gridded((1, h, w), None, n) for h in (8, 16) for w in (4, 8, 16) for n in (0, 1, 2)]
-    powers = [vidsparse.PowerOfTwo(axes, (w, w, w)) for axes in (1, 2, 3) for w in (1, 2)]
-    halves = tuple("diagonal" if head % 2 else "temporal" for head in range(HEADS))
-    modes = [
-        vidsparse.HeadModes(((halves,) * LAYERS,), window=w, radius=r) for w in range(8) for r in (0, 1, 2, 4, 6, 8)
-    ]
-    blocks = [vidsparse.MixtureOfBlocks.training_free((k, 4 * k, 4 * k)) for k in (1, 2, 3)]
-    thresholds = [vidsparse.MixtureOfBlocks.trained(t) for t in (0.1, 0.15, 0.2, 0.25)]
-    # Tiles of 64 or 128 tokens are what kernels are fast with; smaller ones show what a pattern could keep.
-    sixteen, eight = (1, 4, 4), (1, 2, 4)
-    return {
-        "Radial": vidsparse.Radial(density),
-        "RadialRaster": _nearest(rasters, grid, density),
-        "SlidingTile": _nearest(windows, grid, density),
-        "Gridded": _nearest(lines, grid, density),
-        "PowerOfTwo": _nearest(powers, grid, density),
-        "HeadModes": _nearest(modes, grid, density),
-        "SpatialTemporal": vidsparse.SpatialTemporal(density),
-        "MixtureOfBlocks training-free": _nearest(blocks, grid, density),
-        "MixtureOfBlocks trained": _nearest(thresholds, grid, density),
-        "TopBlocks": vidsparse.TopBlocks(density),
-        "TopBlocks variance": vidsparse.TopBlocks(density, variance=True, sink=1),
-        "Reuse TopBlocks": vidsparse.Reuse(vidsparse.TopBlocks(density)),
-        "Reuse ExactBlocks": vidsparse.Reuse(vidsparse.ExactBlocks(density)),
-        "Radial, 16": vidsparse.Radial(density, tile=sixteen),
-        "TopBlocks, 16": vidsparse.TopBlocks(density, tile=sixteen),
-        "Reuse TopBlocks, 16": vidsparse.Reuse(vidsparse.TopBlocks(density, tile=sixteen)),
-        "Reuse ExactBlocks, 16": vidsparse.Reuse(vidsparse.ExactBlocks(density, tile=sixteen)),
-        "TopBlocks, 8": vidsparse.TopBlocks(density, tile=eight),
-        "Reuse TopBlocks, 8": vidsparse.Reuse(vidsparse.TopBlocks(density, tile=eight)),
-        "Reuse ExactBlocks, 8": vidsparse.Reuse(vidsparse.ExactBlocks(density, tile=eight)),
-    }
+DENSE = "dense"
 
 
-def _nearest(patterns: list[Any], grid: VideoGrid, density: float) -> Pattern:
-    def share(pattern: Pattern) -> float:
-        groups = vidsparse.head_groups(pattern.plan(grid, vidsparse.Context(heads=HEADS, layers=LAYERS)), HEADS)
-        return sum(len(group.heads) * group.block_map.token_density for group in groups) / HEADS
-
-    nearest: Pattern = min(patterns, key=lambda pattern: abs(share(pattern) - density))
-    return nearest
-
-
-def generate(pipe: Any, scenes: list[Scene], arguments: argparse.Namespace) -> tuple[list[torch.Tensor], float]:
-    """Videos float32 [3, frames, height, width] in [-1, 1], and the seconds that the denoising of one took."""
-    videos, seconds = [], 0.0
-    for number, scene in enumerate(scenes):
-        asked = {"num_frames": arguments.frames, "num_inference_steps": arguments.steps}
-        settings = sampling_of(arguments.model) | asked | {"guidance_scale": arguments.guidance}
-        vidsparse.seed_steps(number)
-        started = time.perf_counter()
-        latents = pipe(
-            scene.caption, generator=torch.Generator().manual_seed(number), output_type="latent", **settings
-        ).frames
-        seconds += time.perf_counter() - started
-        videos.append(decode(pipe.vae, latents))
-    return videos, seconds / len(scenes)
+def contenders(arguments: argparse.Namespace) -> dict[str, Contender]:
+    """Name and density -> what is sampled, dense first."""
+    grid = grid_of(arguments.model, sampling_of(arguments.model)["num_frames"])
+    found = {DENSE: Contender(vidsparse.Dense())}
+    if arguments.model == "shapes":
+        found["profile"] = Contender(preset("shapes").pattern)
+    for density in arguments.densities:
+        found |= {f"{name}, {density}": Contender(pattern) for name, pattern in patterns(grid, density).items()}
+    first = arguments.densities[0]
+    found |= {f"{name}, {first}": contender for name, contender in corrected(grid, first).items()}
+    return found
 
 
-@torch.no_grad()
-def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    std, mean = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (vae.config.latents_std, vae.config.latents_mean))
-    video: torch.Tensor = vae.decode((latents.float() * std + mean).to(vae.dtype)).sample[0].float().clamp(-1, 1)
-    return video
+@contextmanager
+def replayed(pipe: Any, outputs: list[torch.Tensor]) -> Iterator[None]:
+    """Let the expert for high noise return these outputs, call by call, or fill the list where it is empty."""
+    if getattr(pipe, "transformer_2", None) is None:
+        yield
+        return
+    forward, known, calls = pipe.transformer.forward, bool(outputs), iter(outputs)
+
+    def replay(*given: Any, **named: Any) -> Any:
+        if known:
+            return (next(calls),)
+        out = forward(*given, **named)
+        outputs.append(out[0])
+        return out
+
+    pipe.transformer.forward = replay
+    try:
+        yield
+    finally:
+        del pipe.transformer.forward
 
 
-def compare(videos: list[torch.Tensor], dense: list[torch.Tensor], scenes: list[Scene]) -> dict[str, float | None]:
-    """Means over the prompts: PSNR (None for equal videos) and SSIM against dense, and the judge's score."""
-    pairs = [((v.transpose(0, 1) + 1) / 2, (d.transpose(0, 1) + 1) / 2) for v, d in zip(videos, dense, strict=True)]
-    psnr = [float(peak_signal_noise_ratio(v, d, data_range=1.0)) for v, d in pairs]
-    ssim = [float(structural_similarity_index_measure(v, d, data_range=1.0)) for v, d in pairs]
-    score = [judge.score(video, scene).mean for video, scene in zip(videos, scenes, strict=True)]
-    means = {name: round(sum(x) / len(x), 4) for name, x in (("psnr", psnr), ("ssim", ssim), ("judge", score))}
-    return means if math.isfinite(means["psnr"]) else means | {"psnr": None}
+class Subject:
+    """A model, and how one of its videos is sampled and compared."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.model = find_model(arguments.model)
+        self.pipe = self.model.load(getattr(torch, arguments.dtype))
+        self.pipe.set_progress_bar_config(disable=True)
+        self.folder = arguments.cache / f"{arguments.model}-{_digest(arguments.model)}-{arguments.dtype}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def measure(self, contender: Contender, prompt: str, seed: int) -> dict[str, Any]:
+        """Sample one video, and say what it took and how near it is to dense."""
+        path = self.folder / f"{prompt.replace(' ', '_')}-{seed}.pt"
+        kept: dict[str, Any] = torch.load(path) if path.is_file() else {"outputs": [], "frames": None}
+        clock: list[float] = []
+        arguments = dict(self.model.sampling) | {"prompt": prompt}
+        coarse = getattr(self.pipe, "transformer_2", None) is not None
+        with replayed(self.pipe, kept["outputs"]):
+            done = sample(
+                self.pipe,
+                contender.pattern,
+                arguments,
+                correction=contender.correction,
+                seed=seed,
+                on_step=lambda *_: clock.append(time.process_time()),
+            )
+        fine = self._fine_steps(len(clock) - 1) if coarse else len(clock) - 1
+        if kept["frames"] is None:
+            with replacing(path) as temporary:
+                torch.save(
+                    kept | {"frames": torch.as_tensor(done.frames).half(), "coarse": clock[-1 - fine] - clock[0]},
+                    temporary,
+                )
+            kept = torch.load(path)
+        dense = kept["frames"].float().numpy()
+        apart = difference(dense, done.frames.astype("float16").astype("float32"))
+        judged = self.model.judge(done.frames, prompt)
+        return {
+            "seconds": clock[-1] - clock[-1 - fine],
+            "coarse_seconds": kept["coarse"],
+            "density": done.report.density,
+            "token_density": done.report.token_density,
+            "psnr": apart.psnr,
+            "ssim": apart.ssim,
+            "judge": None if judged is None else judged["mean"],
+        }
+
+    def _fine_steps(self, steps: int) -> int:
+        """Of the steps of a generation, those of the expert for low noise."""
+        boundary = self.pipe.config.boundary_ratio * self.pipe.scheduler.config.num_train_timesteps
+        self.pipe.scheduler.set_timesteps(steps)
+        return int((self.pipe.scheduler.timesteps < boundary).sum())
+
+
+def _digest(name: str) -> str:
+    """A hash of a model's weights: what is kept of other weights must not be taken for theirs."""
+    files = sorted(Path(source_of(name)).rglob("*.safetensors"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_options(parser, dtype="bfloat16")
-    parser.add_argument("--density", type=float, default=0.2)
-    parser.add_argument("--correction", choices=[NONE, *correction_classes()], default="none")
-    parser.add_argument("--dense-steps", type=int, default=4)
-    parser.add_argument("--steps", type=int, help="default: those of the model")
-    parser.add_argument("--guidance", type=float, help="default: that of the model")
+    add_model(parser)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--densities", type=float, nargs="+", default=[0.15, 0.3])
     parser.add_argument("--prompts", type=int, default=4, help="how many of the 64 held-out ones, evenly spaced")
-    parser.add_argument("--only", nargs="+", help="names of patterns; all by default")
-    parser.add_argument("--out", type=Path, help="default: results/MODEL/catalogue.json")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", nargs="+", help="beginnings of names; all by default")
+    parser.add_argument("--cache", type=Path, default=Path("runs/catalogue"), help="folder of dense videos")
+    parser.add_argument("--out", type=Path, help="folder of catalogue.json, .md and .png (default: results/MODEL)")
+    parser.add_argument("--plot", action="store_true", help="sample nothing")
     arguments = parser.parse_args()
+    out = arguments.out or results_of(arguments.model)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "catalogue.json"
+    settings = {name: getattr(arguments, name) for name in ("model", "dtype")} | {"weights": _digest(arguments.model)}
+    rows: list[dict[str, Any]] = []
+    if path.is_file():
+        kept = json.loads(path.read_text())
+        if kept["settings"] != settings:
+            raise SystemExit(f"{path} is of {kept['settings']}, asked for is {settings}: remove it, or give --out")
+        rows = kept["rows"]
+    if not arguments.plot:
+        run(arguments, rows, lambda: _write(path, settings, rows))
+    write_report(out / "catalogue", rows)
 
-    pipe, _ = load_model(arguments)
-    sampling = sampling_of(arguments.model)
-    arguments.steps = arguments.steps or sampling["num_inference_steps"]
-    arguments.guidance = sampling["guidance_scale"] if arguments.guidance is None else arguments.guidance
-    out = arguments.out or results_of(arguments.model) / "catalogue.json"
-    correction = build_correction(arguments.correction)
-    scenes = held_out_scenes()[:: max(1, 64 // arguments.prompts)][: arguments.prompts]
-    settings = {key: value for key, value in vars(arguments).items() if key not in ("only", "out")}
-    grid = grid_of(arguments.model, arguments.frames)
-    rows = json.loads(out.read_text()) if out.is_file() else []
 
-    def record(name: str, found: dict[str, Any]) -> None:
-        row = {"name": name, "frames": arguments.frames} | found | {"settings": settings}
-        rows[:] = [r for r in rows if (r["name"], r["frames"]) != (name, arguments.frames)] + [row]
-        with replacing(out) as temporary:
-            temporary.write_text(json.dumps(rows, indent=1) + "\n")
-        print({key: value for key, value in row.items() if key != "settings"}, flush=True)
+def run(arguments: argparse.Namespace, rows: list[dict[str, Any]], write: Any) -> None:
+    """Sample what is missing, one row for each video."""
+    subject, chosen = Subject(arguments), contenders(arguments)
+    known = {(row["name"], row["prompt"], row["seed"]) for row in rows}
+    scenes = held_out_scenes()[:: 64 // arguments.prompts][: arguments.prompts]
+    for seed in range(arguments.seeds):
+        for scene in scenes:
+            for name, contender in chosen.items():
+                wanted = name == DENSE or not arguments.only or name.startswith(tuple(arguments.only))
+                if not wanted or (name, scene.caption, seed) in known:
+                    continue
+                found = subject.measure(contender, scene.caption, seed)
+                named = {"name": name, "prompt": scene.caption, "seed": seed}
+                rows.append(named | {"pattern": repr(contender.pattern)} | found)
+                write()
+                print(json.dumps(named | found), flush=True)
 
-    generate(pipe, scenes[:1], argparse.Namespace(**(settings | {"frames": 5, "steps": 1})))  # warm-up
-    dense, dense_seconds = generate(pipe, scenes, arguments)
-    record("dense", {"seconds": round(dense_seconds, 2)} | compare(dense, dense, scenes))
-    for name, pattern in catalogue(grid, arguments.density).items():
-        if arguments.only and name not in arguments.only:
-            continue
-        schedule = vidsparse.StepSchedule(pattern, dense_steps=arguments.dense_steps)
-        with vidsparse.sparsify(pipe, schedule, correction=correction) as run:
-            videos, seconds = generate(pipe, scenes, arguments)
-            report = run.report()
-        found = {"pattern": repr(pattern), "density": round(report.density, 4)}
-        found |= {"token_density": round(report.token_density, 4), "flops_saved": round(report.flops_saved, 4)}
-        found |= {"seconds": round(seconds, 2), "dense_seconds": round(dense_seconds, 2)}  # of the same run
-        title = name if correction is None else f"{name} + {type(correction).__name__}"
-        record(title, found | compare(videos, dense, scenes))
+
+def _write(path: Path, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What corrections add: output error against dense attention, with and without each, at several densities.
 
-    python benchmarks/corrections.py            # queries, keys and values of a model that ships, and synthetic ones
-    python benchmarks/corrections.py --quick    # fewer layers, steps and densities
+    python benchmarks/corrections.py    # queries, keys and values of a model that ships, and synthetic ones
 
 Error: ||output - dense|| / ||dense|| over all tokens of a layer; the table has the mean over layers, steps and prompts,
 and the worst layer's error as a multiple of its error without correction: above 1, the correction hurts there.
@@ -19,11 +18,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from pattern_error import record
-from subject import add_model, grid_of, results_of
+from recorded import Moment, record
+from subject import add_model, grid_of, results_of, sampling_of
 
 from vidsparse import (
     BlockMap,
@@ -35,10 +34,8 @@ from vidsparse import (
     PooledComplement,
     PowerOfTwo,
     Radial,
-    RadialRaster,
     Rectified,
     Reshaped,
-    SlidingTile,
     SparseCall,
     SpatialTemporal,
     TopBlocks,
@@ -61,27 +58,6 @@ CORRECTIONS: dict[str, Correction | None] = {
     "Reshaped('full')": Reshaped("full"),
     "Reshaped('full', drift=0)": Reshaped("full", drift=0.0),
 }
-
-
-class Moment(NamedTuple):
-    """Query, key and value [batch, tokens, heads, head_dim] of one layer at a step, and some steps before."""
-
-    layer: int
-    before: tuple[torch.Tensor, ...]
-    now: tuple[torch.Tensor, ...]
-
-
-def real(model: str, frames: int, prompts: int, steps: int, at: list[int], lag: int, layers: list[int]) -> list[Moment]:
-    """Of a model that ships, whose layers are recorded step by step, prompt after prompt."""
-    wanted = sorted({*at, *(step - lag for step in at)})
-    kept = record(model, frames, prompts, steps, set(wanted))
-    depth = len(kept) // prompts // len(wanted)
-    found = []
-    for prompt in range(prompts):
-        for step in at:
-            here, before = ((prompt * len(wanted) + wanted.index(s)) * depth for s in (step, step - lag))
-            found += [Moment(n, kept[before + n], kept[here + n]) for n in layers if n < depth]
-    return found
 
 
 def synthetic(grid: VideoGrid, layers: int, heads: int = 3, head_dim: int = 64) -> list[Moment]:
@@ -113,25 +89,17 @@ def synthetic(grid: VideoGrid, layers: int, heads: int = 3, head_dim: int = 64) 
     return found
 
 
-def contenders(grid: VideoGrid, densities: list[float]) -> dict[str, list[Pattern]]:
+def contenders(densities: list[float]) -> dict[str, list[Pattern]]:
     """Name -> patterns from sparse to dense."""
-    cube = (4, 4, 4)
-    windows = [SlidingTile((t, s, s), tile=cube) for t in (4, 8, 12) for s in (4, 8, 12)]
-    found: dict[str, list[Pattern]] = {
+    return {
         "Radial": [Radial(density=d) for d in densities],
-        "Radial, tile (4, 4, 4)": [Radial(density=d, tile=cube) for d in densities],
-        "Radial, tile (1, 4, 4)": [Radial(density=d, tile=(1, 4, 4)) for d in densities],
-        "SlidingTile, tile (4, 4, 4)": [min(windows, key=lambda w: abs(w.plan(grid).density - d)) for d in densities],
-        "RadialRaster": [RadialRaster(adjacent="half", block=64), RadialRaster(decay=2.0, block=64)],
-    }
-    found |= {
-        "TopBlocks, tile (4, 4, 4)": [TopBlocks(density=d, tile=cube) for d in densities],
+        "Radial, tile (4, 4, 4)": [Radial(density=d, tile=(4, 4, 4)) for d in densities],
+        "TopBlocks": [TopBlocks(density=d) for d in densities],
         "SpatialTemporal": [SpatialTemporal(density=d) for d in densities],
-        "PowerOfTwo, tile (4, 4, 4)": [PowerOfTwo(tile=cube, window=(1, 1, 1)), PowerOfTwo(tile=cube)],
-        "MixtureOfBlocks, tile (4, 4, 4)": [MixtureOfBlocks(top_k=(k, k, k), tile=cube) for k in (1, 2, 4)],
+        "PowerOfTwo": [PowerOfTwo(axes=1, window=(1, 1, 1)), PowerOfTwo()],
+        "MixtureOfBlocks": [MixtureOfBlocks.training_free((k, 4 * k, 4 * k)) for k in (1, 2)],
         "Gridded": [Gridded((1, 8, 8), None, 1, sink) for sink in (0, 1)],
     }
-    return found
 
 
 def extra_cost(correction: Correction | None, block_map: BlockMap) -> float:
@@ -249,28 +217,23 @@ def write(path: Path, make: Callable[[Path], object]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--at", type=int, nargs="+", default=[6, 14, 26], help="denoising steps that are measured")
+    parser.add_argument("--at", type=int, nargs="+", default=[5], help="denoising steps of the expert, from 0")
     parser.add_argument("--lag", type=int, default=2, help="steps since the refresh of Reshaped")
-    parser.add_argument("--layers", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5])
-    parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.15, 0.2, 0.3, 0.5])
-    parser.add_argument("--quick", action="store_true", help="1 prompt, 8 steps, 3 layers, 2 densities")
+    parser.add_argument("--layers", type=int, nargs="+", default=[0, 2, 5])
+    parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.2, 0.4])
     add_model(parser)
     parser.add_argument("--out", type=Path, help="folder of corrections.json, .md and .png (default: results/MODEL)")
     arguments = parser.parse_args()
-    if arguments.quick:
-        small = dict(prompts=1, steps=8, at=[3, 6], lag=1, layers=[0, 2, 5], densities=[0.15, 0.3])
-        parser.set_defaults(**small)
-        arguments = parser.parse_args()
-    frames, out = 33, arguments.out or results_of(arguments.model)
-    grid, rows = grid_of(arguments.model, frames), []
-    chosen = arguments.prompts, arguments.steps, arguments.at, arguments.lag, arguments.layers
+    out = arguments.out or results_of(arguments.model)
+    grid, rows = grid_of(arguments.model, sampling_of(arguments.model)["num_frames"]), []
     with torch.no_grad():
-        sources = {"shapes": real(arguments.model, frames, *chosen), "synthetic": synthetic(grid, layers=3)}
+        real = record(arguments.model, arguments.prompts, arguments.at, arguments.lag, arguments.layers)
+        sources = {arguments.model: real, "synthetic": synthetic(VideoGrid(9, 16, 16), layers=3)}
         for source, moments in sources.items():
-            for name, patterns in contenders(grid, arguments.densities).items():
-                for pattern in dict.fromkeys(patterns):  # small grids have few windows
-                    measured = [outputs(pattern, grid, moment, 6, arguments.lag) for moment in moments]
+            on = grid if source == arguments.model else VideoGrid(9, 16, 16)
+            for name, patterns in contenders(arguments.densities).items():
+                for pattern in dict.fromkeys(patterns):
+                    measured = [outputs(pattern, on, moment, 6, arguments.lag) for moment in moments]
                     rows += summary(source, name, measured)
                     errors = {row["correction"]: row["error"] for row in rows[-len(CORRECTIONS) :]}
                     print(source, name, rows[-1]["density"], json.dumps(errors), flush=True)

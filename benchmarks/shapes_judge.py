@@ -1,10 +1,13 @@
 """What the judge says of a `shapes` model on the 64 held-out prompts: dense, with a pattern, or with a LoRA.
 
-python benchmarks/shapes_judge.py
-python benchmarks/shapes_judge.py --model shapes-64
+python benchmarks/shapes_judge.py --dtype bfloat16
+python benchmarks/shapes_judge.py --dtype bfloat16 --preset shapes --strips runs/judged   # what `generate` makes
 python benchmarks/shapes_judge.py --pattern radial --density 0.2 --dense-steps 4 --prompts 16
 python benchmarks/shapes_judge.py --frames 129 --positions yarn --prompts 16    # a length that the model has not seen
 python benchmarks/shapes_judge.py --frames 129 --lora shapes-long --prompts 16  # with the pattern of its training
+
+Each video has a seed of its own, that of its prompt. The file of the results is written after each batch, and the same
+command goes on from it.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
+import imageio.v3 as imageio
 import torch
 from subject import (
     add_attention_options,
@@ -39,9 +44,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default: those of the model")
     parser.add_argument("--guidance", type=float, help="default: that of the model")
     parser.add_argument("--prompts", type=int, default=64, help="how many of the 64, evenly spaced")
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file (default: results/MODEL/shapes_judge_....json)")
-    parser.add_argument("--strip", type=Path, help="also write a PNG with nine frames of the first 16 videos")
+    parser.add_argument("--strips", type=Path, help="also write nine frames of each video into a folder, as PNG")
     arguments = parser.parse_args()
 
     pipe, recipe = load_model(arguments)
@@ -49,32 +54,8 @@ def main() -> None:
     steps = arguments.steps or recipe.inference_steps or sampling["num_inference_steps"]
     guidance = sampling["guidance_scale"] if arguments.guidance is None else arguments.guidance
     pattern, correction = build_attention(arguments, recipe)
-    scenes = held_out_scenes()[:: max(1, 64 // arguments.prompts)][: arguments.prompts]
-    scores, strips, seconds = [], [], 0.0
-    with vidsparse.sparsify(pipe, pattern, correction=correction) as run:
-        for first in range(0, len(scenes), arguments.batch):
-            group = scenes[first : first + arguments.batch]
-            vidsparse.seed_steps(first)
-            started = time.perf_counter()
-            videos = pipe(
-                [s.caption for s in group],
-                **size_of(arguments.model),
-                num_frames=arguments.frames,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                max_sequence_length=model.MAX_WORDS,
-                generator=[torch.Generator().manual_seed(first + i) for i in range(len(group))],
-                output_type="pt",
-            ).frames
-            seconds += time.perf_counter() - started
-            for scene, video in zip(group, videos, strict=True):
-                video = video.float().transpose(0, 1) * 2 - 1
-                scores.append({"prompt": scene.caption} | judge.score(video, scene).__dict__)
-                strips.append(video[:, torch.linspace(0, video.shape[1] - 1, 9).long()].transpose(1, 2).flatten(2))
-            report = run.report()
-            run.reset()
-            print(f"{len(scores)} of {len(scenes)}: {means(scores)}", flush=True)
-    result = {
+    path = arguments.out or results_of(arguments.model) / f"shapes_judge_{name_of(arguments)}.json"
+    subject = {
         "model": arguments.model,
         "pattern": repr(pattern),
         "lora": arguments.lora,
@@ -87,26 +68,67 @@ def main() -> None:
         "guidance": guidance,
         "dtype": arguments.dtype,
         "torch": torch.__version__,
-        "prompts": len(scores),
-        "seconds_per_video": round(seconds / len(scores), 2),
-        "density": round(report.density, 4),
-        "flops_saved": round(report.flops_saved, 4),
-        "mean": means(scores),
-        "scores": scores,
     }
-    path = arguments.out or results_of(arguments.model) / f"shapes_judge_{name_of(arguments)}.json"
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-    if arguments.strip:
-        import imageio.v3 as imageio
+    scores = finished(path, subject)
+    seeds = range(0, 64, max(1, 64 // arguments.prompts))[: arguments.prompts]
+    left = [seed for seed in seeds if seed not in {score["seed"] for score in scores}]
+    scenes = held_out_scenes()
+    with vidsparse.sparsify(pipe, pattern, correction=correction) as run:
+        for group in (left[first : first + arguments.batch] for first in range(0, len(left), arguments.batch)):
+            vidsparse.seed_steps(group[0])
+            started = time.perf_counter()
+            videos = pipe(
+                [scenes[seed].caption for seed in group],
+                **size_of(arguments.model),
+                num_frames=arguments.frames,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                max_sequence_length=model.MAX_WORDS,
+                generator=[torch.Generator().manual_seed(seed) for seed in group],
+                output_type="pt",
+            ).frames
+            seconds = (time.perf_counter() - started) / len(group)
+            report = run.report()
+            run.reset()
+            for seed, frames in zip(group, videos, strict=True):
+                scene, video = scenes[seed], frames.float().transpose(0, 1) * 2 - 1
+                shown = {"seed": seed, "prompt": scene.caption, "seconds": round(seconds, 2)}
+                scores.append(shown | judge.score(video, scene).__dict__)
+                if arguments.strips:
+                    write_strip(video, arguments.strips / f"{seed:02d}.png")
+            more = {"density": round(report.density, 4), "flops_saved": round(report.flops_saved, 4)}
+            with replacing(path) as temporary:
+                result = subject | more | {"prompts": len(scores), "mean": means(scores), "scores": scores}
+                temporary.write_text(json.dumps(result, indent=1) + "\n")
+            print(f"{len(scores)} of {len(seeds)}: {means(scores)} {scores[-1]['prompt']}", flush=True)
 
-        picture = (torch.cat(strips[:16], dim=1).clamp(-1, 1) + 1) * 127.5
-        imageio.imwrite(arguments.strip, picture.byte().permute(1, 2, 0).numpy())
+
+def finished(path: Path, subject: dict[str, Any]) -> list[dict[str, Any]]:
+    """The scores that an earlier run of the same subject has left.
+
+    Raises:
+        SystemExit: the file is of another subject.
+    """
+    if not path.is_file():
+        return []
+    earlier = json.loads(path.read_text())
+    other = [key for key, value in subject.items() if earlier.get(key) != value]
+    if other:
+        raise SystemExit(f"{path} differs in {', '.join(other)}: remove it, or give --out another name")
+    scores: list[dict[str, Any]] = earlier["scores"]
+    return scores
 
 
-def means(scores: list[dict[str, float]]) -> dict[str, float]:
-    keys = [k for k in scores[0] if k != "prompt"]
-    return {k: round(sum(s[k] for s in scores) / len(scores), 3) for k in keys}
+def write_strip(video: torch.Tensor, path: Path) -> None:
+    """Write nine frames, evenly spaced, of a video [3, frames, height, width] in [-1, 1]."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chosen = video[:, torch.linspace(0, video.shape[1] - 1, 9).long()].transpose(1, 2).flatten(2)
+    imageio.imwrite(path, ((chosen.clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).numpy())
+
+
+def means(scores: list[dict[str, Any]]) -> dict[str, float]:
+    keys = [key for key in scores[0] if key not in ("prompt", "seed")]
+    return {key: round(sum(score[key] for score in scores) / len(scores), 3) for key in keys}
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from vidsparse.generation.pipeline import first_recipe, load_pipeline
 from vidsparse.generation.positions import KINDS
 from vidsparse.generation.scheduler import SAMPLERS
 from vidsparse.patterns.names import NONE, build_correction, build_pattern, correction_classes
+from vidsparse.presets import preset
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -77,6 +78,7 @@ def load_model(arguments: argparse.Namespace) -> tuple[Any, vidsparse.LoraRecipe
 
 
 def add_attention_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", help="a name of `vidsparse presets`; `shapes` is the default of that model")
     parser.add_argument("--pattern", help="a name of `vidsparse patterns` (default: the LoRA's, else dense)")
     parser.add_argument("--density", type=float)
     parser.add_argument("--set", action="append", help="a field of the pattern, such as threshold=0.2")
@@ -87,6 +89,9 @@ def add_attention_options(parser: argparse.ArgumentParser) -> None:
 def build_attention(
     arguments: argparse.Namespace, recipe: vidsparse.LoraRecipe
 ) -> tuple[vidsparse.Pattern, vidsparse.Correction | None]:
+    if arguments.preset is not None:
+        chosen = preset(arguments.preset)
+        return chosen.pattern, chosen.correction
     correction = recipe.correction if arguments.correction is None else build_correction(arguments.correction)
     if arguments.pattern is None:
         return recipe.pattern or vidsparse.Dense(), correction
@@ -98,7 +103,7 @@ def build_attention(
 
 def name_of(arguments: argparse.Namespace) -> str:
     """What the file of its results is called."""
-    parts: list[Any] = [arguments.pattern, arguments.density, arguments.correction]
+    parts: list[Any] = [arguments.preset or arguments.pattern, arguments.density, arguments.correction]
     if arguments.lora:
         parts.insert(0, Path(arguments.lora).name)
     else:

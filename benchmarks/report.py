@@ -1,0 +1,61 @@
+"""The catalogue's table and plot: quality against the time that it costs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from vidsparse.atomic import replacing
+
+
+def summaries(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each name: means over the prompts and seeds that it shares with dense, best PSNR first."""
+    grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        grouped[row["name"]].append(row)
+    dense = {(row["prompt"], row["seed"]): row for row in grouped["dense"]}
+    found = []
+    for name, videos in grouped.items():
+        base = [dense[video["prompt"], video["seed"]] for video in videos]
+        fine, whole = sum(row["seconds"] for row in videos), sum(row["coarse_seconds"] for row in videos)
+        dense_fine = sum(row["seconds"] for row in base)
+        means = {
+            key: sum(row[key] for row in videos) / len(videos)
+            for key in ("token_density", "ssim", "judge", "psnr")
+            if all(row[key] is not None for row in videos)
+        }
+        faster = {"faster": dense_fine / fine, "denoising": (dense_fine + whole) / (fine + whole)}
+        found.append({"name": name, "videos": len(videos)} | faster | means)
+    return sorted(found, key=lambda row: row.get("psnr", 1000.0), reverse=True)
+
+
+def write_report(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write PATH.md and PATH.png."""
+    found = summaries(rows)
+    lines = [
+        "| | videos | density of token pairs | PSNR | SSIM | judge | expert for low noise | denoising |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in found:
+        psnr = f"{row['psnr']:.1f} dB" if "psnr" in row else ""
+        lines.append(
+            f"| {row['name']} | {row['videos']} | {row['token_density']:.2f} | {psnr} | {row['ssim']:.3f} | "
+            f"{row['judge']:.2f} | {row['faster']:.2f}x | {row['denoising']:.2f}x |"
+        )
+    with replacing(path.with_suffix(".md")) as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    for axis, key, label in zip(figure.subplots(1, 2), ("psnr", "judge"), ("PSNR to dense, dB", "judge"), strict=True):
+        for row in (row for row in found if key in row):
+            corrected, profile = "+" in row["name"], row["name"] == "profile"
+            axis.plot(row["denoising"], row[key], marker="s" if corrected else "*" if profile else "o", markersize=8)
+            axis.annotate(
+                row["name"], (row["denoising"], row[key]), fontsize=6, xytext=(4, 3), textcoords="offset points"
+            )
+        axis.set(xlabel="denoising, times faster than dense", ylabel=label)
+        axis.grid(alpha=0.3)
+    with replacing(path.with_suffix(".png")) as temporary:
+        figure.savefig(temporary, dpi=110)
