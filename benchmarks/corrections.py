@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of corrections.json, .md and .png (default: results/MODEL)")
     arguments = parser.parse_args()
     out = arguments.out or results_of(arguments.model)
+    out.mkdir(parents=True, exist_ok=True)
     grid, rows = grid_of(arguments.model, sampling_of(arguments.model)["num_frames"]), []
     with torch.no_grad():
         real = record(arguments.model, arguments.prompts, arguments.at, arguments.lag, arguments.layers)

@@ -84,6 +84,7 @@ def main() -> None:
         rows[-1] |= {"density": round(density, 4), "error": round(relative, 4)}
         print(json.dumps(rows[-1]), flush=True)
     out = arguments.out or results_of(arguments.model)
+    out.mkdir(parents=True, exist_ok=True)
     settings = {key: value for key, value in vars(arguments).items() if key != "out"}
     with replacing(out / "pattern_error.json") as temporary:
         temporary.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")

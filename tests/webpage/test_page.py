@@ -29,6 +29,7 @@ def test_settings_have_colours_and_columns(tmp_path: Path) -> None:
     colours = page.colours
     assert list(colours) == ["dense", "few", "many", "dense-3-steps", "dense-2-steps"]
     assert (colours["few"], colours["many"]) == COLOURS[:2] and colours["dense"] == "var(--ink)"
+    assert colours["dense-3-steps"] != colours["dense-2-steps"], "rivals can be told apart"
     assert page.headings == ["seconds", "PSNR"]
     many = tuple(replace(page.settings[1], name=str(number)) for number in range(2 * len(COLOURS)))
     assert replace(page, settings=many).colours["6"] == COLOURS[0]

@@ -11,6 +11,8 @@ from vidsparse.webpage.heat_map import heat_map
 
 # Okabe and Ito's colours without the yellow: colour-blind readers can tell them apart on light and on dark.
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
+# Dense videos in fewer steps: the fewer, the paler.
+GREYS = tuple(f"color-mix(in oklab, var(--muted) {share}%, var(--paper))" for share in (100, 70, 45))
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,11 @@ class Page:
     @property
     def colours(self) -> dict[str, str]:
         """The colour of each setting, for CSS."""
-        sparse = [one.name for one in self.settings if one.kind == "sparse"]
-        own = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(sparse)}
-        return {
-            one.name: own.get(one.name, "var(--ink)" if one.kind == "dense" else "var(--muted)")
-            for one in self.settings
-        }
+        found = {}
+        for kind, palette in (("dense", ("var(--ink)",)), ("sparse", COLOURS), ("fewer steps", GREYS)):
+            names = [one.name for one in self.settings if one.kind == kind]
+            found |= {name: palette[number % len(palette)] for number, name in enumerate(names)}
+        return {one.name: found[one.name] for one in self.settings}
 
     @property
     def headings(self) -> list[str]:
