@@ -1,4 +1,4 @@
-"""What a learned gate computes: projections of the pooled queries and keys of one layer, and the scores of their tiles."""
+"""What a learned gate computes: projections of the pooled queries and keys of a layer, and scores of their tiles."""
 
 from __future__ import annotations
 
@@ -66,4 +66,5 @@ class GateWeights(NamedTuple):
         """
         rows = pooled.query @ self.query.mT
         columns = pooled.key @ self.key.mT
-        return rows @ columns.mT * pooled.query.shape[-1] ** -0.5 + pooled.log_sizes
+        scores: torch.Tensor = rows @ columns.mT * pooled.query.shape[-1] ** -0.5 + pooled.log_sizes
+        return scores

@@ -129,8 +129,13 @@ class GateTraining:
         )
         self.pattern = with_pattern(schedule, teacher)
         self.identity = {
-            **{"model": fingerprint(self.module), "data": examples.fingerprint, "order": ORDER, "rows": str(rows)},
-            **{"shift": str(self.stream.shift), "videos of a step": str(settings.batch), **comparable(settings)},
+            "model": fingerprint(self.module),
+            "data": examples.fingerprint,
+            "order": ORDER,
+            "rows": str(rows),
+            "shift": str(self.stream.shift),
+            "videos of a step": str(settings.batch),
+            **comparable(settings),
         }
         self._resume()
 
