@@ -51,14 +51,16 @@ def test_an_earlier_file_survives_a_full_disk(tmp_path: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(gate_file, "save", full)
-    with pytest.raises(OSError, match="cannot write the gate .*No space left on device; an earlier one is whole"):
+    with pytest.raises(OSError, match=r"cannot write the gate .*No space left on device; an earlier one is whole"):
         save_gate(path, HEADER, [])
     assert load_gate(str(path), "transformer").header == HEADER
     assert [x.name for x in tmp_path.iterdir()] == [path.name]
 
 
 def test_what_is_missing_or_no_gate(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"gate='nowhere' is neither a file nor a folder: give what vidsparse finetune"):
+    with pytest.raises(
+        ValueError, match=r"gate='nowhere' is neither a file nor a folder: give what vidsparse finetune"
+    ):
         gate_path("nowhere", "transformer")
     folder = gate_folder(tmp_path / "runs")
     with pytest.raises(ValueError, match=r"no transformer_2_gate\S+, it has transformer_gate.*--transformer transform"):

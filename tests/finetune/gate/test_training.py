@@ -1,4 +1,4 @@
-"""A gate in training: it learns what means cannot say, resumes bit for bit, and leaves the model alone."""
+"""The training of a gate: it resumes bit for bit, and leaves the model alone."""
 
 from __future__ import annotations
 
@@ -22,34 +22,29 @@ SMALL: dict[str, Any] = dict(steps=4, learning_rate=3e-3, warmup=1, precision="n
 TILE = (1, 2, 2)
 
 
-def trained(folder: Path, cache: Path, pipe: Any = None, pattern: Any = None, **changes: Any) -> dict[str, torch.Tensor]:
+def trained(
+    folder: Path, cache: Path, pipe: Any = None, pattern: Any = None, **changes: Any
+) -> dict[str, torch.Tensor]:
     pattern = pattern or LearnedGate(str(folder), density=0.25, tile=TILE)
     settings = Settings(pattern, **{**SMALL, **changes})
     clips, pipe = drawn_clips(4, BUCKET), pipe or pipeline()
-    return load_file(train_gate(pipe, clips, settings, folder, base="tiny", cache=cache, cpu=True, say=lambda text: None))
+    return load_file(
+        train_gate(pipe, clips, settings, folder, base="tiny", cache=cache, cpu=True, say=lambda text: None)
+    )
 
 
 def lines(folder: Path, transformer: str = "transformer") -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / transformer / "log.jsonl").read_text().splitlines()]
 
 
-def sharpened(pipe: Any) -> Any:
-    """Queries look for the opposite of the keys' means: what means alone get wrong, and a gate can learn."""
-    with torch.no_grad():
-        for block in pipe.transformer.blocks:
-            for weight in (block.attn1.norm_q.weight, block.attn1.norm_k.weight):
-                weight.mul_(2.5)
-    return pipe
-
-
-def test_it_learns_and_the_model_stays(tmp_path: Path, cache: Path) -> None:
-    pipe = sharpened(pipeline())
+def test_only_the_gate_changes(tmp_path: Path, cache: Path) -> None:
+    pipe = pipeline()
     before = {name: x.clone() for name, x in pipe.transformer.state_dict().items()}
     processors = dict(pipe.transformer.attn_processors)
-    trained(tmp_path, cache, pipe, steps=40, log_every=10, save_every=40)
-    first, *_, last = lines(tmp_path)
-    assert last["divergence"] < 0.8 * first["divergence"]
-    assert last["recall"] > last["untrained"] and first["step"] == 10
+    weights = trained(tmp_path, cache, pipe)
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4]
+    assert all(0 < line[name] < 1 for line in lines(tmp_path) for name in ("divergence", "recall", "untrained"))
+    assert {tuple(x.shape) for x in weights.values()} == {(1, 64, 64), (1, 64, 192)} and len(weights) == 4
     assert all(torch.equal(x, before[name]) for name, x in pipe.transformer.state_dict().items())
     assert pipe.transformer.attn_processors == processors and not pipe.transformer.training
     sparsify(pipe, LearnedGate(str(tmp_path), density=0.25)).restore()
@@ -75,7 +70,7 @@ def test_a_resumed_training_ends_with_the_same_gate(tmp_path: Path, cache: Path,
     assert_same(trained(folder, cache, pattern=pattern, steps=4), whole)
     without = [{name: x for name, x in line.items() if name != "seconds"} for line in lines(folder)]
     assert without == [{n: x for n, x in line.items() if n != "seconds"} for line in lines(tmp_path / "whole")]
-    with pytest.raises(ValueError, match="are of another training.*seed was 0, is 1"):
+    with pytest.raises(ValueError, match=r"are of another training.*seed was 0, is 1"):
         trained(folder, cache, pattern=pattern, steps=4, seed=1)
 
 

@@ -29,6 +29,10 @@ class Lesson:
     untrained: torch.Tensor | float = 0.0
     layers: int = 0
 
+    def clear(self) -> None:
+        """Begin again."""
+        vars(self).update(vars(Lesson()))
+
     def means(self) -> dict[str, float]:
         """The mean over the layers, by name."""
         count = max(1, self.layers)

@@ -198,7 +198,7 @@ class GateTraining:
         if last or self.step % settings.log_every == 0:
             line = {"step": self.step, **self.lesson.means(), "learning_rate": settings.rate(self.step - 1)}
             log.append(self.own, {**line, "seconds": round(self.seconds, 2)})
-            vars(self.lesson).update(vars(Lesson()))
+            self.lesson.clear()
         if last or asked or self.step % settings.save_every == 0:
             state = {
                 "identity": self.identity,
