@@ -68,9 +68,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
             "vidsparse.finetune.data",
             "vidsparse.generation",
         ),
-        *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.adapter"),
-        *("vidsparse.runtime.pipeline", "vidsparse.runtime.registry", "vidsparse.runtime.run"),
-        *("vidsparse.runtime.sparsify", "vidsparse.serialize"),
+        *("vidsparse.block_map", "vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.adapter"),
+        *("vidsparse.runtime.model_settings", "vidsparse.runtime.pipeline", "vidsparse.runtime.registry"),
+        *("vidsparse.runtime.run", "vidsparse.runtime.sparsify", "vidsparse.serialize", "vidsparse_kernels.layout"),
     ),
     "vidsparse.finetune.data": (
         "vidsparse.finetune.families",

@@ -54,13 +54,12 @@ def finetune(request: Finetuning, *, dry_run: Annotated[bool, Option("--dry-run"
     given = {f.name: getattr(request, f.name) for f in fields(request)}
     model = trained_model(request.model, request.from_image)
     steps = request.inference_steps or model.default("num_inference_steps")
-    build = gate_pattern if request.train_gate else Finetuning.build_pattern
     if given["learning_rate"] is None:
         given["learning_rate"] = RATE if request.train_gate else Settings.learning_rate
     settings = Settings(
         **{f.name: given[f.name] for f in fields(Settings) if f.name in given}
         | {
-            "pattern": build(request, steps),
+            "pattern": gate_pattern(request) if request.train_gate else request.build_pattern(steps),
             "correction": build_correction(request.correction),
             "targets": None if request.targets is None else layers(request.targets),
             "exclude": layers(request.exclude),

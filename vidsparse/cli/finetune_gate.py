@@ -26,6 +26,7 @@ OF_LORA = (
     *("gradient_checkpointing", "validation_share", "validation_data", "validate_every", "sample_every"),
     *("sample_steps", "sample_prompts"),
 )
+OTHERWISE = {"start": "start_from", "sample_prompts": "sample_prompt"}  # options that are not called as their field
 
 
 def check_gate_options(request: Finetuning, dry_run: bool) -> None:
@@ -33,7 +34,7 @@ def check_gate_options(request: Finetuning, dry_run: bool) -> None:
     defaults = {f.name: f.default for f in fields(request)}
     given = [name for name in OF_LORA if getattr(request, name) != defaults[name]]
     if given:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        options = ", ".join(f"--{OTHERWISE.get(name, name).replace('_', '-')}" for name in given)
         raise ValueError(f"{options} mean nothing for --train-gate, which trains no LoRA; leave them out")
     if request.pattern not in (defaults["pattern"], NAME):
         raise ValueError(f"--train-gate trains {NAME}, not --pattern {request.pattern}; leave --pattern out")
@@ -41,12 +42,11 @@ def check_gate_options(request: Finetuning, dry_run: bool) -> None:
         raise ValueError("--dry-run plans the training of a LoRA; leave out --train-gate, or --dry-run")
 
 
-def gate_pattern(request: Finetuning, inference_steps: int) -> Pattern:
+def gate_pattern(request: Finetuning) -> Pattern:
     """The gate that will be in `--out`, in its schedule. Its steps are dense only where --dense-steps says so."""
     from vidsparse import StepSchedule
     from vidsparse.patterns.names import build_pattern
 
-    del inference_steps
     settings = [*(request.settings or []), f"gate={str(request.out)!r}"]
     pattern = build_pattern(NAME, request.density, settings)
     layers, first = integers("--dense-layers", request.dense_layers), request.dense_steps or 0
