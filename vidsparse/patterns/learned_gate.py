@@ -46,7 +46,7 @@ class LearnedGate(ContentPattern):
     Attributes:
         gate: file of the gate, or the folder of its training, which has one for each transformer that was trained.
         density: the fraction of the key tiles that each query tile keeps, rounded, at least one tile. Or instead:
-        threshold: it keeps the tiles with at least this estimated attention, and the highest in any case.
+        threshold: it keeps the tiles with at least this estimated attention, and its own in any case.
         tile: sides of the tiles; by default those of the training.
     """
 
