@@ -36,9 +36,7 @@ def tile_means(x: torch.Tensor, view: Triple, tile: Triple, prefix: int = 0) -> 
 
 
 @torch.no_grad()
-def tile_extremes(
-    x: torch.Tensor, view: Triple, tile: Triple, prefix: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
+def tile_extremes(x: torch.Tensor, view: Triple, tile: Triple, prefix: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest and the least value of each tile's tokens, in each channel. No gradient flows.
 
     Args: see `tile_means`.

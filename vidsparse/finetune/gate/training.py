@@ -109,8 +109,15 @@ class GateTraining:
         heads = cast("int", adapter.heads(attentions[0]))
         head_dim = cast("int", adapter.attention_width(attentions[0])) // heads
         self.header = GateHeader(
-            *(settings.transformer, type(self.module).__name__, settings_of(self.module), len(attentions)),
-            *(heads, head_dim, self.gate.tile, settings.steps, base),
+            transformer=settings.transformer,
+            model=type(self.module).__name__,
+            config=settings_of(self.module),
+            layers=len(attentions),
+            heads=heads,
+            head_dim=head_dim,
+            tile=self.gate.tile,
+            steps=settings.steps,
+            base=base,
         )
         self.weights = [
             GateWeights(*(torch.nn.Parameter(x.to(device)) for x in GateWeights.untrained(heads, head_dim)))
