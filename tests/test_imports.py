@@ -34,7 +34,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "examples.shapes_training": (
         *("diffusers", "imageio", "safetensors", "torch", "vidsparse", "vidsparse.atomic", "vidsparse.runtime.adapter"),
         *("vidsparse.generation.frames", "vidsparse.grid", "vidsparse.patterns", "vidsparse.profiles"),
-        *("vidsparse.runtime.sparsify", "vidsparse.serialize", "vidsparse.shapes", "vidsparse.tuning"),
+        *("vidsparse.runtime.model_settings", "vidsparse.runtime.sparsify", "vidsparse.serialize"),
+        *("vidsparse.shapes", "vidsparse.tuning"),
         *("vidsparse_kernels.cpu.threads", "vidsparse_pipelines.wan"),
         *sorted(path.stem for path in (ROOT / "examples/shapes_training").glob("*.py") if path.stem != "__main__"),
     ),
@@ -67,9 +68,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
             "vidsparse.finetune.data",
             "vidsparse.generation",
         ),
-        *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.adapter"),
-        *("vidsparse.runtime.pipeline", "vidsparse.runtime.registry", "vidsparse.runtime.run"),
-        *("vidsparse.runtime.sparsify", "vidsparse.serialize"),
+        *("vidsparse.block_map", "vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.adapter"),
+        *("vidsparse.runtime.model_settings", "vidsparse.runtime.pipeline", "vidsparse.runtime.registry"),
+        *("vidsparse.runtime.run", "vidsparse.runtime.sparsify", "vidsparse.serialize", "vidsparse_kernels.layout"),
     ),
     "vidsparse.finetune.data": (
         "vidsparse.finetune.families",
@@ -125,8 +126,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse.profiles": (
         *("huggingface_hub", "pydantic", "torch", "vidsparse.atomic", "vidsparse.generation.config_files"),
-        *("vidsparse.grid", "vidsparse.patterns", "vidsparse.runtime.pipeline", "vidsparse.runtime.registry"),
-        "vidsparse.serialize",
+        *("vidsparse.grid", "vidsparse.patterns", "vidsparse.runtime.model_settings", "vidsparse.runtime.pipeline"),
+        *("vidsparse.runtime.registry", "vidsparse.serialize"),
     ),
     "vidsparse.tuning": (
         *("numpy", "torch", "vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.block_map"),
@@ -138,7 +139,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.patterns.fields", "vidsparse_kernels.layout", "vidsparse_kernels.selection"),
     ),
     "vidsparse.patterns": (
-        *("torch", "vidsparse.atomic", "vidsparse.block_map", "vidsparse.grid", "vidsparse.pictures"),
+        *("safetensors", "torch", "vidsparse.atomic", "vidsparse.block_map", "vidsparse.grid", "vidsparse.pictures"),
         *("vidsparse_kernels.layout", "vidsparse_kernels.selection"),
     ),
     "vidsparse.bench": (

@@ -65,6 +65,8 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
         f"vidsparse/tuning/{name}.py": ("tuning/test_tune.py",)
         for name in ("candidates", "capture", "measure", "probe", "search", "store")
     },
+    "vidsparse/finetune/gate/job.py": ("finetune/gate/test_training.py", "cli/test_finetune_gate.py"),
+    "vidsparse/runtime/model_settings.py": ("test_profiles.py", "runtime/test_learned_gates.py"),
     "vidsparse/finetune/checks.py": ("cli/test_finetune.py", "cli/test_refusals.py"),
     "vidsparse/cli/clip_options.py": ("cli/test_preview.py", "cli/test_finetune.py"),
     "vidsparse/generation/ffmpeg.py": ("generation/test_video_file.py",),

@@ -11,7 +11,8 @@ import pytest
 from tiny_wan import tiny, wan_pipeline
 
 from vidsparse import Dense, Pattern, PerLayer, Radial, SlidingTile, VideoGrid, load_profile, sparsify
-from vidsparse.profiles import FILE, Expected, Profile, read_profile, settings_of
+from vidsparse.profiles import FILE, Expected, Profile, read_profile
+from vidsparse.runtime.model_settings import settings_of
 from vidsparse.serialize import to_data
 from vidsparse.shapes.model import build_transformer
 

@@ -25,6 +25,7 @@ from .patterns import (
     GriddedHeads as GriddedHeads,
     HeadModes as HeadModes,
     InwardWindow as InwardWindow,
+    LearnedGate as LearnedGate,
     LightForcing as LightForcing,
     MixtureOfBlocks as MixtureOfBlocks,
     Pattern as Pattern,

@@ -13,6 +13,7 @@ from vidsparse.atomic import replacing
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Pattern
 from vidsparse.patterns.scale import scaled
+from vidsparse.runtime.model_settings import is_model
 from vidsparse.runtime.pipeline import transformers_of
 from vidsparse.runtime.registry import adapter_for
 from vidsparse.serialize import from_data
@@ -96,14 +97,12 @@ class Profile(BaseModel):
             ValueError: says which model the profile is for, and which this is.
         """
         for transformer in transformers_of(target).values():
-            name, found = type(transformer).__name__, settings_of(transformer)
-            # A setting that one version of diffusers has and another lacks tells nothing; experts may differ in tokens.
-            shared = (found.keys() & self.config.keys()) - {"patch_size"}
-            if name != self.transformer or any(found[key] != self.config[key] for key in shared):
+            if not is_model(transformer, self.transformer, self.config):
                 heads = [adapter_for(transformer).heads(x) for x in self_attentions(transformer)]
                 raise ValueError(
                     f"this profile was tuned for {self.model} ({self.transformer}), and the model at hand is another "
-                    f"{name} of {len(heads)} layers with {heads[0]} heads; tune one for it with vidsparse tune"
+                    f"{type(transformer).__name__} of {len(heads)} layers with {heads[0]} heads; tune one for it with "
+                    "vidsparse tune"
                 )
 
     def save(self, path: str | Path) -> None:
@@ -174,14 +173,6 @@ def read_profile(data: object, source: str = "") -> Profile:
     if not isinstance(pattern, Pattern):
         raise ValueError(f"profile {source} holds {type(pattern).__name__}, expected a pattern")
     return profile
-
-
-def settings_of(transformer: torch.nn.Module) -> dict[str, Any]:
-    """The settings of a transformer as plain data, without those that say where it was loaded from."""
-    config: Any = transformer.config
-    settings = {key: value for key, value in dict(config).items() if not key.startswith("_")}
-    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
-    return plain
 
 
 def self_attentions(transformer: torch.nn.Module) -> list[torch.nn.Module]:

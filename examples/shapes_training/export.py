@@ -14,7 +14,8 @@ from transformer import START, Weights, build
 
 from vidsparse.generation.frames import pipeline_geometry
 from vidsparse.patterns import Pattern, StepSchedule
-from vidsparse.profiles import Profile, settings_of
+from vidsparse.profiles import Profile
+from vidsparse.runtime.model_settings import settings_of
 from vidsparse.serialize import to_data
 from vidsparse.shapes.model import build_vae, load_pipeline
 from vidsparse.shapes.shipped import DEFAULT, SHIPPED

@@ -22,7 +22,7 @@ def test_every_pattern_and_correction_is_in_it() -> None:
     used = {type(inner).__name__ for case in cases for inner in patterns_in(case.pattern)}
     used |= {type(case.correction).__name__ for case in cases if case.correction is not None}
     # Tables of layers and heads are read from files; gates need a model that was trained with them.
-    tables = {"GriddedHeads", "HeadModes", "PerHead", "PerLayer", "PerPhase"}
+    tables = {"GriddedHeads", "HeadModes", "PerHead", "PerLayer", "PerPhase", "LearnedGate"}
     assert set(known_classes()) - used == {*tables, "GatedCoarse"}
 
 

@@ -36,6 +36,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "a word for a number": (["--set", "density=much"], "density='much' must be in (0, 1]"),
     "unknown correction": (["--correction", "glasses"], "choose one of none, gated-coarse, pooled-complement"),
     "no table": (["--pattern", "head-modes"], "table=FILE.json cannot be read: No such file"),
+    "no gate": (["--pattern", "learned-gate"], "gate='FOLDER' is neither a file nor a folder: give what vidsparse"),
     "dense layers": (["--dense-layers", "first"], "must be whole numbers with commas"),
     "unknown LoRA": (
         ["--lora", "shapes-short"],

@@ -19,6 +19,7 @@ from vidsparse import (
     GriddedHeads,
     HeadModes,
     InwardWindow,
+    LearnedGate,
     MixtureOfBlocks,
     Pattern,
     PowerOfTwo,
@@ -102,7 +103,8 @@ BY_CALL: dict[str, Pattern] = {
 }
 # Patterns of vidsparse that are not named above, with the defaults of their names.
 LISTED = {type(pattern) for pattern in (*BY_SHAPE.values(), *BY_CONTENT.values(), *BY_HEAD.values(), *BY_CALL.values())}
-OTHERS = {name: build_pattern(name) for name, cls in pattern_classes().items() if cls not in LISTED}
+# A gate is for one model: see `test_learned_gate.py`.
+OTHERS = {name: build_pattern(name) for name, cls in pattern_classes().items() if cls not in {*LISTED, LearnedGate}}
 BY_SHAPE |= {name: pattern for name, pattern in OTHERS.items() if not pattern.reads_content}
 BY_CONTENT |= {name: pattern for name, pattern in OTHERS.items() if pattern.reads_content}
 PATTERNS = BY_SHAPE | BY_CONTENT | BY_HEAD | BY_CALL

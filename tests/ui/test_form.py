@@ -85,7 +85,7 @@ def test_a_density_is_taken_where_it_is_offered(attention: str) -> None:
 
 def test_the_choices_are_complete() -> None:
     assert {*PATTERNS, *(PRESET + known.name for known in PRESETS)} < {*ATTENTION}
-    assert {*pattern_classes()} - {*PATTERNS} == {"head-modes"}, "which needs a file"
+    assert {*pattern_classes()} - {*PATTERNS} == {"head-modes", "learned-gate"}, "which need files"
     assert {"none", "pooled-complement"} < {*CORRECTIONS}
 
 

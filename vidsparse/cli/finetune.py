@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ from typer import Exit, Option
 
 from vidsparse.cli.clip_options import note_clips
 from vidsparse.cli.files import check_folder
+from vidsparse.cli.finetune_gate import RATE, check_gate_options, gate_pattern, run_gate_training
 from vidsparse.cli.finetune_model import trained_model
 from vidsparse.cli.finetune_options import Finetuning
 from vidsparse.cli.finetune_plan import DRY_RUN_HELP, print_finetuning
@@ -24,12 +26,14 @@ if TYPE_CHECKING:
 
 
 def finetune(request: Finetuning, *, dry_run: Annotated[bool, Option("--dry-run", help=DRY_RUN_HELP)] = False) -> None:
-    """Train a LoRA for longer videos with sparse attention. The same command resumes a training that was stopped."""
+    """Train a LoRA for longer videos with sparse attention, or with --train-gate a gate that chooses tiles.
+
+    The same command resumes a training that was stopped.
+    """
     import torch
 
     from vidsparse.finetune import (
         Settings,
-        Stopped,
         check_device,
         check_launch,
         check_pipeline,
@@ -45,13 +49,17 @@ def finetune(request: Finetuning, *, dry_run: Annotated[bool, Option("--dry-run"
 
     check_folder(request.out)
     check_launch()
+    if request.train_gate:
+        check_gate_options(request, dry_run)
     given = {f.name: getattr(request, f.name) for f in fields(request)}
     model = trained_model(request.model, request.from_image)
     steps = request.inference_steps or model.default("num_inference_steps")
+    if given["learning_rate"] is None:
+        given["learning_rate"] = RATE if request.train_gate else Settings.learning_rate
     settings = Settings(
         **{f.name: given[f.name] for f in fields(Settings) if f.name in given}
         | {
-            "pattern": request.build_pattern(steps),
+            "pattern": gate_pattern(request) if request.train_gate else request.build_pattern(steps),
             "correction": build_correction(request.correction),
             "targets": None if request.targets is None else layers(request.targets),
             "exclude": layers(request.exclude),
@@ -78,48 +86,74 @@ def finetune(request: Finetuning, *, dry_run: Annotated[bool, Option("--dry-run"
         return
     main = is_first()
     dtype = _dtype(request, model)
+    if request.train_gate:
+        with _stop_is_said():
+            run_gate_training(
+                request,
+                model,
+                settings,
+                buckets,
+                dtype,
+                lambda progress: _clips(
+                    request,
+                    request.data,
+                    buckets,
+                    model,
+                    request.cache or request.out / "cache",
+                    lambda done, total: progress("reading videos", done, total, None),
+                ),
+            )
+        return
     quantization = quantization_of(settings.base, model.transformers, settings.half or getattr(torch, dtype))
     with live_console().status(f"loading {request.model}"):
         pipe = load_pipeline(model, device="cpu", dtype=dtype, quantization=quantization)
     check_pipeline(pipe, settings, buckets)
     pipe.vae.float()  # in less precision its latents may not be finite
+    with _stop_is_said(), training_progress(main, request.log_every) as progress:
+        cache = request.cache or request.out / "cache"
+
+        def reading(done: int, total: int) -> None:
+            progress("reading videos", done, total, None)
+
+        clips = _clips(request, request.data, buckets, model, cache, reading)
+        others = []
+        if request.validation_data is not None:
+            others = _clips(request, str(request.validation_data), buckets, model, cache, reading)
+        longest = max(clips, key=lambda clip: (clip.bucket.frames, clip.bucket.height)).bucket
+        made = {"num_frames": task_for(pipe).asked(longest.frames)}
+        sampled = {**made, "height": longest.height, "width": longest.width}
+        folder = finetune(
+            pipe,
+            clips,
+            settings,
+            request.out,
+            base=request.model,
+            sampling={**model.sampling, **sampled},
+            fps=_rate(request, model, clips),
+            cache=cache,
+            validation_share=request.validation_share,
+            validation_clips=others,
+            cpu=request.cpu,
+            keep_parts=False,
+            say=note,
+            progress=progress,
+        )
+    if main:
+        print(f"wrote the LoRA to {folder}; vidsparse generate --lora {folder} uses it")
+
+
+@contextmanager
+def _stop_is_said() -> Iterator[None]:
+    """Within the context, a training that a signal stops ends the command with a message."""
+    from vidsparse.finetune import Stopped
+
     try:
-        with training_progress(main, request.log_every) as progress:
-            cache = request.cache or request.out / "cache"
-
-            def reading(done: int, total: int) -> None:
-                progress("reading videos", done, total, None)
-
-            clips = _clips(request, request.data, buckets, model, cache, reading)
-            others = []
-            if request.validation_data is not None:
-                others = _clips(request, str(request.validation_data), buckets, model, cache, reading)
-            longest = max(clips, key=lambda clip: (clip.bucket.frames, clip.bucket.height)).bucket
-            made = {"num_frames": task_for(pipe).asked(longest.frames)}
-            sampled = {**made, "height": longest.height, "width": longest.width}
-            folder = finetune(
-                pipe,
-                clips,
-                settings,
-                request.out,
-                base=request.model,
-                sampling={**model.sampling, **sampled},
-                fps=_rate(request, model, clips),
-                cache=cache,
-                validation_share=request.validation_share,
-                validation_clips=others,
-                cpu=request.cpu,
-                keep_parts=False,
-                say=note,
-                progress=progress,
-            )
+        yield
     except Stopped as stopped:
         begins = "no step is saved, and the same command begins again"
         goes_on = f"step {stopped.step} is saved, and the same command goes on from there"
         say(f"stopped; {begins if stopped.step is None else goes_on}")
         raise Exit(128 + stopped.signal) from None
-    if main:
-        print(f"wrote the LoRA to {folder}; vidsparse generate --lora {folder} uses it")
 
 
 def _clips(

@@ -46,6 +46,14 @@ class Finetuning(ClipOptions):
         bool, Option("--from-image", help="Train image to video: each clip starts from its own first frame.")
     ] = False
 
+    train_gate: Annotated[
+        bool,
+        Option(
+            "--train-gate",
+            help="Train the gate of learned-gate instead of a LoRA: the model stays as it is.",
+        ),
+    ] = False
+
     data: Annotated[str, Option(help="'shapes' draws videos; else a folder of videos.", rich_help_panel=DATA)] = (
         "shapes"
     )
@@ -122,8 +130,15 @@ class Finetuning(ClipOptions):
     ] = 1
     optimizer: Annotated[str, Option(help="adamw, adamw-8bit, prodigy or muon.", rich_help_panel=LEARNING)] = "adamw"
     learning_rate: Annotated[
-        float, Option("--lr", "--learning-rate", help="Learning rate.", rich_help_panel=LEARNING)
-    ] = 1e-4
+        float | None,
+        Option(
+            "--lr",
+            "--learning-rate",
+            help="Learning rate.",
+            rich_help_panel=LEARNING,
+            show_default="1e-4, of a gate 1e-3",
+        ),
+    ] = None
     lr_scheduler: Annotated[
         str,
         Option(

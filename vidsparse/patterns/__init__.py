@@ -9,6 +9,7 @@ from vidsparse.patterns.free_swim import FreeSwim as FreeSwim
 from vidsparse.patterns.gridded import Gridded as Gridded, GriddedHeads as GriddedHeads
 from vidsparse.patterns.head_modes import HeadModes as HeadModes
 from vidsparse.patterns.inward_window import InwardWindow as InwardWindow
+from vidsparse.patterns.learned_gate import LearnedGate as LearnedGate
 from vidsparse.patterns.light_forcing import LightForcing as LightForcing
 from vidsparse.patterns.mixture_of_blocks import MixtureOfBlocks as MixtureOfBlocks
 from vidsparse.patterns.per_head import PerHead as PerHead

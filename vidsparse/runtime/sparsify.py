@@ -18,6 +18,7 @@ from vidsparse.runtime.clock import Clock
 from vidsparse.runtime.full_branch import FullBranch
 from vidsparse.runtime.guiders import introduce
 from vidsparse.runtime.layer import Layer
+from vidsparse.runtime.learned_gates import check_gates
 from vidsparse.runtime.offloading import computing_device
 from vidsparse.runtime.pipeline import TRANSFORMERS, compiled_of, transformers_of
 from vidsparse.runtime.ranks import Ranks
@@ -135,6 +136,7 @@ def _replacements(run: Run, transformer: torch.nn.Module, name: str) -> dict[str
     attentions = adapter.self_attentions(transformer)
     for heads in {adapter.heads(module) for module in attentions.values()}:
         options.pattern.check_model(len(attentions), heads)
+    check_gates(options.pattern, transformer, name, alone=run.pipeline() is None)
     _check_processors(attentions, name, adapter, options.strict)
     disable_tracing()
     clock = run.clocks[name] = Clock(transformer, adapter, run.pipeline)

@@ -16,7 +16,8 @@ from vidsparse.generation.frames import pipeline_geometry
 from vidsparse.generation.sample import OnStep
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Pattern
-from vidsparse.profiles import Expected, Profile, settings_of
+from vidsparse.profiles import Expected, Profile
+from vidsparse.runtime.model_settings import settings_of
 from vidsparse.runtime.pipeline import transformers_of
 from vidsparse.serialize import to_data
 from vidsparse.tuning.candidates import default_candidates

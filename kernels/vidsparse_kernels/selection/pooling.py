@@ -1,4 +1,4 @@
-"""The mean of each tile's tokens, which content-dependent patterns compare instead of tokens."""
+"""The mean, the largest and the least of each tile's tokens, which patterns compare instead of tokens."""
 
 from __future__ import annotations
 
@@ -33,6 +33,26 @@ def tile_means(x: torch.Tensor, view: Triple, tile: Triple, prefix: int = 0) -> 
     sums = torch.zeros(batch, len(sizes), heads, head_dim, device=x.device).index_add_(1, owner, video)
     means = (sums / sizes[:, None, None]).transpose(1, 2)
     return means if differentiable else means.contiguous()  # a copy would cost the backward another one
+
+
+@torch.no_grad()
+def tile_extremes(x: torch.Tensor, view: Triple, tile: Triple, prefix: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest and the least value of each tile's tokens, in each channel. No gradient flows.
+
+    Args: see `tile_means`.
+
+    Returns:
+        Two of float32 [B, H, tiles, head_dim], tiles in raster order.
+    """
+    owner, count = tile_of_token(view, tile).to(x.device), len(tile_sizes(view, tile))
+    video = x[:, prefix : prefix + len(owner)]
+    place = owner[:, None, None].expand(video.shape)
+    empty = video.new_empty(len(x), count, *x.shape[2:])
+    largest, least = (
+        empty.scatter_reduce(1, place, video, reduce, include_self=False).transpose(1, 2).float()
+        for reduce in ("amax", "amin")
+    )
+    return largest.contiguous(), least.contiguous()
 
 
 @torch.no_grad()
