@@ -36,7 +36,6 @@ from vidsparse.finetune.objective import Example, flow_loss
 from vidsparse.generation.models import find_model
 from vidsparse.shapes import model
 
-LEVELS = (0.98, 0.93, 0.85, 0.7, 0.45, 0.2)
 SEED = 777  # of the videos; trainings draw theirs from seeds near 0
 
 
@@ -53,6 +52,7 @@ def main() -> None:
     add_attention_options(parser)
     parser.add_argument("--steps", type=int, help="default: those of the model")
     parser.add_argument("--videos", type=int, default=6)
+    parser.add_argument("--levels", type=float, nargs="+", default=[0.98, 0.93, 0.85, 0.7, 0.45, 0.2], help="of noise")
     parser.add_argument("--out", type=Path, help="JSON file (default: results/MODEL/flow_loss_....json)")
     arguments = parser.parse_args()
 
@@ -65,7 +65,7 @@ def main() -> None:
         encoders = model.load_pipeline(torch.float32, arguments.model)
         videos, _ = encode(encoders, clips, Path(folder))
         with vidsparse.sparsify(pipe, by_noise(pattern, pipe.scheduler, steps), correction=correction):
-            losses = {level: mean_loss(expert(pipe, level), videos, level) for level in LEVELS}
+            losses = {level: mean_loss(expert(pipe, level), videos, level) for level in arguments.levels}
     result = {
         "model": arguments.model,
         "pattern": repr(pattern),

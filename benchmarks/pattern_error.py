@@ -57,7 +57,7 @@ def plot(rows: list[dict[str, object]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=2)
-    parser.add_argument("--at", type=int, nargs="+", default=[1, 5], help="denoising steps of the expert")
+    parser.add_argument("--at", type=int, nargs="+", default=[3], help="denoising steps of the expert, from 0")
     parser.add_argument("--densities", type=float, nargs="+", default=[0.05, 0.1, 0.15, 0.2, 0.3, 0.5])
     add_model(parser)
     parser.add_argument("--out", type=Path, help="folder of pattern_error.json and .png (default: results/MODEL)")
