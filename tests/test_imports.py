@@ -68,7 +68,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
             "vidsparse.generation",
         ),
         *("vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.adapter"),
-        *("vidsparse.runtime.pipeline", "vidsparse.runtime.registry", "vidsparse.runtime.run"),
+        *("vidsparse.runtime.parallelism", "vidsparse.runtime.pipeline", "vidsparse.runtime.ranks"),
+        *("vidsparse.runtime.registry", "vidsparse.runtime.run", "vidsparse.runtime.sharing"),
         *("vidsparse.runtime.sparsify", "vidsparse.serialize"),
     ),
     "vidsparse.finetune.data": (

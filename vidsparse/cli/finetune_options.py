@@ -116,7 +116,7 @@ class Finetuning(ClipOptions):
         Option(
             "--batch",
             "--gradient-accumulation-steps",
-            help="Videos of a step in each process: passes one after another, whose gradients add up.",
+            help="Videos of a step in each process, or group of them: passes one after another, whose gradients add up.",
             rich_help_panel=LEARNING,
         ),
     ] = 1
@@ -266,6 +266,15 @@ class Finetuning(ClipOptions):
             rich_help_panel=LEARNING,
         ),
     ] = False
+    context_parallel: Annotated[
+        int,
+        Option(
+            "--context-parallel",
+            "--ulysses-degree",
+            help="Processes that share each clip: GPUs for one long video. It divides the heads and the processes.",
+            rich_help_panel=LEARNING,
+        ),
+    ] = 1
     seed: Annotated[
         int,
         Option(

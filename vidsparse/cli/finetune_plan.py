@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -36,8 +35,10 @@ def print_finetuning(
     from rich.table import Table
 
     from vidsparse.finetune.memory.plan import plan_training
+    from vidsparse.finetune.process.accelerator import processes as launched
 
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    # In one process, the plan is for as few as share a clip.
+    processes = max(launched(), settings.context_parallel)
     plan = plan_training(model, settings, clips, dtype, processes)
     table = Table.grid(padding=(0, 2))
     for name, text in _rows(model, settings, plan, processes, gpu):
@@ -55,6 +56,8 @@ def _rows(model: Model, settings: Settings, plan: Plan, processes: int, gpu: str
         tokens = f"{sides_text(one.grid.view)} = {one.grid.tokens:,} tokens"
         rows.append(("clips", f"{plan.clips[size]:,} of {size.frames} frames, {size.width}x{size.height}: {tokens}"))
     share = f"{counted(plan.videos, 'video')} each" + (f", in {processes} processes" if processes > 1 else "")
+    together = settings.context_parallel
+    share += f", {together} of which share a clip" if together > 1 else ""
     rows.append(("steps", f"{plan.steps:,} of {share}: {plan.epochs:.3g} epochs"))
     largest = plan.largest
     away = f"; {bytes_text(away)} in the CPU's memory" if (away := largest.offloaded + largest.resting) else ""

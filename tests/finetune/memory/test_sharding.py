@@ -9,7 +9,7 @@ import pytest
 import torch
 from gloo import on_ranks
 from peft import LoraConfig
-from shared_training import FSDP2, Asked, train_on_two
+from shared_training import FSDP2, Asked, train_on
 from tiny_training import PATTERN, assert_same, lines, measured, pipeline, train
 from torch import distributed
 
@@ -28,7 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_divided_weights_train_as_whole_ones_to_the_bit(tmp_path: Path, cache: Path, kind: str) -> None:
     asked = [Asked(tmp_path / str(divided), divided, KINDS[kind]) for divided in (False, True)]
-    whole, found = train_on_two(cache, asked)
+    whole, found = train_on(2, cache, asked)
     assert_same(found, whole)
     logs = [[measured(line) for line in lines(one.folder)] for one in asked]
     assert logs[0] == logs[1]
@@ -54,7 +54,7 @@ def test_it_goes_on_with_weights_divided_in_another_way(tmp_path: Path, cache: P
         for order in orders
         for divided, changes in zip(order, halves, strict=True)
     ]
-    found = train_on_two(cache, asked)
+    found = train_on(2, cache, asked)
     for place in (2, 4, 6):
         assert_same(found[place], found[0])
     said: list[str] = []

@@ -58,8 +58,8 @@ def check_launch(environment: Mapping[str, str] = os.environ) -> None:
     if wanted:
         raise NotImplementedError(
             f"accelerate's settings switch on {' and '.join(wanted)}, which finetune does not serve: it divides the "
-            "videos of a step among processes, and with FSDP 2 the frozen weights too; start it with torchrun, or "
-            "choose a plain MULTI_GPU or an FSDP 2 setting in `accelerate config`"
+            "videos of a step among processes, with --context-parallel each video, and with FSDP 2 the frozen weights too; "
+            "start it with torchrun, or choose a plain MULTI_GPU or an FSDP 2 setting in `accelerate config`"
         )
     if not shards_base(environment):
         return
@@ -119,6 +119,11 @@ def accelerator_for(settings: Settings, folder: Path, cpu: bool, say: Callable[[
         project = "tensorboard" if trackers == ("tensorboard",) else "vidsparse"
         accelerator.init_trackers(project, init_kwargs={name: own[name] for name in trackers if name in own})
     return accelerator
+
+
+def processes(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes a launcher has started for one training."""
+    return int(environment.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
