@@ -116,7 +116,7 @@ class Finetuning(ClipOptions):
         Option(
             "--batch",
             "--gradient-accumulation-steps",
-            help="Videos of a step in each process, or group of them: passes one after another, whose gradients add up.",
+            help="Videos of a step in each process: passes one after another, whose gradients add up.",
             rich_help_panel=LEARNING,
         ),
     ] = 1

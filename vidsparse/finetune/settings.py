@@ -50,8 +50,9 @@ class Settings:
             them) start with a contribution of 0.
         transformer: "transformer", or "transformer_2" for the expert of low noise.
         steps: optimizer steps in total.
-        batch: videos of a step in each process, or group of processes that share a clip. Each is a separate pass, of any size, and their gradients add up: this
-            is the number of passes that other trainers call gradient accumulation.
+        batch: videos of a step in each process, or in each group of processes that share a clip. Each is a separate
+            pass, of any size, and their gradients add up: this is the number of passes that other trainers call
+            gradient accumulation.
         optimizer: "adamw", "adamw-8bit", "prodigy" or "muon", see `build_optimizer`.
         learning_rate: its peak.
         lora_plus_ratio: learning rate of the LoRA's matrices B by that of A (LoRA+); None: the same.
@@ -148,7 +149,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         optional = [] if self.sample_steps is None else ["sample_steps"]
-        for name in ("rank", "steps", "batch", "inference_steps", "log_every", "save_every", "keep", "context_parallel", *optional):
+        for name in (
+            "rank",
+            "steps",
+            "batch",
+            "inference_steps",
+            "log_every",
+            "save_every",
+            "keep",
+            "context_parallel",
+            *optional,
+        ):
             _at_least(name, getattr(self, name), 1)
         for name in ("warmup", "weight_decay", "sample_every", "validate_every"):
             _at_least(name, getattr(self, name), 0)

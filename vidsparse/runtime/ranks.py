@@ -80,9 +80,7 @@ class Ranks:
         return HeadExchange(self.group, self.rank, heads, self.shares(tokens - sum(ends)), *ends)
 
 
-def check_degree(
-    degree: int, transformer: torch.nn.Module, adapter: Adapter, name: str = "ulysses_degree"
-) -> None:
+def check_degree(degree: int, transformer: torch.nn.Module, adapter: Adapter, name: str = "ulysses_degree") -> None:
     """Refuse a number of ranks that does not divide the heads of each self-attention; `name` is that of the setting.
 
     Raises:

@@ -58,7 +58,7 @@ def check_launch(environment: Mapping[str, str] = os.environ) -> None:
     if wanted:
         raise NotImplementedError(
             f"accelerate's settings switch on {' and '.join(wanted)}, which finetune does not serve: it divides the "
-            "videos of a step among processes, with --context-parallel each video, and with FSDP 2 the frozen weights too; "
+            "videos of a step among processes, with --context-parallel each video, and with FSDP 2 the frozen weights; "
             "start it with torchrun, or choose a plain MULTI_GPU or an FSDP 2 setting in `accelerate config`"
         )
     if not shards_base(environment):

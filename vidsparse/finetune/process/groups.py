@@ -113,8 +113,8 @@ def check_sharing(task: TrainingTask, transformer: Any, settings: Settings, buck
         if (tokens := _divided_tokens(task, transformer, bucket)) % size:
             why = "so that all drop the same of what they share" if settings.dropout else f"for {adapter.family}"
             raise ValueError(
-                f"{bucket.frames} frames of {bucket.width}x{bucket.height} are {tokens} tokens to divide, which must be "
-                f"a multiple of context_parallel={size} {why}; choose another size or number of frames"
+                f"{bucket.frames} frames of {bucket.width}x{bucket.height} are {tokens} tokens to divide, which must "
+                f"be a multiple of context_parallel={size} {why}; choose another size or number of frames"
                 + (", or dropout=0" if settings.dropout else "")
             )
 
@@ -125,4 +125,3 @@ def _divided_tokens(task: TrainingTask, transformer: Any, bucket: Bucket) -> int
     example = task.blank(transformer.config, view, WORDS)
     grid = adapter.grid(transformer, task.arguments(task.noisy(example), example, torch.float32))
     return grid.tokens - sum(adapter.ends(grid))
-
