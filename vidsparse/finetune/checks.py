@@ -14,7 +14,7 @@ from vidsparse.finetune.memory.sharding import check_shardable, check_sharded
 from vidsparse.finetune.memory.swap import check_blocks
 from vidsparse.finetune.noise import bounds_of, by_noise, sparse_levels
 from vidsparse.finetune.optim.optimizers import check_optimizer_on
-from vidsparse.finetune.process.accelerator import processes, shards_base
+from vidsparse.finetune.process.accelerator import check_placed, processes, shards_base
 from vidsparse.finetune.process.groups import Groups, check_sharing
 from vidsparse.finetune.settings import Settings
 from vidsparse.finetune.start import start_weights
@@ -65,8 +65,8 @@ def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()
 
     Raises:
         NotImplementedError: see `check_model`; FSDP of weights that it cannot divide.
-        ValueError: the transformer does not exist, has a LoRA or does not rest as `Settings.base` says; or see
-            `check_model`.
+        ValueError: the transformer does not exist, has a LoRA, does not rest as `Settings.base` says, or is on the GPU
+            of another process; or see `check_model`.
         OSError: the initial LoRA does not exist.
         ImportError: peft is missing; or see `check_model`.
     """
@@ -79,6 +79,7 @@ def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()
     if getattr(transformer, "peft_config", None):
         raise ValueError("the transformer already has a LoRA; remove it with pipe.unload_lora_weights()")
     check_loaded(settings.base, transformer)
+    check_placed(transformer)
     if shards_base():
         check_shardable(transformer)
     bounds = bounds_of(pipe.config, settings.transformer)

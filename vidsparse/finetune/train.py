@@ -17,7 +17,7 @@ from vidsparse.finetune.identity import ORDER, check_same, comparable
 from vidsparse.finetune.learner import Learner
 from vidsparse.finetune.low_rank import add_lora, recipe_of
 from vidsparse.finetune.memory.base import cast_layers
-from vidsparse.finetune.memory.sharding import shard
+from vidsparse.finetune.memory.sharding import shard, views_are_fine
 from vidsparse.finetune.memory.swap import swapped
 from vidsparse.finetune.noise import bounds_of, by_noise, sparse_levels
 from vidsparse.finetune.objective import ExampleStream
@@ -134,12 +134,15 @@ class Training:
             self.run = sparsify(self.module, self.pattern, correction=settings.correction)
             self._changes.callback(self.run.restore)
             if settings.base == "float8":
-                cast_layers(self.module, settings.half or self.module.dtype)
+                # The other expert makes sample videos.
+                for part in (self.module, *(self._others() if samples is not None else ())):
+                    cast_layers(part, settings.half or part.dtype)
             self._changes.enter_context(
                 swapped(self.module, weights.values(), accelerator.device, settings.offload_base)
             )
             self._changes.enter_context(groups.sharing(self.module, accelerator.device))
             if self.sharded:
+                self._changes.enter_context(views_are_fine())
                 shard(self.module, weights.values(), accelerator.device, accelerator.num_processes)
             self.learner = Learner(self.module, weights, settings, accelerator, self.task, stream, groups, state)
             self._changes.callback(self.learner.close)
@@ -330,16 +333,19 @@ class Training:
             broadcast_object_list(missing)
         return missing[0]
 
+    def _others(self) -> list[Any]:
+        """The transformers of the pipeline that are not trained."""
+        experts = [getattr(self.pipe, name, None) for name in ("transformer", "transformer_2")]
+        return [expert for expert in experts if expert is not None and expert is not self.module]
+
     def _sample(self, inference_steps: int) -> None:
         """Write sample videos; the other expert, if there is one, is sparse as in a generation."""
         self._measure_attention()
-        experts = {name: getattr(self.pipe, name, None) for name in ("transformer", "transformer_2")}
         with contextlib.ExitStack() as sparse:
-            for name, expert in experts.items():
-                if expert is not None and name != self.settings.transformer:
-                    sparse.enter_context(sparsify(expert, self.pattern, correction=self.settings.correction))
-                    sparse.enter_context(swapped(expert, (), self.accelerator.device, self.settings.offload_base))
-            stay = [expert for expert in experts.values() if self.settings.offload_base]
+            for expert in self._others():
+                sparse.enter_context(sparsify(expert, self.pattern, correction=self.settings.correction))
+                sparse.enter_context(swapped(expert, (), self.accelerator.device, self.settings.offload_base))
+            stay = [self.module, *self._others()] if self.settings.offload_base else []
             stay += [self.module] if self.sharded else []
             # With divided weights or tokens all processes compute the same videos: each waits for the others' parts.
             keep, shared = self.accelerator.is_main_process, self.sharded or self.groups.size > 1

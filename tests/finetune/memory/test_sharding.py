@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import distributed
 
 from vidsparse.finetune import Settings
 from vidsparse.finetune.checks import check_device, check_pipeline
-from vidsparse.finetune.memory.sharding import check_shardable, shard
+from vidsparse.finetune.memory.sharding import check_shardable, shard, views_are_fine
 
 ALL: dict[str, Any] = dict(videos=5, validation_share=0.2, log_every=1)
 ALL |= dict(samples=True, sample_every=2, sample_steps=2, inference_steps=6)
@@ -60,6 +61,13 @@ def test_it_goes_on_with_weights_divided_in_another_way(tmp_path: Path, cache: P
     said: list[str] = []
     train(tmp_path / "whole", cache, batch=2, steps=5, ema=0.9, say=said.append)
     assert said == ["resuming from step 4"], "one process computes the videos of both"
+
+
+def test_what_a_warning_says_elsewhere_is_heard() -> None:
+    before = [*warnings.filters]
+    with views_are_fine():
+        warnings.warn("FSDP2-wrapped module (X) returned a view tensor. An in-place op", UserWarning, stacklevel=1)
+    assert warnings.filters == before
 
 
 def held_and_answered(dtype: torch.dtype) -> tuple[float, list[torch.Tensor], list[torch.Tensor]]:

@@ -115,7 +115,9 @@ def test_numbers_of_processes_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_models_and_sizes_that_processes_cannot_share() -> None:
-    with pytest.raises(ValueError, match=r"context_parallel=3 does not divide the 4 heads of WanTran.*; these do: 2, 4"):
+    with pytest.raises(
+        ValueError, match=r"context_parallel=3 does not divide the 4 heads of WanTran.*; these do: 2, 4"
+    ):
         check_pipeline(pipeline(4), Settings(PATTERN, context_parallel=3))
     check_pipeline(pipeline(4), Settings(PATTERN, context_parallel=2), [ODD])
     with pytest.raises(ValueError, match=r"9 frames of 20x12 are 45 tokens to divide, .*=2 so that .*, or dropout=0"):
