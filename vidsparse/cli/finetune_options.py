@@ -270,7 +270,7 @@ class Finetuning(ClipOptions):
         int,
         Option(
             "--context-parallel",
-            "--ulysses-degree",
+            "--ulysses",
             help="Processes that share each clip: GPUs for one long video. It divides the heads and the processes.",
             rich_help_panel=LEARNING,
         ),
