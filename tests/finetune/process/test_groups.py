@@ -23,7 +23,7 @@ ODD = Bucket(9, 12, 20)  # 3x3x5 tokens
 ROUNDING = TOKENS * torch.finfo(torch.float32).eps
 CLIP: dict[str, Any] = dict(heads=2, log_every=1)
 WATCHED = CLIP | dict(videos=5, validation_share=0.2, samples=True, sample_every=2, sample_steps=2, inference_steps=6)
-UNEVEN = CLIP | dict(bucket=ODD, gradient_checkpointing=True, batch=2)
+UNEVEN = CLIP | dict(bucket=ODD, gradient_checkpointing=True, batch=2, videos=5, validation_share=0.2)
 AWAY = UNEVEN | dict(offload_base=True, offload_activations=True)
 
 
