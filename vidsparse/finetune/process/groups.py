@@ -68,7 +68,8 @@ class Groups:
 
     def one_each(self, gathered: torch.Tensor) -> torch.Tensor:
         """Of rows that all processes gave, as many each and in the order of ranks, those of one process a group."""
-        return gathered.unflatten(0, (self.world, -1))[:: self.size].flatten(0, 1)
+        each: torch.Tensor = gathered.unflatten(0, (self.world, -1))
+        return each[:: self.size].flatten(0, 1)
 
     @contextmanager
     def sharing(self, transformer: Any, device: torch.device) -> Iterator[None]:
