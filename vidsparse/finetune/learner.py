@@ -77,16 +77,16 @@ class Learner:
 
         self.module, self.weights, self.settings = module, weights, settings
         self.accelerator, self.task, self.stream, self.groups = accelerator, task, stream, groups
-        groups = rate_groups(weights, settings.lora_plus_ratio)
+        rated = rate_groups(weights, settings.lora_plus_ratio)
         optimizer = build_optimizer(
-            settings.optimizer, groups, settings.learning_rate, settings.weight_decay, accelerator.device
+            settings.optimizer, rated, settings.learning_rate, settings.weight_decay, accelerator.device
         )
         self.average = None if settings.ema is None else EMAModel(list(weights.values()), decay=settings.ema)
         if state is not None:
             for name, weight in weights.items():
                 weight.data.copy_(state["weights"][name])
             optimizer.load_state_dict(state["optimizer"])
-            for group, own in zip(optimizer.param_groups, groups, strict=True):
+            for group, own in zip(optimizer.param_groups, rated, strict=True):
                 group["factor"] = own["factor"]  # which an earlier version did not save
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
