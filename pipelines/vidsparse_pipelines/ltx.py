@@ -51,7 +51,7 @@ class LTXAdapter(Adapter):
     def parallel_plan(self, transformer: torch.nn.Module) -> Mapping[str, Any]:
         """Diffusers' own plan divides the text too, but not the heads of its mask, and fails."""
         return {
-            "": {"hidden_states": divided(1, 3)},
+            "": {"hidden_states": divided(1, 3), "timestep": divided(1, 2)},  # from an image tokens have their own
             "rope": {index: divided_output(1, 3) for index in (0, 1)},
             "proj_out": joined_output(),
         }

@@ -181,6 +181,24 @@ def test_a_dry_run_writes_nothing(command: Any, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_plans_for_processes_that_share_a_clip(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ["--out", "run", "--videos", 6, "--model", "shapes-64", "--frames", 9, "--size", "16x16", "--cpu"]
+    asked += ["--context-parallel", 3]
+    code, out, errors = command(*asked, "--dry-run")
+    assert code == 0, errors
+    assert "of 1 video each, in 3 processes, 3 of which share a clip" in " ".join(out.split())
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    code, out, errors = command(*asked, "--dry-run")
+    assert code == 0, errors
+    assert "of 2 videos each, in 6 processes, 3 of which share a clip" in " ".join(out.split())
+    assert "divided among the processes, but for two blocks" in " ".join(out.split())
+    monkeypatch.undo()
+    code, out, errors = command(*asked)
+    assert (code, out) == (1, "") and "context_parallel=3 does not divide the 1 process" in errors
+
+
 def test_nf4_is_planned_for_anywhere_and_trained_with_cuda(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vidsparse.finetune.memory.base.find_spec", lambda package: None)
     monkeypatch.setattr("vidsparse.generation.pipeline.load_pipeline", None)

@@ -1,4 +1,4 @@
-"""The small training of `tiny_training` in two processes on a CPU, with or without FSDP."""
+"""The small training of `tiny_training` in several processes on a CPU, with or without FSDP."""
 
 from __future__ import annotations
 
@@ -29,15 +29,17 @@ class Asked(NamedTuple):
     changes: dict[str, Any]
 
 
-def train_on_two(cache: Path, trainings: list[Asked]) -> list[dict[str, torch.Tensor]]:
-    """Train one after another in the same two processes, and read the weights that each wrote."""
-    found: list[dict[str, torch.Tensor]] = on_ranks(2, _train, cache, trainings, [free_port() for _ in trainings])[0]
+def train_on(ranks: int, cache: Path, trainings: list[Asked]) -> list[dict[str, torch.Tensor]]:
+    """Train one after another in the same processes, and read the weights that each wrote."""
+    ports = [free_port() for _ in trainings]
+    found: list[dict[str, torch.Tensor]] = on_ranks(ranks, _train, cache, trainings, ports)[0]
     return found
 
 
 def _train(cache: Path, trainings: list[Asked], ports: list[int]) -> list[dict[str, torch.Tensor]]:
     rank, found = str(distributed.get_rank()), []
-    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    os.environ.update(RANK=rank, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1")
+    os.environ["WORLD_SIZE"] = str(distributed.get_world_size())
     for asked, port in zip(trainings, ports, strict=True):
         os.environ.update(FSDP2, ACCELERATE_USE_FSDP=str(asked.divided).lower(), MASTER_PORT=str(port))
         found.append(train(asked.folder, cache, **asked.changes))

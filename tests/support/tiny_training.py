@@ -21,14 +21,16 @@ SMALL: dict[str, Any] = dict(rank=4, steps=4, learning_rate=3e-3, warmup=2, prec
 SMALL |= dict(caption_dropout=0.0, gradient_checkpointing=False, inference_steps=20, samples=False)
 
 
-def pipeline(**changes: Any) -> WanPipeline:
+def pipeline(num_attention_heads: int = 1, **changes: Any) -> WanPipeline:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return WanPipeline(
             tokenizer=model.build_tokenizer(),
             text_encoder=model.build_text_encoder().eval(),
             vae=model.build_vae().eval(),
-            transformer=model.build_transformer(num_layers=2, num_attention_heads=1, **changes).eval(),
+            transformer=model.build_transformer(
+                num_layers=2, num_attention_heads=num_attention_heads, **changes
+            ).eval(),
             scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
         )
 
@@ -40,15 +42,18 @@ def train(
     videos: int = 4,
     say: Any = lambda text: None,
     validation_share: float = 0.0,
+    bucket: Bucket = BUCKET,
+    heads: int = 1,
     **changes: Any,
 ) -> dict[str, torch.Tensor]:
     """Train, and read the weights that were written."""
     settings = Settings(**{"pattern": PATTERN, **SMALL, **changes})
-    sampling = dict(height=16, width=16, num_frames=9, num_inference_steps=2, max_sequence_length=model.MAX_WORDS)
+    sides = dict(height=bucket.height, width=bucket.width, num_frames=bucket.frames)
+    sampling = dict(**sides, num_inference_steps=2, max_sequence_length=model.MAX_WORDS)
     AcceleratorState._reset_state(reset_partial_state=True)
     finetune(
-        pipeline() if pipe is None else pipe,
-        drawn_clips(videos, BUCKET),
+        pipeline(heads) if pipe is None else pipe,
+        drawn_clips(videos, bucket),
         settings,
         folder,
         base="tiny",

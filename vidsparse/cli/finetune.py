@@ -44,6 +44,7 @@ def finetune(request: Finetuning, *, dry_run: Annotated[bool, Option("--dry-run"
     )
     from vidsparse.finetune.data.captions import read_entries
     from vidsparse.finetune.families import task_for
+    from vidsparse.finetune.process.accelerator import use_own_gpu
     from vidsparse.generation.pipeline import load_pipeline
     from vidsparse.patterns.names import build_correction
 
@@ -105,6 +106,8 @@ def finetune(request: Finetuning, *, dry_run: Annotated[bool, Option("--dry-run"
             )
         return
     quantization = quantization_of(settings.base, model.transformers, settings.half or getattr(torch, dtype))
+    if not request.cpu:
+        use_own_gpu()
     with live_console().status(f"loading {request.model}"):
         pipe = load_pipeline(model, device="cpu", dtype=dtype, quantization=quantization)
     check_pipeline(pipe, settings, buckets)

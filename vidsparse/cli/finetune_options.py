@@ -281,6 +281,15 @@ class Finetuning(ClipOptions):
             rich_help_panel=LEARNING,
         ),
     ] = False
+    context_parallel: Annotated[
+        int,
+        Option(
+            "--context-parallel",
+            "--ulysses",
+            help="Processes that share each clip: GPUs for one long video. It divides the heads and the processes.",
+            rich_help_panel=LEARNING,
+        ),
+    ] = 1
     seed: Annotated[
         int,
         Option(

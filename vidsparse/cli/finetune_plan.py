@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -36,17 +35,22 @@ def print_finetuning(
     from rich.table import Table
 
     from vidsparse.finetune.memory.plan import plan_training
+    from vidsparse.finetune.process.accelerator import processes as launched, shards_base
 
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    plan = plan_training(model, settings, clips, dtype, processes)
+    # In one process, the plan is for as few as share a clip.
+    processes = max(launched(), settings.context_parallel)
+    divided = shards_base() and processes > 1
+    plan = plan_training(model, settings, clips, dtype, processes, divided)
     table = Table.grid(padding=(0, 2))
-    for name, text in _rows(model, settings, plan, processes, gpu):
+    for name, text in _rows(model, settings, plan, processes, divided, gpu):
         table.add_row(f"[bold]{name}", text.replace("[", r"\["))
     Console(highlight=False).print(table)
     print("nothing was loaded: leave out --dry-run to train")
 
 
-def _rows(model: Model, settings: Settings, plan: Plan, processes: int, gpu: str | None) -> list[tuple[str, str]]:
+def _rows(
+    model: Model, settings: Settings, plan: Plan, processes: int, divided: bool, gpu: str | None
+) -> list[tuple[str, str]]:
     rows = [
         ("model", f"{model.name}, {settings.transformer}"),
         ("attention", repr(settings.pattern)),
@@ -55,6 +59,8 @@ def _rows(model: Model, settings: Settings, plan: Plan, processes: int, gpu: str
         tokens = f"{sides_text(one.grid.view)} = {one.grid.tokens:,} tokens"
         rows.append(("clips", f"{plan.clips[size]:,} of {size.frames} frames, {size.width}x{size.height}: {tokens}"))
     share = f"{counted(plan.videos, 'video')} each" + (f", in {processes} processes" if processes > 1 else "")
+    together = settings.context_parallel
+    share += f", {together} of which share a clip" if together > 1 else ""
     rows.append(("steps", f"{plan.steps:,} of {share}: {plan.epochs:.3g} epochs"))
     largest = plan.largest
     away = f"; {bytes_text(away)} in the CPU's memory" if (away := largest.offloaded + largest.resting) else ""
@@ -66,17 +72,18 @@ def _rows(model: Model, settings: Settings, plan: Plan, processes: int, gpu: str
             f"{bytes_text(largest.activations)} of activations{away}",
         ),
         ("", "text encoder and VAE are not counted, nor what the GPU's own libraries take"),
-        ("frozen weights", _base(settings)),
+        ("frozen weights", _base(settings, divided)),
         ("density", f"{largest.density:.2f} of dense attention, on average over layers and noise levels"),
         ("a step", f"{flops_text(plan.flops * settings.batch)} in each process{_time(plan, settings, gpu)}"),
     ]
     return rows
 
 
-def _base(settings: Settings) -> str:
+def _base(settings: Settings, divided: bool) -> str:
     """How the weights rest, and whether blocks are computed again."""
     kind = "as they are stored" if settings.base == "none" else settings.base
     places = "in the CPU's memory, but for two blocks" if settings.offload_base else "on the device"
+    places = "divided among the processes, but for two blocks" if divided else places
     again = "with" if settings.gradient_checkpointing else "without"
     return f"{kind}, {places}; {again} gradient checkpointing"
 

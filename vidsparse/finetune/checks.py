@@ -14,7 +14,8 @@ from vidsparse.finetune.memory.sharding import check_shardable, check_sharded
 from vidsparse.finetune.memory.swap import check_blocks
 from vidsparse.finetune.noise import bounds_of, by_noise, sparse_levels
 from vidsparse.finetune.optim.optimizers import check_optimizer_on
-from vidsparse.finetune.process.accelerator import shards_base
+from vidsparse.finetune.process.accelerator import check_placed, processes, shards_base
+from vidsparse.finetune.process.groups import Groups, check_sharing
 from vidsparse.finetune.settings import Settings
 from vidsparse.finetune.start import start_weights
 from vidsparse.generation.positions import check_positions
@@ -39,11 +40,13 @@ def check_device(settings: Settings, cpu: bool = False, planned: bool = False) -
         planned: nothing will be loaded: what needs a GPU or a package may be planned for without it.
 
     Raises:
-        ValueError: fp16 on a CPU; nf4 without CUDA.
+        ValueError: fp16 on a CPU; nf4 without CUDA; a number of processes that `context_parallel` does not divide.
         ImportError: no installed package has the optimizer for this device, or the base.
         NotImplementedError: accelerate's settings ask for FSDP, see `check_sharded`.
     """
     device = training_device(cpu)
+    if not planned:
+        Groups(settings.context_parallel, world=processes())
     if shards_base():
         check_sharded(settings)
     if not planned:
@@ -62,8 +65,8 @@ def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()
 
     Raises:
         NotImplementedError: see `check_model`; FSDP of weights that it cannot divide.
-        ValueError: the transformer does not exist, has a LoRA or does not rest as `Settings.base` says; or see
-            `check_model`.
+        ValueError: the transformer does not exist, has a LoRA, does not rest as `Settings.base` says, or is on the GPU
+            of another process; or see `check_model`.
         OSError: the initial LoRA does not exist.
         ImportError: peft is missing; or see `check_model`.
     """
@@ -76,6 +79,7 @@ def check_pipeline(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()
     if getattr(transformer, "peft_config", None):
         raise ValueError("the transformer already has a LoRA; remove it with pipe.unload_lora_weights()")
     check_loaded(settings.base, transformer)
+    check_placed(transformer)
     if shards_base():
         check_shardable(transformer)
     bounds = bounds_of(pipe.config, settings.transformer)
@@ -101,10 +105,11 @@ def check_model(
         bounds: noise levels of the transformer, see `bounds_of`.
 
     Raises:
-        NotImplementedError: positions or blocks that the model does not have, or a scheduler of another kind.
+        NotImplementedError: positions or blocks that the model does not have, a scheduler of another kind, or a model
+            that processes cannot share.
         ValueError: a weighting of the loss that the model has no meaning for; targets do not exist; the initial LoRA
             has another shape; the pattern is for another model; the schedule is dense at all noise levels of this
-            transformer; or the model does not take a size.
+            transformer; or the model, or processes that share a clip, do not take a size.
         OSError: the initial LoRA does not exist.
         ImportError: a package that the family needs besides is missing.
     """
@@ -125,6 +130,8 @@ def check_model(
     task.shift(scheduler, view)
     levels = task.levels(scheduler, settings.inference_steps, view)
     pattern = by_noise(settings.pattern, scheduler, settings.inference_steps, levels)
+    if settings.context_parallel > 1:
+        check_sharing(task, transformer, settings, buckets)
     sparsify(transformer, pattern, correction=settings.correction).restore()
     sparse = sparse_levels(pattern)
     if not max(sparse[0], bounds[0]) < min(sparse[1], bounds[1]):

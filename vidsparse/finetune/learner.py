@@ -15,6 +15,7 @@ from vidsparse.finetune.memory.base import whole_blocks
 from vidsparse.finetune.memory.offload import offloading
 from vidsparse.finetune.objective import ExampleStream, loss_of
 from vidsparse.finetune.optim.optimizers import build_optimizer, rate_groups, set_rates
+from vidsparse.finetune.process.groups import Groups
 from vidsparse.finetune.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Learner:
         accelerator: of the training.
         task: of the model's family.
         stream: draws the videos.
+        groups: of the processes that share a clip.
         state: of an earlier learner, or None.
     """
 
@@ -68,22 +70,23 @@ class Learner:
         accelerator: Accelerator,
         task: TrainingTask,
         stream: ExampleStream,
+        groups: Groups,
         state: Mapping[str, Any] | None,
     ):
         from diffusers.training_utils import EMAModel
 
         self.module, self.weights, self.settings = module, weights, settings
-        self.accelerator, self.task, self.stream = accelerator, task, stream
-        groups = rate_groups(weights, settings.lora_plus_ratio)
+        self.accelerator, self.task, self.stream, self.groups = accelerator, task, stream, groups
+        rated = rate_groups(weights, settings.lora_plus_ratio)
         optimizer = build_optimizer(
-            settings.optimizer, groups, settings.learning_rate, settings.weight_decay, accelerator.device
+            settings.optimizer, rated, settings.learning_rate, settings.weight_decay, accelerator.device
         )
         self.average = None if settings.ema is None else EMAModel(list(weights.values()), decay=settings.ema)
         if state is not None:
             for name, weight in weights.items():
                 weight.data.copy_(state["weights"][name])
             optimizer.load_state_dict(state["optimizer"])
-            for group, own in zip(optimizer.param_groups, groups, strict=True):
+            for group, own in zip(optimizer.param_groups, rated, strict=True):
                 group["factor"] = own["factor"]  # which an earlier version did not save
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
@@ -137,9 +140,8 @@ class Learner:
         self.optimizer.zero_grad()
         if made and self.average is not None:
             self.average.step(self.weights.values())
-        numbers = told_by_all.tolist()
-        videos = [(level, loss) for level, loss, _ in numbers]
-        return Learned(videos, norm, made, int(max(told for _, _, told in numbers)))
+        videos = [(level, loss) for level, loss, _ in self.groups.one_each(told_by_all).tolist()]
+        return Learned(videos, norm, made, int(told_by_all[:, 2].max()))
 
     def _leave_frozen_out(self) -> None:
         """Keep DDP from sending frozen weights around, which each process has loaded and some backends cannot send."""
@@ -147,9 +149,9 @@ class Learner:
         setattr(self.module, IGNORED, frozen)
 
     def _seed_dropout(self, step: int, part: int) -> None:
-        """Give the dropout of a pass numbers that depend only on the step and the video."""
+        """Give the dropout of a pass numbers that depend only on the step and the video: a group drops alike."""
         if self.settings.dropout:
-            place = part * self.accelerator.num_processes + self.accelerator.process_index
+            place = part * self.groups.number + self.groups.own
             torch.manual_seed(random.Random(f"{self.settings.seed}-dropout-{step}-{place}").getrandbits(63))
 
     def is_finite(self) -> bool:

@@ -26,7 +26,7 @@ PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Settings that may change when a training is resumed; `steps` too, unless the learning rate depends on it.
 FREE = (
     *("start", "batch", "log_every", "save_every", "keep", "log_with"),
-    *("gradient_checkpointing", "offload_activations", "offload_base"),
+    *("gradient_checkpointing", "offload_activations", "offload_base", "context_parallel"),
     *("sample_every", "sample_prompts", "sample_steps", "samples", "validate_every"),
 )
 
@@ -50,8 +50,9 @@ class Settings:
             them) start with a contribution of 0.
         transformer: "transformer", or "transformer_2" for the expert of low noise.
         steps: optimizer steps in total.
-        batch: videos of a step in each process. Each is a separate pass, of any size, and their gradients add up: this
-            is the number of passes that other trainers call gradient accumulation.
+        batch: videos of a step in each process, or in each group of processes that share a clip. Each is a separate
+            pass, of any size, and their gradients add up: this is the number of passes that other trainers call
+            gradient accumulation.
         optimizer: "adamw", "adamw-8bit", "prodigy" or "muon", see `build_optimizer`.
         learning_rate: its peak.
         lora_plus_ratio: learning rate of the LoRA's matrices B by that of A (LoRA+); None: the same.
@@ -81,6 +82,8 @@ class Settings:
             something else needs it.
         offload_activations: keep what gradient checkpointing keeps in the CPU's memory.
         offload_base: keep the frozen weights of the blocks in the CPU's memory, but for those of two blocks at a time.
+        context_parallel: processes that share each clip, see `vidsparse.finetune.process.groups`; it divides their
+            number and the heads.
         seed: of the LoRA's initial weights, the order of the videos, the noise and its levels.
         log_every, save_every: steps between two log lines and between two checkpoints.
         log_with: "tensorboard", "wandb", "all", "none", or "auto": TensorBoard where it is installed.
@@ -132,6 +135,7 @@ class Settings:
     gradient_checkpointing: bool | None = None
     offload_activations: bool = False
     offload_base: bool = False
+    context_parallel: int = 1
     seed: int = 0
     log_every: int = 10
     save_every: int = 100
@@ -145,7 +149,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         optional = [] if self.sample_steps is None else ["sample_steps"]
-        for name in ("rank", "steps", "batch", "inference_steps", "log_every", "save_every", "keep", *optional):
+        for name in (
+            "rank",
+            "steps",
+            "batch",
+            "inference_steps",
+            "log_every",
+            "save_every",
+            "keep",
+            "context_parallel",
+            *optional,
+        ):
             _at_least(name, getattr(self, name), 1)
         for name in ("warmup", "weight_decay", "sample_every", "validate_every"):
             _at_least(name, getattr(self, name), 0)

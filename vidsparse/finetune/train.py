@@ -17,12 +17,13 @@ from vidsparse.finetune.identity import ORDER, check_same, comparable
 from vidsparse.finetune.learner import Learner
 from vidsparse.finetune.low_rank import add_lora, recipe_of
 from vidsparse.finetune.memory.base import cast_layers
-from vidsparse.finetune.memory.sharding import shard
+from vidsparse.finetune.memory.sharding import shard, views_are_fine
 from vidsparse.finetune.memory.swap import swapped
 from vidsparse.finetune.noise import bounds_of, by_noise, sparse_levels
 from vidsparse.finetune.objective import ExampleStream
 from vidsparse.finetune.optim.optimizers import know_states
 from vidsparse.finetune.process.accelerator import shards_base
+from vidsparse.finetune.process.groups import Groups
 from vidsparse.finetune.process.precision import products_in_bf16
 from vidsparse.finetune.process.stopping import Stop, Stopped
 from vidsparse.finetune.record import log
@@ -88,6 +89,8 @@ class Training:
         self.samples, self.stop, self.say = samples, stop or Stop(), say
         self.step, self.seconds, self.skipped = 0, 0.0, 0
         self.sharded = shards_base() and accelerator.num_processes > 1
+        groups = Groups(settings.context_parallel, accelerator.process_index, accelerator.num_processes)
+        self.groups = groups
         self.window, self.memory = Window(), PeakMemory(accelerator.device)
         self.module: Any = getattr(pipe, settings.transformer)
         self.task = task_for(pipe)
@@ -99,8 +102,8 @@ class Training:
             examples,
             seed=settings.seed,
             batch=settings.batch,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
+            rank=groups.own,
+            world=groups.number,
             shift=self.task.shift(scheduler, examples.view),
             bounds=bounds_of(pipe.config, settings.transformer),
             caption_dropout=settings.caption_dropout,
@@ -110,10 +113,9 @@ class Training:
         )
         self.validation = None
         if held_out is not None:
-            share = accelerator.process_index, accelerator.num_processes
-            self.validation = Validation(held_out, stream.bounds, settings.seed, *share)
+            self.validation = Validation(held_out, stream.bounds, settings.seed, groups)
         identity = {"model": fingerprint(self.module), "shift": str(stream.shift), "data": examples.fingerprint}
-        identity |= {"videos of a step": str(settings.batch * accelerator.num_processes), "order": ORDER}
+        identity |= {"videos of a step": str(settings.batch * groups.number), "order": ORDER}
         identity |= {} if settings.start is None else {"start": start_hash(settings.start)}
         self.identity = {**identity, "frames": str(frames), **comparable(settings)}
         state = self._last_checkpoint()
@@ -132,13 +134,17 @@ class Training:
             self.run = sparsify(self.module, self.pattern, correction=settings.correction)
             self._changes.callback(self.run.restore)
             if settings.base == "float8":
-                cast_layers(self.module, settings.half or self.module.dtype)
+                # The other expert makes sample videos.
+                for part in (self.module, *(self._others() if samples is not None else ())):
+                    cast_layers(part, settings.half or part.dtype)
             self._changes.enter_context(
                 swapped(self.module, weights.values(), accelerator.device, settings.offload_base)
             )
+            self._changes.enter_context(groups.sharing(self.module, accelerator.device))
             if self.sharded:
+                self._changes.enter_context(views_are_fine())
                 shard(self.module, weights.values(), accelerator.device, accelerator.num_processes)
-            self.learner = Learner(self.module, weights, settings, accelerator, self.task, stream, state)
+            self.learner = Learner(self.module, weights, settings, accelerator, self.task, stream, groups, state)
             self._changes.callback(self.learner.close)
             self.stop.saved = None if state is None else state["step"]
             if state is not None:
@@ -257,7 +263,7 @@ class Training:
         """Write a JSON line and tracker values: means since the last line, over all processes."""
         self._measure_attention()
         line = {"step": self.step, **self.window.line()}
-        videos = self.window.steps * self.settings.batch * self.accelerator.num_processes
+        videos = self.window.steps * self.settings.batch * self.groups.number
         line |= {
             "learning_rate": self.settings.rate(self.step - 1),
             "seconds": round(self.seconds, 2),
@@ -327,19 +333,23 @@ class Training:
             broadcast_object_list(missing)
         return missing[0]
 
+    def _others(self) -> list[Any]:
+        """The transformers of the pipeline that are not trained."""
+        experts = [getattr(self.pipe, name, None) for name in ("transformer", "transformer_2")]
+        return [expert for expert in experts if expert is not None and expert is not self.module]
+
     def _sample(self, inference_steps: int) -> None:
         """Write sample videos; the other expert, if there is one, is sparse as in a generation."""
         self._measure_attention()
-        experts = {name: getattr(self.pipe, name, None) for name in ("transformer", "transformer_2")}
         with contextlib.ExitStack() as sparse:
-            for name, expert in experts.items():
-                if expert is not None and name != self.settings.transformer:
-                    sparse.enter_context(sparsify(expert, self.pattern, correction=self.settings.correction))
-                    sparse.enter_context(swapped(expert, (), self.accelerator.device, self.settings.offload_base))
-            stay = [expert for expert in experts.values() if self.settings.offload_base]
+            for expert in self._others():
+                sparse.enter_context(sparsify(expert, self.pattern, correction=self.settings.correction))
+                sparse.enter_context(swapped(expert, (), self.accelerator.device, self.settings.offload_base))
+            stay = [self.module, *self._others()] if self.settings.offload_base else []
             stay += [self.module] if self.sharded else []
-            # With divided weights all processes compute the same videos: each waits for the others' parts.
-            keep, shared, device = self.accelerator.is_main_process, self.sharded, self.accelerator.device
+            # With divided weights or tokens all processes compute the same videos: each waits for the others' parts.
+            keep, shared = self.accelerator.is_main_process, self.sharded or self.groups.size > 1
+            device = self.accelerator.device
             if (keep or shared) and self.samples is not None:
                 self.samples.write(self.pipe, self.step, inference_steps, device, self.say, stay, keep, shared)
         self.run.reset()

@@ -80,6 +80,8 @@ class Call:
             each of them has, see `Adapter.ends`.
         dense: why `attend` sees all keys, in a family whose own attention cannot run on several GPUs, or None.
         densities: of all heads on all ranks, as `mean_densities` gives them.
+        heads: batch size -> the heads of each rank, once they are chosen. A block that gradient checkpointing computes
+            again has the same, though costs were measured in between.
         maps: gets what the pattern chooses.
     """
 
@@ -96,6 +98,7 @@ class Call:
     ends: tuple[int, int] = (0, 0)
     dense: str | None = None
     densities: torch.Tensor | None = None
+    heads: dict[int, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     maps: ChosenMaps = field(default_factory=ChosenMaps)
 
     @property
@@ -147,7 +150,10 @@ class Call:
 
         Every rank makes the same exchanges, whatever its map: nothing here depends on what the tensors hold.
         """
-        heads = self._heads_of_ranks(ranks.size, self._memory(len(given.query)), context)
+        batch = len(given.query)
+        if batch not in self.heads:
+            self.heads[batch] = self._heads_of_ranks(ranks.size, self._memory(batch), context)
+        heads = self.heads[batch]
         exchange = ranks.exchange(self.grid.tokens, self.ends, heads)
         expected = exchange.tokens[exchange.rank] + sum(self.ends)
         if (tokens := given.query.shape[1]) != expected:
@@ -162,7 +168,7 @@ class Call:
         if self.parts:
             densities = exchange.gather(densities_of_heads(self.parts))
             self.densities = densities.mean(dim=1)
-            self._memory(len(given.query)).costs = MeasuredCosts(densities[1])
+            self._memory(batch).costs = MeasuredCosts(densities[1])
         return out
 
     def _heads_of_ranks(self, ranks: int, memory: Memory, context: Context) -> tuple[tuple[int, ...], ...]:

@@ -96,6 +96,25 @@ class HeadExchange:
         return head_indices(heads, x.device)
 
 
+def join_parts(part: torch.Tensor, shares: Sequence[int], group: Any) -> torch.Tensor:
+    """The parts of all ranks one after another, on each rank; a part gets the sum of its gradients on all ranks.
+
+    Args:
+        part: [tokens of this rank, ...].
+        shares: how many tokens each rank has.
+        group: the ranks, a `torch.distributed.ProcessGroup`.
+
+    Returns:
+        [tokens of all ranks, ...].
+    """
+    row = part[0].numel()
+    sent = part.flatten().repeat(len(shares))
+    out: torch.Tensor = _AllToAll.apply(  # type: ignore[no-untyped-call]
+        sent, [part.numel()] * len(shares), [count * row for count in shares], group
+    )
+    return out.view(-1, *part.shape[1:])
+
+
 class _AllToAll(torch.autograd.Function):
     """Sends a part of a flat tensor to each rank, and returns the parts that arrive, in the order of the ranks."""
 

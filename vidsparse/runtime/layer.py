@@ -108,7 +108,8 @@ class Layer:
             return
         call.ends = adapter.ends(call.known_grid)
         ranks.shares(call.known_grid.tokens - sum(call.ends))  # refuses what cannot be divided, before anything runs
-        if not adapter.exchanges:
+        # What diffusers has for uneven parts has no backward pass.
+        if not adapter.exchanges or (ranks.uneven and torch.is_grad_enabled()):
             call.reason, call.dense = None, call.reason
 
     def begin(self, unsupported: str | None = None) -> Call | CompiledCall:

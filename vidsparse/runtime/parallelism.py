@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,20 +58,43 @@ def enable_parallelism(
         if not ulysses_anything:
             check_degree(degree, transformer, adapter)
         plans[name] = adapter.parallel_plan(transformer)
-        if ulysses_anything and plans[name] is not getattr(transformer, "_cp_plan", None):
+        if ulysses_anything and not has_own_plan(transformer, plans[name]):
             raise NotImplementedError(f"ulysses_anything=True is not possible for {adapter.family}; leave it out")
-    from diffusers import ContextParallelConfig
-
     mesh: Any = None  # one for all transformers
     for name, (transformer, adapter) in targets.items():
-        config: Any = ContextParallelConfig(ulysses_degree=degree, ulysses_anything=ulysses_anything, mesh=mesh)
-        with _a_cpu_counts():
-            transformer.enable_parallelism(config=config, cp_plan=plans[name])  # type: ignore[operator]
-        mesh = config._mesh
-        if plans[name] is not getattr(transformer, "_cp_plan", None):
-            _keep_to_self_attention(transformer, adapter)
+        mesh = divide(transformer, adapter, plans[name], degree, ulysses_anything, mesh)
         if not adapter.exchanges:
             transformer.register_forward_pre_hook(_refuse_own_attention)
+
+
+def has_own_plan(transformer: torch.nn.Module, plan: Mapping[str, Any]) -> bool:
+    """Whether the plan of an adapter is diffusers' own, which may divide into uneven parts."""
+    return plan is getattr(transformer, "_cp_plan", None)
+
+
+def divide(
+    transformer: Any, adapter: Adapter, plan: Mapping[str, Any], degree: int, uneven: bool = False, mesh: Any = None
+) -> Any:
+    """Divide a transformer among processes, by diffusers' own means.
+
+    Args:
+        plan: what is divided where.
+        degree: number of processes.
+        uneven: diffusers' `ulysses_anything`.
+        mesh: of the processes, a `DeviceMesh`; by default of all.
+
+    Returns:
+        The mesh.
+    """
+    from diffusers import ContextParallelConfig
+
+    own = has_own_plan(transformer, adapter.parallel_plan(transformer))
+    config: Any = ContextParallelConfig(ulysses_degree=degree, ulysses_anything=uneven, mesh=mesh)
+    with _a_cpu_counts():
+        transformer.enable_parallelism(config=config, cp_plan=plan)
+    if not own:
+        _keep_to_self_attention(transformer, adapter)
+    return config._mesh
 
 
 def _degree(asked: int | None) -> int:

@@ -80,8 +80,8 @@ class Ranks:
         return HeadExchange(self.group, self.rank, heads, self.shares(tokens - sum(ends)), *ends)
 
 
-def check_degree(degree: int, transformer: torch.nn.Module, adapter: Adapter) -> None:
-    """Refuse a number of ranks that does not divide the heads of each self-attention.
+def check_degree(degree: int, transformer: torch.nn.Module, adapter: Adapter, name: str = "ulysses_degree") -> None:
+    """Refuse a number of ranks that does not divide the heads of each self-attention; `name` is that of the setting.
 
     Raises:
         ValueError: says which numbers do.
@@ -90,6 +90,6 @@ def check_degree(degree: int, transformer: torch.nn.Module, adapter: Adapter) ->
         if heads is not None and heads % degree:
             possible = ", ".join(str(n) for n in range(2, heads + 1) if heads % n == 0)
             raise ValueError(
-                f"ulysses_degree={degree} does not divide the {heads} heads of {type(transformer).__name__}; "
+                f"{name}={degree} does not divide the {heads} heads of {type(transformer).__name__}; "
                 f"these do: {possible}"
             )

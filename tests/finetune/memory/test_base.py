@@ -73,6 +73,18 @@ def test_a_training_resumes_to_the_bit_and_its_lora_is_of_the_plain_model(
         assert 0 < (added - low).norm() < (added - own).norm()
 
 
+def test_the_expert_that_is_not_trained_rests_too_where_it_makes_sample_videos(tmp_path: Path, cache: Path) -> None:
+    for samples in (True, False):
+        pipe = pipeline()
+        pipe.register_modules(transformer_2=pipeline().transformer.eval())
+        pipe.register_to_config(boundary_ratio=0.9)
+        train(tmp_path / str(samples), cache, pipe, steps=1, base="float8", samples=samples)
+        found = {expert: linear_weights(expert) for expert in (pipe.transformer, pipe.transformer_2)}
+        assert str(STORED) in found[pipe.transformer]
+        assert (found[pipe.transformer] == found[pipe.transformer_2]) == samples
+        assert len(list((tmp_path / str(samples)).glob("samples/*.mp4"))) == samples
+
+
 def test_the_same_weights_are_known_again(stored: Path) -> None:
     one, other = (fingerprint(loaded(stored, "int8").transformer) for _ in range(2))
     assert one == other != fingerprint(loaded(stored, "none").transformer)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from gloo import on_ranks
 from quantised import needs
+from torch import distributed
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidsparse import Dense, Radial, StepSchedule, sparsify
@@ -22,6 +24,7 @@ from vidsparse.finetune.memory.plan import plan_training
 from vidsparse.finetune.memory.swap import swapped
 from vidsparse.finetune.memory.wrapped import bytes_of
 from vidsparse.finetune.objective import loss_of
+from vidsparse.finetune.process.groups import Groups
 from vidsparse.generation.models import find_model
 from vidsparse.shapes.model import load_pipeline
 
@@ -163,6 +166,53 @@ def test_an_expert_that_would_train_dense_is_refused(monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match=r"and transformer computes from 0.90 to 1.00: it would train without sparse"):
         predicted(Settings(schedule, inference_steps=20))
     assert predicted(Settings(schedule, inference_steps=20, transformer="transformer_2")).density < 1
+
+
+def peak_of_a_third(settings: Settings) -> int:
+    module, step = step_of(settings)
+    live, groups = LiveBytes(), Groups(3, distributed.get_rank(), 3)
+    with sparsify(module, settings.pattern), groups.sharing(module, torch.device("cpu")), live:
+        weights = list(module.parameters())
+        live.leave_out([*weights, *module.buffers(), *(w.grad for w in weights if w.grad is not None)])
+        step()
+    return live.peak
+
+
+def test_memory_of_a_shared_clip_is_that_of_a_real_step() -> None:
+    settings = Settings(
+        *(Radial(density=0.3, tile=(1, 8, 8)),),
+        **dict(rank=16, precision="bf16", gradient_checkpointing=True, context_parallel=3),  # type: ignore[arg-type]
+    )
+    found = plan_training(find_model("shapes-64"), settings, drawn_clips(1, BUCKET), torch.float32, 3).largest
+    for peak in on_ranks(3, peak_of_a_third, settings):
+        assert found.activations == pytest.approx(peak, rel=0.15)
+
+
+def test_processes_that_share_a_clip_divide_its_activations() -> None:
+    base = dict(rank=16, precision="no", gradient_checkpointing=True, offload_activations=True)
+    one, shared = (Settings(Dense(), context_parallel=count, **base) for count in (1, 3))  # type: ignore[arg-type]
+    clips, model = drawn_clips(1, BUCKET), find_model("shapes-64")
+    whole, parts = (plan_training(model, settings, clips, torch.float32, 6) for settings in (one, shared))
+    assert (whole.videos, parts.videos) == (6, 2)
+    found, expected = parts.largest, whole.largest
+    assert found.activations < expected.activations and found.offloaded == expected.offloaded // 3
+    assert found.flops * 3 == pytest.approx(expected.flops) and found.weights == expected.weights
+    with pytest.raises(ValueError, match="context_parallel=3 does not divide the 4 processes"):
+        plan_training(model, shared, clips, torch.float32, 4)
+    with pytest.raises(ValueError, match=r"context_parallel=2 does not divide the 3 heads of Wan.*; these do: 3"):
+        plan_training(model, replace(shared, context_parallel=2), clips, torch.float32, 2)
+
+
+def test_divided_weights_are_a_part_and_two_blocks() -> None:
+    settings = Settings(Dense(), rank=16, gradient_checkpointing=True)
+    clips, model = drawn_clips(1, BUCKET), find_model("shapes-64")
+    whole, parts = (plan_training(model, settings, clips, torch.float32, 4, divided) for divided in (False, True))
+    transformer = load_pipeline(model="shapes-64").transformer
+    frozen, blocks = (sum(w.nbytes for w in part.parameters()) for part in (transformer, transformer.blocks))
+    outside = frozen - blocks
+    held = frozen / 4 + outside + 2 * blocks / len(transformer.blocks)
+    assert parts.largest.weights == pytest.approx(held + whole.largest.weights - frozen, abs=4)
+    assert parts.largest.activations == whole.largest.activations and parts.videos == 4
 
 
 def test_a_plan_counts_clips_and_epochs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,13 @@ import pytest
 import torch
 from gloo import on_ranks
 from peft import LoraConfig
-from shared_training import FSDP2, Asked, train_on_two
+from shared_training import FSDP2, Asked, train_on
 from tiny_training import PATTERN, assert_same, lines, measured, pipeline, train
 from torch import distributed
 
 from vidsparse.finetune import Settings
 from vidsparse.finetune.checks import check_device, check_pipeline
-from vidsparse.finetune.memory.sharding import check_shardable, shard
+from vidsparse.finetune.memory.sharding import check_shardable, shard, views_are_fine
 
 ALL: dict[str, Any] = dict(videos=5, validation_share=0.2, log_every=1)
 ALL |= dict(samples=True, sample_every=2, sample_steps=2, inference_steps=6)
@@ -28,7 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_divided_weights_train_as_whole_ones_to_the_bit(tmp_path: Path, cache: Path, kind: str) -> None:
     asked = [Asked(tmp_path / str(divided), divided, KINDS[kind]) for divided in (False, True)]
-    whole, found = train_on_two(cache, asked)
+    whole, found = train_on(2, cache, asked)
     assert_same(found, whole)
     logs = [[measured(line) for line in lines(one.folder)] for one in asked]
     assert logs[0] == logs[1]
@@ -54,12 +55,19 @@ def test_it_goes_on_with_weights_divided_in_another_way(tmp_path: Path, cache: P
         for order in orders
         for divided, changes in zip(order, halves, strict=True)
     ]
-    found = train_on_two(cache, asked)
+    found = train_on(2, cache, asked)
     for place in (2, 4, 6):
         assert_same(found[place], found[0])
     said: list[str] = []
     train(tmp_path / "whole", cache, batch=2, steps=5, ema=0.9, say=said.append)
     assert said == ["resuming from step 4"], "one process computes the videos of both"
+
+
+def test_what_a_warning_says_elsewhere_is_heard() -> None:
+    before = [*warnings.filters]
+    with views_are_fine():
+        warnings.warn("FSDP2-wrapped module (X) returned a view tensor. An in-place op", UserWarning, stacklevel=1)
+    assert warnings.filters == before
 
 
 def held_and_answered(dtype: torch.dtype) -> tuple[float, list[torch.Tensor], list[torch.Tensor]]:

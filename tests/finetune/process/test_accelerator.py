@@ -5,10 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from shared_training import FSDP2
-from tiny_training import assert_same, train
+from tiny_training import PATTERN, assert_same, pipeline, train
 
-from vidsparse.finetune.process.accelerator import PLUGINS, SHARDED, check_launch, shards_base
+from vidsparse.finetune import Settings, check_pipeline
+from vidsparse.finetune.process.accelerator import (
+    PLUGINS,
+    SHARDED,
+    check_launch,
+    check_placed,
+    shards_base,
+    use_own_gpu,
+)
 
 
 @pytest.mark.parametrize("variable", PLUGINS)
@@ -47,3 +56,29 @@ def test_fsdp_is_served_in_one_way_alone(variable: str) -> None:
 def test_accelerate_takes_version_1_where_none_is_said() -> None:
     with pytest.raises(NotImplementedError, match="FSDP_VERSION=1 is not served"):
         check_launch({"ACCELERATE_USE_FSDP": "true"})
+
+
+def test_each_process_loads_onto_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes loads onto the current GPU, which is the first in every process until something sets it."""
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    use_own_gpu({"LOCAL_RANK": "3"})
+    assert chosen == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    use_own_gpu({})
+    use_own_gpu({"LOCAL_RANK": "3"})
+    assert chosen == [3]
+
+
+@pytest.mark.parametrize("place", [0, "cuda:0", torch.device("cuda", 0)], ids=str)
+def test_quantised_weights_on_the_gpu_of_another_process(place: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipeline()
+    pipe.transformer.is_loaded_in_4bit, pipe.transformer.hf_device_map = True, {"": place}
+    for alone in ({}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": "2", "LOCAL_RANK": "0"}):
+        check_placed(pipe.transformer, alone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ValueError, match=r"are on cuda:0 and it trains on cuda:1; call torch.cuda.set_device\(int\("):
+        check_pipeline(pipe, Settings(PATTERN))
+    pipe.transformer.is_loaded_in_4bit = False
+    check_pipeline(pipe, Settings(PATTERN))

@@ -11,6 +11,7 @@ from tiny_training import assert_same, lines, train
 
 from vidsparse.finetune import Bucket, Clip, drawn_clips
 from vidsparse.finetune.families.task import MAIN
+from vidsparse.finetune.process.groups import Groups
 from vidsparse.finetune.record.validation import Validation, hold_out
 
 BUCKET = Bucket(9, 16, 16)
@@ -69,7 +70,7 @@ def test_noise_depends_on_the_video_and_the_level() -> None:
     assert validation.levels == pytest.approx((0.09, 0.27, 0.45, 0.63, 0.81))
     noises = [validation.example(i, level).noise for i in range(2) for level in validation.levels]
     assert all(not torch.equal(a, b) for n, a in enumerate(noises) for b in noises[:n])
-    again = Validation(data, (0.0, 0.9), seed=1, rank=1, world=2).example(1, validation.levels[0])
+    again = Validation(data, (0.0, 0.9), seed=1, groups=Groups(1, 1, 2)).example(1, validation.levels[0])
     assert torch.equal(again.noise, noises[5]) and float(again.level) == pytest.approx(0.09)
     others: Any = Examples("c", "b", "d", "a")
     among = Validation(others, (0.0, 0.9), seed=1)

@@ -19,6 +19,7 @@ from vidsparse.finetune.memory.base import whole_blocks
 from vidsparse.finetune.memory.contents import Contents
 from vidsparse.finetune.memory.live import LiveBytes
 from vidsparse.finetune.memory.offload import LEAST
+from vidsparse.finetune.memory.sharding import held_of_divided
 from vidsparse.finetune.memory.stand_in import let_rest, resting_layers
 from vidsparse.finetune.memory.swap import swapped
 from vidsparse.finetune.memory.wrapped import bytes_of
@@ -36,6 +37,9 @@ STATES = {"adamw": 8, "adamw-8bit": 2, "prodigy": 16, "muon": 4}
 # Operations of a backward pass by those of its forward pass: weights that are frozen have no gradient, and attention
 # computes its scores again and four gradients from them.
 LINEAR, ATTENTION = 1.0, 2.5
+# Float32 tensors of a process's tokens that an exchange makes: queries, keys and values side by side, in the order of
+# the heads, as they are sent and as they arrive; fitted to a real step.
+EXCHANGED = 10
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,11 @@ class StepForecast:
 
     Attributes:
         grid: of the video's tokens.
-        weights: bytes of the transformer. lora: of the LoRA and its gradient. states: of the optimizer and the running
-            average.
+        weights: bytes of the transformer; where FSDP divides them, see `held_of_divided`.
+        lora: of the LoRA and its gradient. states: of the optimizer and the running average.
         resting: bytes of the weights that rest in the CPU's memory, and are not among `weights`.
         activations: the most bytes of all other tensors at once, with dense attention; also weights that are there
-            while a layer runs.
+            while a layer runs. Processes that share a clip divide it, and exchange tokens for heads besides.
         offloaded: bytes of these that wait in the CPU's memory.
         flops: forward, recomputed and backward, by the density of attention.
         density: mean density of attention over layers and noise levels, with kept tiles as a whole.
@@ -83,8 +87,9 @@ def forecast_step(
     vae_stride: tuple[int, int],
     words: int,
     dtype: torch.dtype,
+    divided: int = 1,
 ) -> StepForecast:
-    """Predict one pass.
+    """Predict one pass, of each process that has a part in it.
 
     Args:
         cls, config: class and settings of the transformer.
@@ -96,6 +101,7 @@ def forecast_step(
         vae_stride: of the VAE in time and space.
         words: of the text.
         dtype: of the weights.
+        divided: processes among which FSDP divides the frozen weights; 1: each has them whole.
 
     Raises:
         ValueError: a size that the model does not take.
@@ -114,8 +120,10 @@ def forecast_step(
     view = (known.frames(bucket.frames)[1], bucket.height // vae_stride[1], bucket.width // vae_stride[1])
     full = {**defaults(cls), **config}
     live, kept, resting = _run(module, at_rest, task, settings, lambda: task.blank(full, view, words), dtype)
-    frozen = (weight for weight in module.parameters() if not weight.requires_grad)
+    frozen = [weight for weight in module.parameters() if not weight.requires_grad]
     weights = sum(bytes_of(tensor) for tensor in (*frozen, *module.buffers())) - resting
+    if divided > 1:
+        weights = held_of_divided(module, divided)
     lora = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
     offloaded = max(0, kept - 2 * grid.tokens * known.heads * known.head_dim * _itemsize(settings, dtype))
     offloaded = offloaded if settings.offload_activations else 0
@@ -125,16 +133,17 @@ def forecast_step(
     linear = of_call.projections + of_call.others
     flops = linear * (1 + again + LINEAR)
     flops += (of_call.attention * density + of_call.text) * (1 + again + ATTENTION)
-    average = 0 if settings.ema is None else 4
+    average, shares = 0 if settings.ema is None else 4, settings.context_parallel
+    exchanged = 4 * EXCHANGED * grid.tokens * known.heads * known.head_dim if shares > 1 else 0
     return StepForecast(
         grid=grid,
         weights=weights,
         resting=resting,
         lora=8 * lora,
         states=(STATES[settings.optimizer] + average) * lora,
-        activations=live - offloaded,
-        offloaded=offloaded,
-        flops=flops,
+        activations=(live - offloaded + exchanged) // shares,
+        offloaded=offloaded // shares,
+        flops=flops / shares,
         density=density,
     )
 

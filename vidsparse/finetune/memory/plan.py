@@ -15,6 +15,7 @@ from vidsparse.finetune.data.clips import Bucket, Clip
 from vidsparse.finetune.families import task_for
 from vidsparse.finetune.memory.forecast import StepForecast, forecast_step
 from vidsparse.finetune.noise import bounds_of, by_noise
+from vidsparse.finetune.process.groups import Groups
 from vidsparse.finetune.settings import Settings
 from vidsparse.generation.config_files import INDEX, read_config
 from vidsparse.generation.frames import vae_stride
@@ -62,6 +63,7 @@ def plan_training(
     clips: Sequence[Clip],
     dtype: torch.dtype,
     processes: int = 1,
+    divided: bool = False,
 ) -> Plan:
     """Predict a training. No weights are read.
 
@@ -69,11 +71,12 @@ def plan_training(
         model: from `find_model`. settings: of the training; what they leave open is as on a CPU, see `Settings.on`.
         clips: that it is trained on.
         dtype: that weights are stored in.
-        processes: that share a step.
+        processes: that share a step. divided: whether they divide the frozen weights, with FSDP.
 
     Raises:
         NotImplementedError: a model that cannot be trained.
-        ValueError: settings or sizes that do not fit the model: what `check_pipeline` refuses of the loaded one.
+        ValueError: processes that cannot share clips; settings or sizes that do not fit the model: what
+            `check_pipeline` refuses of the loaded one.
         OSError: the settings of the model cannot be read, or the initial LoRA does not exist.
         ImportError: a package that the family needs besides is missing.
     """
@@ -115,5 +118,7 @@ def plan_training(
             vae_stride=stride,
             words=model.default("max_sequence_length") or 512,
             dtype=dtype,
+            divided=processes if divided else 1,
         )
-    return Plan(dict(counts), sizes, settings.steps, settings.batch * processes)
+    groups = Groups(settings.context_parallel, world=processes)
+    return Plan(dict(counts), sizes, settings.steps, settings.batch * groups.number)

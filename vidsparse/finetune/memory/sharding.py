@@ -8,7 +8,9 @@ works, and a checkpoint does not depend on how the weights were divided.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,8 +42,6 @@ def shard(
     from torch.distributed.fsdp import fully_shard
 
     check_shardable(transformer)
-    # Of what a transformer returns, which the loss does not change in place.
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     whole = set(learned)
     for weight in whole:
         weight.data = weight.data.to(device)
@@ -49,6 +49,30 @@ def shard(
     for part in (*blocks_of(transformer), transformer):
         # Also what is outside of blocks: weights that stay gathered are freed by `state_dict`, in that process alone.
         fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+
+
+def held_of_divided(transformer: torch.nn.Module, processes: int) -> int:
+    """Bytes of weights that a process holds at most: its part, what is outside of blocks, and two blocks.
+
+    A formula of what `fully_shard` does, which gathers the next block while one computes.
+
+    Args:
+        transformer: with weights of any device; what learns does not count.
+        processes: among which the frozen weights are divided.
+    """
+    blocks = [sum(w.nbytes for w in block.parameters() if not w.requires_grad) for block in blocks_of(transformer)]
+    frozen = sum(weight.nbytes for weight in transformer.parameters() if not weight.requires_grad)
+    buffers = sum(buffer.nbytes for buffer in transformer.buffers())
+    neighbours = max((a + b for a, b in pairwise(blocks)), default=max(blocks, default=0))
+    return buffers + -(-frozen // processes) + frozen - sum(blocks) + neighbours
+
+
+@contextmanager
+def views_are_fine() -> Iterator[None]:
+    """Within the context, FSDP says nothing of views that a transformer returns; the loss changes none in place."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+        yield
 
 
 def check_sharded(settings: Settings) -> None:

@@ -58,8 +58,8 @@ def check_launch(environment: Mapping[str, str] = os.environ) -> None:
     if wanted:
         raise NotImplementedError(
             f"accelerate's settings switch on {' and '.join(wanted)}, which finetune does not serve: it divides the "
-            "videos of a step among processes, and with FSDP 2 the frozen weights too; start it with torchrun, or "
-            "choose a plain MULTI_GPU or an FSDP 2 setting in `accelerate config`"
+            "videos of a step among processes, with --context-parallel each video, and with FSDP 2 the frozen weights; "
+            "start it with torchrun, or choose a plain MULTI_GPU or an FSDP 2 setting in `accelerate config`"
         )
     if not shards_base(environment):
         return
@@ -119,6 +119,41 @@ def accelerator_for(settings: Settings, folder: Path, cpu: bool, say: Callable[[
         project = "tensorboard" if trackers == ("tensorboard",) else "vidsparse"
         accelerator.init_trackers(project, init_kwargs={name: own[name] for name in trackers if name in own})
     return accelerator
+
+
+def use_own_gpu(environment: Mapping[str, str] = os.environ) -> None:
+    """Make the GPU of this process the current one, as accelerate will: bitsandbytes loads weights onto that."""
+    import torch
+
+    if torch.cuda.is_available() and "LOCAL_RANK" in environment:
+        torch.cuda.set_device(int(environment["LOCAL_RANK"]))
+
+
+def check_placed(transformer: Any, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse a transformer of bitsandbytes that several processes have loaded onto one GPU, and could not train there.
+
+    Raises:
+        ValueError: with what to do before loading.
+    """
+    import torch
+
+    fixed = getattr(transformer, "is_loaded_in_4bit", False) or getattr(transformer, "is_loaded_in_8bit", False)
+    if not fixed or processes(environment) == 1:
+        return
+    places = (getattr(transformer, "hf_device_map", None) or {}).values()
+    gpus = [place for place in places if str(place) not in ("cpu", "disk")]
+    found = {torch.device("cuda", place) if isinstance(place, int) else torch.device(place) for place in gpus}
+    own = torch.device("cuda", int(environment.get("LOCAL_RANK", "0")))
+    if elsewhere := found - {own}:
+        raise ValueError(
+            f"the quantised weights of this process are on {', '.join(sorted(map(str, elsewhere)))} and it trains on "
+            f"{own}; call torch.cuda.set_device(int(os.environ['LOCAL_RANK'])) before from_pretrained"
+        )
+
+
+def processes(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes a launcher has started for one training."""
+    return int(environment.get("WORLD_SIZE", "1"))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from vidsparse.finetune.data.clips import Clip
 from vidsparse.finetune.families import TrainingTask
 from vidsparse.finetune.families.task import MAIN
 from vidsparse.finetune.objective import Example, example_of, loss_of
+from vidsparse.finetune.process.groups import Groups
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -62,14 +63,13 @@ class Validation:
         examples: encoded videos and captions.
         bounds: noise levels (low, high) of the transformer; the levels divide them evenly.
         seed: of the noise.
-        rank, world: index of this process, and the number of processes, which share the work.
+        groups: of the processes that share a clip; the groups share the work.
     """
 
     examples: Encoded
     bounds: tuple[float, float]
     seed: int
-    rank: int = 0
-    world: int = 1
+    groups: Groups = Groups(1)  # noqa: RUF009 (frozen)
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -112,13 +112,14 @@ class Validation:
         try:
             total = len(self.examples) * len(levels)
             # Each process computes as often as the others, which may wait for its part of the weights.
-            for number in range(self.rank, self.world * -(-total // self.world), self.world):
+            groups = self.groups
+            for number in range(groups.own, groups.number * -(-total // groups.number), groups.number):
                 index, place = divmod(min(number, total - 1), len(levels))
                 example = self.example(index, levels[place]).to(accelerator.device)
                 run.expect_another_video()
                 with accelerator.autocast():
                     loss = float(loss_of(model, example, task, dtype=dtype)[1])
-                sums[place] += loss if number < total else 0.0
+                sums[place] += loss if number < total and groups.speaks else 0.0
         finally:
             module.train(training)
         # As float32 on every device: some have no float64.
