@@ -70,7 +70,12 @@ ARROWS: dict[str, tuple[str, ...]] = {
         ),
         *("vidsparse.block_map", "vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.adapter"),
         *("vidsparse.runtime.model_settings", "vidsparse.runtime.parallelism", "vidsparse.runtime.pipeline"),
-        *("vidsparse.runtime.ranks", "vidsparse.runtime.registry", "vidsparse.runtime.run", "vidsparse.runtime.sharing"),
+        *(
+            "vidsparse.runtime.ranks",
+            "vidsparse.runtime.registry",
+            "vidsparse.runtime.run",
+            "vidsparse.runtime.sharing",
+        ),
         *("vidsparse.runtime.sparsify", "vidsparse.serialize", "vidsparse_kernels.layout"),
     ),
     "vidsparse.finetune.data": (
