@@ -5,6 +5,7 @@ from __future__ import annotations
 # Class name of the transformer -> module and class of its adapter, which vidsparse.runtime.registry imports.
 ADAPTERS: dict[str, tuple[str, str]] = {
     "AllegroTransformer3DModel": ("vidsparse_pipelines.allegro", "AllegroAdapter"),
+    "AnyFlowFARTransformer3DModel": ("vidsparse_pipelines.anyflow_far", "AnyFlowFARAdapter"),
     "CogVideoXTransformer3DModel": ("vidsparse_pipelines.cogvideox", "CogVideoXAdapter"),
     "ConsisIDTransformer3DModel": ("vidsparse_pipelines.cogvideox", "ConsisIDAdapter"),
     "Cosmos3OmniTransformer": ("vidsparse_pipelines.cosmos3", "Cosmos3Adapter"),

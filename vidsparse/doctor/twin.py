@@ -62,6 +62,10 @@ class Twin:
         """The token grid of such a call, from the adapter."""
         return self.adapter.grid(self._model, self.arguments(self._model, view, batch))
 
+    def key_grid(self, view: View = VIEW, batch: int = 1) -> VideoGrid | None:
+        """The tokens of the keys of such a call, where they are of more frames than those of `grid`."""
+        return self.adapter.key_grid(self._model, self.arguments(self._model, view, batch))
+
     def outputs(self, model: Any, view: View = VIEW, batch: int = 1, dtype: torch.dtype = torch.float32) -> Results:
         """The outputs of a call, in order: video, and in some families sound."""
         with torch.no_grad(), _computing_in(dtype):
@@ -78,7 +82,7 @@ class Twin:
 def _by_position(out: Any, name: str = "output") -> Results:
     if isinstance(out, torch.Tensor):
         return {name: out}
-    parts = [part for part in out if part is not None]
+    parts = [part for part in out if part is not None and not isinstance(part, dict)]  # a cache of keys: no output
     return {key: x for i, part in enumerate(parts) for key, x in _by_position(part, f"{name} {i}").items()}
 
 
