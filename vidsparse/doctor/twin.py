@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch._higher_order_ops.flex_attention import flex_attention
 from torch.overrides import TorchFunctionMode
 
 from vidsparse.generation.transformers import defaults
@@ -95,6 +96,8 @@ class _InFloat64(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is flex_attention:  # Dynamo traces this, and cannot trace the lines below with it
+            return func(*args, **kwargs)
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
         in_place = func.__name__.endswith("_")
         if in_place or all(x.dtype != torch.float64 for x in tensors):
