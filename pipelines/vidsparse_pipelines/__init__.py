@@ -10,6 +10,7 @@ ADAPTERS: dict[str, tuple[str, str]] = {
     "ConsisIDTransformer3DModel": ("vidsparse_pipelines.cogvideox", "ConsisIDAdapter"),
     "Cosmos3OmniTransformer": ("vidsparse_pipelines.cosmos3", "Cosmos3Adapter"),
     "CosmosTransformer3DModel": ("vidsparse_pipelines.cosmos", "CosmosAdapter"),
+    "HeliosTransformer3DModel": ("vidsparse_pipelines.helios", "HeliosAdapter"),
     "HunyuanVideo15Transformer3DModel": ("vidsparse_pipelines.hunyuan_video_15", "HunyuanVideo15Adapter"),
     "HunyuanVideoFramepackTransformer3DModel": ("vidsparse_pipelines.framepack", "FramepackAdapter"),
     "HunyuanVideoTransformer3DModel": ("vidsparse_pipelines.hunyuan_video", "HunyuanVideoAdapter"),

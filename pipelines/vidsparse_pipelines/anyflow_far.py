@@ -70,6 +70,9 @@ class AnyFlowFARAdapter(Adapter):
         prefix = sum(chunks[:coarse]) * (height // patch_height) * (width // patch_width)
         return VideoGrid(sum(chunks[coarse:]) + grid.frames, grid.height, grid.width, prefix, grid.suffix)
 
+    def parallel_plan(self, transformer: torch.nn.Module) -> Mapping[str, Any]:
+        raise NotImplementedError("diffusers has no plan for AnyFlow-FAR: its cache is one tensor of all tokens")
+
     def tiny(self, config: Mapping[str, Any]) -> dict[str, Any]:
         small = {"num_attention_heads": 2, "num_layers": 2, "text_dim": 16, "freq_dim": 32, "ffn_dim": 64}
         return small if config["image_dim"] is None else small | {"image_dim": 16}
