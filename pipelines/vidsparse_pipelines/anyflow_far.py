@@ -32,6 +32,7 @@ class AnyFlowFARAdapter(Adapter):
     tasks = "text, image and video to video, chunk by chunk"
     layout = "kept coarser frames before the kept and the new ones, zeros after them; text by cross-attention"
     processors = ("AnyFlowCausalAttnProcessor",)
+    block_states: Mapping[str, tuple[str, ...]] = {"AnyFlowTransformerBlock": ("hidden_states",)}
 
     def self_attentions(self, transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
         return {f"blocks.{i}.attn1": block.attn1 for i, block in enumerate(transformer.blocks)}  # type: ignore[arg-type]
