@@ -56,7 +56,7 @@ class HeliosAdapter(Adapter):
         """
         config: Any = transformer.config
         if config.is_amplify_history:
-            raise NotImplementedError("with is_amplify_history, the attention of diffusers needs all tokens on each GPU")
+            raise NotImplementedError("with is_amplify_history, attention of diffusers needs all tokens on each GPU")
         names = self.self_attentions(transformer)
         return {
             "blocks.*.attn1": {"hidden_states": divided(1, 3), "rotary_emb": divided(1, 3)},

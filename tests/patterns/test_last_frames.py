@@ -8,7 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vidsparse import BlockMap, Context, Dense, LightForcing, PerHead, PowerOfTwo, Radial, Reuse, StepSchedule, VideoGrid
+from vidsparse import (
+    BlockMap,
+    Context,
+    Dense,
+    LightForcing,
+    PerHead,
+    PowerOfTwo,
+    Radial,
+    Reuse,
+    StepSchedule,
+    VideoGrid,
+)
 from vidsparse.block_map import HeadGroup, head_groups
 from vidsparse.patterns.last_frames import of_last_frames
 from vidsparse.patterns.reuse import sampled_recall
@@ -25,7 +36,9 @@ def whole(tile: tuple[int, int, int], keys: VideoGrid = KEYS) -> BlockMap:
 
 @pytest.mark.parametrize("frames", range(1, 8))
 @pytest.mark.parametrize("tile", [(1, 2, 2), (2, 2, 4), (3, 1, 2), (8, 2, 2)])
-def test_a_query_tile_sees_what_the_tiles_see_that_share_a_token_with_it(tile: tuple[int, int, int], frames: int) -> None:
+def test_a_query_tile_sees_what_the_tiles_see_that_share_a_token_with_it(
+    tile: tuple[int, int, int], frames: int
+) -> None:
     grid, block_map = VideoGrid(frames, 3, 5, suffix=1), whole(tile)
     found = of_last_frames(block_map, grid, KEYS)
     assert isinstance(found, BlockMap) and (found.query_grid, found.key_grid) == (grid, KEYS)
@@ -91,13 +104,18 @@ def test_a_pattern_of_shapes_takes_the_rows_of_its_plan_through_all_that_hold_it
     assert StepSchedule(RADIAL, dense_steps=1).select(*operands(), GRID, CONTEXT) is expected
     ((heads, block_map, _),) = head_groups(PerHead((RADIAL,), (0, 0)).select(*operands(), GRID, CONTEXT), 2)
     assert heads == (0, 1) and torch.equal(
-        block_map.to_dense().expand(-1, 2, -1, -1), head_groups(expected, 2)[0].block_map.to_dense().expand(-1, 2, -1, -1)
+        block_map.to_dense().expand(-1, 2, -1, -1),
+        head_groups(expected, 2)[0].block_map.to_dense().expand(-1, 2, -1, -1),
     )
 
 
 def test_heads_that_choose_by_content_beside_dense_ones() -> None:
     plan = PerHead((LIGHT, Dense()), (0, 1)).select(*operands(), GRID, CONTEXT)
-    dense = {head: group.block_map.to_dense()[:, group.heads.index(head)] for group in head_groups(plan, 2) for head in group.heads}
+    dense = {
+        head: group.block_map.to_dense()[:, group.heads.index(head)]
+        for group in head_groups(plan, 2)
+        for head in group.heads
+    }
     assert dense[1].all() and not dense[0].all()
     assert all((group.block_map.query_grid, group.block_map.key_grid) == (GRID, KEYS) for group in head_groups(plan, 2))
 

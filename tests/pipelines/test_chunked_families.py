@@ -1,4 +1,4 @@
-"""Families that make a video chunk by chunk: AnyFlow-FAR, whose chunks see a cache, and Helios, whose history is queries."""
+"""Families that make a video chunk by chunk: AnyFlow-FAR, whose chunks see a cache, and Helios."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAME = "AnyFlowFARTransformer3DModel"
 ALL = SlidingTile(window=(99, 99, 99), tile=(1, 2, 4))
 SPARSE = Radial(density=0.3, tile=(1, 2, 4))
 LIGHT = LightForcing(0.4, 0.2, frames=6, chunk=1, keep_frames=1, tile=(1, 2, 4))
-LAYERS, STEPS, CHUNKS = 2, 3, 4
+LAYERS, STEPS, CHUNKS = 2, 2, 4
 FILLS = "it fills the cache: each chunk of frames sees those before it through a mask"
 
 

@@ -17,7 +17,9 @@ from vidsparse.doctor import masked
 # Noise
 
 
-def contexts(family: Family, transformer: Any, timesteps: list[Any], view: Any = (3, 2, 2), **changes: Any) -> list[Any]:
+def contexts(
+    family: Family, transformer: Any, timesteps: list[Any], view: Any = (3, 2, 2), **changes: Any
+) -> list[Any]:
     """The context of the first layer at each of these timesteps."""
     spy = Spy()
     object.__setattr__(spy, "seen", [])

@@ -107,7 +107,7 @@ def intercepted(modules: Iterable[torch.nn.Module], attend: Callable[..., torch.
 def _scores_under(mask: torch.Tensor, score_mod: Any) -> Any:
     """What FlexAttention calls for each score: the one that is given, and -inf where the mask is False."""
 
-    def scored(score: torch.Tensor, b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+    def scored(score: torch.Tensor, b: Any, h: Any, q: Any, kv: Any) -> torch.Tensor:
         score = score if score_mod is None else score_mod(score, b, h, q, kv)
         return torch.where(mask[b % mask.shape[0], h % mask.shape[1], q, kv], score, -math.inf)
 

@@ -31,7 +31,9 @@ def of_last_frames(plan: Plan, grid: VideoGrid, key_grid: VideoGrid) -> Plan:
     if isinstance(plan, BlockMap):
         return plan.derived(("last frames", grid), partial(_of_map, plan, grid))
     return tuple(
-        group._replace(block_map=group.block_map.derived(("last frames", grid), partial(_of_map, group.block_map, grid)))
+        group._replace(
+            block_map=group.block_map.derived(("last frames", grid), partial(_of_map, group.block_map, grid))
+        )
         for group in plan
     )
 
