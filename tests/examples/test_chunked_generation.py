@@ -15,7 +15,7 @@ from small_videos import leaves_pipes
 from tiny_wan import TEXT_TOKENS, tiny
 from twins import ignores_warnings
 
-from vidsparse import BlockMap, Dense, LightForcing, Pattern, PerHead, Radial, StepSchedule
+from vidsparse import BlockMap, Dense, LightForcing, Pattern, PerHead, Radial, StepSchedule, TopBlocks
 from vidsparse.doctor.masked import intercepted
 
 pytestmark = [ignores_warnings, leaves_pipes]
@@ -47,8 +47,10 @@ class Noted(Pattern):
         return self.pattern.plan(*arguments)
 
     def select(self, *arguments: Any) -> Any:
-        self.maps.append(self.pattern.select(*arguments))  # type: ignore[arg-type]
-        return self.maps[-1]
+        found: Any = self.pattern.select(*arguments)
+        if arguments[2].tokens > 1:  # more than the trial at the start
+            self.maps.append(found)
+        return found
 
     def is_dense(self, context: Any) -> bool:
         return self.pattern.is_dense(context)
@@ -93,10 +95,11 @@ def test_chunks_are_the_whole_video_under_a_mask(example: Any, inputs: tuple[tor
     assert (unlike - expected).abs().max() > 1e-2, "what is dropped counts"
 
 
+@pytest.mark.parametrize("sparse", [SPARSE, Radial(density=0.3, tile=(1, 2, 2))], ids=["LightForcing", "Radial"])
 def test_sparse_chunks_are_the_whole_video_under_their_maps(
-    example: Any, inputs: tuple[torch.Tensor, torch.Tensor]
+    example: Any, inputs: tuple[torch.Tensor, torch.Tensor], sparse: Pattern
 ) -> None:
-    transformer, pattern = tiny(), Noted(SPARSE)
+    transformer, pattern = tiny(), Noted(sparse)
     found = chunked(example, transformer, pattern, *inputs)
     assert [(m.query_grid.frames, m.key_grid.frames) for m in pattern.maps] == [(2, 4), (2, 4), (2, 6), (2, 6)]
     torch.testing.assert_close(found, whole(transformer, *inputs, iter(pattern.maps)), rtol=1e-4, atol=1e-5)
@@ -110,10 +113,23 @@ def test_processors_come_back(example: Any, inputs: tuple[torch.Tensor, torch.Te
     assert all(block.attn1.processor is old for block, old in zip(transformer.blocks, before, strict=True))
 
 
-@pytest.mark.parametrize("pattern", [Radial(density=0.3), PerHead((Radial(density=0.3),), (0, 0))], ids=repr)
-def test_patterns_of_whole_videos_are_refused(example: Any, pattern: Pattern) -> None:
-    with pytest.raises(ValueError, match=r"plans for videos without kept frames; take LightForcing\(\) or Dense\(\)"):
+@pytest.mark.parametrize("pattern", [TopBlocks(density=0.3), PerHead((Radial(density=0.3),), (0,))], ids=repr)
+def test_patterns_without_one_map_for_two_grids_are_refused(example: Any, pattern: Pattern) -> None:
+    with pytest.raises(
+        ValueError, match=r"gives no single map for a chunk and the frames before it; take LightForcing"
+    ):
         example.ChunkedKV(tiny(), pattern)
+
+
+def test_what_is_kept_is_in_memory_once(example: Any, inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
+    latents, text = inputs
+    with torch.no_grad(), example.ChunkedKV(tiny(), SPARSE) as chunks:
+        for part in latents.split(NEW, dim=2):
+            chunks.keep(part, text)
+            assert chunks.last == [None] * len(chunks.layers)
+            assert {x.shape[1] for pair in chunks.kept for x in pair} == {chunks.frames * TOKENS}
+        chunks(latents[:, :, :NEW], torch.tensor(500.0), text)
+        assert {x.shape[1] for pair in chunks.last for x in pair} == {NEW * TOKENS}
 
 
 @needs_weights
