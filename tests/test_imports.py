@@ -126,7 +126,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.profiles": (
         *("huggingface_hub", "pydantic", "torch", "vidsparse.atomic", "vidsparse.generation.config_files"),
         *("vidsparse.grid", "vidsparse.patterns", "vidsparse.runtime.pipeline", "vidsparse.runtime.registry"),
-        "vidsparse.serialize",
+        *("vidsparse.serialize", "vidsparse.shapes.shipped"),
     ),
     "vidsparse.tuning": (
         *("numpy", "torch", "vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.block_map"),

@@ -16,12 +16,12 @@ from vidsparse.patterns.scale import scaled
 from vidsparse.runtime.pipeline import transformers_of
 from vidsparse.runtime.registry import adapter_for
 from vidsparse.serialize import from_data
+from vidsparse.shapes.shipped import PROFILE as FILE
 
 if TYPE_CHECKING:
     import torch
 
 VERSION = 1
-FILE = "vidsparse_profile.json"  # its name in a folder and on the Hub
 
 
 class Expected(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
@@ -187,3 +187,13 @@ class ContentPattern(Pattern):
     @abstractmethod
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
         """The block map for these queries and keys [batch, tokens, heads, head_dim]."""
+
+
+def patterns_in(pattern: Pattern) -> Iterator[Pattern]:
+    """A pattern, and those that are inside it."""
+    yield pattern
+    held: list[Any] = [getattr(pattern, field.name) for field in fields(pattern)] if is_dataclass(pattern) else []
+    for value in held:
+        for inner in value if isinstance(value, tuple) else (value,):
+            if isinstance(inner, Pattern):
+                yield from patterns_in(inner)

@@ -11,7 +11,7 @@ import torch
 from vidsparse.attention import check_impl
 from vidsparse.corrections import Correction
 from vidsparse.patterns import FreeSwim, Pattern
-from vidsparse.patterns.schedule import patterns_in
+from vidsparse.patterns.base import patterns_in
 from vidsparse.runtime.adapter import Adapter
 from vidsparse.runtime.call import SparsityOptions
 from vidsparse.runtime.clock import Clock
