@@ -12,13 +12,20 @@ from vidsparse import (
     BlockMap,
     Context,
     Dense,
+    Gridded,
+    InwardWindow,
     LightForcing,
+    Pattern,
     PerHead,
     PowerOfTwo,
     Radial,
+    RadialRaster,
     Reuse,
+    ShiftedWindows,
+    SlidingTile,
     StepSchedule,
     VideoGrid,
+    sparse_attention,
 )
 from vidsparse.block_map import HeadGroup, head_groups
 from vidsparse.patterns.last_frames import of_last_frames
@@ -107,6 +114,32 @@ def test_a_pattern_of_shapes_takes_the_rows_of_its_plan_through_all_that_hold_it
         block_map.to_dense().expand(-1, 2, -1, -1),
         head_groups(expected, 2)[0].block_map.to_dense().expand(-1, 2, -1, -1),
     )
+
+
+SHAPES = (
+    RADIAL,
+    RadialRaster(),
+    SlidingTile(window=(3, 3, 3), tile=(1, 2, 2)),
+    ShiftedWindows(window=(2, 2, 4)),
+    InwardWindow(scale=2.0),
+    Gridded(),
+    PowerOfTwo(tile=(2, 2, 2)),
+    Dense(),
+)
+
+
+@pytest.mark.parametrize("pattern", SHAPES, ids=lambda pattern: type(pattern).__name__)
+def test_every_pattern_of_shapes_attends_to_kept_frames(pattern: Pattern) -> None:
+    query, key = operands()
+    for group in head_groups(pattern.select(query, key, GRID, CONTEXT), 2):
+        block_map = group.block_map
+        assert (block_map.query_grid, block_map.key_grid) in ((GRID, KEYS), (GRID.raster, KEYS.raster))
+        heads = list(group.heads)
+        out = sparse_attention(query[:, :, heads], key[:, :, heads], key[:, :, heads], block_map, impl="cpu")
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            *(x[:, :, heads].transpose(1, 2) for x in (query, key, key)), block_map.token_mask()
+        )
+        torch.testing.assert_close(out.transpose(1, 2), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_heads_that_choose_by_content_beside_dense_ones() -> None:

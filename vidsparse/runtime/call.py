@@ -185,7 +185,8 @@ class Call:
         choosing = Stopwatch(query.device)
         groups = head_groups(options.pattern.select(query, key, self.grid, context), query.shape[2])
         self.choosing = choosing.stop()
-        _check_keys(groups, options.pattern, context.key_grid or self.grid)
+        if context.key_grid is not None:
+            _check_keys(groups, options.pattern, context.key_grid)
         self.maps.add(context, self.grid, groups)
         # Drop the correction's state for head groups that no longer exist.
         for gone in memory.correction.keys() - {group.heads for group in groups}:
