@@ -68,7 +68,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "anyflow image": ("AnyFlowFARTransformer3DModel", {"image_dim": 1280}),
-    "helios with scaled history": ("HeliosTransformer3DModel", {"is_amplify_history": True}),
     "cosmos 2": ("CosmosTransformer3DModel", {"extra_pos_embed_type": None}),
     "cosmos 2.5 control": (
         "CosmosTransformer3DModel",

@@ -249,3 +249,19 @@ def test_chunks_of_helios_are_sparse_and_their_history_exact() -> None:
     assert report.sparse_calls == LAYERS * 2 * 2 * 2 and not report.dense_calls
     # History: 4 frames in tokens of 4x8x8 latents, 2 in 2x4x4, and 1 and the first in 1x2x2; the chunk has 3 of 4x6.
     assert {call.tokens for call in report.calls} == {1 * 1 * 2 + 1 * 2 * 3 + 2 * 24 + 72}
+
+
+def test_helios_with_scaled_history_is_the_model_under_the_mask() -> None:
+    it, model = twin("HeliosTransformer3DModel"), helios(is_amplify_history=True).transformer
+    for block in model.blocks:
+        torch.nn.init.constant_(block.attn1.history_key_scale, -2.0)  # keys about twice as large
+    drawn = torch.Generator().manual_seed(8)
+    call = it.adapter.example(model, (2, 4, 8), 1, lambda *shape: torch.randn(shape, generator=drawn))
+    with torch.no_grad():
+        plain = model(**call)[0]
+        with masked(model, SPARSE, it.adapter.grid(model, call)):
+            expected = model(**call)[0]
+        with sparsify(model, SPARSE, strict=True):
+            found = model(**call)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert (plain - expected).abs().max() > 1e-3  # the mask matters
