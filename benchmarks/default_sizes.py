@@ -26,10 +26,12 @@ from vidsparse.doctor.under_mask import KEEPS_ALL
 # Tokens (latent frames, height, width) of a video of the pipeline's default size.
 GRIDS = {
     "AllegroTransformer3DModel": (22, 45, 80),  # 88 frames, 720x1280
+    "AnyFlowFARTransformer3DModel": (3, 30, 52),  # a chunk of 81 frames, 480x832
     "CogVideoXTransformer3DModel": (13, 30, 45),  # 49 frames, 480x720
     "ConsisIDTransformer3DModel": (13, 30, 45),
     "Cosmos3OmniTransformer": (24, 44, 80),  # 93 frames, 704x1280
     "CosmosTransformer3DModel": (16, 44, 80),  # 121 frames, 704x1280
+    "HeliosTransformer3DModel": (9, 24, 40),  # a chunk of 132 frames, 384x640
     "HunyuanVideo15Transformer3DModel": (31, 30, 53),  # 121 frames, 480x848
     "HunyuanVideoFramepackTransformer3DModel": (9, 40, 40),  # 33 frames, 640x640
     "HunyuanVideoTransformer3DModel": (33, 45, 80),  # 129 frames, 720x1280

@@ -30,12 +30,14 @@ from vidsparse_pipelines.rotary import rotate_pairs
 class ChunkedKV:
     """A transformer of Wan whose calls are chunks of a video: each sees the chunks before it, which are kept.
 
-    Inside `with`, it has processors of its own. The keys and values of all layers of the chunks that are kept stay in
-    memory, in the dtype of the model: 2 * batch * tokens * width * bytes for each layer.
+    Inside `with`, it has processors of its own. The keys and values of all layers of the chunks that are kept, and of
+    the last chunk that was called, stay in memory, in the dtype of the model: 2 * batch * tokens * width * bytes for
+    each layer.
 
     Args:
         transformer: a `WanTransformer3DModel`.
-        pattern: decides which of the kept tiles a chunk sees: `vidsparse.LightForcing`, or `vidsparse.Dense`.
+        pattern: decides which of the kept tiles a chunk sees, with one map for all heads: `vidsparse.LightForcing`, a
+            pattern that needs only the size of the video, or `vidsparse.Dense`.
 
     Attributes:
         frames: how many latent frames are kept.
@@ -45,9 +47,13 @@ class ChunkedKV:
     def __init__(self, transformer: Any, pattern: vidsparse.Pattern):
         grid, keys = vidsparse.VideoGrid(1, 1, 1), vidsparse.VideoGrid(2, 1, 1)
         context = vidsparse.Context(key_grid=keys)
-        plan = None if pattern.is_dense(context) else pattern.plan(grid, context)
+        trial = (torch.zeros(1, tokens, 1, 1) for tokens in (grid.tokens, keys.tokens))
+        plan = None if pattern.is_dense(context) else pattern.select(*trial, grid, context)
         if plan is not None and getattr(plan, "key_grid", None) != keys:
-            raise ValueError(f"{pattern!r} plans for videos without kept frames; take LightForcing() or Dense()")
+            raise ValueError(
+                f"{pattern!r} gives no single map for a chunk and the frames before it; take LightForcing(), "
+                "Radial(density=0.3) or Dense()"
+            )
         self.transformer, self.pattern = transformer, pattern
         self.layers = [block.attn1 for block in transformer.blocks]
         self.kept: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(self.layers)
@@ -72,20 +78,21 @@ class ChunkedKV:
         # Positions go on from the kept frames.
         whole = latents[:, :, :1].expand(-1, -1, self.frames * patch[0] + frames, -1, -1)
         self.rotary = [x[:, -self.grid.tokens :] for x in self.transformer.rope(whole)]
-        self.last: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(self.layers)
+        self.last: list[Any] = [None] * len(self.layers)  # keys and values of this chunk
         out: torch.Tensor = self.transformer(latents, timestep.expand(len(latents)), text, return_dict=False)[0]
         return out
 
     def keep(self, latents: torch.Tensor, text: torch.Tensor) -> None:
         """Keep a finished chunk: its keys and values are those of a call without noise."""
         self(latents, torch.zeros(1), text)
-        self.kept, self.frames = self.last, self.frames + self.grid.frames
+        self.frames += self.grid.frames
+        for layer in range(len(self.layers)):  # one by one, so that one layer alone is in memory twice
+            self.kept[layer], self.last[layer] = self._with_kept(layer, *self.last[layer]), None
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attention of the chunk in a layer to the kept keys and its own, all [batch, tokens, heads, head_dim]."""
-        if (kept := self.kept[layer]) is not None:
-            key, value = (torch.cat(pair, dim=1) for pair in zip(kept, (key, value), strict=True))
         self.last[layer] = key, value
+        key, value = self._with_kept(layer, key, value)
         keys = replace(self.grid, frames=self.frames + self.grid.frames) if self.frames else None
         context = vidsparse.Context(layer, len(self.layers), heads=query.shape[2], key_grid=keys, value=value)
         if self.pattern.is_dense(context):
@@ -95,6 +102,12 @@ class ChunkedKV:
         assert isinstance(block_map, vidsparse.BlockMap)  # checked at the start
         self.densities.append(block_map.density)
         return vidsparse.sparse_attention(query, key, value, block_map)
+
+    def _with_kept(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Key and value of a layer after those that are kept of it."""
+        if (kept := self.kept[layer]) is None:
+            return key, value
+        return torch.cat((kept[0], key), dim=1), torch.cat((kept[1], value), dim=1)
 
 
 class ChunkedProcessor:

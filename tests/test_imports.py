@@ -133,7 +133,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.profiles": (
         *("huggingface_hub", "pydantic", "torch", "vidsparse.atomic", "vidsparse.generation.config_files"),
         *("vidsparse.grid", "vidsparse.patterns", "vidsparse.runtime.model_settings", "vidsparse.runtime.pipeline"),
-        *("vidsparse.runtime.registry", "vidsparse.serialize"),
+        *("vidsparse.runtime.registry", "vidsparse.serialize", "vidsparse.shapes.shipped"),
     ),
     "vidsparse.tuning": (
         *("numpy", "torch", "vidsparse", "vidsparse.atomic", "vidsparse.attention", "vidsparse.block_map"),

@@ -228,15 +228,15 @@ def _flex_function(device_type: str) -> Any:
     return flex_attention if device_type == "cpu" else torch.compile(flex_attention, dynamic=False)
 
 
-def dense_flops(tokens: int, width: int) -> float:
+def dense_flops(tokens: int, width: int, keys: int | None = None) -> float:
     """Floating-point operations of dense attention of one sample.
 
-    Two products of tokens x tokens x width, a multiplication and an addition each.
+    Two products of tokens x keys x width, a multiplication and an addition each.
 
     Args:
-        tokens: of the sequence. width: heads times head_dim.
+        tokens: of the queries. width: heads times head_dim. keys: tokens of the keys; None: as many as queries.
     """
-    return 4.0 * tokens**2 * width
+    return 4.0 * tokens * (tokens if keys is None else keys) * width
 
 
 def merge(

@@ -17,12 +17,12 @@ from vidsparse.runtime.model_settings import is_model
 from vidsparse.runtime.pipeline import transformers_of
 from vidsparse.runtime.registry import adapter_for
 from vidsparse.serialize import from_data
+from vidsparse.shapes.shipped import PROFILE as FILE
 
 if TYPE_CHECKING:
     import torch
 
 VERSION = 1
-FILE = "vidsparse_profile.json"  # its name in a folder and on the Hub
 
 
 class Expected(BaseModel):

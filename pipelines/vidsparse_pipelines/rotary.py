@@ -15,6 +15,12 @@ def rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)
 
 
+def rotate_complex(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Rotate neighbouring channels, each pair a complex number, by the complex numbers [1, tokens, 1, head_dim / 2]."""
+    pairs = torch.view_as_complex(x.to(turns.real.dtype).unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns).flatten(-2).type_as(x)
+
+
 def rotate_pairs_of_heads(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate neighbouring channels in float32, by angles of each head: `cos` and `sin` are [tokens, heads, pairs]."""
     even, odd = x[..., 0::2].float(), x[..., 1::2].float()

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from vidsparse.grid import VideoGrid
 from vidsparse.runtime.adapter import Noise
 from vidsparse_pipelines.sequence_plan import divided, divided_output, joined_output
 from vidsparse_pipelines.wan import WanAdapter
@@ -18,22 +17,22 @@ CONDITION = 100  # the most noise, of 1000, of a frame that is given; pipelines 
 class SkyReelsV2Adapter(WanAdapter):
     """Self-attention (`attn1`) of each block: its modules, layout and processor are those of Wan.
 
-    Diffusion forcing gives each frame a timestep; the noisiest counts. Where the others are not those of given frames
-    (`ar_step` above 0), a call is not a step of a schedule and runs dense. So does the autoregressive mode
-    (`num_frame_per_block` above 1), which masks attention by blocks of frames.
+    Diffusion forcing gives each frame a timestep; the noisiest counts, where the others are those of given frames. In
+    asynchronous diffusion forcing (`ar_step` above 0) frames are at different steps: their mean counts, which falls
+    from call to call until the window moves on to later frames, and begins another video then. How many steps there are
+    is unknown. With `causal_block_size` above 1, attention has a mask by blocks of frames, and runs dense.
     """
 
     family = "SkyReels-V2"
-    tasks = "text and image to video, synchronous diffusion forcing"
+    tasks = "text and image to video, diffusion forcing"
     processors = ("SkyReelsV2AttnProcessor",)
     frame_rate = 24
     block_states: Mapping[str, tuple[str, ...]] = {"SkyReelsV2TransformerBlock": ("hidden_states",)}
 
-    def grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid:
+    def timestep(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> float:
         noise = torch.as_tensor(call["timestep"])
-        if noise.ndim == 2 and bool(((noise > CONDITION) & (noise < noise.max())).any()):
-            raise NotImplementedError("frames are at different steps, as in asynchronous diffusion forcing")
-        return super().grid(transformer, call)
+        staggered = noise.ndim == 2 and bool(((noise > CONDITION) & (noise < noise.max())).any())
+        return float(noise.double().mean()) if staggered else super().timestep(transformer, call)
 
     def parallel_plan(self, transformer: torch.nn.Module) -> dict[str, Any]:
         blocks: Any = transformer.blocks

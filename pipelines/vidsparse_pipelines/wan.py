@@ -84,7 +84,7 @@ class WanSparseProcessor(WrappedProcessor):
         if call.reason is not None:
             out: torch.Tensor = self.original(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         else:
-            query, key, value = _project(attn, hidden_states)
+            query, key, value = project(attn, hidden_states)
             if rotary_emb is not None:
                 query, key = rotate_pairs(query, *rotary_emb), rotate_pairs(key, *rotary_emb)
             out = call.attend(query, key, value, gate=gate).flatten(2).type_as(query)
@@ -93,7 +93,7 @@ class WanSparseProcessor(WrappedProcessor):
         return self.layer.end(call, out)
 
 
-def _project(attn: FusableAttention, hidden_states: torch.Tensor) -> QueryKeyValue:
+def project(attn: FusableAttention, hidden_states: torch.Tensor) -> QueryKeyValue:
     """Query, key and value [batch, tokens, heads, head_dim], normalised over all heads together as Wan does."""
     if attn.fused_projections:
         query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)

@@ -10,7 +10,7 @@ import torch
 from needs import needs_weights
 from torch._subclasses import FakeTensorMode
 
-from vidsparse.patterns.schedule import patterns_in
+from vidsparse.patterns.base import patterns_in
 from vidsparse.serialize import known_classes
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

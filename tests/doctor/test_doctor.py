@@ -67,6 +67,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "use_prompt_embeddings": False,
         },
     ),
+    "anyflow image": ("AnyFlowFARTransformer3DModel", {"image_dim": 1280}),
     "cosmos 2": ("CosmosTransformer3DModel", {"extra_pos_embed_type": None}),
     "cosmos 2.5 control": (
         "CosmosTransformer3DModel",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from small_videos import leaves_pipes
 from tiny_wan import TEXT_TOKENS, tiny
 from twins import ignores_warnings
 
-from vidsparse import BlockMap, Dense, LightForcing, Pattern, PerHead, Radial, StepSchedule
+from vidsparse import BlockMap, Dense, LightForcing, Pattern, PerHead, Radial, StepSchedule, TopBlocks
 from vidsparse.doctor.masked import intercepted
 
 pytestmark = [ignores_warnings, leaves_pipes]
@@ -47,8 +47,10 @@ class Noted(Pattern):
         return self.pattern.plan(*arguments)
 
     def select(self, *arguments: Any) -> Any:
-        self.maps.append(self.pattern.select(*arguments))  # type: ignore[arg-type]
-        return self.maps[-1]
+        found: Any = self.pattern.select(*arguments)
+        if arguments[2].tokens > 1:  # more than the trial at the start
+            self.maps.append(found)
+        return found
 
     def is_dense(self, context: Any) -> bool:
         return self.pattern.is_dense(context)
@@ -65,18 +67,19 @@ def chunked(example: Any, transformer: Any, pattern: Pattern, latents: torch.Ten
 
 
 @torch.no_grad()
-def whole(transformer: Any, latents: torch.Tensor, text: torch.Tensor, maps: Iterator[BlockMap] | None = None) -> Any:
+def whole(transformer: Any, latents: torch.Tensor, text: torch.Tensor, maps: Sequence[BlockMap] = ()) -> Any:
     """The same by the model itself: all frames at once, a timestep for each token, and a mask of what chunks see.
 
-    `maps` has those of the second chunk in each layer, then those of the third; None: they see all.
+    `maps` has those of each layer in the last chunks, those of the third chunk last; chunks without maps see all.
     """
     frame = torch.arange(KEPT + NEW).repeat_interleave(TOKENS)
     causal = frame[:, None] // NEW >= frame // NEW
     masks = [causal.repeat(2, 2, 1, 1) for _ in transformer.blocks]
-    for number in (1, 2) if maps is not None else ():
+    left_maps = iter(maps)
+    for number in range(3 - len(maps) // len(masks), 3):
         for mask in masks:
             rows = slice(number * NEW * TOKENS, (number + 1) * NEW * TOKENS)
-            mask[:, :, rows, : rows.stop] = next(maps).token_mask()  # type: ignore[arg-type]
+            mask[:, :, rows, : rows.stop] = next(left_maps).token_mask()
     left = iter(masks)
     timestep = torch.where(frame < KEPT, 0.0, 500.0).expand(2, -1)
     attentions = [block.attn1 for block in transformer.blocks]
@@ -93,13 +96,15 @@ def test_chunks_are_the_whole_video_under_a_mask(example: Any, inputs: tuple[tor
     assert (unlike - expected).abs().max() > 1e-2, "what is dropped counts"
 
 
+@pytest.mark.parametrize("sparse", [SPARSE, Radial(density=0.3, tile=(1, 2, 2))], ids=["LightForcing", "Radial"])
 def test_sparse_chunks_are_the_whole_video_under_their_maps(
-    example: Any, inputs: tuple[torch.Tensor, torch.Tensor]
+    example: Any, inputs: tuple[torch.Tensor, torch.Tensor], sparse: Pattern
 ) -> None:
-    transformer, pattern = tiny(), Noted(SPARSE)
+    transformer, pattern = tiny(), Noted(sparse)
     found = chunked(example, transformer, pattern, *inputs)
-    assert [(m.query_grid.frames, m.key_grid.frames) for m in pattern.maps] == [(2, 4), (2, 4), (2, 6), (2, 6)]
-    torch.testing.assert_close(found, whole(transformer, *inputs, iter(pattern.maps)), rtol=1e-4, atol=1e-5)
+    chunks = [(m.query_grid.frames, m.key_grid.frames) for m in pattern.maps]
+    assert chunks[-4:] == [(2, 4), (2, 4), (2, 6), (2, 6)] and set(chunks[:-4]) <= {(2, 2)}  # a first one, of Radial
+    torch.testing.assert_close(found, whole(transformer, *inputs, pattern.maps), rtol=1e-4, atol=1e-5)
 
 
 def test_processors_come_back(example: Any, inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -110,10 +115,23 @@ def test_processors_come_back(example: Any, inputs: tuple[torch.Tensor, torch.Te
     assert all(block.attn1.processor is old for block, old in zip(transformer.blocks, before, strict=True))
 
 
-@pytest.mark.parametrize("pattern", [Radial(density=0.3), PerHead((Radial(density=0.3),), (0, 0))], ids=repr)
-def test_patterns_of_whole_videos_are_refused(example: Any, pattern: Pattern) -> None:
-    with pytest.raises(ValueError, match=r"plans for videos without kept frames; take LightForcing\(\) or Dense\(\)"):
+@pytest.mark.parametrize("pattern", [TopBlocks(density=0.3), PerHead((Radial(density=0.3),), (0,))], ids=repr)
+def test_patterns_without_one_map_for_two_grids_are_refused(example: Any, pattern: Pattern) -> None:
+    with pytest.raises(
+        ValueError, match=r"gives no single map for a chunk and the frames before it; take LightForcing"
+    ):
         example.ChunkedKV(tiny(), pattern)
+
+
+def test_what_is_kept_is_in_memory_once(example: Any, inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
+    latents, text = inputs
+    with torch.no_grad(), example.ChunkedKV(tiny(), SPARSE) as chunks:
+        for part in latents.split(NEW, dim=2):
+            chunks.keep(part, text)
+            assert chunks.last == [None] * len(chunks.layers)
+            assert {x.shape[1] for pair in chunks.kept for x in pair} == {chunks.frames * TOKENS}
+        chunks(latents[:, :, :NEW], torch.tensor(500.0), text)
+        assert {x.shape[1] for pair in chunks.last for x in pair} == {NEW * TOKENS}
 
 
 @needs_weights

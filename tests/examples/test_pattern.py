@@ -19,7 +19,8 @@ from transformer import Training, start_weights
 
 import vidsparse
 from vidsparse import Dense, PerHead, PerLayer, Radial, load_profile
-from vidsparse.patterns.schedule import bare, patterns_in
+from vidsparse.patterns.base import patterns_in
+from vidsparse.patterns.schedule import bare
 from vidsparse.shapes.model import load_pipeline
 from vidsparse.shapes.render import training_example
 from vidsparse.shapes.world import FLAT

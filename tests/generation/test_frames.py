@@ -28,10 +28,12 @@ pytestmark = ignores_warnings
 # Frames, height and width of the pipeline's default video -> its tokens.
 SIZES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "AllegroTransformer3DModel": ((88, 720, 1280), (22, 45, 80)),
+    "AnyFlowFARTransformer3DModel": ((81, 480, 832), (21, 30, 52)),
     "CogVideoXTransformer3DModel": ((49, 480, 720), (13, 30, 45)),
     "ConsisIDTransformer3DModel": ((49, 480, 720), (13, 30, 45)),
     "Cosmos3OmniTransformer": ((93, 704, 1280), (24, 22, 40)),
     "CosmosTransformer3DModel": ((121, 704, 1280), (16, 44, 80)),
+    "HeliosTransformer3DModel": ((33, 384, 640), (9, 24, 40)),
     "HunyuanVideo15Transformer3DModel": ((121, 480, 848), (31, 30, 53)),
     "HunyuanVideoFramepackTransformer3DModel": ((33, 640, 640), (9, 40, 40)),
     "HunyuanVideoTransformer3DModel": ((129, 720, 1280), (33, 45, 80)),

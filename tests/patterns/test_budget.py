@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from vidsparse import Context, Dense, Radial, Reuse, StepBudget, StepSchedule
+from vidsparse.patterns.base import patterns_in
 from vidsparse.patterns.names import build_pattern
-from vidsparse.patterns.schedule import bare, patterns_in
+from vidsparse.patterns.schedule import bare
 
 SPARSE = Radial(density=0.2)
 

@@ -12,6 +12,7 @@ from vidsparse import (
     Dense,
     FreeSwim,
     InwardWindow,
+    Pattern,
     PerLayer,
     ShiftedWindows,
     StepSchedule,
@@ -61,10 +62,11 @@ def test_bad_fields_are_refused(fields: dict[str, Any], error: type[Exception], 
         FreeSwim(**fields)
 
 
-def test_it_is_not_for_some_layers_alone() -> None:
+@pytest.mark.parametrize("inner", [FreeSwim(Dense()), StepSchedule(FreeSwim(Dense()), dense_steps=1)], ids=repr)
+def test_it_is_not_for_some_layers_alone(inner: Pattern) -> None:
     message = "patterns holds a FreeSwim, which is about the whole transformer; put PerLayer into it"
     with pytest.raises(ValueError, match=message):
-        PerLayer((Dense(), FreeSwim(Dense())), layers=(0, 1))
+        PerLayer((Dense(), inner), layers=(0, 1))
 
 
 def test_its_name_takes_the_name_of_the_windows() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from adapter_checks import Spy, attentions
 from models_without_text import FAMILIES, SPARSE, Family
+from pipelines_with_inputs import skyreels
 
 from vidsparse import VideoGrid, sparsify
 from vidsparse.doctor import masked
@@ -16,13 +17,15 @@ from vidsparse.doctor import masked
 # Noise
 
 
-def contexts(family: Family, transformer: Any, timesteps: list[Any]) -> list[Any]:
+def contexts(
+    family: Family, transformer: Any, timesteps: list[Any], view: Any = (3, 2, 2), **changes: Any
+) -> list[Any]:
     """The context of the first layer at each of these timesteps."""
     spy = Spy()
     object.__setattr__(spy, "seen", [])
     with torch.no_grad(), sparsify(transformer, spy):
         for timestep in timesteps:
-            family.call(transformer, (3, 2, 2), timestep=timestep)
+            family.call(transformer, view, timestep=timestep, **changes)
     return [context for context in spy.seen if context.layer == 0]
 
 
@@ -63,14 +66,30 @@ def test_skyreels_with_blocks_of_frames_runs_dense() -> None:
 
 
 @torch.no_grad()
-def test_skyreels_with_frames_at_different_steps_runs_dense() -> None:
+def test_skyreels_with_frames_at_different_steps_is_the_model_under_the_mask() -> None:
     family = FAMILIES["skyreels"]
     transformer, view = family.build(), (4, 3, 5)
-    with sparsify(transformer, SPARSE) as run:
-        for noise in ([999.0, 999.0, 999.0, 999.0], [20.0, 900.0, 900.0, 900.0], [300.0, 300.0, 999.0, 999.0]):
-            family.call(transformer, view, timestep=torch.tensor([noise]), enable_diffusion_forcing=True)
-    assert run.report().sparse_calls == 4
-    assert run.report().dense_reasons == {"frames are at different steps, as in asynchronous diffusion forcing": 2}
+    changes = {"timestep": torch.tensor([[300.0, 300.0, 999.0, 999.0]]), "enable_diffusion_forcing": True}
+    with masked(transformer, SPARSE, VideoGrid(*view)):
+        expected = family.call(transformer, view, **changes)
+    with sparsify(transformer, SPARSE, strict=True) as run:
+        torch.testing.assert_close(family.call(transformer, view, **changes), expected, rtol=1e-4, atol=1e-4)
+    assert run.report().sparse_calls == 2
+
+
+def test_skyreels_counts_the_mean_noise_of_frames_at_different_steps() -> None:
+    family = FAMILIES["skyreels"]
+    frames = (
+        [999.0, 999.0, 999.0, 999.0],
+        [500.0, 999.0, 999.0, 999.0],
+        [0.0, 500.0, 999.0, 999.0],
+        [0.0, 0.0, 0.0, 500.0],  # those without noise may as well be given: the noisiest counts
+        [20.0, 400.0, 400.0, 400.0],  # of a call of synchronous diffusion forcing
+    )
+    timesteps = [torch.tensor([noise]) for noise in frames]
+    found = contexts(family, family.build(), timesteps, (4, 3, 5), enable_diffusion_forcing=True)
+    assert [context.sigma for context in found] == pytest.approx([0.999, 0.87425, 0.6245, 0.5, 0.4])
+    assert [context.step for context in found] == [0, 1, 2, 3, 4]
 
 
 @torch.no_grad()
@@ -113,3 +132,18 @@ def test_pixels_that_fill_no_patch(name: str) -> None:
 def test_layers_of_vace_are_in_the_order_they_run() -> None:
     transformer = FAMILIES["vace"].build()
     assert list(attentions(transformer)) == ["vace_blocks.0.attn1", "blocks.0.attn1", "blocks.1.attn1"]
+
+
+@pytest.mark.parametrize("base_num_frames", [17, 9])  # the whole video, and a window that moves over it
+def test_asynchronous_diffusion_forcing_of_a_pipeline_runs_sparse(base_num_frames: int) -> None:
+    pipe, seen = skyreels(), []
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["timestep"][0].tolist()), with_kwargs=True
+    )
+    words = {"num_inference_steps": 4, "ar_step": 2, "guidance_scale": 3.0, "output_type": "latent"}
+    with sparsify(pipe, SPARSE, strict=True) as run:
+        pipe("a ball", height=32, width=48, num_frames=17, base_num_frames=base_num_frames, overlap_history=5, **words)
+    report = run.report()
+    assert any(len(set(noise)) > 2 for noise in seen)  # frames that are done, on their way and not begun
+    assert report.sparse_calls == len(seen) * len(pipe.transformer.blocks) and not report.dense_calls

@@ -45,6 +45,8 @@ FAILS = {
     ("Cosmos3OmniTransformer", "queries"): AssertionError,  # it wants a batch
     ("CogVideoXTransformer3DModel", "half the attention"): TypeError,  # it wants one output
 }
+# What changes nothing in diffusers: the hook takes the place of an attention that FlexAttention does not call.
+WITHOUT_EFFECT = {("AnyFlowFARTransformer3DModel", "scores")}
 CASES.append(("CogVideoXTransformer3DModel", "half the attention"))
 QUERIES = {"Kandinsky5Transformer3DModel": ["to_query"]}
 
@@ -142,7 +144,8 @@ def test_a_guider_does_what_it_does_on_the_dense_model(name: str, kind: str, mon
         perturbed = outputs(of_class, model)
         as_they_ask(run, kind, attentions)
         unhang(model)
-    assert differ(expected, plain) and differ(perturbed, sparse)
+    assert differ(expected, plain) == ((name, kind) not in WITHOUT_EFFECT)
+    assert differ(perturbed, sparse)
     assert_same(outputs(of_class, model), plain)
     assert [set(vars(module)) - {"_diffusers_hook", "forward"} for module in model.modules()] == attributes
 

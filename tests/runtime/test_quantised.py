@@ -45,9 +45,9 @@ def test_a_quantised_model_is_sparse_as_any_other(name: str, quantiser: str) -> 
     model = as_loaded(it, quantiser)
     exact, own = dequantised(it, model), it.outputs(model, dtype=LOW)
     for pattern in (ALL, SPARSE):
-        with masked(model, pattern, it.grid()):
+        with masked(model, pattern, it.grid(), it.key_grid()):
             plain = it.outputs(model, dtype=LOW)
-        with masked(exact, pattern, it.grid()):
+        with masked(exact, pattern, it.grid(), it.key_grid()):
             right = it.outputs(exact, dtype=torch.float64)
         with sparsify(model, pattern, strict=True) as run:
             agree(it.outputs(model, dtype=LOW), plain, right, LOW)

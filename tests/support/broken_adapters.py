@@ -55,22 +55,22 @@ def weights_instead_of_modules(patch: pytest.MonkeyPatch) -> None:
         query, key, value = (hidden @ x.weight.T + x.bias for x in (attn.to_q, attn.to_k, attn.to_v))
         return tuple(x.unflatten(-1, (attn.heads, -1)) for x in (attn.norm_q(query), attn.norm_k(key), value))
 
-    patch.setattr("vidsparse_pipelines.wan._project", project)
+    patch.setattr("vidsparse_pipelines.wan.project", project)
 
 
 def keys_before_queries(patch: pytest.MonkeyPatch) -> None:
-    right = vidsparse_pipelines.wan._project
+    right = vidsparse_pipelines.wan.project
 
     def project(attn: Any, hidden: torch.Tensor) -> Any:
         attn.to_k(hidden)
         return right(attn, hidden)
 
-    patch.setattr("vidsparse_pipelines.wan._project", project)
+    patch.setattr("vidsparse_pipelines.wan.project", project)
 
 
 def no_gradient(patch: pytest.MonkeyPatch) -> None:
-    right = vidsparse_pipelines.wan._project
-    patch.setattr("vidsparse_pipelines.wan._project", lambda *x: tuple(y.detach() for y in right(*x)))
+    right = vidsparse_pipelines.wan.project
+    patch.setattr("vidsparse_pipelines.wan.project", lambda *x: tuple(y.detach() for y in right(*x)))
 
 
 def backend_kept_for_itself(patch: pytest.MonkeyPatch) -> None:

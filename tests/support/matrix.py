@@ -12,6 +12,7 @@ FAMILIES = Path(__file__).parents[2] / "docs/families.md"
 # Caches. Refused, with a word of the reason; "" stands for all caches.
 CACHES = ("FirstBlockCache", "MagCache", "SeaCache", "TaylorSeerCache", "PyramidAttentionBroadcast")
 REFUSED_CACHES = {
+    ("AnyFlowFARTransformer3DModel", ""): "no CacheMixin",
     ("ConsisIDTransformer3DModel", ""): "no CacheMixin",
     ("CosmosTransformer3DModel", ""): "no CacheMixin",
     ("LTX2VideoTransformer3DModel", "MagCache"): "sound would miss them",
@@ -22,7 +23,12 @@ REFUSED_CACHES = {
 SEA_CACHE = ("WanTransformer3DModel", "Cosmos3OmniTransformer")
 
 # Several GPUs: those that cannot be divided; the reasons stand in docs/composing.md.
-NO_ULYSSES = ("AllegroTransformer3DModel", "Cosmos3OmniTransformer", "LTX2VideoTransformer3DModel")
+NO_ULYSSES = (
+    "AllegroTransformer3DModel",
+    "AnyFlowFARTransformer3DModel",
+    "Cosmos3OmniTransformer",
+    "LTX2VideoTransformer3DModel",
+)
 
 # Guiders: those for which their hooks fail in diffusers, dense as well.
 NO_GUIDERS = ("Cosmos3OmniTransformer",)

@@ -14,7 +14,7 @@ from tiny_wan import wan_pipeline
 
 from vidsparse import Context, Dense, Pattern, PerHead, PerLayer, PerPhase, Radial, TopBlocks, VideoGrid, sparsify
 from vidsparse.generation.sample import sample
-from vidsparse.patterns.schedule import patterns_in
+from vidsparse.patterns.base import patterns_in
 from vidsparse.profiles import load_profile
 from vidsparse.runtime.pipeline import transformers_of
 from vidsparse.shapes.model import build_transformer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vidsparse import FreeSwim, InwardWindow, Radial
 from vidsparse.cli.ui import read
 from vidsparse.patterns.names import pattern_classes, takes_density
 from vidsparse.presets import PRESETS
@@ -93,3 +94,5 @@ def test_which_patterns_take_a_density() -> None:
     classes = pattern_classes()
     assert takes_density(classes["radial"]) and takes_density(classes["reuse"]), "reuse holds a pattern"
     assert not takes_density(classes["dense"])
+    assert not takes_density(classes["free-swim"]), "its windows have none by default"
+    assert takes_density(FreeSwim(Radial(density=0.3))) and not takes_density(FreeSwim(InwardWindow(scale=2.0)))

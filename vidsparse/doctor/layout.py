@@ -19,7 +19,9 @@ def video_is_where_the_grid_says(twin: Twin) -> str:
     """Check that the video argument changes exactly the tokens that the adapter calls video."""
     grid = twin.grid(ODD)
     name, _ = _other_video(twin, grid)
-    return f"{grid.prefix} tokens before the video, {grid.suffix} after it; {name} is the video"
+    keys = twin.key_grid(ODD) or grid
+    kept = f"; {keys.frames - grid.frames} frames are kept" if keys is not grid else ""
+    return f"{keys.prefix} tokens before the video, {keys.suffix} after it; {name} is the video{kept}"
 
 
 def every_layer_is_told(twin: Twin) -> str:
@@ -47,7 +49,8 @@ def _other_video(twin: Twin, grid: VideoGrid) -> tuple[str, dict[str, Any]]:
     model = twin.build()
     attentions, arguments = twin.adapter.self_attentions(model).values(), twin.arguments(model, ODD)
     before = _keys(model, attentions, arguments, grid)[0]
-    place = torch.arange(len(before)) - grid.prefix
+    keys = twin.key_grid(ODD) or grid
+    place = torch.arange(len(before)) - keys.prefix - keys.video_tokens + grid.video_tokens  # the last frames
     video = (place >= 0) & (place < grid.video_tokens)
     for name, other in _changed(arguments):
         after = _keys(model, attentions, other, grid)[0]

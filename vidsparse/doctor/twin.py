@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch._higher_order_ops.flex_attention import flex_attention
 from torch.overrides import TorchFunctionMode
 
 from vidsparse.generation.transformers import defaults
@@ -62,6 +63,10 @@ class Twin:
         """The token grid of such a call, from the adapter."""
         return self.adapter.grid(self._model, self.arguments(self._model, view, batch))
 
+    def key_grid(self, view: View = VIEW, batch: int = 1) -> VideoGrid | None:
+        """The tokens of the keys of such a call, where they are of more frames than those of `grid`."""
+        return self.adapter.key_grid(self._model, self.arguments(self._model, view, batch))
+
     def outputs(self, model: Any, view: View = VIEW, batch: int = 1, dtype: torch.dtype = torch.float32) -> Results:
         """The outputs of a call, in order: video, and in some families sound."""
         with torch.no_grad(), _computing_in(dtype):
@@ -78,7 +83,7 @@ class Twin:
 def _by_position(out: Any, name: str = "output") -> Results:
     if isinstance(out, torch.Tensor):
         return {name: out}
-    parts = [part for part in out if part is not None]
+    parts = [part for part in out if part is not None and not isinstance(part, dict)]  # a cache of keys: no output
     return {key: x for i, part in enumerate(parts) for key, x in _by_position(part, f"{name} {i}").items()}
 
 
@@ -91,6 +96,8 @@ class _InFloat64(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is flex_attention:  # Dynamo traces this, and cannot trace the lines below with it
+            return func(*args, **kwargs)
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
         in_place = func.__name__.endswith("_")
         if in_place or all(x.dtype != torch.float64 for x in tensors):

@@ -58,9 +58,9 @@ class Agrees:
 
     def own(self, twin: Twin, dtype: torch.dtype) -> Results:
         """The output of the unmodified model in a dtype."""
-        model, grid = twin.build(dtype), twin.grid(self.view, self.batch)
+        model, grids = twin.build(dtype), (twin.grid(self.view, self.batch), twin.key_grid(self.view, self.batch))
         self.change(model, dtype)
-        with nullcontext() if self.pattern is KEEPS_ALL else masked(model, self.pattern, grid):
+        with nullcontext() if self.pattern is KEEPS_ALL else masked(model, self.pattern, *grids):
             return self.measure(twin, model, self.view, self.batch, dtype)
 
     def bare(self, twin: Twin) -> Results:
@@ -78,6 +78,6 @@ class Agrees:
             self.change(model, self.dtype)
             return self.measure(twin, model, self.view, self.batch, self.dtype)
         except Exception as error:  # any error: only the model's own code has run
-            if self.change is changes.nothing and self.dtype == torch.float32:
+            if self.change is changes.nothing and self.dtype == torch.float32 and self.measure is Twin.outputs:
                 raise  # the twin itself is wrong
             raise NotApplicable(f"without vidsparse too: {type(error).__name__}: {error}") from error

@@ -19,7 +19,7 @@ from vidsparse.finetune.weighting import LossWeighting
 from vidsparse.generation.positions import KINDS
 from vidsparse.generation.scheduler import check_sampler
 from vidsparse.patterns import Pattern
-from vidsparse.patterns.schedule import patterns_in
+from vidsparse.patterns.base import patterns_in
 
 # Precision -> dtype of a step and of the LoRA's file; None: those of the weights and of the LoRA.
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}

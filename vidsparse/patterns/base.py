@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ import torch
 
 from vidsparse.block_map import Plan, head_groups, plan_of_heads
 from vidsparse.grid import VideoGrid
+from vidsparse.patterns.last_frames import of_last_frames
 
 
 def all_there(x: torch.Tensor) -> torch.Tensor:
@@ -40,7 +41,7 @@ class Context:
             for each group of heads. The report counts the `nbytes` of its values. Keep copies of queries, keys, values
             and outputs: graphs of `torch.compile` write over them.
         key_grid: the tokens of keys and values, where those of earlier frames are kept and the queries are its last
-            frames; None: keys are the tokens of the queries. `LightForcing` reads it, other patterns do not.
+            frames; None: keys are the tokens of the queries. `Pattern.two_grids` says which patterns take it.
         value: values of the call [batch, tokens, heads, head_dim], for patterns that compare outputs.
         extra_valid: int [batch], how many prefix and suffix tokens, in sequence order, are keys; None: all.
     """
@@ -76,6 +77,9 @@ class Pattern(ABC):
         may_skip: whether `skips` may be True of it, whatever pattern it holds.
         two_passes: whether a call of the transformer is two passes, see `FreeSwim`.
 
+        two_grids: whether it chooses for a chunk of frames among the tokens of `Context.key_grid`, by itself or by the
+            patterns that it holds. Patterns of shapes alone do: `select` takes the rows of the whole video's map.
+
     Class attribute for `vidsparse.patterns.scale`:
         scaled_fields: those that are (frames, height, width) in tokens, and change with the size of the video.
     """
@@ -85,6 +89,7 @@ class Pattern(ABC):
     density_field: ClassVar[str] = "density"
     may_skip: ClassVar[bool] = False
     two_passes: ClassVar[bool] = False
+    two_grids: ClassVar[bool] = True
     scaled_fields: ClassVar[tuple[str, ...]] = ()
 
     def _repr_html_(self) -> str:
@@ -113,9 +118,16 @@ class Pattern(ABC):
         """
 
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
-        """The block map for queries and keys [batch, tokens, heads, head_dim]; by default that of `plan`."""
+        """The block map for queries and keys [batch, tokens, heads, head_dim]; by default that of `plan`.
+
+        Where `context.key_grid` is given, `grid` is that of its last frames, and the map their rows of the map that
+        `plan` gives for all frames.
+        """
         del query, key
-        plan = self.plan(grid, context)
+        if (keys := context.key_grid) is None:
+            plan = self.plan(grid, context)
+        else:
+            plan = of_last_frames(self.plan(keys, replace(context, key_grid=None)), grid, keys)
         return plan if context.local_heads is None else plan_of_heads(plan, context.local_heads)
 
     @property
@@ -160,6 +172,8 @@ class Pattern(ABC):
 class ContentPattern(Pattern):
     """A pattern whose map depends on queries and keys. Its plan is the map where all tokens have the same content."""
 
+    two_grids: ClassVar[bool] = False
+
     def plan(self, grid: VideoGrid, context: Context | None = None) -> Plan:
         """The map for queries and keys of zeros, with a head_dim of 1.
 
@@ -173,3 +187,13 @@ class ContentPattern(Pattern):
     @abstractmethod
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
         """The block map for these queries and keys [batch, tokens, heads, head_dim]."""
+
+
+def patterns_in(pattern: Pattern) -> Iterator[Pattern]:
+    """A pattern, and those that are inside it."""
+    yield pattern
+    held: list[Any] = [getattr(pattern, field.name) for field in fields(pattern)] if is_dataclass(pattern) else []
+    for value in held:
+        for inner in value if isinstance(value, tuple) else (value,):
+            if isinstance(inner, Pattern):
+                yield from patterns_in(inner)

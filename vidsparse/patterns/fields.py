@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from vidsparse.grid import check_tile, is_whole
-from vidsparse.patterns.base import Pattern
+from vidsparse.patterns.base import Pattern, patterns_in
 
 
 def is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
@@ -85,11 +85,12 @@ def check_wholes(
 
 
 def check_patterns(owner: object, name: str) -> None:
-    """Accept tuples of patterns, at least one, of which none is about the whole transformer."""
+    """Accept tuples of patterns, at least one, of which none is or holds one that is about the whole transformer."""
     patterns = getattr(owner, name)
     if not isinstance(patterns, tuple) or not patterns or not all(isinstance(p, Pattern) for p in patterns):
         raise TypeError(f"{name}={patterns!r} must be a tuple of patterns, such as (Dense(), Radial(density=0.2))")
-    if steps := [type(p).__name__ for p in patterns if p.may_skip or p.two_passes]:
+    inside = (inner for pattern in patterns for inner in patterns_in(pattern))
+    if steps := [type(p).__name__ for p in inside if p.may_skip or p.two_passes]:
         raise ValueError(
             f"{name} holds a {steps[0]}, which is about the whole transformer; put {type(owner).__name__} into it"
         )

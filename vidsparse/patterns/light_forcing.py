@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 
@@ -12,6 +13,7 @@ from vidsparse.block_map import BlockMap
 from vidsparse.grid import Tile, VideoGrid, tiles_of_volume
 from vidsparse.patterns.base import ContentPattern, Context
 from vidsparse.patterns.fields import check_share, check_sides, check_whole
+from vidsparse.patterns.last_frames import check_last_frames
 from vidsparse_kernels.layout import tile_sizes
 from vidsparse_kernels.selection.pooling import tile_means
 from vidsparse_kernels.selection.rule import Rule
@@ -62,6 +64,8 @@ class LightForcing(ContentPattern):
     near: int = 0
     tile: Tile | None = None
 
+    two_grids: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         check_share(self, "density", "base_density")
         check_whole(self, "frames", "chunk", "keep_frames", least=1)
@@ -98,9 +102,8 @@ class LightForcing(ContentPattern):
     @torch.no_grad()
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> BlockMap:
         keys, tile = context.key_grid or grid, self.tile_for(grid)
+        check_last_frames(grid, keys)
         past = keys.frames - grid.frames
-        if past < 0 or keys.view[1:] != grid.view[1:]:
-            raise ValueError(f"the frames of {grid} must be the last ones of key_grid={keys}")
         if past == 0:
             whole = torch.ones(math.prod(grid.tiles(tile)), math.prod(keys.tiles(tile)), dtype=torch.bool)
             return BlockMap.from_dense(whole, grid, tile, key_grid=keys)

@@ -116,11 +116,16 @@ def name_of(pattern: Pattern) -> str:
     return next((name for name, cls in pattern_classes().items() if cls is own), own.__name__)
 
 
-def takes_density(cls: type[Pattern]) -> bool:
-    """Whether a density can be given to a pattern, or to the one that it holds by default."""
-    held = (pattern_classes().get(cls.named_defaults.get(field, "")) for field in _pattern_fields(cls))
-    own = cls.density_field in {f.name for f in fields(cast("Any", cls))}
-    return own or any(inner is None or takes_density(inner) for inner in held)
+def takes_density(pattern: Pattern | type[Pattern]) -> bool:
+    """Whether a density can be given to a pattern or one that it holds; of a class, to one that it holds by default."""
+    cls = pattern if isinstance(pattern, type) else type(pattern)
+    if cls.density_field in {f.name for f in fields(cast("Any", cls))}:
+        return True
+    names = _pattern_fields(cls)
+    if isinstance(pattern, Pattern):
+        return any(takes_density(getattr(pattern, name)) for name in names)
+    held = (pattern_classes().get(cls.named_defaults.get(name, "")) for name in names)
+    return any(inner is None or takes_density(inner) for inner in held)
 
 
 def named_settings(cls: type[Pattern]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from vidsparse.patterns.base import Context, Pattern
 from vidsparse.patterns.choice import counted
 from vidsparse.patterns.dense import Dense
 from vidsparse.patterns.fields import check_indices, check_patterns
+from vidsparse.patterns.last_frames import of_last_frames
 from vidsparse.patterns.schedule import bare
 
 Groups = tuple[HeadGroup, ...]
@@ -66,7 +67,8 @@ class PerHead(Pattern):
                 own = replace(own, value=value)
                 plan = pattern.select(query.index_select(2, index), key.index_select(2, index), grid, own)
             parts.append((heads, plan))
-        return _merge(_grouped(parts, grid, self._dense_tile(grid, context)))  # not cached: these maps are of this call
+        groups = _grouped(parts, grid, self._dense_tile(grid, context), context.key_grid)
+        return _merge(groups)  # not cached: these maps are of this call
 
     @property
     def reads_content(self) -> bool:
@@ -136,7 +138,12 @@ def _refused(x: torch.Tensor) -> NoReturn:
     )
 
 
-def _grouped(parts: list[tuple[tuple[int, ...], Plan | None]], grid: VideoGrid, dense_tile: Tile | None) -> Groups:
+def _grouped(
+    parts: list[tuple[tuple[int, ...], Plan | None]],
+    grid: VideoGrid,
+    dense_tile: Tile | None,
+    key_grid: VideoGrid | None = None,
+) -> Groups:
     """The groups of all parts, their heads numbered as in the call. None is a dense part."""
     groups = [
         group._replace(heads=tuple(heads[head] for head in group.heads))
@@ -144,7 +151,10 @@ def _grouped(parts: list[tuple[tuple[int, ...], Plan | None]], grid: VideoGrid, 
         if plan is not None
         for group in head_groups(plan, len(heads))
     ]
-    groups += [HeadGroup(heads, Dense(dense_tile).plan(grid)) for heads, plan in parts if plan is None]
+    for heads in (heads for heads, plan in parts if plan is None):
+        whole = Dense(dense_tile).plan(key_grid or grid)
+        plan = whole if key_grid is None else of_last_frames(whole, grid, key_grid)
+        groups += [group._replace(heads=heads) for group in head_groups(plan, len(heads))]
     return tuple(groups)
 
 

@@ -18,7 +18,7 @@ from vidsparse.patterns.fields import check_share, check_whole
 from vidsparse.patterns.schedule import StepSchedule
 from vidsparse_kernels.layout import tile_of_token
 
-Call = tuple[int, int, VideoGrid, torch.device, tuple[int, ...] | None]
+Call = tuple[int, int, VideoGrid, VideoGrid | None, torch.device, tuple[int, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Reuse(Pattern):
         return self.pattern.plan(grid, context)
 
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
-        call = (query.shape[0], query.shape[2], grid, query.device, context.local_heads)
+        call = (query.shape[0], query.shape[2], grid, context.key_grid, query.device, context.local_heads)
         kept: KeptMap | None = context.memory.get(self)
         if kept is not None and kept.call == call and 0 <= context.step - kept.step < (self.refresh_every or math.inf):
             plan = kept.plan()
@@ -109,7 +109,7 @@ class KeptMap:
 
     Attributes:
         step: the step that chose it.
-        call: batch size, number of heads, grid, device and local heads of that step.
+        call: batch size, number of heads, grid, key grid, device and local heads of that step.
         packed: the plan as it is stored.
     """
 
@@ -171,14 +171,15 @@ def head_recalls(query: torch.Tensor, key: torch.Tensor, plan: Plan, samples: in
     for group in head_groups(plan, query.shape[2]):
         block_map = group.block_map.to(query.device)
         # Multiples of the golden ratio fill the sequence evenly, and prefer no column of the frame.
-        tokens = (torch.arange(samples, dtype=torch.float64) * 0.6180339887498949).frac() * block_map.grid.video_tokens
+        grid, keys = block_map.query_grid, block_map.key_grid
+        tokens = (torch.arange(samples, dtype=torch.float64) * 0.6180339887498949).frac() * grid.video_tokens
         tokens = tokens.long()
-        rows = tile_of_token(block_map.view, block_map.query_tile)[tokens].to(query.device)
-        tokens = (tokens + block_map.grid.prefix).to(query.device)
+        rows = tile_of_token(grid.view, block_map.query_tile)[tokens].to(query.device)
+        tokens = (tokens + grid.prefix).to(query.device)
         kept = block_map.to_dense()[:, :, rows]
         kept = kept.expand(-1, len(group.heads), -1, -1)
         for i, head in enumerate(group.heads):
-            shares = TiledKeys.of(key[:, :, head], block_map.grid, block_map.key_tile).shares(query[:, tokens, head])
+            shares = TiledKeys.of(key[:, :, head], keys, block_map.key_tile).shares(query[:, tokens, head])
             caught[head] = (shares * kept[:, i]).sum(dim=-1).mean()
     return torch.stack([caught[head] for head in sorted(caught)])
 

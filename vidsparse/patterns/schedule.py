@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -114,13 +112,3 @@ def asked(pattern: Pattern, context: Context) -> Pattern:
     while isinstance(pattern, (StepSchedule, StepBudget, Choice)):
         pattern = pattern.chosen(context) if isinstance(pattern, Choice) else pattern.pattern
     return pattern
-
-
-def patterns_in(pattern: Pattern) -> Iterator[Pattern]:
-    """A pattern, and those that are inside it."""
-    yield pattern
-    held: list[Any] = [getattr(pattern, field.name) for field in fields(pattern)] if is_dataclass(pattern) else []
-    for value in held:
-        for inner in value if isinstance(value, tuple) else (value,):
-            if isinstance(inner, Pattern):
-                yield from patterns_in(inner)

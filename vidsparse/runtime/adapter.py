@@ -139,6 +139,19 @@ class Adapter(ABC):
         frames, height, width = (size // patch for size, patch in sizes)
         return VideoGrid(frames, height, width, *self.extra_tokens(transformer, call))
 
+    def key_grid(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> VideoGrid | None:
+        """The tokens of keys and values in a forward call that has a `grid`, for a model that keeps those of frames.
+
+        `grid` is then that of the last frames; prefix and suffix may differ. None: they are the tokens of the queries.
+        """
+        del transformer, call
+        return None
+
+    @property
+    def two_grids(self) -> bool:
+        """Whether it has calls whose keys are of more frames than their queries."""
+        return type(self).key_grid is not Adapter.key_grid
+
     def latent_sizes(self, call: Mapping[str, Any]) -> tuple[int, int, int]:
         """Frames, height and width of the latents of a forward call, before they are cut into patches."""
         frames, height, width = call["hidden_states"].shape[-3:]

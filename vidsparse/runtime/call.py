@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vidsparse.block_map import head_groups
+from vidsparse.block_map import HeadGroup, head_groups
 from vidsparse.corrections import Correction
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context, Pattern
@@ -191,6 +191,8 @@ class Call:
         choosing = Stopwatch(query.device)
         groups = head_groups(options.pattern.select(query, key, self.grid, context), query.shape[2])
         self.choosing = choosing.stop()
+        if context.key_grid is not None:
+            _check_keys(groups, options.pattern, context.key_grid)
         self.maps.add(context, self.grid, groups)
         # Drop the correction's state for head groups that no longer exist.
         for gone in memory.correction.keys() - {group.heads for group in groups}:
@@ -213,3 +215,13 @@ class Call:
         if batch not in self.memories and len(self.memories) == BATCH_SIZES:
             del self.memories[next(iter(self.memories))]
         return self.memories.setdefault(batch, Memory())
+
+
+def _check_keys(groups: tuple[HeadGroup, ...], pattern: Pattern, keys: VideoGrid) -> None:
+    """Refuse a map for other keys than those of the call; a map may see them as a line, in raster order."""
+    for group in groups:
+        if (found := group.block_map.key_grid) not in (keys, keys.raster):
+            raise ValueError(
+                f"{pattern!r} gave a map for keys of {found}, but those of the call are {keys}; let its select read "
+                "context.key_grid, or set two_grids = False in its class"
+            )

@@ -56,6 +56,7 @@ class Clock:
 
     Attributes:
         grid: tokens of the present call; None before the first call, and where the adapter cannot tell them.
+        key_grid: tokens of keys and values in this call, where they are those of more frames; None: of `grid`.
         irregular: why it cannot, or None.
         steps: step, branch and video of the call.
         device, sizes: of the call's inputs.
@@ -75,6 +76,7 @@ class Clock:
     def __init__(self, transformer: torch.nn.Module, adapter: Adapter, pipeline: Callable[[], object | None]):
         self.adapter, self.pipeline = adapter, pipeline
         self.grid: VideoGrid | None = None
+        self.key_grid: VideoGrid | None = None
         self.irregular: str | None = None
         self.steps = StepCounter()
         self.device = torch.device("cpu")
@@ -120,10 +122,11 @@ class Clock:
     @untraced
     def read(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> None:
         """Read one call from its arguments by name, before it runs."""
-        self.grid, self.irregular = None, None
+        self.grid = self.key_grid = self.irregular = None
         self.ranks = Ranks.of(transformer, self.adapter)
         try:
             self.grid = self.adapter.grid(transformer, call)
+            self.key_grid = self.adapter.key_grid(transformer, call)
         except NotImplementedError as error:
             self.irregular = str(error)
         timestep = self.adapter.timestep(transformer, call)

@@ -77,6 +77,7 @@ class Layer:
             sigma=steps.sigma,
             transformer=self.transformer,
             branch=steps.branch,
+            key_grid=clock.key_grid,
         )
         saver = GUIDER if self.index in clock.perturbation.left_out else clock.saver
         self.log.expect(self.transformer, self.index, steps.step, saver)
@@ -87,7 +88,7 @@ class Layer:
         elif clock.grid.tokens < options.min_tokens:
             self.call.reason = f"fewer than min_tokens={options.min_tokens} tokens"
         else:
-            options.pattern.check_grid(clock.grid)
+            options.pattern.check_grid(clock.key_grid or clock.grid)
             if options.pattern.is_dense(context):
                 self.call.reason = "the pattern asks for it"
             elif clock.full_branch:
@@ -191,7 +192,8 @@ class Layer:
         tokens, (*batch, _, width) = sum(shape[-2] for shape in shapes), shapes[0]
         if call.ranks is not None:  # the shapes are those of this GPU's tokens
             tokens = tokens * call.ranks.size if call.known_grid is None else call.known_grid.tokens
-        flops = torch.Size(batch).numel() * dense_flops(tokens, self.attention_width or width)
+        keys = None if call.context.key_grid is None else call.context.key_grid.tokens
+        flops = torch.Size(batch).numel() * dense_flops(tokens, self.attention_width or width, keys)
         record = LayerCall(
             transformer=self.transformer,
             layer=self.index,
@@ -204,6 +206,7 @@ class Layer:
             reason=call.reason or call.dense,
             dense_flops=flops,
             steps=call.context.steps,
+            keys=keys,
             kept_bytes=sum(memory.nbytes for batches in self.memories.values() for memory in batches.values()),
         )
         if parts and call.densities is None:

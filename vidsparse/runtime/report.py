@@ -25,7 +25,8 @@ class LayerCall:
     Attributes:
         transformer: "transformer", "transformer_2" (the expert for less noise) or "transformer_ref" (for references).
         layer, step: indices.
-        tokens: length of the sequence.
+        tokens: length of the sequence, of the queries where keys are of more frames.
+        keys: length of the sequence of keys where it is another, else None.
         impl: what ran: "triton", "cpu", "flex", "reference", or "dense" for the model's own attention.
         fallback: why impl="auto" did not run what is fastest on this device, None if it did.
         tiles: query tiles, one for each shape that heads of the layer have; none when dense.
@@ -59,12 +60,13 @@ class LayerCall:
     steps: int = 0
     kept_bytes: int = 0
     calls: int = 1
+    keys: int | None = None
 
     @property
     def way(self) -> tuple[object, ...]:
         """The properties that calls share if they are counted together."""
         return (
-            *(self.transformer, self.layer, self.step, self.tokens),
+            *(self.transformer, self.layer, self.step, self.tokens, self.keys),
             *(self.impl, self.fallback, self.tiles, self.reason, self.steps == 0),
         )
 
@@ -259,12 +261,13 @@ class Report:
 
     @property
     def ran(self) -> list[str]:
-        """How the sparse calls ran: implementation, tile, tokens, and the reason for a fallback."""
-        kinds = sorted({(c.impl, c.tiles, c.tokens, c.fallback or "") for c in self.sparse})
+        """How the sparse calls ran: implementation, tile, tokens and keys, and the reason for a fallback."""
+        kinds = sorted({(c.impl, c.tiles, c.tokens, c.keys or 0, c.fallback or "") for c in self.sparse})
         return [
             f"impl {impl}, tile {' and '.join(map(str, tiles))}, {tokens} tokens"
+            + (f" that see {keys}" if keys else "")
             + (f" ({fallback})" if fallback else "")
-            for impl, tiles, tokens, fallback in kinds
+            for impl, tiles, tokens, keys, fallback in kinds
         ]
 
     @property
@@ -283,10 +286,9 @@ class Report:
     def advice(self) -> list[str]:
         """Reasons why sparsity could not pay in this run, each with its number; empty when it could."""
         found = []
-        if self.calls and max(c.tokens for c in self.calls) < 4096:
-            found.append(
-                f"{max(c.tokens for c in self.calls)} tokens are few: under 4096, projections outweigh attention"
-            )
+        tokens = max((c.keys or c.tokens for c in self.calls), default=None)
+        if tokens is not None and tokens < 4096:
+            found.append(f"{tokens} tokens are few: under 4096, projections outweigh attention")
         if self.sparse_calls and self.token_density > 0.6:
             found.append(
                 f"density {self.token_density:.2f} is high: at most {1 / self.token_density:.2f}x in attention"

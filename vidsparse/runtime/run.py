@@ -10,7 +10,7 @@ import torch
 
 from vidsparse.grid import is_whole
 from vidsparse.patterns import StepBudget, StepSchedule
-from vidsparse.patterns.schedule import patterns_in
+from vidsparse.patterns.base import patterns_in
 from vidsparse.runtime.call import SparsityOptions
 from vidsparse.runtime.chosen import ChosenMap
 from vidsparse.runtime.clock import Clock

@@ -11,7 +11,7 @@ import torch
 from vidsparse.attention import check_impl
 from vidsparse.corrections import Correction
 from vidsparse.patterns import FreeSwim, Pattern
-from vidsparse.patterns.schedule import patterns_in
+from vidsparse.patterns.base import patterns_in
 from vidsparse.runtime.adapter import Adapter
 from vidsparse.runtime.call import SparsityOptions
 from vidsparse.runtime.clock import Clock
@@ -70,7 +70,8 @@ def sparsify(
     Raises:
         TypeError: not a pattern, something that has no transformer, or a value of the wrong type.
         NotImplementedError: a transformer that no adapter serves, `FreeSwim` where the adapter knows no
-            cross-attention, `impl="triton"` without a CUDA device, context parallelism in a ring, or with `strict` a
+            cross-attention, a pattern or a correction that cannot choose among kept frames where the model keeps
+            them, `impl="triton"` without a CUDA device, context parallelism in a ring, or with `strict` a
             processor that is not the family's own.
         ValueError: already sparsified; an unknown `impl`; a negative `min_tokens`.
     """
@@ -138,6 +139,8 @@ def _replacements(run: Run, transformer: torch.nn.Module, name: str) -> dict[str
         options.pattern.check_model(len(attentions), heads)
     check_gates(options.pattern, transformer, name, alone=run.pipeline() is None)
     _check_processors(attentions, name, adapter, options.strict)
+    if adapter.two_grids:
+        _check_two_grids(adapter, options)
     disable_tracing()
     clock = run.clocks[name] = Clock(transformer, adapter, run.pipeline)
     clock.run = weakref.ref(run)
@@ -161,6 +164,20 @@ def _replacements(run: Run, transformer: torch.nn.Module, name: str) -> dict[str
         replaced[key] = Replaced(module, original, adapter.wrap(original, layer))
     clock.substitutes.append(introduce(transformer, adapter, [attention.ours for attention in replaced.values()]))
     return replaced
+
+
+def _check_two_grids(adapter: Adapter, options: SparsityOptions) -> None:
+    if options.correction is not None:
+        raise NotImplementedError(
+            f"correction={options.correction!r} is for queries and keys of the same tokens, but {adapter.family} keeps "
+            "keys of earlier frames; give no correction"
+        )
+    refused = [inner for inner in patterns_in(options.pattern) if not inner.two_grids]
+    if refused:
+        raise NotImplementedError(
+            f"{refused[0]!r} chooses among the tokens of its queries alone, but {adapter.family} keeps keys of earlier "
+            "frames; take LightForcing(), or a pattern of shapes alone such as Radial(density=0.3)"
+        )
 
 
 def _check_processors(attentions: dict[str, torch.nn.Module], name: str, adapter: Adapter, strict: bool) -> None:

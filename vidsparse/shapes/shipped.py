@@ -11,6 +11,7 @@ from vidsparse.shapes.world import ENDLESS, FLAT, World
 
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT = "shapes"
+PROFILE = "vidsparse_profile.json"  # the name of a profile in a folder and on the Hub
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class ShippedModel:
     @property
     def profile(self) -> Path:
         """The file with the pattern that it was trained with, for models that have one."""
-        return self.folder / "vidsparse_profile.json"
+        return self.folder / PROFILE
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -101,4 +101,4 @@ def has_density(attention: str, model: str) -> bool:
     else:
         return takes_density(pattern_classes()[attention])
     pattern: Pattern = chosen.pattern
-    return takes_density(type(bare(pattern)))
+    return takes_density(bare(pattern))
