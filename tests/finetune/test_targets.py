@@ -7,7 +7,9 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from tiny_training import PATTERN, pipeline
 
+from vidsparse.finetune.families.hunyuan_video import HunyuanVideoTask
 from vidsparse.finetune.families.kandinsky5 import Kandinsky5Task
+from vidsparse.finetune.families.ltx import LTXTask
 from vidsparse.finetune.families.wan import WanTask
 from vidsparse.finetune.low_rank import lora_config
 from vidsparse.finetune.settings import Settings
@@ -44,6 +46,16 @@ def test_targets_of_the_family_are_those_of_none() -> None:
     assert not settings.is_target("visual_transformer_blocks.0.feed_forward.out_layer")
     assert Settings(SPARSE, targets=("to_key",)).of_family(task).targets == ("to_key",)
     assert Settings(SPARSE).layers == WanTask.targets == ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def test_how_a_family_is_trained() -> None:
+    ltx, wan = Settings(SPARSE).of_family(LTXTask()), Settings(SPARSE).of_family(WanTask())
+    distilled = Settings(SPARSE).of_family(HunyuanVideoTask({"guidance_embeds": True}))
+    assert ltx.timestep_sampling == "logit_normal"
+    assert wan.timestep_sampling == distilled.timestep_sampling == "uniform"
+    assert (ltx.caption_dropout, wan.caption_dropout, distilled.caption_dropout) == (0.1, 0.1, 0.0)
+    given = Settings(SPARSE, timestep_sampling="mode", caption_dropout=0.3).of_family(LTXTask())
+    assert (given.timestep_sampling, given.caption_dropout) == ("mode", 0.3)
 
 
 def test_what_would_not_learn_is_refused() -> None:

@@ -207,9 +207,13 @@ class Finetuning(ClipOptions):
         Option(help="Learning rate of B by that of A (LoRA+).", rich_help_panel=LEARNING, show_default="1"),
     ] = None
     timestep_sampling: Annotated[
-        str,
-        Option(help="Density of noise levels: uniform, logit_normal or mode.", rich_help_panel=LEARNING),
-    ] = "uniform"
+        str | None,
+        Option(
+            help="Density of noise levels: uniform, logit_normal or mode.",
+            rich_help_panel=LEARNING,
+            show_default="of the model's family",
+        ),
+    ] = None
     logit_mean: Annotated[float, Option(help="Of logit_normal.", rich_help_panel=LEARNING)] = 0.0
     logit_std: Annotated[float, Option(help="Of logit_normal.", rich_help_panel=LEARNING)] = 1.0
     mode_scale: Annotated[float, Option(help="Of mode.", rich_help_panel=LEARNING)] = 1.29
@@ -237,12 +241,13 @@ class Finetuning(ClipOptions):
         ),
     ] = None
     caption_dropout: Annotated[
-        float,
+        float | None,
         Option(
             help="Share of the videos, from 0 to 1, that a step trains with the empty caption, for guidance.",
             rich_help_panel=LEARNING,
+            show_default="0.1, or as the model needs",
         ),
-    ] = 0.1
+    ] = None
     precision: Annotated[
         str,
         Option(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from vidsparse.finetune.draws.levels import UNIFORM
 from vidsparse.finetune.settings import FREE, Settings
 
 ORDER = "each video once in an epoch"
@@ -46,4 +47,4 @@ def check_same(before: Mapping[str, str], now: Mapping[str, str], folder: Path, 
 
 def _defaults() -> dict[str, str]:
     decide = [f for f in fields(Settings) if f.default is not MISSING and f.name not in (*FREE, "steps")]
-    return {f.name: repr(f.default) for f in decide}
+    return {f.name: repr(f.default) for f in decide} | {"timestep_sampling": repr(UNIFORM.kind)}

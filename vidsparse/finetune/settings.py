@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from vidsparse.corrections import Correction, Reshaped
-from vidsparse.finetune.draws.levels import LevelSampling
+from vidsparse.finetune.draws.levels import UNIFORM, LevelSampling
 from vidsparse.finetune.families.task import ATTENTION, TrainingTask
 from vidsparse.finetune.memory.base import check_base
 from vidsparse.finetune.optim.optimizers import check_optimizer
@@ -61,11 +61,13 @@ class Settings:
         decay: fraction of all steps, at the end, in which a constant rate falls to 0. With a decay, or a schedule that
             falls by itself, a resumed training cannot change its number of steps.
         weight_decay, clip: of the optimizer; the largest norm of the gradient.
-        timestep_sampling: density of the noise levels before the shift: "uniform", "logit_normal" or "mode".
+        timestep_sampling: density of the noise levels before the shift: "uniform", "logit_normal" or "mode"; None: as
+            the model's family is trained.
         logit_mean, logit_std, mode_scale: of these densities, see `LevelSampling`.
         loss_weighting: factor of the loss by noise level: "none", "sigma_sqrt", "cosmap" or "min_snr".
         snr_gamma: of "min_snr".
-        caption_dropout: fraction of the videos that train without their caption, for classifier-free guidance.
+        caption_dropout: fraction of the videos that train without their caption, for classifier-free guidance; None: as
+            the model needs.
         ema: decay of the running average of the weights that is saved; None saves the weights themselves.
         positions: "plain", "riflex" or "yarn": how rotary positions extend beyond the frames that the model was trained
             with.
@@ -117,13 +119,13 @@ class Settings:
     decay: float = 0.0
     weight_decay: float = 0.0
     clip: float = 1.0
-    timestep_sampling: str = "uniform"
+    timestep_sampling: str | None = None
     logit_mean: float = 0.0
     logit_std: float = 1.0
     mode_scale: float = 1.29
     loss_weighting: str = "none"
     snr_gamma: float = 5.0
-    caption_dropout: float = 0.1
+    caption_dropout: float | None = None
     ema: float | None = None
     positions: str = "plain"
     trained_frames: int | None = None
@@ -167,7 +169,8 @@ class Settings:
         for name in ("learning_rate", "clip", *given):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")
-        for name in ("caption_dropout", "dropout", *(["ema"] if self.ema is not None else [])):
+        shares = [name for name in ("caption_dropout", "ema") if getattr(self, name) is not None]
+        for name in ("dropout", *shares):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
         if self.targets is not None and not self.targets:
@@ -224,7 +227,7 @@ class Settings:
     @property
     def level_sampling(self) -> LevelSampling:
         """The density of the noise levels."""
-        return LevelSampling(self.timestep_sampling, self.logit_mean, self.logit_std, self.mode_scale)
+        return LevelSampling(self.timestep_sampling or UNIFORM.kind, self.logit_mean, self.logit_std, self.mode_scale)
 
     @property
     def weighting(self) -> LossWeighting:
@@ -254,8 +257,9 @@ class Settings:
         return replace(self, gradient_checkpointing=needed or device.type != "cpu")
 
     def of_family(self, task: TrainingTask) -> Settings:
-        """The settings with the targets of a family, where none are given."""
-        return replace(self, targets=task.targets) if self.targets is None else self
+        """The settings with those of a family, where none are given."""
+        own = [name for name in ("targets", "timestep_sampling", "caption_dropout") if getattr(self, name) is None]
+        return replace(self, **{name: getattr(task, name) for name in own})
 
     @property
     def layers(self) -> tuple[str, ...] | str:

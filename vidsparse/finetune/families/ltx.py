@@ -22,6 +22,7 @@ class LTXTask(LevelsByLength):
 
     family = "LTX-Video"
     pipelines = ("LTXPipeline",)
+    timestep_sampling = "logit_normal"  # that of Lightricks' own trainer
 
     def encode_text(self, pipe: Any, caption: str, words: int | None) -> Tensors:
         return masked_text(pipe, caption, words)

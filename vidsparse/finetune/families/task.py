@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from vidsparse.finetune.draws.example import Example
+from vidsparse.finetune.draws.levels import UNIFORM
 from vidsparse.finetune.noise import generation_levels, shift_of
 from vidsparse.runtime.adapter import TRAIN_TIMESTEPS
 
@@ -20,6 +21,7 @@ View = tuple[int, int, int]
 
 # The name of the main tensor among those of a video or a caption; all others go by the names that `arguments` reads.
 MAIN = "tensor"
+CAPTION_DROPOUT = 0.1  # of a model with classifier-free guidance
 # The projections of attention, as most transformers of diffusers name them.
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -45,6 +47,7 @@ class TrainingTask:
         sees_image: whether the text encoder also sees the first frame; `encode_seen_text` then encodes captions.
         section: latent frames that a generation makes at a time; a clip has one more than a multiple of these.
         targets: endings of the names of the layers that a LoRA changes unless others are asked for.
+        timestep_sampling: density of the noise levels that the family is trained with, see `LevelSampling`.
         untrained: a regular expression of layers that the training's calls do not reach; None: they reach all.
         packages: modules that must be there besides those of every training.
     """
@@ -65,6 +68,7 @@ class TrainingTask:
     sees_image: ClassVar[bool] = False
     section: ClassVar[int] = 1
     targets: ClassVar[tuple[str, ...]] = ATTENTION
+    timestep_sampling: ClassVar[str] = UNIFORM.kind
     untrained: ClassVar[str | None] = None
     packages: ClassVar[tuple[str, ...]] = ()
 
@@ -82,6 +86,11 @@ class TrainingTask:
             raise ImportError(
                 f"{self.pipelines[0]} needs {' and '.join(missing)} to be trained: pip install {' '.join(missing)}"
             )
+
+    @property
+    def caption_dropout(self) -> float:
+        """The fraction of the captions that a training leaves out: none where guidance is an input of the model."""
+        return 0.0 if self.config.get("guidance_embeds") else CAPTION_DROPOUT
 
     @property
     def side(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from vidsparse.finetune.checks import check_pipeline, training_device
 from vidsparse.finetune.data.cache import encode
 from vidsparse.finetune.data.clips import Bucket, Clip
+from vidsparse.finetune.families import task_for
 from vidsparse.finetune.gate.training import GateTraining, gate_in, with_pattern
 from vidsparse.finetune.process.lock import locked
 from vidsparse.finetune.process.stopping import stopping
@@ -85,6 +86,7 @@ def train_gate(
         RuntimeError: another process trains in the folder, or the divergence is not finite.
         Stopped: SIGINT or SIGTERM asked the training to stop; the step is finished and saved.
     """
+    settings = settings.of_family(task_for(pipe))
     check_gate(pipe, settings, {clip.bucket for clip in clips})
     folder, device = Path(folder), training_device(cpu)
     folder.mkdir(parents=True, exist_ok=True)
