@@ -117,6 +117,7 @@ class Subject:
             "psnr": apart.psnr,
             "ssim": apart.ssim,
             "judge": None if judged is None else judged["mean"],
+            "scores": judged,
         }
 
     def _fine_steps(self, steps: int) -> int:

@@ -87,7 +87,7 @@ PLANS = {
             Phase("patch1", 1, 320, 8, (0.3, 0.0), "patch2", sparse=0.9, short=0.85, short_frames=2, parts=4, asked=2),
             Phase("high", 2, 400, 8, (0.5, 0.0), "patch2", (BOUNDARY, 1.0), plain=True, short=0.3, asked=16),
             Phase("high2", 2, 440, 8, (0.4, 0.0), "high", (BOUNDARY, 1.0), plain=True, short=0.2, asked=16),
-            Phase("high3", 2, 440, 8, (0.3, 0.0), "high2", (BOUNDARY, 1.0), plain=True, short=0.1, asked=16),
+            Phase("high3", 2, 480, 8, (0.3, 0.0), "high2", (BOUNDARY, 1.0), plain=True, short=0.1, asked=16),
             Phase(
                 "low",
                 1,
