@@ -1,9 +1,9 @@
-"""Every pattern and correction on whole videos of a `shapes` model: what each costs, and how near it stays to dense.
+"""Patterns and corrections that need no training, on whole videos of a `shapes` model: cost, and distance to dense.
 
 All sample the same prompts and seeds. Where a model has an expert for high noise with fewer tokens, that one is dense
 in every row, as it is in `generate`: it computes once for each prompt and seed, and the others take over its outputs.
-So density and seconds are of the expert for low noise. Seconds are a processor's, which other work on the machine
-changes less. Each video is written as soon as it is known, and the same command goes on from it.
+So density and seconds are of the expert for low noise. Seconds are CPU time, which other work on the machine
+affects less. Each video is written as soon as it is known, and the same command goes on from it.
 
 python benchmarks/catalogue.py                        # four prompts, two seeds: two hours of one core
 python benchmarks/catalogue.py --prompts 1 --seeds 1 --only Radial profile
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from contenders import Contender, corrected, patterns
 from report import write_report
-from subject import add_model, grid_of, results_of, sampling_of
+from subject import add_model, grid_of, prompts_of, results_of, sampling_of
 
 import vidsparse
 from vidsparse.atomic import replacing
@@ -32,7 +32,6 @@ from vidsparse.generation.metrics import difference
 from vidsparse.generation.models import find_model, source_of
 from vidsparse.generation.sample import sample
 from vidsparse.presets import preset
-from vidsparse.shapes.scene import held_out_scenes
 
 DENSE = "dense"
 
@@ -79,15 +78,22 @@ class Subject:
         self.model = find_model(arguments.model)
         self.pipe = self.model.load(getattr(torch, arguments.dtype))
         self.pipe.set_progress_bar_config(disable=True)
-        self.folder = arguments.cache / f"{arguments.model}-{_digest(arguments.model)}-{arguments.dtype}"
+        self.sampling = sampling_of(arguments.model)
+        self.folder = arguments.cache / f"{Path(arguments.model).name}-{_digest(arguments.model)}-{arguments.dtype}"
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, prompt: str, seed: int) -> Path:
+        """The file of a dense video and of the outputs of the expert for high noise."""
+        return self.folder / f"{prompt.replace(' ', '_')}-{seed}.pt"
 
     def measure(self, contender: Contender, prompt: str, seed: int) -> dict[str, Any]:
         """Sample one video, and say what it took and how near it is to dense."""
-        path = self.folder / f"{prompt.replace(' ', '_')}-{seed}.pt"
+        path = self.path(prompt, seed)
         kept: dict[str, Any] = torch.load(path) if path.is_file() else {"outputs": [], "frames": None}
+        if kept["frames"] is None and not isinstance(contender.pattern, vidsparse.Dense):
+            raise RuntimeError(f"{path} is missing: the dense video comes first")
         clock: list[float] = []
-        arguments = dict(self.model.sampling) | {"prompt": prompt}
+        arguments = self.sampling | {"prompt": prompt}
         coarse = getattr(self.pipe, "transformer_2", None) is not None
         with replayed(self.pipe, kept["outputs"]):
             done = sample(
@@ -157,6 +163,8 @@ def main() -> None:
         rows = kept["rows"]
     if not arguments.plot:
         run(arguments, rows, lambda: _write(path, settings, rows))
+    if not rows:
+        raise SystemExit(f"{path} has no videos yet: leave out --plot")
     write_report(out / "catalogue", rows)
 
 
@@ -164,15 +172,17 @@ def run(arguments: argparse.Namespace, rows: list[dict[str, Any]], write: Any) -
     """Sample what is missing, one row for each video."""
     subject, chosen = Subject(arguments), contenders(arguments)
     known = {(row["name"], row["prompt"], row["seed"]) for row in rows}
-    scenes = held_out_scenes()[:: 64 // arguments.prompts][: arguments.prompts]
+    scenes = prompts_of(arguments.prompts)
     for seed in range(arguments.seeds):
         for scene in scenes:
             for name, contender in chosen.items():
                 wanted = name == DENSE or not arguments.only or name.startswith(tuple(arguments.only))
-                if not wanted or (name, scene.caption, seed) in known:
+                done = (name, scene.caption, seed) in known
+                if not wanted or (done and (name != DENSE or subject.path(scene.caption, seed).is_file())):
                     continue
                 found = subject.measure(contender, scene.caption, seed)
                 named = {"name": name, "prompt": scene.caption, "seed": seed}
+                rows[:] = [row for row in rows if not named.items() <= row.items()]
                 rows.append(named | {"pattern": repr(contender.pattern)} | found)
                 write()
                 print(json.dumps(named | found), flush=True)

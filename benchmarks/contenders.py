@@ -1,4 +1,4 @@
-"""The patterns and corrections that are measured against each other, each at about the density that is asked for."""
+"""Patterns that need no training, and corrections, that are measured against each other at about one density."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Contender(NamedTuple):
 
 
 def patterns(grid: VideoGrid, density: float) -> dict[str, Pattern]:
-    """Every pattern; where one has no density, its nearest setting."""
+    """The patterns; where one has no density, its nearest setting."""
     windows = [
         vidsparse.SlidingTile((f, h, h))
         for f in range(1, grid.frames + 1, max(1, grid.frames // 16))

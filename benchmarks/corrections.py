@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from contenders import LAYERS
 from recorded import Moment, record
 from subject import add_model, grid_of, results_of, sampling_of
 
@@ -45,6 +46,7 @@ from vidsparse import (
 )
 from vidsparse.atomic import replacing
 
+SYNTHETIC = VideoGrid(9, 16, 16)
 CORRECTIONS: dict[str, Correction | None] = {
     "none": None,
     "PooledComplement()": PooledComplement(),
@@ -229,12 +231,12 @@ def main() -> None:
     grid, rows = grid_of(arguments.model, sampling_of(arguments.model)["num_frames"]), []
     with torch.no_grad():
         real = record(arguments.model, arguments.prompts, arguments.at, arguments.lag, arguments.layers)
-        sources = {arguments.model: real, "synthetic": synthetic(VideoGrid(9, 16, 16), layers=3)}
+        sources = {arguments.model: real, "synthetic": synthetic(SYNTHETIC, layers=3)}
         for source, moments in sources.items():
-            on = grid if source == arguments.model else VideoGrid(9, 16, 16)
+            on = grid if source == arguments.model else SYNTHETIC
             for name, patterns in contenders(arguments.densities).items():
                 for pattern in dict.fromkeys(patterns):
-                    measured = [outputs(pattern, on, moment, 6, arguments.lag) for moment in moments]
+                    measured = [outputs(pattern, on, moment, LAYERS, arguments.lag) for moment in moments]
                     rows += summary(source, name, measured)
                     errors = {row["correction"]: row["error"] for row in rows[-len(CORRECTIONS) :]}
                     print(source, name, rows[-1]["density"], json.dumps(errors), flush=True)

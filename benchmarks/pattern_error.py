@@ -1,9 +1,10 @@
-"""Every pattern's output error against dense attention, by density, on a `shapes` model's own queries, keys and values.
+"""Output error against dense attention, by density, on a `shapes` model's own queries, keys and values.
 
     python benchmarks/pattern_error.py
 
-Error: ||sparse - dense|| / ||dense|| over all tokens of a layer, mean over layers, steps and prompts. Where a model has
-an expert for high noise with fewer tokens, the layers are those of the other one.
+The patterns are those that need no training. Error: ||sparse - dense|| / ||dense|| over all tokens of a layer, mean
+over layers, steps and prompts. Where a model has an expert for high noise with fewer tokens, the layers are those of
+the other one.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ def error(pattern: Pattern, grid: VideoGrid, moment: Moment, dense: torch.Tensor
     return density, ((sparse - dense).norm() / dense.norm()).item()
 
 
+def first_choice(pattern: Pattern) -> Pattern:
+    """What chooses the map of a single call."""
+    return pattern.pattern if isinstance(pattern, Reuse) else pattern
+
+
 def dense_attention(moment: Moment) -> torch.Tensor:
     heads_first = (x.transpose(1, 2) for x in moment.now)
     return torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
@@ -64,10 +70,9 @@ def main() -> None:
     arguments = parser.parse_args()
     grid = grid_of(arguments.model, sampling_of(arguments.model)["num_frames"])
     wanted = {
-        (name, repr(pattern)): (density, pattern)
+        (name.removeprefix("Reuse "), repr(first_choice(pattern))): (density, first_choice(pattern))
         for density in arguments.densities
         for name, pattern in patterns(grid, density).items()
-        if not isinstance(pattern, Reuse)  # a first choice, as here, is that of the pattern that it holds
     }
     found: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in wanted}
     with torch.no_grad():

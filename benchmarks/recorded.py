@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from subject import sampling_of
+from subject import prompts_of, sampling_of
 
 from vidsparse.runtime.registry import adapter_for
 from vidsparse.shapes import model
-from vidsparse.shapes.scene import held_out_scenes
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -59,14 +58,18 @@ def record(name: str, prompts: int, at: list[int], lag: int, layers: list[int]) 
     pipe.set_progress_bar_config(disable=True)
     transformer: Any = getattr(pipe, "transformer_2", None) or pipe.transformer
     adapter, found = adapter_for(transformer), []
+    if min(at) < lag or max(layers) >= len(transformer.blocks):
+        raise SystemExit(f"steps {at} with a lag of {lag}, layers {layers}: a step is at least the lag, a layer there")
     attentions = [*adapter.self_attentions(transformer).values()]
     own = [attention.processor for attention in attentions]
-    for number, scene in enumerate(held_out_scenes()[:: max(1, 64 // prompts)][:prompts]):
+    for number, scene in enumerate(prompts_of(prompts)):
         recorders = [Recorder({*at, *(step - lag for step in at)}) for _ in attentions]
         for attention, processor, recorder in zip(attentions, own, recorders, strict=True):
             attention.set_processor(adapter.processor(processor, recorder))
         settings = sampling_of(name) | {"guidance_scale": 1.0, "max_sequence_length": model.MAX_WORDS}
         pipe(scene.caption, generator=torch.Generator().manual_seed(number), output_type="latent", **settings)
-        kept = [(layer, recorders[layer].kept) for layer in layers if layer < len(recorders)]
+        if missing := [step for step in at if step not in recorders[0].kept]:
+            raise SystemExit(f"the expert has {recorders[0].count} steps, from 0: {missing} are not among them")
+        kept = [(layer, recorders[layer].kept) for layer in layers]
         found += [Moment(layer, calls[step - lag], calls[step]) for layer, calls in kept for step in at]
     return found

@@ -20,14 +20,14 @@ def summaries(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for name, videos in grouped.items():
         base = [dense[video["prompt"], video["seed"]] for video in videos]
-        fine, whole = sum(row["seconds"] for row in videos), sum(row["coarse_seconds"] for row in videos)
+        fine, coarse = (sum(row[key] for row in videos) for key in ("seconds", "coarse_seconds"))
         dense_fine = sum(row["seconds"] for row in base)
         means = {
             key: sum(row[key] for row in videos) / len(videos)
             for key in ("token_density", "ssim", "judge", "psnr")
             if all(row[key] is not None for row in videos)
         }
-        faster = {"faster": dense_fine / fine, "denoising": (dense_fine + whole) / (fine + whole)}
+        faster = {"faster": dense_fine / fine, "denoising": (dense_fine + coarse) / (fine + coarse)}
         found.append({"name": name, "videos": len(videos)} | faster | means)
     return sorted(found, key=lambda row: row.get("psnr", 1000.0), reverse=True)
 
@@ -41,9 +41,10 @@ def write_report(path: Path, rows: list[dict[str, Any]]) -> None:
     ]
     for row in found:
         psnr = f"{row['psnr']:.1f} dB" if "psnr" in row else ""
+        judge = f"{row['judge']:.2f}" if "judge" in row else ""
         lines.append(
             f"| {row['name']} | {row['videos']} | {row['token_density']:.2f} | {psnr} | {row['ssim']:.3f} | "
-            f"{row['judge']:.2f} | {row['faster']:.2f}x | {row['denoising']:.2f}x |"
+            f"{judge} | {row['faster']:.2f}x | {row['denoising']:.2f}x |"
         )
     with replacing(path.with_suffix(".md")) as temporary:
         temporary.write_text("\n".join(lines) + "\n")

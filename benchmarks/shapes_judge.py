@@ -6,7 +6,7 @@ python benchmarks/shapes_judge.py --pattern radial --density 0.2 --dense-steps 4
 python benchmarks/shapes_judge.py --frames 129 --positions yarn --prompts 16    # a length that the model has not seen
 python benchmarks/shapes_judge.py --frames 129 --lora shapes-long --prompts 16  # with the pattern of its training
 
-Each video has a seed of its own, that of its prompt. The file of the results is written after each batch, and the same
+Each video has a seed of its own, that of its prompt. The file of the results is written after each video, and the same
 command goes on from it.
 """
 
@@ -44,7 +44,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default: those of the model")
     parser.add_argument("--guidance", type=float, help="default: that of the model")
     parser.add_argument("--prompts", type=int, default=64, help="how many of the 64, evenly spaced")
-    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file (default: results/MODEL/shapes_judge_....json)")
     parser.add_argument("--strips", type=Path, help="also write nine frames of each video into a folder, as PNG")
     arguments = parser.parse_args()
@@ -74,28 +73,26 @@ def main() -> None:
     left = [seed for seed in seeds if seed not in {score["seed"] for score in scores}]
     scenes = held_out_scenes()
     with vidsparse.sparsify(pipe, pattern, correction=correction) as run:
-        for group in (left[first : first + arguments.batch] for first in range(0, len(left), arguments.batch)):
-            vidsparse.seed_steps(group[0])
+        for seed in left:
+            vidsparse.seed_steps(seed)
             started = time.perf_counter()
-            videos = pipe(
-                [scenes[seed].caption for seed in group],
+            video = pipe(
+                scenes[seed].caption,
                 **size_of(arguments.model),
                 num_frames=arguments.frames,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 max_sequence_length=model.MAX_WORDS,
-                generator=[torch.Generator().manual_seed(seed) for seed in group],
+                generator=torch.Generator().manual_seed(seed),
                 output_type="pt",
-            ).frames
-            seconds = (time.perf_counter() - started) / len(group)
+            ).frames[0]
+            shown = {"seed": seed, "prompt": scenes[seed].caption, "seconds": round(time.perf_counter() - started, 2)}
             report = run.report()
             run.reset()
-            for seed, frames in zip(group, videos, strict=True):
-                scene, video = scenes[seed], frames.float().transpose(0, 1) * 2 - 1
-                shown = {"seed": seed, "prompt": scene.caption, "seconds": round(seconds, 2)}
-                scores.append(shown | judge.score(video, scene).__dict__)
-                if arguments.strips:
-                    write_strip(video, arguments.strips / f"{seed:02d}.png")
+            video = video.float().transpose(0, 1) * 2 - 1
+            scores.append(shown | judge.score(video, scenes[seed]).__dict__)
+            if arguments.strips:
+                write_strip(video, arguments.strips / f"{seed:02d}.png")
             more = {"density": round(report.density, 4), "flops_saved": round(report.flops_saved, 4)}
             with replacing(path) as temporary:
                 result = subject | more | {"prompts": len(scores), "mean": means(scores), "scores": scores}

@@ -14,6 +14,7 @@ from vidsparse.generation.positions import KINDS
 from vidsparse.generation.scheduler import SAMPLERS
 from vidsparse.patterns.names import NONE, build_correction, build_pattern, correction_classes
 from vidsparse.presets import preset
+from vidsparse.shapes.scene import Scene, held_out_scenes
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -35,6 +36,11 @@ def size_of(model: str) -> dict[str, int]:
 def grid_of(model: str, frames: int) -> vidsparse.VideoGrid:
     """Its tokens of so many frames."""
     return geometry(model).grid(frames, **size_of(model))
+
+
+def prompts_of(count: int) -> list[Scene]:
+    """So many of the 64 held-out prompts, evenly spaced."""
+    return held_out_scenes()[:: max(1, 64 // count)][:count]
 
 
 def results_of(model: str) -> Path:
@@ -90,6 +96,9 @@ def build_attention(
     arguments: argparse.Namespace, recipe: vidsparse.LoraRecipe
 ) -> tuple[vidsparse.Pattern, vidsparse.Correction | None]:
     if arguments.preset is not None:
+        others = "pattern", "density", "set", "correction"
+        if given := [f"--{name}" for name in others if getattr(arguments, name) is not None]:
+            raise SystemExit(f"--preset has a pattern and correction of its own: leave out {', '.join(given)}")
         chosen = preset(arguments.preset)
         return chosen.pattern, chosen.correction
     correction = recipe.correction if arguments.correction is None else build_correction(arguments.correction)
