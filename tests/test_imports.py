@@ -156,7 +156,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse_kernels.gpu.lists", "vidsparse_kernels.layout", "vidsparse_kernels.providers.runs"),
         "vidsparse_kernels.reference",
     ),
-    "vidsparse.grid": (),
+    "vidsparse.volume": ("torch", "vidsparse.block_map", "vidsparse.grid", "vidsparse_kernels.volume"),
+    "vidsparse.grid": ("vidsparse_kernels.layout",),
     "vidsparse.atomic": (),
     "vidsparse.shapes": ("diffusers", "tokenizers", "torch", "transformers"),
     "vidsparse_pipelines": ("diffusers", "torch", "vidsparse.grid", "vidsparse.runtime.adapter"),
@@ -173,6 +174,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse_kernels.cpu": ("torch", "vidsparse_kernels.layout"),
     "vidsparse_kernels.available": ("torch", "triton", "vidsparse_kernels.gpu"),
     "vidsparse_kernels.layout": ("torch",),
+    "vidsparse_kernels.volume": ("torch", "vidsparse_kernels.layout"),
     "vidsparse_kernels.reference": ("torch", "vidsparse_kernels.layout"),
     "vidsparse_kernels": (),
 }
