@@ -140,7 +140,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse.patterns": (
         *("safetensors", "torch", "vidsparse.atomic", "vidsparse.block_map", "vidsparse.grid", "vidsparse.pictures"),
-        *("vidsparse_kernels.layout", "vidsparse_kernels.selection"),
+        *("vidsparse.volume", "vidsparse_kernels.layout", "vidsparse_kernels.selection"),
     ),
     "vidsparse.bench": (
         *("torch", "vidsparse.attention", "vidsparse.block_map", "vidsparse.runtime.stopwatch"),

@@ -16,12 +16,13 @@ from vidsparse import (
     BlockMap,
     Context,
     Dense,
-    HeadModes,
+    HeadGroup,
     Radial,
     SlidingTile,
     SparseVolume,
     TopBlocks,
     VideoGrid,
+    VideoSparse,
     sparse_attention,
 )
 
@@ -82,7 +83,7 @@ every_map = pytest.mark.parametrize("kind", MAPS)
 
 
 def expected_mask(volume: SparseVolume, block_map: BlockMap) -> torch.Tensor:
-    """bool [B|1, H|1, tokens, tokens], from the map of the whole grid expanded to voxels, without any tile of a volume."""
+    """bool [B|1, H|1, tokens, tokens]: the map of the whole grid expanded to all voxels, and then cut."""
     grid = volume.grid
     end = torch.arange(grid.tokens - grid.suffix, grid.tokens)
     tokens = torch.cat((torch.arange(grid.prefix), volume.positions + grid.prefix, end))
@@ -279,14 +280,14 @@ def test_what_does_not_fit_a_volume_is_refused() -> None:
     with pytest.raises(ValueError, match="is not a map of"):
         volume.restrict(block_map)
     with pytest.raises(TypeError, match="got tuple; of HeadGroups, restrict the block_map of each"):
-        volume.restrict(HeadModes(table=(("spatial", "temporal"),)).plan(GRID) and ())  # type: ignore[arg-type]
+        volume.restrict((HeadGroup((0,), block_map),))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=rf"but query has {GRID.tokens}"):
         sparse_attention(*torch.randn(3, 1, GRID.tokens, 1, 8), block_map)
     with pytest.raises(ValueError, match=rf"expected \[batch, {GRID.tokens}, ...\]: the tokens of the whole VideoGrid"):
         volume.gather(torch.zeros(1, volume.tokens, 4))
     with pytest.raises(ValueError, match=rf"expected \[batch, {volume.tokens}, ...\]: the tokens of SparseVolume"):
         volume.scatter(torch.zeros(1, GRID.tokens, 4))
-    with pytest.raises(ValueError, match="tile=.* must be a tuple of three whole numbers"):
+    with pytest.raises(ValueError, match=r"tile=.* must be a tuple of three whole numbers"):
         volume.tiling((0, 1, 1))
     with pytest.raises(ValueError, match="the map has no single grid"):
         _ = block_map.grid
@@ -294,11 +295,48 @@ def test_what_does_not_fit_a_volume_is_refused() -> None:
 
 def test_patterns_want_the_whole_grid() -> None:
     volume = SparseVolume.from_mask(GRID, shell(GRID))
-    with pytest.raises(AttributeError, match="plan the pattern for volume.grid, and pass its map to volume.restrict"):
+    with pytest.raises(AttributeError, match=r"pattern for volume\.grid, and pass its map to volume\.restrict"):
         Radial(density=0.3).plan(volume)  # type: ignore[arg-type]
     x = torch.randn(1, volume.tokens, 2, 8)
-    with pytest.raises(AttributeError, match="pass its map to volume.restrict"):
-        TopBlocks(density=0.3).select(x, x, volume, Context())  # type: ignore[arg-type]
+    with pytest.raises(AttributeError, match=r"pass its map to volume\.restrict"):
+        VideoSparse(density=0.3).select(x, x, volume, Context())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("settings", [{}, {"variance": True}, {"neighbours": (0, 1, 1), "sink": 1}], ids=str)
+def test_top_blocks_weighs_the_voxels_of_a_tile(settings: dict[str, Any]) -> None:
+    """The published scores, tile by tile, of voxels alone; empty tiles take none of the budget."""
+    grid, valid = VOLUMES["text"]
+    volume, pattern = SparseVolume.from_mask(grid, valid), TopBlocks(density=0.4, tile=TILE, **settings)
+    q, k = torch.randn(2, 2, volume.tokens, HEADS, HEAD_DIM)
+    block_map = pattern.select(q, k, volume, Context())
+    members = volume.tiling(TILE).tile_tokens
+    scores = torch.empty(2, HEADS, len(members), len(members))
+    for row, queries in enumerate(members):
+        for column, keys in enumerate(members):
+            a, b = q[:, queries].mean(dim=1), k[:, keys].mean(dim=1)
+            score = (a * b).sum(dim=-1) * HEAD_DIM**-0.5 + math.log(len(keys))
+            if "variance" in settings:
+                spread = k[:, keys].var(dim=1, unbiased=False)
+                score += (q[:, queries].square().mean(dim=1) * spread).sum(dim=-1) / HEAD_DIM / 2
+            scores[:, :, row, column] = score
+    forced = torch.eye(len(members), dtype=torch.bool)
+    if "sink" in settings:
+        held = volume.held_tiles(TILE)
+        place = torch.stack((held // 9, held // 3 % 3, held % 3), dim=1)  # of 2 x 3 x 3 tiles
+        apart = (place[:, None] - place).abs()
+        forced = (apart[..., 0] == 0) & (apart[..., 1:] <= 1).all(dim=-1) | (place[:, 0] == 0)
+    number = forced.sum(dim=-1).clamp(min=max(1, round(0.4 * len(members))))
+    ranks = scores.masked_fill(forced, math.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    assert torch.equal(block_map.to_dense(), ranks < number[:, None])
+    assert block_map.query_grid == volume
+
+
+def test_top_blocks_of_all_voxels_is_that_of_the_grid() -> None:
+    volume = SparseVolume.from_mask(TEXT, torch.ones(TEXT.view, dtype=torch.bool))
+    q, k = torch.randn(2, 2, TEXT.tokens, HEADS, HEAD_DIM)
+    for pattern in (TopBlocks(top_p=0.6), TopBlocks(threshold=0.1, shared_heads=True), TopBlocks(top_k=2, tile=TILE)):
+        maps = [pattern.select(q, k, grid, Context()).to_dense() for grid in (volume, TEXT)]
+        assert torch.equal(*maps)
 
 
 def test_the_triton_kernels_say_why_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,10 +147,14 @@ class SparseVolume:
     def tiling(self, tile: Tile) -> VolumeTiling:
         """The sequence in tiles, as kernels take it. Tiles with a voxel are numbered in raster order."""
         if tile not in self._tilings:
-            owner = self._box_of_token(tile).unique(return_inverse=True)[1]
+            owner = torch.searchsorted(self.held_tiles(tile), self._box_of_token(tile))
             view = 1, 1, len(self.positions)
             self._tilings[tile] = VolumeTiling(view, tile, self.prefix, self.suffix, owner=owner)
         return self._tilings[tile]
+
+    def held_tiles(self, tile: Tile) -> torch.Tensor:
+        """The tiles of the whole grid that hold a voxel: their numbers in that grid, int64, ascending, on the CPU."""
+        return self._box_of_token(tile).unique()
 
     def restrict(self, block_map: BlockMap) -> BlockMap:
         """The map among the voxels of this volume: a pair of tiles that both hold a voxel stays as it is.
@@ -171,13 +175,14 @@ class SparseVolume:
         """
         if not isinstance(block_map, BlockMap):
             raise TypeError(
-                f"restrict takes a BlockMap, got {type(block_map).__name__}; of HeadGroups, restrict the block_map of each"
+                f"restrict takes a BlockMap, got {type(block_map).__name__}; of HeadGroups, restrict the block_map of "
+                "each"
             )
         if not block_map.query_grid == block_map.key_grid == self.grid:
             raise ValueError(f"{block_map} is not a map of {self.grid}; plan the pattern for volume.grid")
         query_tile, key_tile = block_map.query_tile, block_map.key_tile
         device = block_map.counts.device
-        rows, columns = (self._box_of_token(tile).unique().to(device) for tile in (query_tile, key_tile))
+        rows, columns = (self.held_tiles(tile).to(device) for tile in (query_tile, key_tile))
         kept = block_map.to_dense()[:, :, rows][..., columns]
         return BlockMap.from_dense(kept, self, query_tile, key_tile)
 

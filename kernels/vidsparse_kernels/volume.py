@@ -29,7 +29,7 @@ class VolumeTiling(Tiling):
     _sizes: dict[torch.device | None, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
-    def tiles(self) -> int:  # type: ignore[override]  # cached here, computed there
+    def tiles(self) -> int:
         """The number of tiles, all of which hold a token."""
         return int(self.owner.max()) + 1
 
@@ -40,9 +40,10 @@ class VolumeTiling(Tiling):
 
     @cached_property
     @torch.inference_mode(False)  # a training may use it later
-    def tile_tokens(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+    def tile_tokens(self) -> tuple[torch.Tensor, ...]:
         """Positions of each tile's tokens in the sequence, ascending: one int64 tensor per tile."""
-        return (self.owner.argsort(stable=True) + self.prefix).split(self.tile_sizes().tolist())
+        positions = self.owner.argsort(stable=True) + self.prefix
+        return torch.split(positions, self.tile_sizes().tolist())
 
     @property
     def tile_of_token(self) -> torch.Tensor:
