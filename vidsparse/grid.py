@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from vidsparse_kernels.layout import Tiling
+from vidsparse_kernels.layout import Tiling
 
 Tile = tuple[int, int, int]
 
@@ -99,8 +98,6 @@ class VideoGrid:
 
     def tiling(self, tile: Tile) -> Tiling:
         """The sequence in tiles, as kernels take it."""
-        from vidsparse_kernels.layout import Tiling  # needs torch
-
         return Tiling(self.view, check_tile(tile), self.prefix, self.suffix)
 
     def padding(self, tile: Tile) -> float:

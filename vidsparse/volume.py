@@ -154,7 +154,8 @@ class SparseVolume:
 
     def held_tiles(self, tile: Tile) -> torch.Tensor:
         """The tiles of the whole grid that hold a voxel: their numbers in that grid, int64, ascending, on the CPU."""
-        return self._box_of_token(tile).unique()
+        held: torch.Tensor = self._box_of_token(tile).unique()
+        return held
 
     def restrict(self, block_map: BlockMap) -> BlockMap:
         """The map among the voxels of this volume: a pair of tiles that both hold a voxel stays as it is.
