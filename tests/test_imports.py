@@ -146,7 +146,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse.patterns": (
         *("safetensors", "torch", "vidsparse.atomic", "vidsparse.block_map", "vidsparse.grid", "vidsparse.pictures"),
-        *("vidsparse_kernels.layout", "vidsparse_kernels.selection"),
+        *("vidsparse.volume", "vidsparse_kernels.layout", "vidsparse_kernels.selection"),
     ),
     "vidsparse.bench": (
         *("torch", "vidsparse.attention", "vidsparse.block_map", "vidsparse.runtime.stopwatch"),
@@ -162,7 +162,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse_kernels.gpu.lists", "vidsparse_kernels.layout", "vidsparse_kernels.providers.runs"),
         "vidsparse_kernels.reference",
     ),
-    "vidsparse.grid": (),
+    "vidsparse.volume": ("torch", "vidsparse.block_map", "vidsparse.grid", "vidsparse_kernels.volume"),
+    "vidsparse.grid": ("vidsparse_kernels.layout",),
     "vidsparse.atomic": (),
     "vidsparse.shapes": ("diffusers", "tokenizers", "torch", "transformers"),
     "vidsparse_pipelines": ("diffusers", "torch", "vidsparse.grid", "vidsparse.runtime.adapter"),
@@ -179,6 +180,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse_kernels.cpu": ("torch", "vidsparse_kernels.layout"),
     "vidsparse_kernels.available": ("torch", "triton", "vidsparse_kernels.gpu"),
     "vidsparse_kernels.layout": ("torch",),
+    "vidsparse_kernels.volume": ("torch", "vidsparse_kernels.layout"),
     "vidsparse_kernels.reference": ("torch", "vidsparse_kernels.layout"),
     "vidsparse_kernels": (),
 }

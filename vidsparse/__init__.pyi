@@ -56,5 +56,6 @@ from .runtime.registry import register_adapter as register_adapter
 from .runtime.report import Report as Report
 from .runtime.run import Run as Run
 from .runtime.sparsify import attn_processors as attn_processors, sparsify as sparsify
+from .volume import SparseVolume as SparseVolume
 
 __version__: str

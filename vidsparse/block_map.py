@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 
-from vidsparse.grid import Tile, VideoGrid, check_tile
-from vidsparse_kernels.layout import TileLayout, Tiling, check_lists, lists_of, tile_of_token, tile_sizes
+from vidsparse.grid import AnyGrid, Tile, VideoGrid
+from vidsparse_kernels.layout import TileLayout, check_lists, lists_of
 from vidsparse_kernels.providers.runs import Runs
 from vidsparse_kernels.reference import token_mask
 
@@ -38,7 +38,7 @@ class BlockMap:
             dense[b, h, q, indices[b, h, q, : counts[b, h, q]]] = True
 
     Attributes:
-        query_grid: the tokens of the queries.
+        query_grid: the tokens of the queries: a `VideoGrid`, or a `SparseVolume`, whose empty tiles have no number.
         query_tile, key_tile: tile sides (frames, height, width) in tokens.
         counts: int32 [B|1, H|1, query tiles].
         indices: int32 [B|1, H|1, query tiles, W], ascending; entries past the count are undefined. W is the longest
@@ -49,12 +49,12 @@ class BlockMap:
         ValueError: `counts` has another number of rows than the query grid has tiles.
     """
 
-    query_grid: VideoGrid
+    query_grid: AnyGrid
     query_tile: Tile
     key_tile: Tile
     counts: torch.Tensor
     indices: torch.Tensor
-    key_grid: VideoGrid = None  # type: ignore[assignment]  # __post_init__ sets it
+    key_grid: AnyGrid = None  # type: ignore[assignment]  # __post_init__ sets it
     _lists: list[MapLists] = field(default_factory=list, init=False, repr=False)
     _derived: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -73,10 +73,10 @@ class BlockMap:
     def from_dense(
         cls,
         kept: torch.Tensor,
-        query_grid: VideoGrid,
+        query_grid: AnyGrid,
         query_tile: Tile,
         key_tile: Tile | None = None,
-        key_grid: VideoGrid | None = None,
+        key_grid: AnyGrid | None = None,
     ) -> BlockMap:
         """Build a map from a bool tensor [query tiles, key tiles] or [B|1, H|1, query tiles, key tiles].
 
@@ -87,7 +87,7 @@ class BlockMap:
         """
         key_tile, key_grid = key_tile or query_tile, key_grid or query_grid
         kept = kept[None, None] if kept.ndim == 2 else kept
-        expected = math.prod(query_grid.tiles(query_tile)), math.prod(key_grid.tiles(key_tile))
+        expected = query_grid.tiling(query_tile).tiles, key_grid.tiling(key_tile).tiles
         if kept.ndim != 4 or kept.dtype != torch.bool or kept.shape[-2:] != expected:
             raise ValueError(
                 f"got {kept.dtype} {tuple(kept.shape)}, expected bool [..., {expected[0]}, {expected[1]}]: queries of "
@@ -159,12 +159,12 @@ class BlockMap:
         """The tokens of queries and of keys, where both have one grid.
 
         Raises:
-            ValueError: they have two.
+            ValueError: they have two, or are voxels of a `SparseVolume`.
         """
-        if not self.square:
+        if not self.square or not isinstance(self.query_grid, VideoGrid):
             raise ValueError(
                 f"the map has no single grid: its queries are {self.query_grid}, its keys {self.key_grid}; use "
-                "query_grid or key_grid, or a map of one grid"
+                "query_grid or key_grid, or a map of one VideoGrid"
             )
         return self.query_grid
 
@@ -176,22 +176,21 @@ class BlockMap:
     @property
     def layout(self) -> TileLayout:
         """The geometry of the map, as kernels take it."""
-        sides = (self.query_grid, self.query_tile), (self.key_grid, self.key_tile)
-        return TileLayout(*(Tiling(grid.view, check_tile(tile), grid.prefix, grid.suffix) for grid, tile in sides))
+        return TileLayout(self.query_grid.tiling(self.query_tile), self.key_grid.tiling(self.key_tile))
 
     @property
     def query_tile_of_token(self) -> torch.Tensor:
         """The query tile that holds each video token of the query grid, in raster order: int64 [video tokens]."""
-        return tile_of_token(self.query_grid.view, self.query_tile)
+        return self.layout.query.tile_of_token
 
     @property
     def key_tile_of_token(self) -> torch.Tensor:
         """The key tile that holds each video token of the key grid, in raster order: int64 [video tokens]."""
-        return tile_of_token(self.key_grid.view, self.key_tile)
+        return self.layout.key.tile_of_token
 
     @property
     def key_tiles(self) -> int:
-        return math.prod(self.key_grid.tiles(self.key_tile))
+        return self.layout.key.tiles
 
     def to_dense(self) -> torch.Tensor:
         """The map as bool [B|1, H|1, query tiles, key tiles]."""
@@ -258,7 +257,7 @@ class BlockMap:
     def head_densities(self) -> torch.Tensor:
         """The same for each head of the map, float64 [2, 1 or heads]: means over its batch."""
         device, query, key = self.counts.device, self.layout.query, self.layout.key
-        rows, columns = (tile_sizes(side.view, side.tile, device).double() for side in (query, key))
+        rows, columns = (side.tile_sizes(device).double() for side in (query, key))
         listed = torch.arange(self.indices.shape[-1], device=device) < self.counts[..., None]
         seen = (columns[torch.where(listed, self.indices, 0).long()] * listed).sum(dim=-1)  # [B, H, query tiles]
         video = (seen * rows).sum(dim=-1).mean(dim=0)

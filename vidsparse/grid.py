@@ -5,10 +5,27 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
+
+from vidsparse_kernels.layout import Tiling
 
 Tile = tuple[int, int, int]
 
 LARGE_FRAME = 1024  # tokens: smaller frames get tiles of half the size, because there are fewer tiles to choose from
+
+
+class AnyGrid(Protocol):
+    """What block maps need of the tokens of a sequence: a `VideoGrid` or a `SparseVolume`."""
+
+    @property
+    def prefix(self) -> int: ...
+    @property
+    def suffix(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def sides(self) -> str: ...
+    def tiling(self, tile: Tile) -> Tiling: ...
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,10 @@ class VideoGrid:
         check_tile(tile)
         frames, height, width = (math.ceil(size / side) for size, side in zip(self.view, tile, strict=True))
         return frames, height, width
+
+    def tiling(self, tile: Tile) -> Tiling:
+        """The sequence in tiles, as kernels take it."""
+        return Tiling(self.view, check_tile(tile), self.prefix, self.suffix)
 
     def padding(self, tile: Tile) -> float:
         """Slots of the tiles that hold no token, as a fraction of the video's tokens."""

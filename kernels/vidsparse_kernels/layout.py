@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 
@@ -19,6 +20,8 @@ class Tiling:
     The video is in raster order. Tiles are numbered in raster order over the grid of tiles. Tiles at the border may be
     ragged: smaller than the rest.
     """
+
+    boxes: ClassVar[bool] = True  # whether each tile holds all tokens of its box, as kernels for GPUs expect
 
     view: Triple
     tile: Triple
@@ -68,6 +71,20 @@ class Tiling:
         """The inverse of `numbers`."""
         a, b, c, d, e, f, prefix, suffix = numbers
         return cls((a, b, c), (d, e, f), prefix, suffix)
+
+    @property
+    def tile_tokens(self) -> tuple[torch.Tensor, ...]:
+        """Positions of each tile's tokens in the sequence: see the function `tile_tokens`."""
+        return tile_tokens(self.view, self.tile, self.prefix)
+
+    @property
+    def tile_of_token(self) -> torch.Tensor:
+        """The tile that holds each video token: int64 [video tokens], on the CPU."""
+        return tile_of_token(self.view, self.tile)
+
+    def tile_sizes(self, device: torch.device | None = None) -> torch.Tensor:
+        """The number of tokens in each tile: int64 [tiles] on `device` (default: the CPU)."""
+        return tile_sizes(self.view, self.tile, device)
 
     @property
     def extra_tokens(self) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vidsparse_kernels.layout import TileLayout, tile_of_token
+from vidsparse_kernels.layout import TileLayout
 
 
 def token_mask(kept: torch.Tensor, layout: TileLayout, extra_valid: torch.Tensor | None = None) -> torch.Tensor:
@@ -20,7 +20,7 @@ def token_mask(kept: torch.Tensor, layout: TileLayout, extra_valid: torch.Tensor
         that are keys.
     """
     query, key = layout.query, layout.key
-    rows, columns = (tile_of_token(side.view, side.tile).to(kept.device) for side in (query, key))
+    rows, columns = (side.tile_of_token.to(kept.device) for side in (query, key))
     video = kept[:, :, rows][:, :, :, columns]
     mask = torch.nn.functional.pad(video, (key.prefix, key.suffix, query.prefix, query.suffix), value=True)
     if extra_valid is None:

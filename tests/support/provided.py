@@ -8,9 +8,13 @@ import torch
 
 from vidsparse import BlockMap, VideoGrid
 from vidsparse_kernels.layout import TileLayout, Tiling, Triple, lists_of
+from vidsparse_kernels.volume import VolumeTiling
 
 TILE = (1, 8, 8)
 CACHE = Tiling((5, 9, 8), TILE, prefix=2, suffix=65)
+# Tiles of 37, 1, 64 and 3 voxels, which are not one after another in the sequence.
+OWNER = torch.arange(4).repeat_interleave(torch.tensor([37, 1, 64, 3])).roll(29)
+VOLUME = VolumeTiling((1, 1, 105), TILE, prefix=2, suffix=3, owner=OWNER)
 
 
 def one_sequence(view: Triple, tile: Triple, key_tile: Triple, prefix: int = 0, suffix: int = 0) -> TileLayout:
@@ -19,7 +23,7 @@ def one_sequence(view: Triple, tile: Triple, key_tile: Triple, prefix: int = 0, 
 
 
 # Ragged, whole, with text before and after of more and of less than a run; other tiles for keys than for queries; keys
-# of other tokens than queries, with text on both sides and on one.
+# of other tokens than queries, with text on both sides and on one; voxels of a volume.
 CASES = (
     one_sequence((3, 11, 9), TILE, TILE),
     one_sequence((4, 8, 8), TILE, (4, 4, 4)),
@@ -29,6 +33,7 @@ CASES = (
     TileLayout(Tiling((1, 13, 7), TILE), CACHE),
     TileLayout(Tiling((2, 8, 8), TILE, suffix=70), Tiling((1, 8, 9), TILE)),
     TileLayout(Tiling((2, 9, 8), TILE, prefix=3), CACHE),
+    TileLayout(VOLUME, VOLUME),
 )
 
 

@@ -13,8 +13,9 @@ from vidsparse.block_map import BlockMap
 from vidsparse.grid import Tile, VideoGrid
 from vidsparse.patterns.base import ContentPattern, Context
 from vidsparse.patterns.fields import check_flag, check_share, check_sides, check_whole, check_wholes
-from vidsparse_kernels.layout import tile_sizes
-from vidsparse_kernels.selection.pooling import tile_means
+from vidsparse.volume import SparseVolume
+from vidsparse_kernels.layout import Tiling, tile_sizes
+from vidsparse_kernels.selection.pooling import means_of_tiles
 from vidsparse_kernels.selection.rule import Rule, forced_tiles
 from vidsparse_kernels.selection.select import select_tiles
 
@@ -80,10 +81,18 @@ class TopBlocks(ContentPattern):
         check_whole(self, "sink")
         check_sides(self, "tile", optional=True)
 
-    def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> BlockMap:
-        tile = self.tile or grid.best_tile()
-        fixed = _fixed(grid.view, tile, self.neighbours, math.ceil(self.sink / tile[0]), query.device)
-        scores = self._scores(query, key, grid, tile) + fixed.log_sizes
+    def select(
+        self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid | SparseVolume, context: Context
+    ) -> BlockMap:
+        """See `ContentPattern.select`. Of a `SparseVolume`, tiles are those that hold a voxel, and n counts voxels."""
+        whole = grid.grid if isinstance(grid, SparseVolume) else grid
+        tile = self.tile or whole.best_tile()
+        sink = math.ceil(self.sink / tile[0])
+        if isinstance(grid, SparseVolume):
+            fixed = _fixed_of_volume(grid, tile, self.neighbours, sink, query.device)
+        else:
+            fixed = _fixed(grid.view, tile, self.neighbours, sink, query.device)
+        scores = self._scores(query, key, grid.tiling(tile)) + fixed.log_sizes
         if self.shared_heads:
             # A share can underflow to 0, but no score may be -inf, which is never kept.
             scores = context.gather(scores.softmax(dim=-1)).mean(dim=1, keepdim=True).clamp(min=1e-30).log()
@@ -101,22 +110,22 @@ class TopBlocks(ContentPattern):
         return Rule("threshold", self.threshold) if self.top_p is None else Rule("top_p", self.top_p)  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, tile: Tile) -> torch.Tensor:
+    def _scores(self, query: torch.Tensor, key: torch.Tensor, side: Tiling) -> torch.Tensor:
         """The terms of the score that depend on content: float32 [B, H, tiles, tiles]."""
         scale = query.shape[-1] ** -0.5
-        rows, columns = (tile_means(x, grid.view, tile, grid.prefix) for x in (query, key))
+        rows, columns = (means_of_tiles(x, side) for x in (query, key))
         scores: torch.Tensor = rows @ columns.mT * scale
         if not self.variance:
             return scores
-        squares, key_squares = (_mean_squares(x, grid, tile) for x in (query, key))
+        squares, key_squares = (_mean_squares(x, side) for x in (query, key))
         scores += squares @ (key_squares - columns.square()).clamp(min=0).mT * (scale**2 / 2)
         return scores
 
 
-def _mean_squares(x: torch.Tensor, grid: VideoGrid, tile: Tile) -> torch.Tensor:
+def _mean_squares(x: torch.Tensor, side: Tiling) -> torch.Tensor:
     """Mean of the squares of each tile's tokens: float32 [B, H, tiles, head_dim]."""
     # Head by head: the squares of all heads at once would be a copy of the tensor in float32.
-    heads = [tile_means(head.float().square(), grid.view, tile, grid.prefix) for head in x.split(1, dim=2)]
+    heads = [means_of_tiles(head.float().square(), side) for head in x.split(1, dim=2)]
     return torch.cat(heads, dim=1)
 
 
@@ -132,3 +141,11 @@ class _Fixed(NamedTuple):
 def _fixed(view: Tile, tile: Tile, reach: Tile, sink: int, device: torch.device) -> _Fixed:
     forced = forced_tiles(view, tile, tile, reach, sink)
     return _Fixed(forced.to(device), int(forced.sum(dim=-1).max()), tile_sizes(view, tile).log().to(device))
+
+
+@lru_cache(maxsize=4)  # of the volumes in use
+def _fixed_of_volume(volume: SparseVolume, tile: Tile, reach: Tile, sink: int, device: torch.device) -> _Fixed:
+    held = volume.held_tiles(tile)
+    forced = forced_tiles(volume.grid.view, tile, tile, reach, sink)[:, :, held][..., held]
+    sizes = volume.tiling(tile).tile_sizes(device)
+    return _Fixed(forced.to(device), int(forced.sum(dim=-1).max()), sizes.log())

@@ -25,10 +25,11 @@ BY_CONTENT = (
 def map_html(block_map: Map) -> str:
     """A block map: its numbers, and the picture of its first sample and head if it is on the CPU and has one grid."""
     densities = f"{block_map.density:.3f} of pairs of tiles, {block_map.token_density:.3f} of pairs of tokens"
-    if not block_map.square:
+    if not (block_map.square and isinstance(block_map.query_grid, VideoGrid)):
         grids = {"queries": block_map.query_grid, "keys": block_map.key_grid}
         rows = {name: f"{grid.sides}, {grid.tokens:,} tokens" for name, grid in grids.items()}
-        return html("BlockMap", rows | {"density": densities}, "no picture: queries and keys have two grids")
+        why = "are some voxels of a grid" if block_map.square else "have two grids"
+        return html("BlockMap", rows | {"density": densities}, f"no picture: queries and keys {why}")
     rows = {"grid": f"{block_map.grid.sides}, {block_map.grid.tokens:,} tokens", "density": densities}
     name = "the map of sample 0, head 0"
     return html("BlockMap", rows, name, lambda: map_figure(block_map, block_map.grid, name))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from vidsparse.grid import Tile, VideoGrid
+from vidsparse.grid import AnyGrid, Tile, VideoGrid
 from vidsparse.pictures.style import DROPPED, INK, KEPT, QUERY, SHADES, colours, legend, new_figure
 from vidsparse_kernels.layout import tile_of_token
 
@@ -21,9 +21,9 @@ class Map(Protocol):
     """What a picture needs of a `BlockMap`."""
 
     @property
-    def query_grid(self) -> VideoGrid: ...
+    def query_grid(self) -> AnyGrid: ...
     @property
-    def key_grid(self) -> VideoGrid: ...
+    def key_grid(self) -> AnyGrid: ...
     @property
     def grid(self) -> VideoGrid: ...
     @property

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from vidsparse_kernels.layout import TileLayout, tile_tokens
+from vidsparse_kernels.layout import TileLayout
 
 ROWS = 256  # the most queries of one product
 KEYS = 3072  # roughly the most keys of one product
@@ -56,10 +56,10 @@ def products(counts: torch.Tensor, indices: torch.Tensor, layout: TileLayout, va
         valid: how many prefix and suffix tokens of the keys are keys; None for all.
     """
     query, key = layout.query, layout.key
-    blocks = [key.valid_extra_tokens(valid), *tile_tokens(key.view, key.tile, key.prefix)]
+    blocks = [key.valid_extra_tokens(valid), *key.tile_tokens]
     sizes = [len(block) for block in blocks]
     extra = [0] if sizes[0] else []
-    tiles = [*tile_tokens(query.view, query.tile, query.prefix), query.extra_tokens]
+    tiles = [*query.tile_tokens, query.extra_tokens]
     rows = []
     for of_counts, of_indices in zip(counts.tolist(), (indices + 1).tolist(), strict=True):
         lists = [[*extra, *listed[:count]] for count, listed in zip(of_counts, of_indices, strict=True)]

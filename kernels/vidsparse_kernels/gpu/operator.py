@@ -35,6 +35,8 @@ def unsupported(query: torch.Tensor, layout: TileLayout) -> str | None:
     reason = unsupported_device(query.device)
     if reason is not None:
         return reason
+    if not (layout.query.boxes and layout.key.boxes):
+        return "takes whole boxes of a grid as tiles, not the valid voxels of a SparseVolume"
     if query.dtype not in DTYPES:
         return f"takes {', '.join(str(d) for d in DTYPES)}, not {query.dtype}"
     if query.shape[-1] not in HEADS:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vidsparse_kernels.layout import TileLayout, Tiling, lists_of, tile_of_token, tile_sizes
+from vidsparse_kernels.layout import TileLayout, Tiling, lists_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Order:
         """The order of one side of a call."""
         length, tiles, extra = side.volume, side.tiles, side.extra_tokens
         runs = tiles + side.extra_blocks
-        owner, sizes = tile_of_token(side.view, side.tile), tile_sizes(side.view, side.tile)
+        owner, sizes = side.tile_of_token, side.tile_sizes()
         by_tile = owner.argsort(stable=True)
         place = torch.arange(len(owner)) - (sizes.cumsum(0) - sizes)[owner[by_tile]]
         rows = torch.empty(side.tokens, dtype=torch.int64)

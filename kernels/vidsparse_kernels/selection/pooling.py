@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vidsparse_kernels.available import triton_lacks
-from vidsparse_kernels.layout import Triple, tile_of_token, tile_sizes
+from vidsparse_kernels.layout import Tiling, Triple, tile_of_token, tile_sizes
 
 
 def tile_means(x: torch.Tensor, view: Triple, tile: Triple, prefix: int = 0) -> torch.Tensor:
@@ -27,12 +27,29 @@ def tile_means(x: torch.Tensor, view: Triple, tile: Triple, prefix: int = 0) -> 
         from vidsparse_kernels.selection import pooling_kernel
 
         return pooling_kernel.tile_means(x.detach(), view, tile, prefix)
-    owner, sizes = tile_of_token(view, tile).to(x.device), tile_sizes(view, tile, x.device)
+    means = _means(x, tile_of_token(view, tile).to(x.device), tile_sizes(view, tile, x.device), prefix)
+    return means if differentiable else means.contiguous()  # a copy would cost the backward another one
+
+
+def means_of_tiles(x: torch.Tensor, side: Tiling) -> torch.Tensor:
+    """`tile_means` for any tiling, also one whose tiles hold only some voxels of their box.
+
+    Args:
+        x: [B, side.tokens, H, head_dim].
+
+    Returns:
+        float32 [B, H, tiles, head_dim].
+    """
+    if side.boxes:
+        return tile_means(x, side.view, side.tile, side.prefix)
+    return _means(x, side.tile_of_token.to(x.device), side.tile_sizes(x.device), side.prefix).contiguous()
+
+
+def _means(x: torch.Tensor, owner: torch.Tensor, sizes: torch.Tensor, prefix: int) -> torch.Tensor:
     video = x[:, prefix : prefix + len(owner)].float()
     batch, _, heads, head_dim = x.shape
     sums = torch.zeros(batch, len(sizes), heads, head_dim, device=x.device).index_add_(1, owner, video)
-    means = (sums / sizes[:, None, None]).transpose(1, 2)
-    return means if differentiable else means.contiguous()  # a copy would cost the backward another one
+    return (sums / sizes[:, None, None]).transpose(1, 2)
 
 
 @torch.no_grad()
