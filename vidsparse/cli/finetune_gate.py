@@ -24,7 +24,7 @@ OF_LORA = (
     *("rank", "alpha", "targets", "exclude", "dropout", "rslora", "dora", "lora_plus_ratio", "start", "ema"),
     *("correction", "positions", "loss_weighting", "base", "offload_activations", "offload_base"),
     *("gradient_checkpointing", "validation_share", "validation_data", "validate_every", "sample_every"),
-    *("sample_steps", "sample_prompts", "log_with"),
+    *("sample_steps", "sample_prompts", "samples", "log_with", "precision", "snr_gamma", "context_parallel"),
 )
 OTHERWISE = {"start": "start_from", "sample_prompts": "sample_prompt"}  # options that are not called as their field
 

@@ -94,6 +94,7 @@ class _Seen(TorchFunctionMode):
         self._kinds: Counter[str] = Counter()
         self._tokens = VIEW[0] * VIEW[1] * VIEW[2]
         model = twin.build()
+        self._layers = len(twin.adapter.self_attentions(model))
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Linear):
                 module.register_forward_pre_hook(partial(self._count, name))
@@ -122,7 +123,8 @@ class _Seen(TorchFunctionMode):
     @property
     def across(self) -> float:
         """How many calls of cross-attention there are for one of self-attention."""
-        return self._kinds["across"] / (self._kinds["self"] + self._kinds["joint"])
+        # FlexAttention, which some models use, is not among the calls that are counted.
+        return self._kinds["across"] / ((self._kinds["self"] + self._kinds["joint"]) or self._layers)
 
     def reads(self, name: str) -> tuple[int, bool]:
         """How often a linear layer of the model reads the whole video, and whether it reads text."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -112,16 +113,28 @@ class TiledKeys(NamedTuple):
         return (logits + self.bias).logsumexp(dim=-1).softmax(dim=-1)
 
 
-def pooled_attention(query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, tile: Tile) -> torch.Tensor:
-    """Attention between tiles, summed over keys and averaged over queries: float32 [B, H, tiles, tiles].
+def pooled_attention(
+    query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, tile: Tile, rows: Sequence[int] | None = None
+) -> torch.Tensor:
+    """The attention of query tiles to key tiles: the softmax over the video's tokens, summed over the keys of a tile
+    and averaged over the queries of a tile.
 
-    Holds the logits of one head and one query tile at a time.
+    Holds the logits of one head and one query tile at a time: tokens of a tile x tokens of the video.
+
+    Args:
+        query, key: [B, tokens, H, head_dim].
+        grid: of the tokens. tile: sides of the tiles.
+        rows: indices of the query tiles; None: all.
+
+    Returns:
+        float32 [B, H, rows, tiles]; each row adds up to 1.
     """
-    rows = [tokens.to(query.device) for tokens in tile_tokens(grid.view, tile, grid.prefix)]
+    members = tile_tokens(grid.view, tile, grid.prefix)
+    chosen = [members[row].to(query.device) for row in (range(len(members)) if rows is None else rows)]
     heads = []
     for q, k in zip(query.unbind(dim=2), key.unbind(dim=2), strict=True):
         keys = TiledKeys.of(k, grid, tile)
-        heads.append(torch.stack([keys.shares(q[:, tokens]).mean(dim=1) for tokens in rows], dim=1))
+        heads.append(torch.stack([keys.shares(q[:, tokens]).mean(dim=1) for tokens in chosen], dim=1))
     return torch.stack(heads, dim=1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 import torch
 
@@ -49,7 +50,7 @@ def check_last_frames(grid: VideoGrid, key_grid: VideoGrid) -> None:
 
 
 def _of_map(whole: BlockMap, grid: VideoGrid) -> BlockMap:
-    keys, tile = whole.key_grid, whole.query_tile
+    keys, tile = cast("VideoGrid", whole.key_grid), whole.query_tile
     axis = 0
     if keys.view[1:] != grid.view[1:]:  # a map that sees the tokens as a line
         grid, axis = grid.raster, 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -35,7 +35,8 @@ class LearnedGate(ContentPattern):
 
         vidsparse.sparsify(pipe, LearnedGate("runs/gate", density=0.2))
 
-    The file is read when the pattern is put into a model, which must be the one that it was trained for.
+    The model must be the one that the gate was trained for, which is checked when the pattern is put into it. The file
+    is read then, and again when it has changed.
 
     Paper: Gao et al., SeerAttention, arXiv 2410.13276. Code: microsoft/SeerAttention at 005c6a6. Differences: made for
     video: tiles are boxes, nothing is causal, and the query's own tile is always kept; queries and keys are pooled with
@@ -128,7 +129,7 @@ class LearnedGate(ContentPattern):
         forced = _own(grid.view, tile, scores.device)
         count = scores.shape[-1]
         amount = None if self.density is None else max(1, round(self.density * count))
-        rule = Rule("threshold", self.threshold or 1.0) if amount is None else Rule("top_k", amount)
+        rule = Rule("top_k", amount) if amount is not None else Rule("threshold", cast("float", self.threshold))
         counts, indices = select_tiles(scores, rule, forced)
         # The length of top-k rows is known; for a threshold this synchronises the device once.
         longest = int(counts.max()) if amount is None else amount

@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -171,7 +171,7 @@ def head_recalls(query: torch.Tensor, key: torch.Tensor, plan: Plan, samples: in
     for group in head_groups(plan, query.shape[2]):
         block_map = group.block_map.to(query.device)
         # Multiples of the golden ratio fill the sequence evenly, and prefer no column of the frame.
-        grid, keys = block_map.query_grid, block_map.key_grid
+        grid, keys = cast("VideoGrid", block_map.query_grid), cast("VideoGrid", block_map.key_grid)
         tokens = (torch.arange(samples, dtype=torch.float64) * 0.6180339887498949).frac() * grid.video_tokens
         tokens = tokens.long()
         rows = tile_of_token(grid.view, block_map.query_tile)[tokens].to(query.device)

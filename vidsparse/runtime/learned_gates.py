@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from vidsparse.patterns import LearnedGate, Pattern
 from vidsparse.patterns.base import patterns_in
+from vidsparse.patterns.gate_file import gate_name, trained_transformers
 from vidsparse.runtime.model_settings import is_model
 
 
@@ -23,6 +26,12 @@ def check_gates(pattern: Pattern, transformer: torch.nn.Module, name: str, alone
     for inner in patterns_in(pattern):
         if not isinstance(inner, LearnedGate):
             continue
+        trained = trained_transformers(inner.gate)
+        if alone and len(trained) > 1:
+            raise ValueError(
+                f"gate={inner.gate!r} has gates for {' and '.join(trained)}, and a transformer without its pipeline "
+                f"does not say which one it is: give the file, such as {Path(inner.gate) / gate_name(trained[-1])}"
+            )
         gate = inner.load(name)
         known = gate.header
         if not is_model(transformer, known.model, known.config):

@@ -9,7 +9,8 @@ import torch
 from gates import random_weights
 
 from vidsparse import VideoGrid
-from vidsparse.finetune.gate.distillation import divergence, kept_attention, tile_attention
+from vidsparse.finetune.gate.distillation import divergence, kept_attention
+from vidsparse.patterns.exact_blocks import pooled_attention
 from vidsparse.patterns.gate_weights import GateWeights, Pooled
 from vidsparse_kernels.layout import tile_of_token, tile_tokens
 
@@ -25,7 +26,7 @@ def test_the_divergence_by_hand() -> None:
 
 
 @pytest.mark.parametrize("grid", [VideoGrid(3, 5, 7, 2, 1), VideoGrid(1, 3, 4), VideoGrid(2, 4, 4, 0, 3)])
-def test_tile_attention_against_float64(grid: VideoGrid) -> None:
+def test_pooled_attention_against_float64(grid: VideoGrid) -> None:
     tile = (2, 2, 4)
     query, key = 3 * torch.randn(2, 2, grid.tokens, 3, 8)
     video = slice(grid.prefix, grid.prefix + grid.video_tokens)
@@ -34,7 +35,7 @@ def test_tile_attention_against_float64(grid: VideoGrid) -> None:
     owner = torch.nn.functional.one_hot(tile_of_token(grid.view, tile)).double()
     expected = owner.T @ weights @ owner / owner.sum(dim=0)[:, None]
     rows = [0, len(tile_tokens(grid.view, tile)) - 1]
-    found = tile_attention(query, key, grid, tile, rows)
+    found = pooled_attention(query, key, grid, tile, rows)
     torch.testing.assert_close(found, expected[:, :, rows].float(), atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(found.sum(dim=-1), torch.ones(2, 3, 2))
 
@@ -42,6 +43,6 @@ def test_tile_attention_against_float64(grid: VideoGrid) -> None:
 def test_gradients_of_the_divergence() -> None:
     grid, (query, key) = VideoGrid(2, 4, 4), torch.randn(2, 1, 32, 2, 4)
     pooled = Pooled(*(x.double() for x in Pooled.of(query, key, grid, (1, 2, 2))))
-    attention = tile_attention(query, key, grid, (1, 2, 2), range(8)).double()
+    attention = pooled_attention(query, key, grid, (1, 2, 2), range(8)).double()
     weights = [x.double().requires_grad_() for x in random_weights(2, 4)]
     assert torch.autograd.gradcheck(lambda q, k: divergence(attention, GateWeights(q, k).scores(pooled)), weights)

@@ -46,7 +46,6 @@ def test_it_learns_what_means_miss() -> None:
     found = teacher.lesson.means()
     assert teacher.lesson.layers == 5
     assert found["divergence"] < 0.5 * first
-    print(found, first)
     assert found["recall"] > 0.9 and found["recall"] > found["untrained"] + 0.1
 
 

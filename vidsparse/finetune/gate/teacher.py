@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import torch
 
 from vidsparse.block_map import BlockMap, Plan
-from vidsparse.finetune.gate.distillation import divergence, kept_attention, tile_attention
+from vidsparse.finetune.gate.distillation import divergence, kept_attention
 from vidsparse.grid import Tile, VideoGrid
 from vidsparse.patterns import Context, Dense, Pattern
+from vidsparse.patterns.exact_blocks import pooled_attention
 from vidsparse.patterns.gate_weights import GateWeights, Pooled
 
 
@@ -70,7 +71,7 @@ class GateTeacher(Pattern):
         pooled = Pooled.of(query, key, grid, tile)
         count = pooled.query.shape[2]
         rows = torch.randperm(count, generator=self.generator)[: self.rows].sort().values
-        attention = tile_attention(query, key, grid, tile, rows.tolist())
+        attention = pooled_attention(query, key, grid, tile, rows.tolist())
         with torch.enable_grad():
             scores = self.weights[context.layer].scores(pooled)
             loss = divergence(attention, scores[:, :, rows.to(scores.device)])

@@ -46,6 +46,11 @@ def gate_in(pattern: Pattern) -> LearnedGate:
     return gate
 
 
+def _without_use(gate: LearnedGate) -> LearnedGate:
+    """A gate without what decides nothing of its training: where it will be, and how much it will keep."""
+    return LearnedGate("gate", density=1.0, tile=gate.tile)
+
+
 def with_pattern(schedule: Pattern, pattern: Pattern) -> Pattern:
     """The same schedule around another pattern."""
     if not isinstance(schedule, StepSchedule):
@@ -116,7 +121,6 @@ class GateTraining:
             heads=heads,
             head_dim=head_dim,
             tile=self.gate.tile,
-            steps=settings.steps,
             base=base,
         )
         self.weights = [
@@ -142,7 +146,7 @@ class GateTraining:
             "rows": str(rows),
             "shift": str(self.stream.shift),
             "videos of a step": str(settings.batch),
-            **comparable(settings),
+            **comparable(replace(settings, pattern=with_pattern(settings.pattern, _without_use(self.gate)))),
         }
         self._resume()
 
@@ -174,7 +178,7 @@ class GateTraining:
                     self._after(loss)
                     progress(self.step, loss)
         file = self.folder / gate_name(self.settings.transformer)
-        save_gate(file, self.header, self.weights)
+        save_gate(file, replace(self.header, steps=self.step), self.weights)
         return file
 
     def _learn(self, before_video: Callable[[], None]) -> float:
@@ -194,7 +198,9 @@ class GateTraining:
         self.step += 1
         self.seconds += time.perf_counter() - started
         layers = self.lesson.layers - before[1]
-        return (float(self.lesson.divergence) - before[0]) / max(1, layers)
+        if not layers:
+            raise RuntimeError("no layer asked the gate: all calls ran dense; leave some layers and steps sparse")
+        return (float(self.lesson.divergence) - before[0]) / layers
 
     def _after(self, loss: float) -> None:
         settings, last, asked = self.settings, self.step == self.settings.steps, self.stop.asked
