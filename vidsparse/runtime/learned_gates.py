@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vidsparse.patterns import LearnedGate, Pattern
-from vidsparse.patterns.schedule import patterns_in
+from vidsparse.patterns.base import patterns_in
 from vidsparse.runtime.model_settings import is_model
 
 

@@ -101,7 +101,7 @@ class Page:
     @property
     def colours(self) -> dict[str, str]:
         """The colour of each setting, for CSS."""
-        found = {}
+        found: dict[str, str] = {}
         for kind, palette in (("dense", ("var(--ink)",)), ("sparse", COLOURS), ("fewer steps", GREYS)):
             names = [one.name for one in self.settings if one.kind == kind]
             found |= {name: palette[number % len(palette)] for number, name in enumerate(names)}
