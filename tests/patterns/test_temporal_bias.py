@@ -52,7 +52,7 @@ def test_dense_calls_that_are_due_keep_all_tiles() -> None:
 
 
 def test_it_forwards_skipped_steps_and_checks() -> None:
-    pattern = TemporalBias(StepBudget(SPARSE, skipped=0.5))
+    pattern = TemporalBias(StepBudget(SPARSE, budget=0.8, skipped=0.5))
     inner = pattern.pattern
     contexts = [Context(step=step, steps=10) for step in range(10)]
     assert [pattern.skips(c) for c in contexts] == [inner.skips(c) for c in contexts]

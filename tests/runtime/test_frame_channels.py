@@ -25,7 +25,7 @@ from vidsparse import (
 )
 from vidsparse.corrections import GatedCoarse, Rectified, Reshaped
 from vidsparse.patterns.temporal_bias import frame_bias
-from vidsparse.runtime.call import Call, SparsityOptions
+from vidsparse.runtime.call import Call, Memory, SparsityOptions
 from vidsparse.runtime.frame_channels import KERNEL_CHANNELS, features, widen, widened
 from vidsparse.runtime.heads import Operands
 
@@ -104,7 +104,8 @@ def test_features_are_as_few_as_the_dtype_needs(frames: int, width: float, dtype
     phi, wanted = features(2.5, width, frames, eps), frame_bias(2.5, width, frames)
     off = (phi @ phi.T - wanted).abs().max().item()
     assert off <= 2.5 * (eps / 4 + frames * torch.finfo(torch.float64).eps)
-    assert phi.shape[1] == torch.linalg.matrix_rank(wanted, atol=2.5 * eps / 4, rtol=0.0, hermitian=True)
+    most = torch.linalg.matrix_rank(wanted, atol=2.5 * eps / 4, rtol=0.0, hermitian=True).item()
+    assert phi.shape[1] <= most if dtype == torch.float64 else phi.shape[1] == most
 
 
 def test_channels_on_a_gpu_are_those_that_kernels_take() -> None:
@@ -155,15 +156,16 @@ def test_a_gate_of_the_model_has_the_extra_channels_too() -> None:
 def test_corrections_forget_where_the_bias_ends() -> None:
     """Reshaped keeps outputs from step to step; those of biased calls have more channels."""
     torch.manual_seed(3)
-    grid, memories = VideoGrid(3, 6, 7), {}
+    grid, memories = VideoGrid(3, 6, 7), dict[int, Memory]()
     tensors = [torch.randn(1, grid.tokens, 2, 12) for _ in range(3)]
     options = SparsityOptions(TemporalBias(Radial(density=0.3, tile=(1, 4, 4))), Reshaped())
     for step, sigma in enumerate((1.0, 0.8, 0.4, 0.2)):
         out = Call(options, Context(step=step, steps=4, sigma=sigma), grid, memories).attend(*tensors)
         assert out.shape == tensors[0].shape
-    alone = SparsityOptions(options.pattern.pattern, Reshaped())  # type: ignore[attr-defined]
-    expected = Call(alone, Context(step=3, steps=4, sigma=0.2), grid, {}).attend(*tensors)
-    torch.testing.assert_close(out, expected)
+    alone, memories = SparsityOptions(Radial(density=0.3, tile=(1, 4, 4)), Reshaped()), {}
+    for step, sigma in ((2, 0.4), (3, 0.2)):
+        expected = Call(alone, Context(step=step, steps=4, sigma=sigma), grid, memories).attend(*tensors)
+    assert torch.equal(out, expected)
 
 
 class Explicit:
