@@ -1,4 +1,4 @@
-"""`--temporal-bias` on the command line: the pattern that it builds, and what the report says. Refusals: test_refusals."""
+"""`--temporal-bias` on the command line: the pattern that it builds, and what the report says."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ def test_the_option_wraps_the_whole_pattern(options: dict[str, Any], expected: A
     assert request.build_pattern() == expected
 
 
-def test_a_bias_in_a_file_is_refused(vidsparse: Any) -> None:
-    Path("biased.json").write_text(json.dumps(to_data(TemporalBias(Radial(density=0.3)))))
-    refused(vidsparse("generate", PROMPT, "--pattern", "biased.json"), "expected a pattern without its schedule and its")
+def test_a_bias_in_a_file_is_refused(vidsparse: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.mktemp("patterns") / "biased.json"
+    file.write_text(json.dumps(to_data(TemporalBias(Radial(density=0.3)))))
+    refused(vidsparse("generate", PROMPT, "--pattern", file), "expected a pattern without its schedule and its bias")
 
 
 def test_all_steps_dense_are_noted_under_a_bias_too() -> None:

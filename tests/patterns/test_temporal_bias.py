@@ -10,7 +10,6 @@ import torch
 
 from vidsparse import Context, Dense, PerLayer, Radial, StepBudget, StepSchedule, TemporalBias, TopBlocks, VideoGrid
 from vidsparse.patterns.schedule import asked
-from vidsparse.serialize import from_data, to_data
 
 SPARSE = Radial(density=0.3)
 
@@ -60,11 +59,6 @@ def test_it_forwards_skipped_steps_and_checks() -> None:
         TemporalBias(PerLayer((Dense(),), (0,) * 3)).check_model(2, 1)
     with pytest.raises(ValueError, match=r"layers \[2\] do not exist: the model has layers 0 to 1"):
         TemporalBias(SPARSE, layers=(-2, 2)).check_model(2, 1)
-
-
-def test_it_is_kept_in_files() -> None:
-    pattern = TemporalBias(StepSchedule(SPARSE, dense_steps=1), 2.0, width=8, layers=(0, 3), sigmas=(0.2, 0.9))
-    assert from_data(to_data(pattern)) == pattern
 
 
 @pytest.mark.parametrize(

@@ -175,10 +175,8 @@ class Explicit:
         self.originals = [block.attn1.processor for block in transformer.blocks]
         for index in layers:
             original = self.originals[index]
-            transformer.blocks[index].attn1.processor = (
-                lambda attn, hidden, text, no_mask, rotary, original=original: original(
-                    attn, hidden, text, added.to(hidden.dtype), rotary
-                )
+            transformer.blocks[index].attn1.processor = lambda attn, hidden, text, no_mask, rotary, original=original: (
+                original(attn, hidden, text, added.to(hidden.dtype), rotary)
             )
 
 

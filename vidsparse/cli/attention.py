@@ -113,7 +113,9 @@ def biased(pattern: Pattern, asked: str | None) -> Pattern:
     try:
         given = float(strength), float(width or TemporalBias.width)
     except ValueError:
-        raise ValueError(f"--temporal-bias {asked!r} must be STRENGTH or STRENGTH,WIDTH, such as 1.5 or 1.5,4") from None
+        raise ValueError(
+            f"--temporal-bias {asked!r} must be STRENGTH or STRENGTH,WIDTH, such as 1.5 or 1.5,4"
+        ) from None
     try:
         return TemporalBias(pattern, *given)
     except ValueError as error:
