@@ -69,7 +69,8 @@ def features(strength: float, width: float, frames: int, eps: float) -> torch.Te
     values, vectors = torch.linalg.eigh(frame_bias(strength, width, frames))
     values, vectors = values.flip(0), vectors.flip(1)
     rank = max(1, int((values > strength * eps / 4).sum()))
-    return vectors[:, :rank] * values[:rank].sqrt()
+    phi: torch.Tensor = vectors[:, :rank] * values[:rank].sqrt()
+    return phi
 
 
 @lru_cache(maxsize=8)
