@@ -50,7 +50,7 @@ def test_all_steps_dense_are_noted_under_a_bias_too() -> None:
 
 
 def test_the_report_says_which_calls_had_it(vidsparse: Any, small: list[str]) -> None:
-    asked = [*small, "--steps", 4, "--temporal-bias", "2,1.5", "--report", "a.json", "-o", "a.mp4"]
+    asked = [*small, "--steps", 4, "--flow-shift", 1, "--temporal-bias", "2,1.5", "--report", "a.json", "-o", "a.mp4"]
     done = vidsparse("generate", PROMPT, *asked)
     assert done.code == 0, done.err
     report = json.loads(Path("a.json").read_text())["attention"]

@@ -62,7 +62,7 @@ BY_SHAPE: dict[str, Pattern] = {
     "budget-of-radial": StepBudget(Radial(density=0.2), skipped=0.5),
     "schedule-of-radial": StepSchedule(Radial(density=0.2), dense_steps=3, dense_layers=(0,)),
     "schedule-of-schedule": StepSchedule(StepSchedule(SlidingTile(), sigmas=(0.0, 0.9)), dense_last_steps=1),
-    "biased-radial": TemporalBias(StepSchedule(Radial(density=0.2), dense_layers=(-1,)), sigmas=None),
+    "biased-radial": TemporalBias(StepSchedule(Radial(density=0.2), dense_last_steps=1)),
     "gridded": Gridded(),
     "gridded-phases": Gridded(phases=((0, 0, 0),)),
     "gridded-lines-alone": Gridded(stride=(1, 3, 4), local_frames=0, sink=0),

@@ -46,6 +46,7 @@ def test_dense_calls_that_are_due_keep_all_tiles() -> None:
     pattern = TemporalBias(schedule)
     due, late, sparse = Context(step=0), Context(step=1, sigma=0.2), Context(step=2)
     assert [pattern.is_dense(context) for context in (due, late, sparse)] == [False, True, False]
+    assert pattern.plan(grid) is SPARSE.plan(grid)
     assert pattern.plan(grid, due) is Dense().plan(grid) and pattern.plan(grid, sparse) is SPARSE.plan(grid)
     assert asked(pattern, due) == Dense() and asked(pattern, sparse) == SPARSE
 

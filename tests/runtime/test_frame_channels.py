@@ -248,3 +248,12 @@ def test_it_must_be_outermost() -> None:
         sparsify(pipe, StepSchedule(TemporalBias(Radial(density=0.3))))
     with pytest.raises(ValueError, match=r"layers \[7\] do not exist"):
         sparsify(pipe, TemporalBias(Radial(density=0.3), layers=(7,)))
+
+
+@torch.no_grad()
+def test_compiled_calls_have_the_bias() -> None:
+    transformer = tiny()
+    with sparsify(transformer, TemporalBias(Radial(density=0.3, tile=(1, 4, 4)), 2.0)) as run:
+        expected = call(transformer, timestep=900.0)
+        torch.testing.assert_close(call(torch.compile(transformer, backend="eager"), timestep=900.0), expected)
+        assert run.report().biased_calls == 4

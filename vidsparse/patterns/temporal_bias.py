@@ -77,8 +77,7 @@ class TemporalBias(Pattern):
         return Dense() if self.pattern.is_dense(context) and self.is_due(context) else self.pattern
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> Plan:
-        context = Context() if context is None else context
-        return self.chosen(context).plan(grid, context)
+        return (self.pattern if context is None else self.chosen(context)).plan(grid, context)
 
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
         return self.chosen(context).select(query, key, grid, context)
