@@ -111,6 +111,7 @@ def cases() -> list[Case]:
         Case(small, vidsparse.LightForcing()),  # dense, since the model keeps no frames
         Case(square, budget),
         Case(small, budget, seed=3),
+        Case(square, vidsparse.TemporalBias(vidsparse.Radial(density=0.4)), vidsparse.Reshaped(refresh_every=2)),
         Case(square, vidsparse.Dense(), cache=first_block),
         Case(flat, vidsparse.Reuse(top, refresh_every=2), cache=first_block),
         Case(square, vidsparse.Radial(density=0.4), vidsparse.Reshaped(), cache=magnitudes),

@@ -87,7 +87,7 @@ def test_every_pattern_has_a_picture(hooks: SimpleNamespace) -> None:
     drawn = [name for kind, name in generated(DOCS / "gallery.md") if kind == "picture"]
     assert sorted(drawn) == sorted(hooks.gallery.patterns()) == sorted(p.stem for p in hooks.gallery.PICTURES.glob("*"))
     classes = [*pattern_classes().values(), vidsparse.GriddedHeads, vidsparse.StepSchedule, vidsparse.StepBudget]
-    classes += [vidsparse.PerLayer, vidsparse.PerHead, vidsparse.PerPhase]
+    classes += [vidsparse.TemporalBias, vidsparse.PerLayer, vidsparse.PerHead, vidsparse.PerPhase]
     without = [cls.__name__ for cls in classes if cls.__name__ not in drawn and f"`{cls.__name__}`" not in text]
     assert without == ["Dense"]
     assert [p.name for p in hooks.gallery.PICTURES.glob("*") if p.stat().st_size > 40 * 1024] == []

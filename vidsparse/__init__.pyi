@@ -41,6 +41,7 @@ from .patterns import (
     SpatialTemporal as SpatialTemporal,
     StepBudget as StepBudget,
     StepSchedule as StepSchedule,
+    TemporalBias as TemporalBias,
     TopBlocks as TopBlocks,
     VideoSparse as VideoSparse,
 )

@@ -28,6 +28,7 @@ from vidsparse import (
     SpatialTemporal,
     StepBudget,
     StepSchedule,
+    TemporalBias,
     TopBlocks,
 )
 from vidsparse.patterns.names import (
@@ -109,6 +110,7 @@ def test_every_pattern_has_a_name_and_its_defaults_are_legal(tmp_path: Path) -> 
         PerHead,
         PerLayer,
         PerPhase,
+        TemporalBias,
     }
     assert {"dense", "radial-raster", "top-blocks"} <= set(pattern_classes()) and list(pattern_classes()) == sorted(
         pattern_classes()

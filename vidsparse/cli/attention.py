@@ -99,6 +99,29 @@ def _within_budget(request: Request, budget: float, pattern: Pattern, given: dic
     return StepBudget(inner, budget, usual if request.sparse_cost is None else request.sparse_cost, **ends)
 
 
+def biased(pattern: Pattern, asked: str | None) -> Pattern:
+    """The pattern with the bias of --temporal-bias STRENGTH or STRENGTH,WIDTH; the pattern itself without one.
+
+    Raises:
+        ValueError: something else than one or two numbers, or a pattern that has a bias already.
+    """
+    from vidsparse import TemporalBias
+
+    if asked is None:
+        return pattern
+    strength, _, width = asked.partition(",")
+    try:
+        given = float(strength), float(width or TemporalBias.width)
+    except ValueError:
+        raise ValueError(
+            f"--temporal-bias {asked!r} must be STRENGTH or STRENGTH,WIDTH, such as 1.5 or 1.5,4"
+        ) from None
+    try:
+        return TemporalBias(pattern, *given)
+    except ValueError as error:
+        raise ValueError(f"--temporal-bias {asked}: {error}") from None
+
+
 def integers(option: str, text: str) -> tuple[int, ...]:
     """The whole numbers of an option, such as "0,1".
 

@@ -134,6 +134,8 @@ def _print(done: Sample, request: Request, score: dict[str, float] | None) -> No
     ]
     rows += [("", f"{count} dense: {reason}") for reason, count in report.dense_reasons.items()]
     rows += [("", f"{skipped.calls} skipped in step {skipped.step}, by {skipped.by}") for skipped in report.skipped]
+    if report.biased_calls:
+        rows.append(("temporal bias", f"in {counted(report.biased_calls, 'attention call')}"))
     if report.sparse_calls:
         rows.append(("density", f"{report.density:.3f} of video tile pairs, {report.token_density:.3f} of token pairs"))
         rows.append(("FLOPs saved", f"{report.flops_saved:.0%} of those of dense attention"))

@@ -30,6 +30,7 @@ from vidsparse.cli.options import (
     SPARSE_COST_HELP,
     STEPS,
     STRENGTH_HELP,
+    TEMPORAL_BIAS_HELP,
     VIDEO,
     VIDEO_HELP,
     read_dtype,
@@ -77,6 +78,12 @@ class GenerationOptions:
     ] = None
     sparse_cost: Annotated[
         float | None, Option(help=SPARSE_COST_HELP, rich_help_panel=ATTENTION, show_default="0.7; 1 for dense")
+    ] = None
+    temporal_bias: Annotated[
+        str | None,
+        Option(
+            metavar="STRENGTH[,WIDTH]", help=TEMPORAL_BIAS_HELP, rich_help_panel=ATTENTION, show_default="none; width 4"
+        ),
     ] = None
     impl: Annotated[
         str, Option(help="auto, triton, cudnn, fa4, cpu, flex or reference.", rich_help_panel=ATTENTION)

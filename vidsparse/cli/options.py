@@ -19,6 +19,10 @@ BUDGET_HELP = (
     "The most that all steps cost, as a share of dense ones: steps are skipped to keep it. Unless given, the first two "
     "steps and the last are dense."
 )
+TEMPORAL_BIAS_HELP = (
+    "For videos longer than those of training: frames within WIDTH latent frames weigh up to exp(STRENGTH) times more, "
+    "while the noise level is above a half."
+)
 SPARSE_COST_HELP = "With --budget: what a sparse step costs, as a share of a dense one."
 LORA_HELP = (
     "'shapes-long', a file, a folder or a Hub id; again for more, which add up. LORA:0.8 gives a strength, "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument
 
-from vidsparse.cli.attention import scheduled_pattern, tuned_pattern
+from vidsparse.cli.attention import biased, scheduled_pattern, tuned_pattern
 from vidsparse.cli.generation_options import GenerationOptions
 from vidsparse.cli.messages import note
 
@@ -180,8 +180,8 @@ class Request(GenerationOptions):
         return self.plan.read(self.known.pipeline_class, self.size(arguments)[0])
 
     def build_pattern(self) -> Pattern:
-        """The pattern, in its schedule. Raises: see `scheduled_pattern`."""
-        return scheduled_pattern(self)
+        """The pattern, in its schedule and under its bias. Raises: see `scheduled_pattern` and `biased`."""
+        return biased(scheduled_pattern(self), self.temporal_bias)
 
     def build_correction(self) -> Correction | None:
         """The correction: what is given, else that of `start`.
@@ -338,10 +338,11 @@ class Request(GenerationOptions):
 
     def fitting_correction(self, pipe: Any, pattern: Pattern, correction: Correction | None) -> Correction | None:
         """The correction, which is `GatedCoarse` by default for a model that was trained with it."""
-        from vidsparse import Dense, GatedCoarse
+        from vidsparse import Dense, GatedCoarse, TemporalBias
         from vidsparse.generation.pipeline import is_gated
         from vidsparse.patterns.schedule import bare
 
+        pattern = pattern.pattern if isinstance(pattern, TemporalBias) else pattern
         may_be_gated = self.correction is None and correction is None and not isinstance(bare(pattern), Dense)
         if may_be_gated and is_gated(pipe):
             note(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vidsparse.patterns import Pattern, StepBudget, StepSchedule
+from vidsparse.patterns import Pattern, StepBudget, StepSchedule, TemporalBias
 from vidsparse.patterns.budget import SPARSE
 
 SHARE = 8  # one step in so many is dense by default, at the start, where the layout of a video is decided
@@ -14,11 +14,13 @@ def default_dense_steps(steps: int) -> int:
 
 
 def has_sparse_step(pattern: Pattern, steps: int) -> bool:
-    """Whether the counts of a schedule leave a step sparse; ranges of noise level are not considered.
+    """Whether the counts of a schedule leave a step sparse; ranges of noise level and a bias are not considered.
 
     Raises:
         ValueError: a budget that cannot be kept in so many steps.
     """
+    if isinstance(pattern, TemporalBias):
+        return has_sparse_step(pattern.pattern, steps)
     if isinstance(pattern, StepBudget):
         return SPARSE in pattern.ways(steps)
     if not isinstance(pattern, StepSchedule):

@@ -21,5 +21,6 @@ from vidsparse.patterns.schedule import StepSchedule as StepSchedule
 from vidsparse.patterns.shifted_windows import ShiftedWindows as ShiftedWindows
 from vidsparse.patterns.sliding_tile import SlidingTile as SlidingTile
 from vidsparse.patterns.spatial_temporal import SpatialTemporal as SpatialTemporal
+from vidsparse.patterns.temporal_bias import TemporalBias as TemporalBias
 from vidsparse.patterns.top_blocks import TopBlocks as TopBlocks
 from vidsparse.patterns.video_sparse import VideoSparse as VideoSparse

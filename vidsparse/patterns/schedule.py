@@ -13,6 +13,7 @@ from vidsparse.patterns.base import Context, Pattern
 from vidsparse.patterns.budget import StepBudget
 from vidsparse.patterns.choice import Choice
 from vidsparse.patterns.fields import check_range, check_wholes, is_share
+from vidsparse.patterns.temporal_bias import TemporalBias
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def bare(pattern: Pattern) -> Pattern:
 
 
 def asked(pattern: Pattern, context: Context) -> Pattern:
-    """The pattern that a call comes to, through schedules and choices."""
-    while isinstance(pattern, (StepSchedule, StepBudget, Choice)):
-        pattern = pattern.chosen(context) if isinstance(pattern, Choice) else pattern.pattern
+    """The pattern that a call comes to, through schedules, choices and a temporal bias."""
+    while isinstance(pattern, (StepSchedule, StepBudget, Choice, TemporalBias)):
+        pattern = pattern.chosen(context) if isinstance(pattern, (Choice, TemporalBias)) else pattern.pattern
     return pattern

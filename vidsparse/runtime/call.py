@@ -10,9 +10,10 @@ import torch
 from vidsparse.block_map import HeadGroup, head_groups
 from vidsparse.corrections import Correction
 from vidsparse.grid import VideoGrid
-from vidsparse.patterns import Context, Pattern
+from vidsparse.patterns import Context, Pattern, TemporalBias
 from vidsparse.runtime.balance import MeasuredCosts, balanced, planned_costs
 from vidsparse.runtime.chosen import ChosenMaps
+from vidsparse.runtime.frame_channels import widen
 from vidsparse.runtime.heads import Operands, Part, attend_group, dense_attention, densities_of_heads, interleave
 from vidsparse.runtime.ranks import Ranks
 from vidsparse.runtime.stopwatch import Stopwatch
@@ -29,12 +30,14 @@ class Memory:
     Attributes:
         pattern: the pattern's own. correction: heads of a group -> the correction's own.
         heads: under context parallelism the heads of each rank. costs: of the heads, measured at the last call.
+        biased: whether the correction's are of a call with a temporal bias, whose heads have more channels.
     """
 
     pattern: dict[Any, Any] = field(default_factory=dict)
     correction: dict[tuple[int, ...], dict[Any, Any]] = field(default_factory=dict)
     heads: tuple[tuple[int, ...], ...] | None = None
     costs: MeasuredCosts | None = None
+    biased: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -57,6 +60,10 @@ class SparsityOptions:
     impl: str = "auto"
     strict: bool = False
     min_tokens: int = 0
+
+    def bias(self, context: Context) -> TemporalBias | None:
+        """The temporal bias of a call, or None."""
+        return self.pattern if isinstance(self.pattern, TemporalBias) and self.pattern.is_due(context) else None
 
 
 @dataclass(frozen=True)
@@ -194,13 +201,18 @@ class Call:
         if context.key_grid is not None:
             _check_keys(groups, options.pattern, context.key_grid)
         self.maps.add(context, self.grid, groups)
+        bias = options.bias(context)
+        if memory.biased != (bias is not None):
+            memory.biased = bias is not None
+            memory.correction.clear()
         # Drop the correction's state for head groups that no longer exist.
         for gone in memory.correction.keys() - {group.heads for group in groups}:
             del memory.correction[gone]
+        operands = lowered if bias is None else widen(lowered, bias, self.grid, context.key_grid)
         attended = [
             attend_group(
                 group,
-                lowered,
+                operands,
                 replace(context, memory=memory.correction.setdefault(group.heads, {})),
                 options.impl,
                 options.correction,
@@ -209,7 +221,8 @@ class Call:
             for group in groups
         ]
         self.parts = [part for part, _ in attended]
-        return interleave(self.parts, [out for _, out in attended])
+        out = interleave(self.parts, [out for _, out in attended])
+        return out if bias is None else out[..., : value.shape[-1]]
 
     def _memory(self, batch: int) -> Memory:
         if batch not in self.memories and len(self.memories) == BATCH_SIZES:

@@ -207,6 +207,7 @@ class Layer:
             dense_flops=flops,
             steps=call.context.steps,
             keys=keys,
+            biased=bool(parts) and self.options.bias(call.context) is not None,
             kept_bytes=sum(memory.nbytes for batches in self.memories.values() for memory in batches.values()),
         )
         if parts and call.densities is None:

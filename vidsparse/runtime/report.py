@@ -41,6 +41,7 @@ class LayerCall:
         steps: how many steps the run has, 0 while unknown.
         kept_bytes: what pattern and correction keep of the layer for later steps, all branches together.
         calls: how many.
+        biased: whether they had the bias of a `TemporalBias`, whose extra channels are in no count of FLOPs.
     """
 
     transformer: str
@@ -61,6 +62,7 @@ class LayerCall:
     kept_bytes: int = 0
     calls: int = 1
     keys: int | None = None
+    biased: bool = False
 
     @property
     def way(self) -> tuple[object, ...]:
@@ -68,6 +70,7 @@ class LayerCall:
         return (
             *(self.transformer, self.layer, self.step, self.tokens, self.keys),
             *(self.impl, self.fallback, self.tiles, self.reason, self.steps == 0),
+            self.biased,
         )
 
     def __add__(self, other: LayerCall) -> LayerCall:
@@ -225,6 +228,11 @@ class Report:
         return sum(c.calls for c in self.calls) - self.sparse_calls
 
     @property
+    def biased_calls(self) -> int:
+        """How many calls had the bias of a `TemporalBias`."""
+        return sum(c.calls for c in self.calls if c.biased)
+
+    @property
     def density(self) -> float:
         """Mean density of video tile pairs over the sparse calls; 1 when there is none."""
         return _mean([(c.density, c.calls) for c in self.sparse])
@@ -310,6 +318,7 @@ class Report:
             "kept_bytes": self.kept_bytes,
             "sparse_calls": self.sparse_calls,
             "dense_calls": self.dense_calls,
+            "biased_calls": self.biased_calls,
             "dense_reasons": self.dense_reasons,
             "skipped_calls": self.skipped_calls,
             "skipped": [asdict(s) for s in self.skipped],
@@ -340,6 +349,8 @@ class Report:
                 f"measured density: {self.density:.3f} of video tile pairs, {self.token_density:.3f} of token pairs"
             )
             lines += [f"ran: {text}" for text in self.ran]
+        if self.biased_calls:
+            lines.append(f"temporal bias: {self.biased_calls} calls")
         if self.kept_bytes:
             lines.append(f"kept from step to step: {self.kept_bytes / 1e6:.2f} MB")
         lines += [f"dense: {count} calls, {reason}" for reason, count in self.dense_reasons.items()]

@@ -10,7 +10,7 @@ import torch
 
 from vidsparse.attention import check_impl
 from vidsparse.corrections import Correction
-from vidsparse.patterns import FreeSwim, Pattern
+from vidsparse.patterns import FreeSwim, Pattern, TemporalBias
 from vidsparse.patterns.base import patterns_in
 from vidsparse.runtime.adapter import Adapter
 from vidsparse.runtime.call import SparsityOptions
@@ -73,7 +73,7 @@ def sparsify(
             cross-attention, a pattern or a correction that cannot choose among kept frames where the model keeps
             them, `impl="triton"` without a CUDA device, context parallelism in a ring, or with `strict` a
             processor that is not the family's own.
-        ValueError: already sparsified; an unknown `impl`; a negative `min_tokens`.
+        ValueError: already sparsified; an unknown `impl`; a negative `min_tokens`; a `TemporalBias` inside a pattern.
     """
     if pattern is None:
         recommended = preset_for(pipe_or_transformer)
@@ -194,6 +194,11 @@ def _options(
 ) -> SparsityOptions:
     if not isinstance(pattern, Pattern):
         raise TypeError(f"pattern must be a pattern, such as vidsparse.Radial(density=0.2), not {_named(pattern)}")
+    if any(isinstance(inner, TemporalBias) and inner is not pattern for inner in patterns_in(pattern)):
+        raise ValueError(
+            f"{type(pattern).__name__} holds a TemporalBias, which must be outermost: put the {type(pattern).__name__} "
+            "into it, and limit it to layers and noise levels with its own fields"
+        )
     if correction is not None and not isinstance(correction, Correction):
         raise TypeError(f"correction must be a correction or None, not {_named(correction)}")
     if not isinstance(strict, bool):
