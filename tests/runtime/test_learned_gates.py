@@ -60,5 +60,5 @@ def test_each_expert_has_its_own(tmp_path: Path, pipe: object) -> None:
     sparsify(expert, LearnedGate(file, density=0.2)).restore()  # alone it has no name of its own
     gate_folder(tmp_path, "transformer", header)
     sparsify(pipe, LearnedGate(folder, density=0.2)).restore()
-    with pytest.raises(ValueError, match="does not say which one it is: give the file, such as .*transformer_2_gate"):
+    with pytest.raises(ValueError, match=r"does not say which one it is: give the file, such as .*transformer_2_gate"):
         sparsify(expert, LearnedGate(folder, density=0.2))
