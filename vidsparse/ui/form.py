@@ -14,7 +14,6 @@ from vidsparse.presets import PRESETS, preset
 RECOMMENDED = "recommended"
 PRESET = "preset "  # before the name of a preset, among the choices of attention
 OWN = "of the preset"
-# A table of settings for each head comes from a file, which the page has no field for.
 FILES = {"table", "gate"}  # fields that name a file, which the page does not ask for
 PATTERNS = [name for name, cls in pattern_classes().items() if not FILES & cls.named_defaults.keys()]
 ATTENTION = (RECOMMENDED, *(PRESET + known.name for known in PRESETS), *PATTERNS)

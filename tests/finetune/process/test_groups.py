@@ -97,7 +97,7 @@ def test_which_processes_share_a_clip() -> None:
     assert [groups.speaks for groups in four] == [True, False, True, False]
     rows = torch.arange(8)[:, None]  # two of each process
     assert four[0].one_each(rows).flatten().tolist() == [0, 1, 4, 5]
-    assert Groups(1, 3, 4).one_each(rows) is not None and Groups(1, 3, 4).own == 3
+    assert torch.equal(Groups(1, 3, 4).one_each(rows), rows) and Groups(1, 3, 4).own == 3
 
 
 def test_numbers_of_processes_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,8 +120,8 @@ def test_models_and_sizes_that_processes_cannot_share() -> None:
     ):
         check_pipeline(pipeline(4), Settings(PATTERN, context_parallel=3))
     check_pipeline(pipeline(4), Settings(PATTERN, context_parallel=2), [ODD])
-    with pytest.raises(ValueError, match=r"9 frames of 20x12 are 45 tokens to divide, .*=2 so that .*, or dropout=0"):
-        check_pipeline(pipeline(4), Settings(PATTERN, context_parallel=2, dropout=0.1), [ODD])
+    with pytest.raises(ValueError, match=r"dropout=0\.1 with context_parallel=2 would drop the same in each part"):
+        Settings(PATTERN, context_parallel=2, dropout=0.1)
     for name, size, message in (
         ("ltx2", None, "context_parallel=2 is not possible: diffusers' own plan for LTX-2 fails"),
         ("hunyuan-image-replaced", None, "context_parallel=2 is not possible: .*token_replace"),
