@@ -22,7 +22,7 @@ ODD = Bucket(9, 12, 20)  # 3x3x5 tokens
 # A gradient is a sum over tokens, and each addition rounds.
 ROUNDING = TOKENS * torch.finfo(torch.float32).eps
 CLIP: dict[str, Any] = dict(heads=2, log_every=1)
-WATCHED = CLIP | dict(videos=5, validation_share=0.2, samples=True, sample_every=2, sample_steps=2, inference_steps=6)
+WATCHED = CLIP | dict(videos=5, validation_share=0.2, samples=True, sample_every=4, sample_steps=2, inference_steps=6)
 UNEVEN = CLIP | dict(bucket=ODD, gradient_checkpointing=True, batch=2, videos=5, validation_share=0.2)
 AWAY = UNEVEN | dict(offload_base=True, offload_activations=True)
 
@@ -75,7 +75,7 @@ def test_two_processes_learn_from_one_clip_what_one_process_learns(
     assert_learned_alike(asked["uneven"].folder, found["uneven"], *alone["uneven"])
     assert_learned_alike(asked["away"].folder, found["away"], *alone["uneven"])
     videos = sorted(path.name for path in (asked["watched"].folder / "samples").iterdir())
-    assert videos == [f"step-000000{step}-0.mp4" for step in (0, 2, 4)]
+    assert videos == [f"step-000000{step}-0.mp4" for step in (0, 4)]
     # Begun in one process and continued in two, and the other way round.
     assert_learned_alike(alone["stopped"][0], found["continued"], *alone["plain"])
     said: list[str] = []
@@ -85,7 +85,7 @@ def test_two_processes_learn_from_one_clip_what_one_process_learns(
 
 
 def test_two_groups_of_two_learn_from_two_clips(tmp_path: Path, cache: Path) -> None:
-    changes = dict(heads=4, log_every=1, videos=5, validation_share=0.2)
+    changes = dict(heads=4, log_every=1, videos=5, validation_share=0.2, steps=2)
     one = train(tmp_path / "one", cache, **changes, batch=2)
     (found,) = train_on(4, cache, [Asked(tmp_path / "four", False, shared(changes))])
     assert_learned_alike(tmp_path / "four", found, tmp_path / "one", one)
