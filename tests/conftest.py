@@ -85,6 +85,14 @@ def full_disk() -> Callable[[], AbstractContextManager[None]]:
 
 
 @pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention as it is, without Dynamo, which takes seconds for each shape."""
+    from torch.nn.attention import flex_attention
+
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
+
+
+@pytest.fixture
 def large_steps() -> Iterator[None]:
     """In Triton's interpreter, where every step costs the same, let kernels take larger ones than on a chip."""
     if torch.cuda.is_available():

@@ -18,9 +18,10 @@ class SkyReelsV2Adapter(WanAdapter):
     """Self-attention (`attn1`) of each block: its modules, layout and processor are those of Wan.
 
     Diffusion forcing gives each frame a timestep; the noisiest counts, where the others are those of given frames. In
-    asynchronous diffusion forcing (`ar_step` above 0) frames are at different steps: their mean counts, which falls
-    from call to call until the window moves on to later frames, and begins another video then. How many steps there are
-    is unknown. With `causal_block_size` above 1, attention has a mask by blocks of frames, and runs dense.
+    asynchronous diffusion forcing (`ar_step` above 0) frames are at different steps: from the first such call on, their
+    mean counts, which falls from call to call until the window moves on to later frames, and begins another video then.
+    How many steps there are is unknown. With `causal_block_size` above 1, attention has a mask by blocks of frames, and
+    runs dense.
     """
 
     family = "SkyReels-V2"
@@ -29,10 +30,19 @@ class SkyReelsV2Adapter(WanAdapter):
     frame_rate = 24
     block_states: Mapping[str, tuple[str, ...]] = {"SkyReelsV2TransformerBlock": ("hidden_states",)}
 
+    def __init__(self) -> None:
+        self._staggered, self._mean = False, 0.0  # of the call before
+
     def timestep(self, transformer: torch.nn.Module, call: Mapping[str, Any]) -> float:
-        noise = torch.as_tensor(call["timestep"])
-        staggered = noise.ndim == 2 and bool(((noise > CONDITION) & (noise < noise.max())).any())
-        return float(noise.double().mean()) if staggered else super().timestep(transformer, call)
+        noise, most = torch.as_tensor(call["timestep"]), super().timestep(transformer, call)
+        if noise.ndim != 2:  # also of a scheduler, which is no call
+            return most
+        mean = float(noise.double().mean())
+        differ = bool(((noise > CONDITION) & (noise < most)).any())
+        # At the end of a window all frames but one are finished, and finished frames look like given ones.
+        self._staggered = differ or (self._staggered and mean <= self._mean)
+        self._mean = mean
+        return mean if self._staggered else most
 
     def parallel_plan(self, transformer: torch.nn.Module) -> dict[str, Any]:
         blocks: Any = transformer.blocks

@@ -186,14 +186,17 @@ def test_a_dry_run_plans_for_processes_that_share_a_clip(command: Any, monkeypat
     asked += ["--context-parallel", 3]
     code, out, errors = command(*asked, "--dry-run")
     assert code == 0, errors
-    assert "of 1 video each, in 3 processes, 3 of which share a clip" in " ".join(out.split())
+    assert "of 1 video each, in 3 processes, 3 to a clip" in " ".join(out.split())
     monkeypatch.setenv("WORLD_SIZE", "6")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     code, out, errors = command(*asked, "--dry-run")
     assert code == 0, errors
-    assert "of 2 videos each, in 6 processes, 3 of which share a clip" in " ".join(out.split())
-    assert "divided among the processes, but for two blocks" in " ".join(out.split())
+    assert "of 2 videos each, in 6 processes, 3 to a clip" in " ".join(out.split())
+    assert "divided among the processes, but for two blocks and those outside of blocks" in " ".join(out.split())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, out, errors = command(*asked, "--dry-run")
+    assert (code, out) == (1, "") and "context_parallel=3 does not divide the 2 processes" in errors
     monkeypatch.undo()
     code, out, errors = command(*asked)
     assert (code, out) == (1, "") and "context_parallel=3 does not divide the 1 process" in errors

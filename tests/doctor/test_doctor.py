@@ -113,6 +113,7 @@ def test_every_family_passes_every_check_that_applies(name: str) -> None:
 
 @pytest.mark.parametrize("check", ["grid", "layers", "sparse", "batch", "bfloat16", "backward"])
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.usefixtures("uncompiled")
 def test_the_variants_of_a_family_pass(variant: str, check: str) -> None:
     result = examine(variant_twin(variant), check)
     assert result.outcome != "failed", result.detail

@@ -54,6 +54,9 @@ def test_how_a_family_is_trained() -> None:
     assert ltx.timestep_sampling == "logit_normal"
     assert wan.timestep_sampling == distilled.timestep_sampling == "uniform"
     assert (ltx.caption_dropout, wan.caption_dropout, distilled.caption_dropout) == (0.1, 0.1, 0.0)
+    for name in ("level_sampling", "share_without_caption"):
+        with pytest.raises(RuntimeError, match=r"=None means that of the model's family; call settings.of_family"):
+            getattr(Settings(SPARSE), name)
     given = Settings(SPARSE, timestep_sampling="mode", caption_dropout=0.3).of_family(LTXTask())
     assert (given.timestep_sampling, given.caption_dropout) == ("mode", 0.3)
 

@@ -20,19 +20,17 @@ from vidsparse.runtime.registry import adapter_for
 from vidsparse.runtime.sparsify import sparsify
 
 # HeliosScheduler hands tensors to NumPy, which warns.
-pytestmark = [ignores_warnings, pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")]
+pytestmark = [
+    ignores_warnings,
+    pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning"),
+    pytest.mark.usefixtures("uncompiled"),
+]
 NAME = "AnyFlowFARTransformer3DModel"
 ALL = SlidingTile(window=(99, 99, 99), tile=(1, 2, 4))
 SPARSE = Radial(density=0.3, tile=(1, 2, 4))
 LIGHT = LightForcing(0.4, 0.2, frames=6, chunk=1, keep_frames=1, tile=(1, 2, 4))
 LAYERS, STEPS, CHUNKS = 2, 2, 4
 FILLS = "it fills the cache: each chunk of frames sees those before it through a mask"
-
-
-@pytest.fixture(autouse=True)
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FlexAttention as it is, without Dynamo, which takes seconds for each shape."""
-    monkeypatch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
 
 
 def video(pipe: Any, prompts: list[str], **changes: Any) -> torch.Tensor:

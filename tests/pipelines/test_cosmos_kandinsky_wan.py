@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import diffusers
@@ -13,6 +14,7 @@ from pipelines_with_inputs import skyreels
 
 from vidsparse import VideoGrid, sparsify
 from vidsparse.doctor import masked
+from vidsparse.runtime.registry import adapter_for
 
 # Noise
 
@@ -83,13 +85,34 @@ def test_skyreels_counts_the_mean_noise_of_frames_at_different_steps() -> None:
         [999.0, 999.0, 999.0, 999.0],
         [500.0, 999.0, 999.0, 999.0],
         [0.0, 500.0, 999.0, 999.0],
-        [0.0, 0.0, 0.0, 500.0],  # those without noise may as well be given: the noisiest counts
-        [20.0, 400.0, 400.0, 400.0],  # of a call of synchronous diffusion forcing
+        [0.0, 0.0, 0.0, 500.0],  # those without noise look like given ones
+        [20.0, 400.0, 400.0, 400.0],  # another video, whose first frame is given: the noisiest counts
+        [20.0, 300.0, 300.0, 300.0],
     )
     timesteps = [torch.tensor([noise]) for noise in frames]
     found = contexts(family, family.build(), timesteps, (4, 3, 5), enable_diffusion_forcing=True)
-    assert [context.sigma for context in found] == pytest.approx([0.999, 0.87425, 0.6245, 0.5, 0.4])
-    assert [context.step for context in found] == [0, 1, 2, 3, 4]
+    assert [context.sigma for context in found] == pytest.approx([0.999, 0.87425, 0.6245, 0.125, 0.4, 0.3])
+    assert [context.step for context in found] == [0, 1, 2, 3, 0, 1]
+
+
+@pytest.mark.parametrize("ready", [0, 5])  # frames of an earlier video
+@pytest.mark.parametrize("frames, window", [(25, 25), (31, 25)])
+def test_noise_of_skyreels_rises_only_where_the_window_moves_on(frames: int, window: int, ready: int) -> None:
+    pipe = skyreels()
+    scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8)
+    scheduler.set_timesteps(30)
+    matrix, _, _, windows = pipe.generate_timestep_matrix(frames, scheduler.timesteps, window, 5, ready)
+    adapter = adapter_for(pipe.transformer)
+    # Guidance calls the transformer twice.
+    found = [
+        [adapter.timestep(pipe.transformer, {"timestep": row[None, first:last].expand(2, -1)}) for _ in range(2)]
+        for row, (first, last) in zip(matrix, windows, strict=True)
+    ]
+    assert all(once == again for once, again in found)
+    same_window = [before == after for before, after in pairwise(windows)]
+    assert sum(same_window) > 100
+    for (before, _), (after, _), same in zip(found, found[1:], same_window, strict=False):
+        assert after < before or not same
 
 
 @torch.no_grad()

@@ -113,6 +113,7 @@ def as_they_ask(run: Run, kind: str, attentions: int) -> None:
 
 
 @ignores_warnings
+@pytest.mark.usefixtures("uncompiled")
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_a_guider_does_what_it_does_on_the_dense_model(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +152,7 @@ def test_a_guider_does_what_it_does_on_the_dense_model(name: str, kind: str, mon
 
 
 @ignores_warnings
+@pytest.mark.usefixtures("uncompiled")
 @torch.no_grad()
 @pytest.mark.parametrize(
     "name", [n for n in ADAPTERS if n not in ("Cosmos3OmniTransformer", "WanVACETransformer3DModel")]

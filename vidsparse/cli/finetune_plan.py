@@ -38,7 +38,7 @@ def print_finetuning(
     from vidsparse.finetune.process.accelerator import processes as launched, shards_base
 
     # In one process, the plan is for as few as share a clip.
-    processes = max(launched(), settings.context_parallel)
+    processes = launched() if launched() > 1 else settings.context_parallel
     divided = shards_base() and processes > 1
     plan = plan_training(model, settings, clips, dtype, processes, divided)
     table = Table.grid(padding=(0, 2))
@@ -60,7 +60,7 @@ def _rows(
         rows.append(("clips", f"{plan.clips[size]:,} of {size.frames} frames, {size.width}x{size.height}: {tokens}"))
     share = f"{counted(plan.videos, 'video')} each" + (f", in {processes} processes" if processes > 1 else "")
     together = settings.context_parallel
-    share += f", {together} of which share a clip" if together > 1 else ""
+    share += f", {together} to a clip" if together > 1 else ""
     rows.append(("steps", f"{plan.steps:,} of {share}: {plan.epochs:.3g} epochs"))
     largest = plan.largest
     away = f"; {bytes_text(away)} in the CPU's memory" if (away := largest.offloaded + largest.resting) else ""
@@ -83,7 +83,7 @@ def _base(settings: Settings, divided: bool) -> str:
     """How the weights rest, and whether blocks are computed again."""
     kind = "as they are stored" if settings.base == "none" else settings.base
     places = "in the CPU's memory, but for two blocks" if settings.offload_base else "on the device"
-    places = "divided among the processes, but for two blocks" if divided else places
+    places = "divided among the processes, but for two blocks and those outside of blocks" if divided else places
     again = "with" if settings.gradient_checkpointing else "without"
     return f"{kind}, {places}; {again} gradient checkpointing"
 

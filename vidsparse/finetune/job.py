@@ -57,9 +57,8 @@ def finetune(
     Args:
         pipe: a pipeline of `vidsparse.finetune.families.TASKS`, with weights already in the dtype they should be
             stored in, and quantised as `Settings.base` says; moved to the device of the training, but with
-            `Settings.offload_base` back to the CPU. With base "float8" the layers of its
-            transformers stay in float8; where
-            accelerate's settings ask for FSDP 2, its transformer stays divided among the processes.
+            `Settings.offload_base` back to the CPU. With base "float8" the layers of its transformers stay in float8;
+            where accelerate's settings ask for FSDP 2, its transformer stays divided among the processes.
         clips: from `folder_clips` or `drawn_clips`.
         settings: everything that decides the result.
         folder: receives the LoRA, `checkpoints`, `samples`, `log.jsonl`, `loss.png` and TensorBoard's files. One

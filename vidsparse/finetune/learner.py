@@ -149,7 +149,7 @@ class Learner:
         setattr(self.module, IGNORED, frozen)
 
     def _seed_dropout(self, step: int, part: int) -> None:
-        """Give the dropout of a pass numbers that depend only on the step and the video: a group drops alike."""
+        """Give the dropout of a pass numbers that depend only on the step and the video."""
         if self.settings.dropout:
             place = part * self.groups.number + self.groups.own
             torch.manual_seed(random.Random(f"{self.settings.seed}-dropout-{step}-{place}").getrandbits(63))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
@@ -21,6 +22,7 @@ from vidsparse.generation.scheduler import check_sampler
 from vidsparse.patterns import Pattern
 from vidsparse.patterns.base import patterns_in
 
+Known = TypeVar("Known")
 # Precision -> dtype of a step and of the LoRA's file; None: those of the weights and of the LoRA.
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Settings that may change when a training is resumed; `steps` too, unless the learning rate depends on it.
@@ -198,6 +200,11 @@ class Settings:
                 "dora reads the frozen weights directly, and with base='float8' they are float8 outside of their "
                 "layers; take base='int8', or leave out dora"
             )
+        if self.dropout and self.context_parallel > 1:
+            raise ValueError(
+                f"dropout={self.dropout} with context_parallel={self.context_parallel} would drop the same in each "
+                "part of a clip; leave one of them out"
+            )
         if self.offload_activations and self.gradient_checkpointing is False:
             raise ValueError("offload_activations moves what gradient_checkpointing keeps; switch that on too")
         if self.offload_base and self.gradient_checkpointing is False:
@@ -217,7 +224,7 @@ class Settings:
         check_optimizer(self.optimizer)
         check_base(self.base)
         tracker_names(self.log_with)
-        _ = self.rates, self.level_sampling, self.weighting
+        _ = self.rates, self._levels(self.timestep_sampling or UNIFORM.kind), self.weighting
 
     @property
     def rates(self) -> RateSchedule:
@@ -226,8 +233,16 @@ class Settings:
 
     @property
     def level_sampling(self) -> LevelSampling:
-        """The density of the noise levels."""
-        return LevelSampling(self.timestep_sampling or UNIFORM.kind, self.logit_mean, self.logit_std, self.mode_scale)
+        """The density of the noise levels. Raises RuntimeError where it is that of a family, see `of_family`."""
+        return self._levels(_known("timestep_sampling", self.timestep_sampling))
+
+    @property
+    def share_without_caption(self) -> float:
+        """`caption_dropout`. Raises RuntimeError where it is that of a family, see `of_family`."""
+        return _known("caption_dropout", self.caption_dropout)
+
+    def _levels(self, kind: str) -> LevelSampling:
+        return LevelSampling(kind, self.logit_mean, self.logit_std, self.mode_scale)
 
     @property
     def weighting(self) -> LossWeighting:
@@ -274,6 +289,12 @@ class Settings:
     def check_targets(self, transformer: torch.nn.Module, untrained: str | None = None) -> None:
         """Refuse targets that a transformer does not have, or that are untrained. Raises: see `check_targets`."""
         check_targets(transformer, self.layers, self.exclude, untrained)
+
+
+def _known(name: str, value: Known | None) -> Known:
+    if value is None:
+        raise RuntimeError(f"{name}=None means that of the model's family; call settings.of_family(task) first")
+    return value
 
 
 def _at_least(name: str, value: float, least: int) -> None:

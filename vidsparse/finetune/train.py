@@ -106,7 +106,7 @@ class Training:
             world=groups.number,
             shift=self.task.shift(scheduler, examples.view),
             bounds=bounds_of(pipe.config, settings.transformer),
-            caption_dropout=settings.caption_dropout or 0.0,
+            caption_dropout=settings.share_without_caption,
             sparse=sparse_levels(self.pattern),
             sampling=settings.level_sampling,
             shift_of=lambda latents: self.task.shift(scheduler, (latents.shape[1], latents.shape[2], latents.shape[3])),

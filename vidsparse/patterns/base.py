@@ -76,7 +76,6 @@ class Pattern(ABC):
     Class attributes for `sparsify`:
         may_skip: whether `skips` may be True of it, whatever pattern it holds.
         two_passes: whether a call of the transformer is two passes, see `FreeSwim`.
-
         two_grids: whether it chooses for a chunk of frames among the tokens of `Context.key_grid`, by itself or by the
             patterns that it holds. Patterns of shapes alone do: `select` takes the rows of the whole video's map.
 

@@ -125,10 +125,11 @@ class Clock:
         self.grid = self.key_grid = self.irregular = None
         self.ranks = Ranks.of(transformer, self.adapter)
         try:
-            self.grid = self.adapter.grid(transformer, call)
-            self.key_grid = self.adapter.key_grid(transformer, call)
+            grid, key_grid = self.adapter.grid(transformer, call), self.adapter.key_grid(transformer, call)
         except NotImplementedError as error:
             self.irregular = str(error)
+        else:
+            self.grid, self.key_grid = grid, key_grid
         timestep = self.adapter.timestep(transformer, call)
         told = Told() if self._ear is None else self._ear.told
         self.perturbation = Perturbation.of(transformer, self.adapter, call)

@@ -62,7 +62,8 @@ def enable_parallelism(
             raise NotImplementedError(f"ulysses_anything=True is not possible for {adapter.family}; leave it out")
     mesh: Any = None  # one for all transformers
     for name, (transformer, adapter) in targets.items():
-        mesh = divide(transformer, adapter, plans[name], degree, ulysses_anything, mesh)
+        own = has_own_plan(transformer, plans[name])
+        mesh = divide(transformer, adapter, plans[name], degree, own, ulysses_anything, mesh)
         if not adapter.exchanges:
             transformer.register_forward_pre_hook(_refuse_own_attention)
 
@@ -73,13 +74,20 @@ def has_own_plan(transformer: torch.nn.Module, plan: Mapping[str, Any]) -> bool:
 
 
 def divide(
-    transformer: Any, adapter: Adapter, plan: Mapping[str, Any], degree: int, uneven: bool = False, mesh: Any = None
+    transformer: Any,
+    adapter: Adapter,
+    plan: Mapping[str, Any],
+    degree: int,
+    own: bool,
+    uneven: bool = False,
+    mesh: Any = None,
 ) -> Any:
     """Divide a transformer among processes, by diffusers' own means.
 
     Args:
         plan: what is divided where.
         degree: number of processes.
+        own: whether the plan is of diffusers, see `has_own_plan`.
         uneven: diffusers' `ulysses_anything`.
         mesh: of the processes, a `DeviceMesh`; by default of all.
 
@@ -88,7 +96,6 @@ def divide(
     """
     from diffusers import ContextParallelConfig
 
-    own = has_own_plan(transformer, adapter.parallel_plan(transformer))
     config: Any = ContextParallelConfig(ulysses_degree=degree, ulysses_anything=uneven, mesh=mesh)
     with _a_cpu_counts():
         transformer.enable_parallelism(config=config, cp_plan=plan)

@@ -39,7 +39,8 @@ def sharing(transformer: Any, mesh: Any) -> Iterator[None]:
     with ExitStack() as changes:
         changes.callback(_forget, transformer)
         changes.callback(remove_context_parallel, transformer, inputs)
-        divide(transformer, adapter, inputs, mesh["ulysses"].size(), has_own_plan(transformer, plan), mesh)
+        own = has_own_plan(transformer, plan)
+        divide(transformer, adapter, inputs, mesh["ulysses"].size(), own, uneven=own, mesh=mesh)
 
         def join(module: torch.nn.Module, args: Any, out: Any) -> Any:
             """Of several outputs the first is the video; the others are whole already."""

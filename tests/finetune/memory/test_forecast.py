@@ -203,6 +203,18 @@ def test_processes_that_share_a_clip_divide_its_activations() -> None:
         plan_training(model, replace(shared, context_parallel=2), clips, torch.float32, 2)
 
 
+def test_copies_of_weights_are_whole_in_each_process() -> None:
+    base = dict(rank=2, precision="no", gradient_checkpointing=True, offload_base=True)
+    clips, model = drawn_clips(1, Bucket(9, 16, 16)), find_model("shapes-64")
+    one, shared = (
+        plan_training(model, Settings(Dense(), context_parallel=count, **base), clips, torch.float32, count).largest  # type: ignore[arg-type]
+        for count in (1, 3)
+    )
+    blocks = load_pipeline(model="shapes-64").transformer.blocks
+    two = 2 * sum(weight.nbytes for weight in blocks[0].parameters())
+    assert two < shared.activations < one.activations and one.weights == shared.weights
+
+
 def test_divided_weights_are_a_part_and_two_blocks() -> None:
     settings = Settings(Dense(), rank=16, gradient_checkpointing=True)
     clips, model = drawn_clips(1, BUCKET), find_model("shapes-64")

@@ -65,20 +65,32 @@ def test_each_process_loads_onto_its_own_gpu(monkeypatch: pytest.MonkeyPatch) ->
     use_own_gpu({"LOCAL_RANK": "3"})
     assert chosen == []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     use_own_gpu({})
     use_own_gpu({"LOCAL_RANK": "3"})
     assert chosen == [3]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # where each process sees its own GPU alone
+    use_own_gpu({"LOCAL_RANK": "3"})
+    assert chosen == [3, 0]
 
 
 @pytest.mark.parametrize("place", [0, "cuda:0", torch.device("cuda", 0)], ids=str)
 def test_quantised_weights_on_the_gpu_of_another_process(place: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = pipeline()
+    pipe, second = pipeline(), {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}
     pipe.transformer.is_loaded_in_4bit, pipe.transformer.hf_device_map = True, {"": place}
     for alone in ({}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": "2", "LOCAL_RANK": "0"}):
         check_placed(pipe.transformer, alone)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(ValueError, match=r"are on cuda:0 and it trains on cuda:1; call torch.cuda.set_device\(int\("):
+    with monkeypatch.context() as gpus:
+        gpus.setattr(torch.cuda, "device_count", lambda: 1)  # each process sees its own GPU alone
+        check_placed(pipe.transformer, second)
+        gpus.setattr(torch.cuda, "device_count", lambda: 2)
+        todo = r"call torch.cuda.set_device\(int\(os.environ\['LOCAL_RANK'\]\) % torch.cuda.device_count\(\)\) before"
+        with pytest.raises(ValueError, match=f"are on cuda:0 and it trains on cuda:1; {todo}"):
+            check_placed(pipe.transformer, second)
+    for name, value in second.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("vidsparse.finetune.process.accelerator.own_gpu", lambda environment: 1)
+    with pytest.raises(ValueError, match="are on cuda:0 and it trains on cuda:1"):
         check_pipeline(pipe, Settings(PATTERN))
     pipe.transformer.is_loaded_in_4bit = False
     check_pipeline(pipe, Settings(PATTERN))

@@ -22,7 +22,7 @@ ODD = Bucket(9, 12, 20)  # 3x3x5 tokens
 # A gradient is a sum over tokens, and each addition rounds.
 ROUNDING = TOKENS * torch.finfo(torch.float32).eps
 CLIP: dict[str, Any] = dict(heads=2, log_every=1)
-WATCHED = CLIP | dict(videos=5, validation_share=0.2, samples=True, sample_every=2, sample_steps=2, inference_steps=6)
+WATCHED = CLIP | dict(videos=5, validation_share=0.2, samples=True, sample_every=4, sample_steps=2, inference_steps=6)
 UNEVEN = CLIP | dict(bucket=ODD, gradient_checkpointing=True, batch=2, videos=5, validation_share=0.2)
 AWAY = UNEVEN | dict(offload_base=True, offload_activations=True)
 
@@ -75,7 +75,7 @@ def test_two_processes_learn_from_one_clip_what_one_process_learns(
     assert_learned_alike(asked["uneven"].folder, found["uneven"], *alone["uneven"])
     assert_learned_alike(asked["away"].folder, found["away"], *alone["uneven"])
     videos = sorted(path.name for path in (asked["watched"].folder / "samples").iterdir())
-    assert videos == [f"step-000000{step}-0.mp4" for step in (0, 2, 4)]
+    assert videos == [f"step-000000{step}-0.mp4" for step in (0, 4)]
     # Begun in one process and continued in two, and the other way round.
     assert_learned_alike(alone["stopped"][0], found["continued"], *alone["plain"])
     said: list[str] = []
@@ -85,7 +85,7 @@ def test_two_processes_learn_from_one_clip_what_one_process_learns(
 
 
 def test_two_groups_of_two_learn_from_two_clips(tmp_path: Path, cache: Path) -> None:
-    changes = dict(heads=4, log_every=1, videos=5, validation_share=0.2)
+    changes = dict(heads=4, log_every=1, videos=5, validation_share=0.2, steps=2)
     one = train(tmp_path / "one", cache, **changes, batch=2)
     (found,) = train_on(4, cache, [Asked(tmp_path / "four", False, shared(changes))])
     assert_learned_alike(tmp_path / "four", found, tmp_path / "one", one)
@@ -97,7 +97,7 @@ def test_which_processes_share_a_clip() -> None:
     assert [groups.speaks for groups in four] == [True, False, True, False]
     rows = torch.arange(8)[:, None]  # two of each process
     assert four[0].one_each(rows).flatten().tolist() == [0, 1, 4, 5]
-    assert Groups(1, 3, 4).one_each(rows) is not None and Groups(1, 3, 4).own == 3
+    assert torch.equal(Groups(1, 3, 4).one_each(rows), rows) and Groups(1, 3, 4).own == 3
 
 
 def test_numbers_of_processes_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,8 +120,8 @@ def test_models_and_sizes_that_processes_cannot_share() -> None:
     ):
         check_pipeline(pipeline(4), Settings(PATTERN, context_parallel=3))
     check_pipeline(pipeline(4), Settings(PATTERN, context_parallel=2), [ODD])
-    with pytest.raises(ValueError, match=r"9 frames of 20x12 are 45 tokens to divide, .*=2 so that .*, or dropout=0"):
-        check_pipeline(pipeline(4), Settings(PATTERN, context_parallel=2, dropout=0.1), [ODD])
+    with pytest.raises(ValueError, match=r"dropout=0\.1 with context_parallel=2 would drop the same in each part"):
+        Settings(PATTERN, context_parallel=2, dropout=0.1)
     for name, size, message in (
         ("ltx2", None, "context_parallel=2 is not possible: diffusers' own plan for LTX-2 fails"),
         ("hunyuan-image-replaced", None, "context_parallel=2 is not possible: .*token_replace"),

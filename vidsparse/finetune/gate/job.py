@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from vidsparse.finetune.data.cache import encode
 from vidsparse.finetune.data.clips import Bucket, Clip
 from vidsparse.finetune.families import task_for
 from vidsparse.finetune.gate.training import GateTraining, gate_in, with_pattern
+from vidsparse.finetune.process.accelerator import processes
 from vidsparse.finetune.process.lock import locked
 from vidsparse.finetune.process.stopping import stopping
 from vidsparse.finetune.settings import Settings
@@ -27,7 +27,7 @@ def check_gate(pipe: Any, settings: Settings, buckets: Iterable[Bucket] = ()) ->
         NotImplementedError: several processes; positions that differ from those of the model; or see `check_pipeline`.
     """
     gate = gate_in(settings.pattern)
-    if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+    if (count := processes()) > 1:
         raise NotImplementedError(
             f"a gate is trained by one process, and here are {count}; start it without a launcher"
         )

@@ -105,7 +105,7 @@ class GateTraining:
             world=1,
             shift=self.task.shift(scheduler, examples.view),
             bounds=(max(bounds[0], sparse[0]), min(bounds[1], sparse[1])),  # dense steps need no gate
-            caption_dropout=settings.caption_dropout or 0.0,
+            caption_dropout=settings.share_without_caption,
             sampling=settings.level_sampling,
             shift_of=lambda latents: self.task.shift(scheduler, (latents.shape[1], latents.shape[2], latents.shape[3])),
         )

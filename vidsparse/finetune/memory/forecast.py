@@ -52,7 +52,7 @@ class StepForecast:
         lora: of the LoRA and its gradient. states: of the optimizer and the running average.
         resting: bytes of the weights that rest in the CPU's memory, and are not among `weights`.
         activations: the most bytes of all other tensors at once, with dense attention; also weights that are there
-            while a layer runs. Processes that share a clip divide it, and exchange tokens for heads besides.
+            while a layer runs. Processes that share a clip divide all but these, and exchange tokens for heads besides.
         offloaded: bytes of these that wait in the CPU's memory.
         flops: forward, recomputed and backward, by the density of attention.
         density: mean density of attention over layers and noise levels, with kept tiles as a whole.
@@ -141,7 +141,7 @@ def forecast_step(
         resting=resting,
         lora=8 * lora,
         states=(STATES[settings.optimizer] + average) * lora,
-        activations=(live - offloaded + exchanged) // shares,
+        activations=live + (exchanged - offloaded) // shares,
         offloaded=offloaded // shares,
         flops=flops / shares,
         density=density,
@@ -162,13 +162,13 @@ def _run(
         at_rest: layers whose weights rest in fewer bits.
 
     Returns:
-        The most bytes beside weights and gradients, those of large tensors that the forward pass keeps, and those of
-        weights in the CPU's memory.
+        The most bytes of a process beside weights and gradients, those of large tensors that the forward pass keeps in
+        all processes of a group, and those of weights in the CPU's memory.
     """
     if settings.gradient_checkpointing:
         module.enable_gradient_checkpointing()
     module.train()
-    live, kept = LiveBytes(), dict[int, int]()
+    live, kept = LiveBytes(settings.context_parallel), dict[int, int]()
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         if bytes_of(tensor) >= LEAST and not isinstance(tensor, torch.nn.Parameter):

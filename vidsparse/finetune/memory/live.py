@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -17,35 +17,57 @@ from vidsparse.finetune.memory.wrapped import inner_tensors
 class LiveBytes(TorchDispatchMode):
     """Within the context, counts the storages of tensors that operators make, on any device, until they are freed.
 
+    Args:
+        shares: processes that divide what is counted, except what comes from the left out tensors alone, such as copies
+            of weights.
+
     Attributes:
-        now: bytes that are alive. peak: the most that were.
+        now: bytes that are alive. whole: those of them that come from the left out tensors alone.
+        peak: the most bytes that one process had.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shares: int = 1) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
+        self.now = self.whole = self.peak = 0
+        self._shares = shares
         self._known: set[int] = set()
+        self._own: set[int] = set()  # storages of the left out tensors, and of what comes from them alone
 
     def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
         """Do not count these, which were there before."""
-        self._known |= {inner.untyped_storage()._cdata for tensor in tensors for inner in inner_tensors(tensor)}
+        places = {inner.untyped_storage()._cdata for tensor in tensors for inner in inner_tensors(tensor)}
+        self._known |= places
+        self._own |= places
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                for inner in inner_tensors(tensor):  # the storage of what is made of tensors takes no memory
-                    self._add(inner.untyped_storage())
+        given = [x.untyped_storage()._cdata for x in _parts((args, kwargs))]
+        whole = bool(given) and self._own.issuperset(given)
+        for inner in _parts(out):
+            self._add(inner.untyped_storage(), whole)
         return out
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
+    def _add(self, storage: torch.UntypedStorage, whole: bool) -> None:
         place, size = storage._cdata, storage.nbytes()
         if place not in self._known:
             self._known.add(place)
             self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, partial(self._free, place, size)).atexit = False
+            if whole:
+                self._own.add(place)
+                self.whole += size
+            self.peak = max(self.peak, self.whole + (self.now - self.whole) // self._shares)
+            weakref.finalize(storage, partial(self._free, place, size, whole)).atexit = False
 
-    def _free(self, place: int, size: int) -> None:
+    def _free(self, place: int, size: int, whole: bool) -> None:
         self._known.discard(place)
         self.now -= size
+        if whole:
+            self._own.discard(place)
+            self.whole -= size
+
+
+def _parts(values: Any) -> Iterator[torch.Tensor]:
+    """The tensors among values; of one that is made of tensors, these: its own storage takes no memory."""
+    for tensor in tree_leaves(values):
+        if isinstance(tensor, torch.Tensor):
+            yield from inner_tensors(tensor)

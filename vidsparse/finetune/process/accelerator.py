@@ -126,7 +126,14 @@ def use_own_gpu(environment: Mapping[str, str] = os.environ) -> None:
     import torch
 
     if torch.cuda.is_available() and "LOCAL_RANK" in environment:
-        torch.cuda.set_device(int(environment["LOCAL_RANK"]))
+        torch.cuda.set_device(own_gpu(environment))
+
+
+def own_gpu(environment: Mapping[str, str] = os.environ) -> int:
+    """The index of the GPU of this process, as accelerate counts: each process may see its own GPU alone."""
+    import torch
+
+    return int(environment.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
 
 
 def check_placed(transformer: Any, environment: Mapping[str, str] = os.environ) -> None:
@@ -143,11 +150,12 @@ def check_placed(transformer: Any, environment: Mapping[str, str] = os.environ) 
     places = (getattr(transformer, "hf_device_map", None) or {}).values()
     gpus = [place for place in places if str(place) not in ("cpu", "disk")]
     found = {torch.device("cuda", place) if isinstance(place, int) else torch.device(place) for place in gpus}
-    own = torch.device("cuda", int(environment.get("LOCAL_RANK", "0")))
+    own = torch.device("cuda", own_gpu(environment))
     if elsewhere := found - {own}:
         raise ValueError(
             f"the quantised weights of this process are on {', '.join(sorted(map(str, elsewhere)))} and it trains on "
-            f"{own}; call torch.cuda.set_device(int(os.environ['LOCAL_RANK'])) before from_pretrained"
+            f"{own}; call torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()) before "
+            "from_pretrained"
         )
 
 

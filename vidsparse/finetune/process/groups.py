@@ -108,15 +108,13 @@ def check_sharing(task: TrainingTask, transformer: Any, settings: Settings, buck
     except NotImplementedError as error:
         raise NotImplementedError(f"context_parallel={size} is not possible: {error}; leave it out") from None
     check_degree(size, transformer, adapter, "context_parallel")
-    if has_own_plan(transformer, plan) and not settings.dropout:
+    if has_own_plan(transformer, plan):
         return
     for bucket in buckets:
         if (tokens := _divided_tokens(task, transformer, bucket)) % size:
-            why = "so that all drop the same of what they share" if settings.dropout else f"for {adapter.family}"
             raise ValueError(
                 f"{bucket.frames} frames of {bucket.width}x{bucket.height} are {tokens} tokens to divide, which must "
-                f"be a multiple of context_parallel={size} {why}; choose another size or number of frames"
-                + (", or dropout=0" if settings.dropout else "")
+                f"be a multiple of context_parallel={size} for {adapter.family}; choose another size or length"
             )
 
 
