@@ -76,7 +76,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
             "vidsparse.runtime.run",
             "vidsparse.runtime.sharing",
         ),
-        *("vidsparse.runtime.sparsify", "vidsparse.serialize", "vidsparse_kernels.layout"),
+        *("vidsparse.runtime.sparsify", "vidsparse.serialize"),
     ),
     "vidsparse.finetune.data": (
         "vidsparse.finetune.families",

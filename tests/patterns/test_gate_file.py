@@ -12,7 +12,6 @@ import torch
 from gates import HEADER, gate_folder, random_weights
 from safetensors.torch import save_file
 
-from vidsparse.patterns import gate_file
 from vidsparse.patterns.gate_file import GateHeader, gate_path, load_gate, save_gate
 from vidsparse.patterns.gate_weights import GateWeights
 
@@ -50,7 +49,7 @@ def test_an_earlier_file_survives_a_full_disk(tmp_path: Path, monkeypatch: pytes
     def full(*_: object) -> bytes:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(gate_file, "save", full)
+    monkeypatch.setattr("safetensors.torch.save", full)
     with pytest.raises(OSError, match=r"cannot write the gate .*No space left on device; an earlier one is whole"):
         save_gate(path, HEADER, [])
     assert load_gate(str(path), "transformer").header == HEADER

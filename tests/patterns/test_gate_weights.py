@@ -41,7 +41,7 @@ def test_an_untrained_gate_scores_as_means_do() -> None:
     grid, tile = VideoGrid(3, 5, 7, 1, 2), (2, 2, 4)
     query, key = torch.randn(2, 2, grid.tokens, 3, 8)
     pooled = Pooled.of(query, key, grid, tile)
-    means = TopBlocks(density=0.5)._scores(query, key, grid, tile) + pooled.log_sizes
+    means = TopBlocks(density=0.5)._scores(query, key, grid.tiling(tile)) + pooled.log_sizes
     torch.testing.assert_close(GateWeights.untrained(3, 8).scores(pooled), means)
 
 

@@ -93,9 +93,11 @@ def _family(layers: list[str], file: Path) -> str:
     found = guess_families(layers)
     if not found:
         raise ValueError(f"{file} is of no family that is known: its layers are called {', '.join(layers[:3])}, ...")
-    if len({original_names(family, layers) for family in found}) > 1:
+    # Models that share a family's layers and have no known original names do not make it doubtful.
+    known = [family for family in found if family in ORIGINALS] or found
+    if len({original_names(family, layers) for family in known}) > 1:
         raise ValueError(
-            f"{file} may be for {' or '.join(found)}, whose original names differ; say which with family=, on the "
+            f"{file} may be for {' or '.join(known)}, whose original names differ; say which with family=, on the "
             "command line with --family"
         )
     return found[0]

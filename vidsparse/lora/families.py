@@ -40,7 +40,9 @@ def names_of(family: str) -> Names:
 
 
 def guess_families(layers: Iterable[str]) -> list[str]:
-    """The families that know most of the names in a file, the plainest first; none if all know few.
+    """The families that know most of the names in a file; none if all know few.
+
+    Those with known original names come first, then the plainest.
 
     Args:
         layers: names in the file.
@@ -49,7 +51,7 @@ def guess_families(layers: Iterable[str]) -> list[str]:
     known = {family: sum(names_of(family).find(layer) is not None for layer in listed) for family in ADAPTERS}
     most = max(known.values(), default=0)
     found = [family for family, count in known.items() if count == most] if most > LEAST * len(listed) else []
-    return sorted(found, key=lambda family: (len(names_of(family).layers), len(family)))
+    return sorted(found, key=lambda family: (family not in ORIGINALS, len(names_of(family).layers), len(family)))
 
 
 def original_names(family: str, layers: Iterable[str]) -> tuple[str, ...]:

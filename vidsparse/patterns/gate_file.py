@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from vidsparse.atomic import replacing
 from vidsparse.grid import Tile, check_tile, is_whole
@@ -131,6 +129,8 @@ def save_gate(path: Path, header: GateHeader, layers: Sequence[GateWeights]) -> 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
+    from safetensors.torch import save
+
     weights = {
         f"layers.{index}.{name}": tensor.detach().float().cpu().contiguous()
         for index, layer in enumerate(layers)
@@ -146,6 +146,8 @@ def save_gate(path: Path, header: GateHeader, layers: Sequence[GateWeights]) -> 
 
 @lru_cache(maxsize=8)
 def _read(path: Path, modified: int, size: int) -> Gate:
+    from safetensors import SafetensorError, safe_open  # patterns work where there is PyTorch alone
+
     del modified, size  # they only tell apart what a path held at different times
     try:
         with torch.inference_mode(False), safe_open(path, framework="pt") as file:
