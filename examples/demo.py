@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROMPT = "a red circle moving left on a blue background"
+PROMPT = "a green triangle moving left on a white background"
 NEXT = (
     (["generate", "a green square bouncing on a white background"], "a video of your own; --help has all options"),
     (["estimate", "wan2.1-14b", "--gpu", "H100"], "what a real model would gain; without a name: which are known"),
