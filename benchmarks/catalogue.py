@@ -28,6 +28,7 @@ from subject import add_model, grid_of, prompts_of, results_of, sampling_of
 
 import vidsparse
 from vidsparse.atomic import replacing
+from vidsparse.generation.allocator import keep_freed_memory
 from vidsparse.generation.metrics import difference
 from vidsparse.generation.models import find_model, source_of
 from vidsparse.generation.sample import sample
@@ -75,6 +76,7 @@ class Subject:
     """A model, and how one of its videos is sampled and compared."""
 
     def __init__(self, arguments: argparse.Namespace):
+        keep_freed_memory()
         self.model = find_model(arguments.model)
         self.pipe = self.model.load(getattr(torch, arguments.dtype))
         self.pipe.set_progress_bar_config(disable=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import vidsparse
+from vidsparse.generation.allocator import keep_freed_memory
 from vidsparse.generation.frames import geometry
 from vidsparse.generation.models import DEFAULT, SHIPPING, find_model, ships
 from vidsparse.generation.pipeline import first_recipe, load_pipeline
@@ -69,6 +70,7 @@ def load_model(arguments: argparse.Namespace) -> tuple[Any, vidsparse.LoraRecipe
         arguments.model = recipe.base if recipe.base and ships(recipe.base) else DEFAULT
     if loras:
         arguments.positions = recipe.positions or "plain"
+    keep_freed_memory()
     pipe = load_pipeline(
         find_model(arguments.model),
         loras=loras,

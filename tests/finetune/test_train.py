@@ -236,9 +236,11 @@ def test_another_sampler_and_shift_are_trained_for_and_taken_out_again(tmp_path:
 
 def test_the_expert_of_low_noise(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sampled_with: list[str] = []
+    positions = []
 
     def write(pipe: Any, *arguments: Any) -> Any:
         sampled_with.append(str(pipe.transformer.attn_processors))
+        positions.extend(expert.rope.freqs_cos for expert in (pipe.transformer, pipe.transformer_2))
         return write_samples(pipe, *arguments)
 
     monkeypatch.setattr("vidsparse.finetune.samples.write_samples", write)
@@ -246,13 +248,16 @@ def test_the_expert_of_low_noise(tmp_path: Path, cache: Path, monkeypatch: pytes
     pipe.register_modules(transformer_2=pipeline().transformer.eval())
     pipe.register_to_config(boundary_ratio=0.9)
     sampled = dict(sample_every=4, sample_prompts=("a red circle moving left on a blue background",))
-    weights = train(tmp_path, cache, pipe, transformer="transformer_2", **sampled)
+    lengths: dict[str, Any] = dict(trained_frames=5, positions="riflex")
+    weights = train(tmp_path, cache, pipe, transformer="transformer_2", **lengths, **sampled)
     assert all(weight.abs().max() > 0 for weight in weights.values())
     assert pipe.transformer_2.training and not pipe.transformer.training and not pipe.vae.training
     assert not hasattr(pipe.transformer, "peft_config") and read_recipe(tmp_path).transformer == "transformer_2"
     assert list((tmp_path / "samples").glob("*.mp4"))
     assert "Sparse" in sampled_with[0], "the other expert attends as in a generation"
     assert "Sparse" not in str(pipe.transformer.attn_processors)
+    assert torch.equal(*positions[:2]), "and has the positions of the longer videos"
+    assert not torch.equal(positions[0], pipe.transformer.rope.freqs_cos)
 
 
 def test_dense_and_sparse_trainings_differ(tmp_path: Path, cache: Path) -> None:

@@ -162,6 +162,36 @@ def test_positions_are_those_of_the_training(trained: Any, folder: Path, named: 
     assert not torch.equal(pipe.transformer.rope.freqs_cos, trained.transformer.rope.freqs_cos)
 
 
+def test_both_experts_get_the_positions_of_a_longer_video(trained: Any, tmp_path: Path) -> None:
+    pipe = untrained(trained)
+    pipe.register_modules(transformer_2=shapes.build_transformer(num_layers=2))
+    experts = {"transformer": pipe.transformer, "transformer_2": pipe.transformer_2}
+    tables = {kind: _cosines(kind) for kind in ("plain", "riflex", "yarn")}
+    folders = {
+        kind: save_lora(tmp_path / kind, trained, replace(RECIPE, positions=kind))
+        for kind in ("plain", "riflex", "yarn")
+    }
+
+    def load(kind: str, transformer: str) -> list[str]:
+        load_lora(pipe, folders[kind], transformer=transformer, note=lambda text: None)
+        return [next(k for k, x in tables.items() if torch.equal(x, e.rope.freqs_cos)) for e in experts.values()]
+
+    assert load("riflex", "transformer") == ["riflex", "riflex"]
+    assert load("yarn", "transformer_2") == ["riflex", "yarn"], "the first expert has a LoRA that decided"
+    assert load("plain", "transformer") == ["plain", "yarn"]
+    unload_lora(pipe)
+    assert all(torch.equal(tables["plain"], expert.rope.freqs_cos) for expert in experts.values())
+    assert load("plain", "transformer") == ["plain", "plain"]
+    assert load("yarn", "transformer") == ["yarn", "yarn"]
+
+
+def _cosines(kind: str) -> torch.Tensor:
+    transformer = pipeline().transformer
+    extend_positions(transformer, frames=33, trained_frames=9, kind=kind)
+    cosines: torch.Tensor = transformer.rope.freqs_cos
+    return cosines
+
+
 def test_unloaded_the_pipeline_is_as_before(trained: Any, tmp_path: Path) -> None:
     pipe = untrained(trained)
     folder = save_lora(tmp_path, trained, replace(RECIPE, sampler="sde", flow_shift=5.0))

@@ -40,6 +40,7 @@ def bench(
 
     from vidsparse import Context, bench, head_groups
     from vidsparse.attention import check_impl
+    from vidsparse.generation.allocator import keep_freed_memory
     from vidsparse.generation.frames import check_map, geometry
     from vidsparse.generation.pipeline import check_device
     from vidsparse.patterns.names import build_pattern
@@ -47,6 +48,8 @@ def bench(
     chosen = build_pattern(pattern, density, settings)
     on = torch.device(check_device(device))
     check_impl(impl, on)
+    if on.type == "cpu":
+        keep_freed_memory()
     if tune and on.type != "cuda":
         raise ValueError(f"--tune times launches on a GPU, but the device is {on}")
     known = geometry(model)

@@ -45,6 +45,7 @@ def finetune(request: Finetuning, *, dry_run: Annotated[bool, Option("--dry-run"
     from vidsparse.finetune.data.captions import read_entries
     from vidsparse.finetune.families import task_for
     from vidsparse.finetune.process.accelerator import use_own_gpu
+    from vidsparse.generation.allocator import keep_freed_memory
     from vidsparse.generation.pipeline import load_pipeline
     from vidsparse.patterns.names import build_correction
 
@@ -85,6 +86,8 @@ def finetune(request: Finetuning, *, dry_run: Annotated[bool, Option("--dry-run"
         clips, _ = hold_out(_clips(request, request.data, buckets, model, None), request.validation_share)
         print_finetuning(model, settings, clips, getattr(torch, _dtype(request, model)), _gpu(request))
         return
+    if training_device(request.cpu).type == "cpu":
+        keep_freed_memory()
     main = is_first()
     dtype = _dtype(request, model)
     if request.train_gate:

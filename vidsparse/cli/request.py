@@ -315,12 +315,15 @@ class Request(GenerationOptions):
     def load_pipe(self) -> Any:
         """The pipeline. Raises: see `vidsparse.generation.pipeline.load_pipeline`."""
         from vidsparse.cli.messages import live_console
-        from vidsparse.generation.pipeline import load_pipeline
+        from vidsparse.generation.allocator import keep_freed_memory
+        from vidsparse.generation.pipeline import check_device, load_pipeline
         from vidsparse.generation.pipeline_inputs import option_of
 
         if self.known.pipeline is not None:
             own, given = self.known.parts["_class_name"], " or ".join(map(option_of, self.inputs.given))
             note(f"{own} takes no {given}: its parts run as {self.known.pipeline}")
+        if check_device(self.device) == "cpu":
+            keep_freed_memory()
         with live_console().status(f"loading {self.model}"):
             return load_pipeline(
                 self.known,

@@ -130,11 +130,11 @@ class Training:
             pipe.scheduler = scheduler
             lengths = frames, self.recipe.trained_frames or frames
             latent, trained = (latent_frames(count, self.task.stride[0]) for count in lengths)
-            self._changes.callback(extend_positions(self.module, latent, trained, settings.positions).restore)
+            for expert in (self.module, *self._others()):  # the other one makes sample videos
+                self._changes.callback(extend_positions(expert, latent, trained, settings.positions).restore)
             self.run = sparsify(self.module, self.pattern, correction=settings.correction)
             self._changes.callback(self.run.restore)
             if settings.base == "float8":
-                # The other expert makes sample videos.
                 for part in (self.module, *(self._others() if samples is not None else ())):
                     cast_layers(part, settings.half or part.dtype)
             self._changes.enter_context(

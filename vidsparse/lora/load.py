@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ class _Added:
     before: Any  # the scheduler before the first LoRA
     scheduler: Any = None  # the scheduler of the last one
     positions: list[ExtendedPositions] = field(default_factory=list)
+    positioned: set[str] = field(default_factory=set)  # transformers whose own LoRA decided their positions
     parameters: list[Changed] = field(default_factory=list)
 
 
@@ -103,15 +104,18 @@ def load_lora(
     if stored.is_bare_peft:
         note(f"{file} does not say its alpha, and no adapter_config.json is beside it: alpha is taken to be the rank")
     adapter_name = adapter_name or free_name(models.values())
+    positioned = _added[pipe].positioned if pipe in _added else set()
     with ExitStack() as undo:
-        positions = _extend_positions(pipe, model, recipe)
-        for extended in positions:
-            undo.callback(extended.restore)
+        positions: list[ExtendedPositions] = []
+        for each in _positioned(models, recipe, positioned):
+            positions.append(extend_positions(each, *_latent_lengths(pipe, recipe), recipe.positions or "plain"))
+            undo.callback(positions[-1].restore)
         changed = [x for place, lora in fitted for x in attach(pipe, place, lora, adapter_name, strength, undo)]
         undo.pop_all()
     added = _added.setdefault(pipe, _Added(pipe.scheduler))
     added.parameters += changed
     added.positions += positions
+    added.positioned |= {name} if positions else set()
     pipe.scheduler = added.scheduler = scheduler
     return recipe
 
@@ -188,9 +192,15 @@ def _places(pipe: Any, model: Any, stored: Stored) -> list[tuple[Any, Stored]]:
     return [(place, part) for place, part in zip((connectors, model), parts, strict=True) if part.layers]
 
 
-def _extend_positions(pipe: Any, model: Any, recipe: LoraRecipe) -> list[ExtendedPositions]:
-    if recipe.positions is None or recipe.frames is None or recipe.trained_frames is None:
+def _positioned(models: Mapping[str, Any], recipe: LoraRecipe, decided: Collection[str]) -> list[Any]:
+    """The transformers that get a LoRA's positions: its own, and for a longer video those that no LoRA decided for."""
+    if recipe.positions is None:
         return []
-    known = pipeline_geometry(pipe)
-    frames, trained_frames = (known.frames(count)[1] for count in (recipe.frames, recipe.trained_frames))
-    return [extend_positions(model, frames, trained_frames, recipe.positions)]
+    asked = recipe.positions != "plain"
+    return [model for name, model in models.items() if name == recipe.transformer or (asked and name not in decided)]
+
+
+def _latent_lengths(pipe: Any, recipe: LoraRecipe) -> tuple[int, int]:
+    """Latent frames of the videos that a LoRA was trained for, and of those that its base model was trained with."""
+    known, frames, trained = pipeline_geometry(pipe), recipe.frames or 1, recipe.trained_frames or 1
+    return known.frames(frames)[1], known.frames(trained)[1]
