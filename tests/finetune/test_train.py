@@ -248,7 +248,7 @@ def test_the_expert_of_low_noise(tmp_path: Path, cache: Path, monkeypatch: pytes
     pipe.register_modules(transformer_2=pipeline().transformer.eval())
     pipe.register_to_config(boundary_ratio=0.9)
     sampled = dict(sample_every=4, sample_prompts=("a red circle moving left on a blue background",))
-    lengths: dict[str, Any] = dict(trained_frames=5, positions="riflex")
+    lengths: dict[str, Any] = dict(trained_frames=5, positions="yarn")
     weights = train(tmp_path, cache, pipe, transformer="transformer_2", **lengths, **sampled)
     assert all(weight.abs().max() > 0 for weight in weights.values())
     assert pipe.transformer_2.training and not pipe.transformer.training and not pipe.vae.training
