@@ -51,7 +51,7 @@ def test_a_failure_puts_everything_back(at: str, tmp_path: Path, cache: Path, mo
             real(*arguments, **more)  # all of it is done, and then it fails
         raise RuntimeError("no memory")
 
-    changes: dict[str, Any] = dict(gradient_checkpointing=True, precision="bf16", trained_frames=5, positions="riflex")
+    changes: dict[str, Any] = dict(gradient_checkpointing=True, precision="bf16", trained_frames=5, positions="yarn")
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no memory"):
         patch.setattr(place, name, fails)
         train(tmp_path / "run", cache, pipe, flow_shift=9.0, ema=0.9, **changes)
