@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -56,7 +57,8 @@ def check_box(box: Tile, tile: Tile) -> None:
         ValueError: the box does not divide the tile.
     """
     if any(side % part for side, part in zip(tile, box, strict=True)):
-        raise ValueError(f"box={box} must divide the pattern's key tile {tile} along every axis")
+        fitting = tuple(map(math.gcd, tile, box))
+        raise ValueError(f"box={box} must divide the pattern's key tile {tile} along every axis, such as box={fitting}")
 
 
 def kept_boxes(block_map: BlockMap, box: Tile, device: torch.device) -> torch.Tensor:
