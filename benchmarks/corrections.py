@@ -34,6 +34,7 @@ from vidsparse import (
     Pattern,
     PooledComplement,
     PowerOfTwo,
+    ProxyTokens,
     Radial,
     Rectified,
     Reshaped,
@@ -110,6 +111,8 @@ def extra_cost(correction: Correction | None, block_map: BlockMap) -> float:
     if isinstance(correction, PooledComplement):
         share = math.prod(grid.tiles(correction.pool_tile(block_map.key_tile))) / grid.tokens
         return share * (1 + 0.5 * correction.gate + 0.5 * correction.variance)
+    if isinstance(correction, ProxyTokens):
+        return math.prod(grid.tiles(correction.box)) / grid.tokens
     if isinstance(correction, Reshaped):
         return (1 - block_map.density) / correction.refresh_every
     return 0.0

@@ -112,6 +112,6 @@ def test_another_model(lora: tuple[Any, Path], tmp_path: Path) -> None:
     first = {name: weight for name, weight in load_file(lora[1]).items() if ".blocks.0." in name}
     save_file(first, tmp_path / "part.safetensors", header)
     larger = pipeline(num_layers=3)
-    with pytest.raises(ValueError, match="are for another model or other boxes: blocks.2.attn1.key is missing"):
+    with pytest.raises(ValueError, match=r"are for another model or other boxes: blocks\.2\.attn1\.key is missing"):
         load_lora(larger, tmp_path / "part.safetensors")
     assert not proxies_in(larger.transformer) and not getattr(larger.transformer, "peft_config", None)

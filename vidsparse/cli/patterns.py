@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 DENSITY_HELP = "Fraction of tile pairs to keep, for patterns that have one."
 SET_HELP = "A field of the pattern, such as window=9,24,24; may be given again."
-CORRECTION_HELP = "What is added back for dropped tiles, with fields after a name: 'proxy-tokens box=1,8,8'. See `vidsparse patterns`."
+CORRECTION_HELP = (
+    "What is added back for dropped tiles, with fields after a name: 'proxy-tokens box=1,8,8'. See "
+    "`vidsparse patterns`."
+)
 PATTERN_HELP = "See `vidsparse patterns`; or FILE.json; or your own class, as FILE.py:CLASS or MODULE:CLASS."
 NAME_HELP = "Show all of one pattern or correction; also of your own class, as FILE.py:CLASS or MODULE:CLASS."
 SHADES = " .:-=+*#@"  # from nothing to all
