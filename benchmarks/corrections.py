@@ -108,11 +108,11 @@ def contenders(densities: list[float]) -> dict[str, list[Pattern]]:
 def extra_cost(correction: Correction | None, block_map: BlockMap) -> float:
     """Products that the correction computes, as a share of dense attention's two of tokens x tokens."""
     grid = block_map.grid
-    if isinstance(correction, PooledComplement):
+    if isinstance(correction, (PooledComplement, ProxyTokens)):
         share = math.prod(grid.tiles(correction.pool_tile(block_map.key_tile))) / grid.tokens
+        if isinstance(correction, ProxyTokens):
+            return share
         return share * (1 + 0.5 * correction.gate + 0.5 * correction.variance)
-    if isinstance(correction, ProxyTokens):
-        return math.prod(grid.tiles(correction.box)) / grid.tokens
     if isinstance(correction, Reshaped):
         return (1 - block_map.density) / correction.refresh_every
     return 0.0

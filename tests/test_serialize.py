@@ -27,6 +27,7 @@ from vidsparse import (
     PerLayer,
     PerPhase,
     PooledComplement,
+    ProxyTokens,
     PowerOfTwo,
     Radial,
     RadialRaster,
@@ -71,6 +72,7 @@ EXAMPLES: list[Pattern | Correction] = [
     VideoSparse(density=0.2),
     GatedCoarse(),
     PooledComplement(),
+    ProxyTokens((2, 4, 4), learned=True),
     Rectified(),
     Reshaped(),
 ]

@@ -23,6 +23,7 @@ CASES = {
     "other-key-tile": (Case(TEXT, (1, 2, 4), (2, 4, 4), batch=2, map_heads=2), (2, 2, 2)),
     "one-frame": (Case(VideoGrid(1, 13, 11), (1, 8, 8)), (1, 4, 4)),
     "empty-rows": (Case(VideoGrid(5, 7, 6), empty=(0, 3)), (1, 1, 2)),
+    "box-larger-than-tile": (Case(TEXT, (1, 2, 8), (1, 2, 8), batch=2), (2, 4, 4)),
     "one-token": (Case(VideoGrid(1, 1, 1)), (1, 2, 2)),
 }
 every_case = pytest.mark.parametrize(("case", "box"), CASES.values(), ids=CASES)
@@ -56,9 +57,10 @@ def looped(now: SparseCall, box: tuple[int, int, int], proxies: Proxies) -> torc
     )
     batch, _, heads, head_dim = q.shape
     key, value, mass = (x.double() for x in proxies)
-    boxes = tile_tokens(grid.view, box, grid.prefix)
     tiles = tile_tokens(grid.view, block_map.key_tile, grid.prefix)
-    parent = [next(i for i, tile in enumerate(tiles) if tokens[0] in tile) for tokens in boxes]
+    wholes = tile_tokens(grid.view, box, grid.prefix)
+    parts = [(x[torch.isin(x, tile)], i) for x in wholes for i, tile in enumerate(tiles)]
+    boxes, parent = zip(*((x, i) for x, i in parts if len(x)), strict=True)
     text = block_map.layout.key.extra_tokens.tolist()
     kept = block_map.to_dense().expand(batch, heads, -1, -1)
     rows = []
@@ -127,7 +129,8 @@ def test_against_loops_in_float64(case: Case, box: tuple[int, int, int]) -> None
 @every_case
 def test_averages_are_the_pooled_complement(case: Case, box: tuple[int, int, int]) -> None:
     now = call(case, *case.tensors(), drawn(case.heads, box))
-    expected = PooledComplement(gate=False, box=box).correct(now)
+    smaller = ProxyTokens(box).pool_tile(now.block_map.key_tile)
+    expected = PooledComplement(gate=False, box=smaller).correct(now)
     assert torch.equal(ProxyTokens(box).correct(now), expected), "learned weights do not count"
     assert torch.equal(ProxyTokens(box, learned=True).correct(replace(now, proxies=None)), expected)
     untrained = ProxyWeights(case.heads, box)().__class__(*(x.detach() for x in ProxyWeights(case.heads, box)()))
@@ -195,9 +198,14 @@ def test_far_logits_do_not_overflow() -> None:
     torch.testing.assert_close(found.double(), looped(now, box, steep), **TINY)
 
 
+def test_boxes_as_tiles_cut_them() -> None:
+    cuts = {(2, 8, 8): (1, 4, 4), (8, 2, 8): (1, 2, 4), (32, 1, 2): (1, 1, 2), (4, 4, 4): (1, 4, 4)}
+    assert {tile: ProxyTokens().pool_tile(tile) for tile in cuts} == cuts
+
+
 def test_what_is_refused() -> None:
     case, _ = CASES["ragged"]
-    with pytest.raises(ValueError, match=r"box=\(2, 3, 4\) must divide the pattern's key tile .* such as box="):
+    with pytest.raises(ValueError, match=r"box=\(2, 3, 4\) does not fit the pattern's key tile .*, as with box="):
         ProxyTokens(box=(2, 3, 4)).correct(call(case, *case.tensors()))
     for fields, message in (
         ({"box": (0, 1, 1)}, "box"),

@@ -93,5 +93,5 @@ def test_what_is_refused(tmp_path: Path, cache: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("vidsparse.finetune.settings.check_optimizer", lambda name: None)
     with pytest.raises(ValueError, match="learns at a rate of its own, and optimizer='prodigy' has one for all"):
         Settings(**{"pattern": PATTERN, **SMALL, "correction": LEARNED, "optimizer": "prodigy"})
-    with pytest.raises(ValueError, match=r"box=.* must divide the pattern's key tile"):
-        train(tmp_path, cache, correction=ProxyTokens((1, 4, 4), learned=True))
+    with pytest.raises(ValueError, match=r"box=.* does not fit the pattern's key tile"):
+        train(tmp_path, cache, correction=ProxyTokens((1, 3, 1), learned=True))

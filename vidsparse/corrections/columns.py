@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -48,17 +47,6 @@ class Columns(NamedTuple):
         """
         pooled, lse = attend(logits, ~self.kept[:, :, tiles], self.values)
         return merge(call.out[:, rows], call.lse[:, :, rows], pooled.transpose(1, 2), lse)[0]
-
-
-def check_box(box: Tile, tile: Tile) -> None:
-    """Refuse boxes that lie in several tiles.
-
-    Raises:
-        ValueError: the box does not divide the tile.
-    """
-    if any(side % part for side, part in zip(tile, box, strict=True)):
-        fitting = tuple(map(math.gcd, tile, box))
-        raise ValueError(f"box={box} must divide the pattern's key tile {tile} along every axis, such as box={fitting}")
 
 
 def kept_boxes(block_map: BlockMap, box: Tile, device: torch.device) -> torch.Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from vidsparse.corrections.base import Correction, SparseCall
-from vidsparse.corrections.columns import Columns, attend, check_box, kept_boxes
+from vidsparse.corrections.columns import Columns, attend, kept_boxes
 from vidsparse.grid import Tile
 from vidsparse.patterns.fields import check_flag, check_sides, check_whole
 from vidsparse_kernels.layout import tile_of_token, tile_sizes
@@ -64,7 +64,8 @@ class PooledComplement(Correction):
             return tile
         if isinstance(self.box, int):
             return _halved(tile, self.box)
-        check_box(self.box, tile)
+        if any(side % part for side, part in zip(tile, self.box, strict=True)):
+            raise ValueError(f"box={self.box} must divide the pattern's key tile {tile} along every axis")
         return self.box
 
     def correct(self, call: SparseCall) -> torch.Tensor:

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 
 from vidsparse.corrections.base import Correction, SparseCall
-from vidsparse.corrections.columns import Columns, check_box, kept_boxes
+from vidsparse.corrections.columns import Columns, kept_boxes
 from vidsparse.grid import Tile
 from vidsparse.patterns.fields import check_flag, check_sides
 from vidsparse_kernels.layout import tile_count, tile_of_token, tile_sizes
@@ -25,8 +25,8 @@ class ProxyTokens(Correction):
         logit q . k / sqrt(head_dim) + log n + m,    k = sum_x softmax(a)_x k_x,    value sum_x softmax(b)_x v_x
 
     with numbers a and b for each place x of a box, and m, of each layer and head. They are zero where nothing is
-    learned: then the proxy is the mean, and this is `PooledComplement(gate=False, box=box)`. At the border of the video
-    boxes are smaller, and the softmax is over the places that they have.
+    learned: then the proxy is the mean, and this is `PooledComplement(gate=False, box=box)`. Boxes are cut at the borders
+    of the video and of tiles, and the softmax is over the places that are left.
 
     With `learned=True`, `vidsparse finetune` trains a, b and m together with the LoRA, whose file holds them; wherever
     `load_lora` puts that file, they are there. A proxy of the mean says too little of a box whose keys differ, which
@@ -46,8 +46,9 @@ class ProxyTokens(Correction):
     Gradients flow through everything. Without gradients memory is bounded: queries are processed in turn.
 
     Attributes:
-        box: sides (frames, height, width) in tokens that divide the pattern's tile. The products cost 1 / (tokens of a
-            box) of those of dense attention.
+        box: sides (frames, height, width) in tokens; each divides the side of the pattern's tile or is a multiple of it.
+            The products cost 1 / (tokens of a box, as tiles cut it) of those of dense attention: a thin tile makes them
+            dearer, so give the pattern one that is as high and wide as the box.
         learned: use what the transformer has learned. In a pipeline of two transformers, one that has learned nothing
             takes means.
     """
@@ -59,6 +60,20 @@ class ProxyTokens(Correction):
         check_sides(self, "box")
         check_flag(self, "learned")
 
+    def pool_tile(self, tile: Tile) -> Tile:
+        """The sides of the boxes as a tile cuts them.
+
+        Raises:
+            ValueError: a side neither divides that of the tile nor is a multiple of it.
+        """
+        if any(max(sides) % min(sides) for sides in zip(tile, self.box, strict=True)):
+            raise ValueError(
+                f"box={self.box} does not fit the pattern's key tile {tile}: along each axis one must divide the other, "
+                f"as with box={tuple(map(math.gcd, tile, self.box))}"
+            )
+        frames, height, width = map(min, tile, self.box)
+        return frames, height, width
+
     def correct(self, call: SparseCall) -> torch.Tensor:
         columns, corrected = self._columns(call), call.out.clone()
         for rows, tiles in columns.turns(call.block_map.grid, call.block_map.query_tile):
@@ -68,20 +83,20 @@ class ProxyTokens(Correction):
 
     def _columns(self, call: SparseCall) -> Columns:
         block_map, grid, device = call.block_map, call.block_map.grid, call.out.device
-        check_box(self.box, block_map.key_tile)
-        kept = kept_boxes(block_map, self.box, device)
-        sizes = tile_sizes(grid.view, self.box, device)
+        part = self.pool_tile(block_map.key_tile)
+        kept = kept_boxes(block_map, part, device)
+        sizes = tile_sizes(grid.view, part, device)
         bias, keys, values = sizes.log()[None, None, None], call.key, call.value
         start = grid.prefix
         if self.learned and call.proxies is not None:
             known = call.proxies.to(device)
             video = slice(grid.prefix, grid.prefix + grid.video_tokens)
             keys, values = (
-                x[:, video].float() * _shares(logits, grid.view, self.box)[..., None]
+                x[:, video].float() * _shares(logits, grid.view, part, self.box)[..., None]
                 for x, logits in ((keys, known.key), (values, known.value))
             )
             bias, start = bias + known.mass[None, :, None], 0
-        keys, values = (tile_means(x, grid.view, self.box, start) for x in (keys, values))
+        keys, values = (tile_means(x, grid.view, part, start) for x in (keys, values))
         return Columns(keys, values, bias, None, kept)
 
 
@@ -90,24 +105,25 @@ def averaged(correction: Correction | None) -> Correction | None:
     return replace(correction, learned=False) if isinstance(correction, ProxyTokens) else correction
 
 
-def _shares(logits: torch.Tensor, view: Tile, box: Tile) -> torch.Tensor:
-    """The weight of each video token in its box, times the tokens of the box: [tokens, heads]. Zeros give ones.
+def _shares(logits: torch.Tensor, view: Tile, part: Tile, box: Tile) -> torch.Tensor:
+    """The weight of each video token in its part of a box, times the tokens there: [tokens, heads]. Zeros give ones.
 
     Args:
         logits: [heads, tokens of a box].
+        part: sides of the boxes as tiles cut them.
     """
-    owner, place, absent = (x.to(logits.device) for x in _places(view, box))
+    owner, place, absent = (x.to(logits.device) for x in _places(view, part, box))
     shares = logits[:, None].masked_fill(absent, float("-inf")).softmax(dim=-1)
     return (shares * (~absent).sum(dim=-1, keepdim=True))[:, owner, place].T
 
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # a training may use them later
-def _places(view: Tile, box: Tile) -> tuple[torch.Tensor, ...]:
-    """The box of each video token and its place there, int64 [tokens], and the places that a box lacks [boxes, V]."""
+def _places(view: Tile, part: Tile, box: Tile) -> tuple[torch.Tensor, ...]:
+    """The part of each video token and its place in the box, int64 [tokens], and which places a part lacks [parts, V]."""
     axes = torch.meshgrid(*(torch.arange(size) % side for size, side in zip(view, box, strict=True)), indexing="ij")
     place = ((axes[0] * box[1] + axes[1]) * box[2] + axes[2]).flatten()
-    owner = tile_of_token(view, box)
-    absent = torch.ones(tile_count(view, box), math.prod(box), dtype=torch.bool)
+    owner = tile_of_token(view, part)
+    absent = torch.ones(tile_count(view, part), math.prod(box), dtype=torch.bool)
     absent[owner, place] = False
     return owner, place, absent
