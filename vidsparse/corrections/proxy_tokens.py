@@ -25,8 +25,8 @@ class ProxyTokens(Correction):
         logit q . k / sqrt(head_dim) + log n + m,    k = sum_x softmax(a)_x k_x,    value sum_x softmax(b)_x v_x
 
     with numbers a and b for each place x of a box, and m, of each layer and head. They are zero where nothing is
-    learned: then the proxy is the mean, and this is `PooledComplement(gate=False, box=box)`. Boxes are cut at the borders
-    of the video and of tiles, and the softmax is over the places that are left.
+    learned: then the proxy is the mean, and this is `PooledComplement(gate=False, box=box)`. Boxes are cut at the
+    borders of the video and of tiles, and the softmax is over the places that are left.
 
     With `learned=True`, `vidsparse finetune` trains a, b and m together with the LoRA, whose file holds them; wherever
     `load_lora` puts that file, they are there. A proxy of the mean says too little of a box whose keys differ, which
@@ -46,9 +46,9 @@ class ProxyTokens(Correction):
     Gradients flow through everything. Without gradients memory is bounded: queries are processed in turn.
 
     Attributes:
-        box: sides (frames, height, width) in tokens; each divides the side of the pattern's tile or is a multiple of it.
-            The products cost 1 / (tokens of a box, as tiles cut it) of those of dense attention: a thin tile makes them
-            dearer, so give the pattern one that is as high and wide as the box.
+        box: sides (frames, height, width) in tokens; each divides the side of the pattern's tile or is a multiple of
+            it. The products cost 1 / (tokens of a box, as tiles cut it) of those of dense attention: a thin tile makes
+            them dearer, so give the pattern one that is as high and wide as the box.
         learned: use what the transformer has learned. In a pipeline of two transformers, one that has learned nothing
             takes means.
     """
@@ -68,8 +68,8 @@ class ProxyTokens(Correction):
         """
         if any(max(sides) % min(sides) for sides in zip(tile, self.box, strict=True)):
             raise ValueError(
-                f"box={self.box} does not fit the pattern's key tile {tile}: along each axis one must divide the other, "
-                f"as with box={tuple(map(math.gcd, tile, self.box))}"
+                f"box={self.box} does not fit the pattern's key tile {tile}: along each axis one must divide the "
+                f"other, as with box={tuple(map(math.gcd, tile, self.box))}"
             )
         frames, height, width = map(min, tile, self.box)
         return frames, height, width
@@ -120,7 +120,7 @@ def _shares(logits: torch.Tensor, view: Tile, part: Tile, box: Tile) -> torch.Te
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # a training may use them later
 def _places(view: Tile, part: Tile, box: Tile) -> tuple[torch.Tensor, ...]:
-    """The part of each video token and its place in the box, int64 [tokens], and which places a part lacks [parts, V]."""
+    """The part and the place of each video token, int64 [tokens], and the places that a part lacks [parts, V]."""
     axes = torch.meshgrid(*(torch.arange(size) % side for size, side in zip(view, box, strict=True)), indexing="ij")
     place = ((axes[0] * box[1] + axes[1]) * box[2] + axes[2]).flatten()
     owner = tile_of_token(view, part)
