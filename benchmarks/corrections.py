@@ -34,6 +34,7 @@ from vidsparse import (
     Pattern,
     PooledComplement,
     PowerOfTwo,
+    ProxyTokens,
     Radial,
     Rectified,
     Reshaped,
@@ -107,8 +108,10 @@ def contenders(densities: list[float]) -> dict[str, list[Pattern]]:
 def extra_cost(correction: Correction | None, block_map: BlockMap) -> float:
     """Products that the correction computes, as a share of dense attention's two of tokens x tokens."""
     grid = block_map.grid
-    if isinstance(correction, PooledComplement):
+    if isinstance(correction, (PooledComplement, ProxyTokens)):
         share = math.prod(grid.tiles(correction.pool_tile(block_map.key_tile))) / grid.tokens
+        if isinstance(correction, ProxyTokens):
+            return share
         return share * (1 + 0.5 * correction.gate + 0.5 * correction.variance)
     if isinstance(correction, Reshaped):
         return (1 - block_map.density) / correction.refresh_every

@@ -71,6 +71,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.block_map", "vidsparse.grid", "vidsparse.lora", "vidsparse.patterns", "vidsparse.runtime.adapter"),
         *("vidsparse.runtime.model_settings", "vidsparse.runtime.parallelism", "vidsparse.runtime.pipeline"),
         *(
+            "vidsparse.runtime.proxies",
             "vidsparse.runtime.ranks",
             "vidsparse.runtime.registry",
             "vidsparse.runtime.run",
@@ -106,10 +107,10 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse.lora": (
         *("huggingface_hub", "peft", "safetensors", "torch"),
-        *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.patterns", "vidsparse.serialize"),
+        *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.grid", "vidsparse.patterns", "vidsparse.serialize"),
         *("vidsparse.generation.frames", "vidsparse.generation.models", "vidsparse.generation.positions"),
         *("vidsparse.generation.scheduler", "vidsparse.generation.transformers"),
-        *("vidsparse.runtime.pipeline", "vidsparse.runtime.registry"),
+        *("vidsparse.runtime.pipeline", "vidsparse.runtime.proxies", "vidsparse.runtime.registry"),
         "vidsparse_pipelines",
     ),
     "vidsparse.patterns.names": ("vidsparse.corrections", "vidsparse.patterns", "vidsparse.serialize"),

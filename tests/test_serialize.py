@@ -28,6 +28,7 @@ from vidsparse import (
     PerPhase,
     PooledComplement,
     PowerOfTwo,
+    ProxyTokens,
     Radial,
     RadialRaster,
     Rectified,
@@ -71,6 +72,7 @@ EXAMPLES: list[Pattern | Correction] = [
     VideoSparse(density=0.2),
     GatedCoarse(),
     PooledComplement(),
+    ProxyTokens((2, 4, 4), learned=True),
     Rectified(),
     Reshaped(),
 ]

@@ -6,6 +6,7 @@ from .corrections import (
     Correction as Correction,
     GatedCoarse as GatedCoarse,
     PooledComplement as PooledComplement,
+    ProxyTokens as ProxyTokens,
     Rectified as Rectified,
     Reshaped as Reshaped,
     SparseCall as SparseCall,

@@ -115,7 +115,7 @@ def test_patterns_draws_what_shapes_tell(vidsparse: Any) -> None:
     picture = [line for line in shown.splitlines() if re.fullmatch("  [ .:=+*#@-]{30}", line)]
     assert len(picture) == 15 and all(line[2 + 2 * row] == "@" for row, line in enumerate(picture))
     assert "draws a real choice" in vidsparse("patterns", "top-blocks").out
-    assert "field in Python" in vidsparse("patterns", "reshaped").out
+    assert "after the name" in vidsparse("patterns", "reshaped").out
     assert "Nothing can be set" in vidsparse("patterns", "rectified").out
     done = vidsparse("patterns", "topblocks")
     assert done.code == 1 and "did you mean top-blocks?" in done.err

@@ -9,7 +9,7 @@ import torch
 from against_float64 import Case
 from torch.nn.functional import scaled_dot_product_attention
 
-import vidsparse.corrections.pooled_complement
+import vidsparse.corrections.columns
 from vidsparse import BlockMap, Context, Correction, Dense, Radial, SparseCall, VideoGrid, sparse_attention
 from vidsparse.corrections import PooledComplement, Rectified, Reshaped
 from vidsparse.grid import Tile
@@ -147,7 +147,7 @@ def test_pooled_complement_with_smaller_boxes(case: Case) -> None:
 def test_pooled_complement_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     now = call(CASES["map-for-each-sample-and-head"], *CASES["map-for-each-sample-and-head"].tensors())
     whole = PooledComplement().correct(now)
-    monkeypatch.setattr(vidsparse.corrections.pooled_complement, "SCORES", 1000)
+    monkeypatch.setattr(vidsparse.corrections.columns, "SCORES", 1000)
     torch.testing.assert_close(PooledComplement().correct(now), whole)
 
 

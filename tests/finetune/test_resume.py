@@ -18,8 +18,10 @@ import torch
 from safetensors.torch import load_file
 from tiny_training import assert_same, lines, pipeline, train
 
-from vidsparse import HeadModes
+from vidsparse import HeadModes, LoraRecipe, ProxyTokens
 from vidsparse.finetune.identity import check_same
+from vidsparse.lora.proxies import proxies_of
+from vidsparse.lora.stored import read_names
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -71,21 +73,36 @@ def has_loopback() -> bool:
     return True
 
 
+# Layer 0 runs dense, so that its proxies get no gradient, for which DDP waits.
+PROXIES = ProxyTokens((1, 1, 2), learned=True)
+WITH_PROXIES = f"import tiny_training, vidsparse; tiny_training.SMALL['correction'] = vidsparse.{PROXIES!r}\n"
+
+
 @pytest.mark.skipif(not has_loopback(), reason="processes cannot talk to each other: 127.0.0.1 cannot be reached")
-def test_two_processes_compute_what_one_does_with_twice_the_batch(tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("correction", [None, PROXIES], ids=["alone", "proxies"])
+def test_two_processes_compute_what_one_does_with_twice_the_batch(
+    tmp_path: Path, cache: Path, correction: ProxyTokens | None
+) -> None:
     # accelerate's own launcher starts one process on a CPU; what it sets for several is what torchrun sets.
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     # By number, not by name: a machine without a network may not be able to look up its own.
-    process = start([*torchrun, "--local-addr=127.0.0.1"], tmp_path, cache, batch=1, steps=3)
+    first = "" if correction is None else WITH_PROXIES
+    process = start([*torchrun, "--local-addr=127.0.0.1"], tmp_path, cache, batch=1, steps=3, first=first)
     try:
         _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 0, errors
-    one = train(tmp_path / "one", cache, batch=2, steps=3)
+    one = train(tmp_path / "one", cache, batch=2, steps=3, correction=correction)
     two = load_file(tmp_path / "out/pytorch_lora_weights.safetensors")
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-6)
+    if correction is not None:
+        headers = (read_names(tmp_path / folder / "pytorch_lora_weights.safetensors")[1] for folder in ("out", "one"))
+        two, one = (proxies_of(tmp_path, header, LoraRecipe(correction=correction)) for header in headers)
+        assert len(one) == 6 and max(float(weight.abs().max()) for weight in one.values()) > 0.05
+        for name, weight in one.items():
+            torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4)
     losses = [[line["loss"] for line in lines(tmp_path / folder)] for folder in ("out", "one")]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
 

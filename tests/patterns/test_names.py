@@ -21,8 +21,10 @@ from vidsparse import (
     PerHead,
     PerLayer,
     PerPhase,
+    ProxyTokens,
     Radial,
     RadialRaster,
+    Reshaped,
     Reuse,
     SlidingTile,
     SpatialTemporal,
@@ -127,6 +129,22 @@ def test_every_correction_has_a_name() -> None:
     assert build_correction("none") is None
     with pytest.raises(ValueError, match="'glasses' is unknown; choose one of none, gated-coarse, pooled-complement"):
         build_correction("glasses")
+
+
+def test_fields_of_a_correction_follow_its_name() -> None:
+    assert build_correction("proxy-tokens box=1,8,8  learned=true") == ProxyTokens((1, 8, 8), learned=True)
+    assert build_correction("reshaped refresh_every=10 residual=none") == Reshaped("none", refresh_every=10)
+    for text, message in {
+        "proxy-tokens boxes=1,2,2": r"correction 'proxy-tokens' has no boxes; its fields are box, learned",
+        "gated-coarse box=1,2,2": "correction 'gated-coarse' has no box; it has no fields",
+        "proxy-tokens learned": "setting 'learned' must be NAME=VALUE",
+        "proxy-tokens learned=maybe": "learned=maybe must be true or false",
+        "reshaped refresh_every=0": "refresh_every=0 must be a whole number of at least 1",
+        "none box=1,2,2": "is unknown; choose one of none, ",
+        "": "correction '' is unknown",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            build_correction(text)
 
 
 @pytest.mark.parametrize("change", [False, True], ids=["built", "changed"])

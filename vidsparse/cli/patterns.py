@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 DENSITY_HELP = "Fraction of tile pairs to keep, for patterns that have one."
 SET_HELP = "A field of the pattern, such as window=9,24,24; may be given again."
-CORRECTION_HELP = "What is added back for dropped tiles. See `vidsparse patterns`."
+CORRECTION_HELP = (
+    "What is added back for dropped tiles, with fields after a name: 'proxy-tokens box=1,8,8'. See "
+    "`vidsparse patterns`."
+)
 PATTERN_HELP = "See `vidsparse patterns`; or FILE.json; or your own class, as FILE.py:CLASS or MODULE:CLASS."
 NAME_HELP = "Show all of one pattern or correction; also of your own class, as FILE.py:CLASS or MODULE:CLASS."
 SHADES = " .:-=+*#@"  # from nothing to all
@@ -66,7 +69,7 @@ def _describe(name: str) -> None:
         console.print(idea, markup=False)
     if papers := _papers(cls):
         console.print(f"Source: {papers}".replace("\n", ", "), markup=False)
-    kind = "--set" if issubclass(cls, Pattern) else "field in Python"
+    kind = "--set" if issubclass(cls, Pattern) else "after the name"
     table = Table(*_columns(kind, "default", "values", "meaning"), show_lines=True)
     for field in fields_of(cls):
         cells = field.name, field.default or "must be given", field.legal or field.type, field.meaning

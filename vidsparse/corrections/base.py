@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from vidsparse.block_map import BlockMap
+from vidsparse.corrections.proxy_weights import Proxies
 from vidsparse.patterns.base import Context
 
 
@@ -31,6 +32,7 @@ class SparseCall:
         exact: computes dense attention, out and lse, for corrections that learn from it; the report counts it.
         extra_valid: int [batch], how many prefix and suffix tokens, in sequence order, are keys; None: all.
         gate: the model's learned gate for each channel [batch, tokens, heads, head_dim]; None without one.
+        proxies: what `ProxyTokens` has learned for these heads; None without it.
     """
 
     query: torch.Tensor
@@ -43,6 +45,7 @@ class SparseCall:
     exact: Callable[[], tuple[torch.Tensor, torch.Tensor]]
     extra_valid: torch.Tensor | None = None
     gate: torch.Tensor | None = None
+    proxies: Proxies | None = None
 
     @property
     def extra_bias(self) -> torch.Tensor:

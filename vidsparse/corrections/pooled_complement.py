@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
-from vidsparse.attention import merge
 from vidsparse.corrections.base import Correction, SparseCall
+from vidsparse.corrections.columns import Columns, attend, kept_boxes
 from vidsparse.grid import Tile
 from vidsparse.patterns.fields import check_flag, check_sides, check_whole
 from vidsparse_kernels.layout import tile_of_token, tile_sizes
 from vidsparse_kernels.selection.pooling import tile_means
-
-SCORES = 1 << 24  # scores computed at a time: 64 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -78,17 +75,12 @@ class PooledComplement(Correction):
         video = slice(grid.prefix, grid.prefix + grid.video_tokens)
         centre = call.value.detach()[:, video].mean(dim=1, dtype=torch.float32)[:, :, None]
         corrected, agreements = out.clone(), []
-        step = max(1, SCORES // columns.keys[..., 0].numel())
-        for start in range(0, grid.video_tokens, step):
-            tiles = owner[start : start + step]
-            rows = slice(grid.prefix + start, grid.prefix + start + len(tiles))
+        for rows, tiles in columns.turns(grid, call.block_map.query_tile):
             logits = columns.logits(call.query[:, rows])
-            kept = columns.kept[:, :, tiles]
-            pooled, lse = _attend(logits, ~kept, columns.values)
-            corrected[:, rows] = merge(out[:, rows], call.lse[:, :, rows], pooled.transpose(1, 2), lse)[0]
+            corrected[:, rows] = columns.with_dropped(call, rows, tiles, logits)
             if self.gate:
                 with torch.no_grad():
-                    pooled, _ = _attend(logits, kept, columns.values)
+                    pooled, _ = attend(logits, columns.kept[:, :, tiles], columns.values)
                     agreements.append(_products(out[:, rows].transpose(1, 2) - centre, pooled - centre))
         if not self.gate:
             return corrected
@@ -98,14 +90,11 @@ class PooledComplement(Correction):
         corrected[:, video] = (out[:, video] + share * (corrected[:, video] - out[:, video])).to(out.dtype)
         return corrected
 
-    def _columns(self, call: SparseCall) -> _Columns:
+    def _columns(self, call: SparseCall) -> Columns:
         block_map, key, value = call.block_map, call.key, call.value
         grid, tile = block_map.grid, self.pool_tile(block_map.key_tile)
-        owner = tile_of_token(grid.view, tile)
         sizes = tile_sizes(grid.view, tile, key.device)
-        parent = torch.empty(len(sizes), dtype=torch.int64)
-        parent[owner] = block_map.key_tile_of_token
-        kept = block_map.to_dense().to(key.device)[..., parent.to(key.device)]
+        kept = kept_boxes(block_map, tile, key.device)
         keys, values = (tile_means(x, grid.view, tile, grid.prefix) for x in (key, value))
         spread = None
         if self.variance:
@@ -122,23 +111,7 @@ class PooledComplement(Correction):
             bias = torch.cat((bias.expand(len(extra_bias), -1, -1, -1), extra_bias), dim=-1)
             kept = torch.nn.functional.pad(kept, (0, extra), value=True)
             spread = None if spread is None else torch.nn.functional.pad(spread, (0, 0, 0, extra))
-        return _Columns(keys, values, bias, spread, kept)
-
-
-class _Columns(NamedTuple):
-    """The M means of boxes and text tokens that queries attend to, of Q query tiles."""
-
-    keys: torch.Tensor  # [B, H, M, head_dim]
-    values: torch.Tensor  # [B, H, M, head_dim]
-    bias: torch.Tensor  # [B|1, 1, 1, M], added to the logits
-    spread: torch.Tensor | None  # [B, H, M, head_dim], variance of the keys
-    kept: torch.Tensor  # bool [B|1, H|1, Q, M]
-
-    def logits(self, query: torch.Tensor) -> torch.Tensor:
-        """The logits [B, H, rows, M] of queries [B, rows, H, head_dim]."""
-        scaled = query.transpose(1, 2).float() * query.shape[-1] ** -0.5
-        logits: torch.Tensor = scaled @ self.keys.mT + self.bias
-        return logits if self.spread is None else logits + 0.5 * scaled**2 @ self.spread.mT
+        return Columns(keys, values, bias, spread, kept)
 
 
 def _halved(tile: Tile, tokens: int) -> Tile:
@@ -150,18 +123,6 @@ def _halved(tile: Tile, tokens: int) -> Tile:
             break
         sides[max(even, key=lambda axis: (sides[axis], axis))] //= 2
     return (sides[0], sides[1], sides[2])
-
-
-def _attend(logits: torch.Tensor, seen: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention to the columns that are seen: out [B, H, rows, head_dim] and lse [B, H, rows].
-
-    A row that sees no column has a finite out and lse -inf.
-    """
-    alive = seen.any(dim=-1, keepdim=True)
-    logits = logits.masked_fill(~seen & alive, float("-inf"))
-    lse = logits.logsumexp(dim=-1, keepdim=True)
-    out = (logits - lse).exp() @ values
-    return out, lse.masked_fill(~alive, float("-inf")).squeeze(-1)
 
 
 def _products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vidsparse.corrections.proxy_tokens import averaged
 from vidsparse.finetune.data.clips import Bucket
 from vidsparse.finetune.families import TrainingTask, task_for
 from vidsparse.finetune.memory.base import check_base_on, check_loaded
@@ -132,7 +133,7 @@ def check_model(
     pattern = by_noise(settings.pattern, scheduler, settings.inference_steps, levels)
     if settings.context_parallel > 1:
         check_sharing(task, transformer, settings, buckets)
-    sparsify(transformer, pattern, correction=settings.correction).restore()
+    sparsify(transformer, pattern, correction=averaged(settings.correction)).restore()
     sparse = sparse_levels(pattern)
     if not max(sparse[0], bounds[0]) < min(sparse[1], bounds[1]):
         raise ValueError(

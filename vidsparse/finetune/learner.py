@@ -17,6 +17,7 @@ from vidsparse.finetune.objective import ExampleStream, loss_of
 from vidsparse.finetune.optim.optimizers import build_optimizer, rate_groups, set_rates
 from vidsparse.finetune.process.groups import Groups
 from vidsparse.finetune.settings import Settings
+from vidsparse.runtime.proxies import NAME as PROXIES
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -125,7 +126,7 @@ class Learner:
             with accelerator.accumulate(self.model):
                 with offloading(self.model, on=settings.offload_activations), whole_blocks(settings.base):
                     loss, plain = loss_of(self.model, example, self.task, settings.weighting, self.dtype)
-                accelerator.backward(loss)
+                accelerator.backward(loss + self._nothing())
             told = torch.full_like(plain, asked).reshape(1)
             measured.append(torch.cat([example.level, plain.reshape(1), told]))
         norm = float(accelerator.clip_grad_norm_(self.weights.values(), settings.clip))
@@ -142,6 +143,12 @@ class Learner:
             self.average.step(self.weights.values())
         videos = [(level, loss) for level, loss, _ in self.groups.one_each(told_by_all).tolist()]
         return Learned(videos, norm, made, int(told_by_all[:, 2].max()))
+
+    def _nothing(self) -> torch.Tensor | float:
+        """Zero times the learned proxies: DDP waits for all gradients, also of layers that run dense."""
+        if self.accelerator.num_processes == 1:
+            return 0.0
+        return sum((0 * w.sum() for name, w in self.weights.items() if f".{PROXIES}." in name), start=0.0)
 
     def _leave_frozen_out(self) -> None:
         """Keep DDP from sending frozen weights around, which each process has loaded and some backends cannot send."""

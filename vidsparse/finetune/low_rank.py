@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidsparse.finetune.settings import Settings
-from vidsparse.finetune.start import start_weights
+from vidsparse.finetune.start import begin_proxies, start_weights
 from vidsparse.lora.files import LoraRecipe
 from vidsparse.serialize import to_data
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def add_lora(pipe: Any, settings: Settings) -> dict[str, torch.nn.Parameter]:
-    """Freeze a pipeline's transformer and give it a LoRA.
+    """Freeze a pipeline's transformer and give it a LoRA, and proxies where the correction has some that learn.
 
     Returns:
-        The LoRA's weights by their names in the transformer, float32.
+        Their weights by their names in the transformer, float32.
     """
     from diffusers.training_utils import cast_training_params
     from peft import LoraConfig, set_peft_model_state_dict
@@ -36,6 +36,8 @@ def add_lora(pipe: Any, settings: Settings) -> dict[str, torch.nn.Parameter]:
         module.add_adapter(lora_config(settings, LoraConfig))
     if start is not None:
         set_peft_model_state_dict(module, start)
+    if settings.learns_proxies:
+        begin_proxies(module, settings)
     cast_training_params([module], dtype=torch.float32)
     return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from vidsparse.corrections import Correction, Reshaped
+from vidsparse.corrections import Correction, ProxyTokens, Reshaped
 from vidsparse.finetune.draws.levels import UNIFORM, LevelSampling
 from vidsparse.finetune.families.task import ATTENTION, TrainingTask
 from vidsparse.finetune.memory.base import check_base
@@ -40,7 +40,8 @@ class Settings:
     Attributes:
         pattern: attention of the training, forward and backward, and of the generation that the LoRA is for. A
             `StepSchedule` means the same noise levels in both, see `vidsparse.finetune.noise`.
-        correction: estimates what the dropped tiles would have added, or None.
+        correction: estimates what the dropped tiles would have added, or None. `ProxyTokens(learned=True)` learns with
+            the LoRA, at `PROXY_RATE` times its learning rate.
         rank, alpha: of the LoRA; alpha None is the rank, so that its output has a factor of 1.
         targets: endings of the names of the layers that the LoRA changes, or as one string a regular expression that
             matches whole names, or "all-linear", as in peft. None: the projections of attention, as the family names
@@ -191,6 +192,11 @@ class Settings:
                 f"correction={self.correction!r} needs consecutive denoising steps, which training does not have; use "
                 "another correction"
             )
+        if self.learns_proxies and self.optimizer == "prodigy":
+            raise ValueError(
+                f"correction={self.correction!r} learns at a rate of its own, and optimizer='prodigy' has one for all; "
+                "take another optimizer, or learned=False"
+            )
         if self.dora and self.start is not None:
             raise ValueError("start begins with the output of a LoRA, which dora changes; leave one of them out")
         if self.dora and self.optimizer == "muon":
@@ -252,6 +258,11 @@ class Settings:
     def rate(self, step: int) -> float:
         """The learning rate of a step, from 0."""
         return self.learning_rate * self.rates.factor(step)
+
+    @property
+    def learns_proxies(self) -> bool:
+        """Whether the correction has proxies that learn."""
+        return isinstance(self.correction, ProxyTokens) and self.correction.learned
 
     @property
     def half(self) -> torch.dtype | None:

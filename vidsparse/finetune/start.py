@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from vidsparse.corrections import ProxyTokens
 from vidsparse.finetune.settings import Settings
 from vidsparse.generation.models import shipped_name
 from vidsparse.lora.base import base_in, check_base
+from vidsparse.lora.files import read_recipe
 from vidsparse.lora.fitted import fit
 from vidsparse.lora.load import warn
+from vidsparse.lora.proxies import box_of, is_learned, proxies_of, put_proxies
 from vidsparse.lora.renamed import LowRank, Renamed
 from vidsparse.lora.source import find_lora
-from vidsparse.lora.stored import CONFIG_FILE, PEFT_FILE, read_stored
+from vidsparse.lora.stored import CONFIG_FILE, PEFT_FILE, read_names, read_stored
 from vidsparse.runtime.pipeline import uncompiled
+from vidsparse.runtime.proxies import add_proxies, proxies_in
 
 
 def start_weights(
@@ -52,6 +56,31 @@ def start_weights(
         weights[f"{layer}.lora_A.weight"] = _filled(layer, update, settings)
         weights[f"{layer}.lora_B.weight"] = torch.nn.functional.pad(up.float(), (0, settings.rank - update.rank))
     return weights
+
+
+def begin_proxies(transformer: Any, settings: Settings) -> None:
+    """Give a transformer proxies that learn: those of the initial LoRA where it has some, else means.
+
+    Args:
+        transformer: that is trained. settings: of a training whose correction is a learned `ProxyTokens`.
+
+    Raises:
+        OSError: the LoRA does not exist.
+        ValueError: it has proxies for other boxes or of another model.
+    """
+    correction = cast("ProxyTokens", settings.correction)
+    if settings.start is None or not is_learned(recipe := read_recipe(settings.start)):
+        add_proxies(transformer, correction.box)
+        return
+    if box_of(recipe) != correction.box:
+        raise ValueError(
+            f"start={settings.start!r} has learned proxies for box={box_of(recipe)}, and the training is of "
+            f"{correction!r}; take the same box"
+        )
+    file = find_lora(settings.start)
+    put_proxies(transformer, proxies_of(file, read_names(file)[1], recipe), recipe, file)
+    for proxies in proxies_in(transformer).values():
+        proxies.requires_grad_(True)
 
 
 def start_hash(start: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vidsparse.corrections.proxy_tokens import averaged
 from vidsparse.finetune.checkpoint import load_checkpoint, save_checkpoint
 from vidsparse.finetune.data.fingerprint import fingerprint
 from vidsparse.finetune.families import task_for
@@ -343,7 +344,7 @@ class Training:
         self._measure_attention()
         with contextlib.ExitStack() as sparse:
             for expert in self._others():
-                sparse.enter_context(sparsify(expert, self.pattern, correction=self.settings.correction))
+                sparse.enter_context(sparsify(expert, self.pattern, correction=averaged(self.settings.correction)))
                 sparse.enter_context(swapped(expert, (), self.accelerator.device, self.settings.offload_base))
             stay = [self.module, *self._others()] if self.settings.offload_base else []
             stay += [self.module] if self.sharded else []

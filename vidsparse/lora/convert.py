@@ -16,6 +16,7 @@ from vidsparse.lora.files import HEADER, lora_header, transformer_in, write_lora
 from vidsparse.lora.load import warn
 from vidsparse.lora.names import Names
 from vidsparse.lora.originals import ORIGINALS
+from vidsparse.lora.proxies import PROXIES
 from vidsparse.lora.recipe import LoraRecipe
 from vidsparse.lora.renamed import LowRank, Renamed, check_placed, renamed, row_counts
 from vidsparse.lora.source import find_lora
@@ -71,14 +72,15 @@ def convert_lora(
         _left_behind(lora, note, file, out)
         recipe = None if transformer is None else LoraRecipe(transformer=transformer)
         header = lora_header(peft_settings(lora.updates, names.layers), recipe)
-        header |= {HEADER: stored.header[HEADER]} if HEADER in stored.header else {}
+        header |= {name: stored.header[name] for name in (HEADER, PROXIES) if name in stored.header}
         weights = {f"transformer.{name}": weight.contiguous() for name, weight in peft_weights(lora.updates).items()}
     else:
         weights, header = _foreign(lora, names, family, form), {"format": "pt"}
         if form == "musubi":
             _left_behind(lora, note, file, out)
         if HEADER in stored.header:
-            note(f"{out} is without pattern, positions and sampler: {READERS[form]} has no place for them")
+            learned = ", learned proxies" if PROXIES in stored.header else ""
+            note(f"{out} is without pattern{learned}, positions and sampler: {READERS[form]} has no place for them")
         if transformer not in (None, TRANSFORMERS[0]):
             note(f"{out} does not say that it is for {transformer}: {READERS[form]} has no place for that")
     if lora.left_out:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save
 
 from vidsparse.atomic import leftovers, replacing
+from vidsparse.lora.proxies import is_learned, proxies_header
 from vidsparse.lora.recipe import LoraRecipe
 from vidsparse.lora.source import FILE, find_lora
 from vidsparse.lora.stored import CONFIG, check_is_lora, experts_in, read_names
@@ -68,6 +69,8 @@ def save_lora(
     layers = get_peft_model_state_dict(transformer, adapter_name=adapter_name)
     weights = {f"transformer.{name}": weight.detach().to(dtype).contiguous() for name, weight in layers.items()}
     header, file = lora_header(settings_that_differ(adapters[adapter_name]), recipe), Path(folder) / FILE
+    if is_learned(recipe):
+        header |= proxies_header(transformer)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_lora(file, weights, header)
     return file

@@ -18,10 +18,12 @@ from vidsparse.lora.attach import Changed, attach, free_name
 from vidsparse.lora.base import check_base
 from vidsparse.lora.files import recipe_in, require_peft, transformer_in, transformer_of
 from vidsparse.lora.fitted import fit
+from vidsparse.lora.proxies import proxies_of, put_proxies
 from vidsparse.lora.recipe import LoraRecipe
 from vidsparse.lora.source import find_lora
 from vidsparse.lora.stored import Stored, read_names, read_stored
 from vidsparse.runtime.pipeline import transformers_of, uncompiled
+from vidsparse.runtime.proxies import remove_proxies
 
 CONNECTORS = "connectors.", "text_embedding_projection."  # of LTX-2: what stands between its text encoder and it
 
@@ -64,7 +66,8 @@ def load_lora(
 
     It is active beside those that were loaded before: their updates add up. Files of other trainers load too, see
     "LoRAs" in the documentation. What a file changes outside of low-rank updates, such as norms, is changed in the
-    parameters themselves; `strength` applies to it, `pipe.set_adapters` does not.
+    parameters themselves; `strength` applies to it, `pipe.set_adapters` does not. Learned proxies of `ProxyTokens` come
+    with the file, and neither applies to them.
 
     Args:
         pipe: a diffusers pipeline; not offloaded yet if positions, norms or biases change.
@@ -80,8 +83,9 @@ def load_lora(
 
     Raises:
         OSError: no such name, file, folder or Hub id.
-        ValueError: not a LoRA, an incomplete one, one for another model, a recipe that this version of vidsparse cannot
-            read, a file that leaves open which of two transformers it is for, or a model with fused projections.
+        ValueError: not a LoRA, an incomplete one, one for another model, a second one with learned proxies, a recipe
+            that this version of vidsparse cannot read, a file that leaves open which of two transformers it is for, or
+            a model with fused projections.
         TypeError: a pipeline that loads no LoRA.
         NotImplementedError: another method than LoRA, or a pipeline whose scheduler does not take the recipe's sampler
             or shift.
@@ -96,6 +100,7 @@ def load_lora(
     model = uncompiled(transformer_of(pipe, name))
     check_base(source, recipe.base, shipped_name(model))
     recipe = replace(recipe, transformer=name)
+    proxies = proxies_of(file, stored.header, recipe)
     scheduler = build_scheduler(pipe.scheduler, recipe.sampler, recipe.flow_shift)
     fitted = [(place, fit(part, place, file)) for place, part in _places(pipe, model, stored)]
     for place, lora in fitted:
@@ -110,6 +115,9 @@ def load_lora(
         for each in _positioned(models, recipe, positioned):
             positions.append(extend_positions(each, *_latent_lengths(pipe, recipe), recipe.positions or "plain"))
             undo.callback(positions[-1].restore)
+        if proxies:
+            put_proxies(model, proxies, recipe, file)
+            undo.callback(remove_proxies, model)
         changed = [x for place, lora in fitted for x in attach(pipe, place, lora, adapter_name, strength, undo)]
         undo.pop_all()
     added = _added.setdefault(pipe, _Added(pipe.scheduler))
@@ -121,7 +129,7 @@ def load_lora(
 
 
 def unload_lora(pipe: Any) -> None:
-    """Remove all LoRAs of a pipeline, with the positions, norms, biases and scheduler that `load_lora` gave it.
+    """Remove all LoRAs of a pipeline, with the positions, norms, biases, proxies and scheduler that they brought.
 
     A scheduler that was set after `load_lora` stays. Does nothing to a pipeline without LoRAs.
 
@@ -137,6 +145,8 @@ def unload_lora(pipe: Any) -> None:
     for model in [*models.values(), getattr(pipe, "connectors", None)]:
         if getattr(model, "peft_config", None):
             model.unload_lora()
+    for model in models.values():
+        remove_proxies(uncompiled(model))
     added = _added.pop(pipe, None)
     if added is None:
         return

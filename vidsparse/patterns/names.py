@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from vidsparse.corrections import Correction
 from vidsparse.patterns import Pattern, StepBudget, StepSchedule, TemporalBias
@@ -17,6 +17,7 @@ from vidsparse.patterns.foreign import foreign_class
 from vidsparse.patterns.schedule import bare
 from vidsparse.serialize import from_data, known_classes, required_fields
 
+Built = TypeVar("Built")
 NONE = "none"  # the name of no correction
 
 
@@ -58,13 +59,14 @@ def build_pattern(name: str, density: float | None = None, settings: list[str] |
     if name.endswith(".json"):
         return change_pattern(_read_file(name), density, settings)
     cls = foreign_class(name) or _known(name)
-    given = _given(name, cls, density, settings)
+    what = f"pattern {name!r}"
+    given = _given(what, cls, density, settings)
     chosen = given if set(given) & set(cls.named_alternatives) else {**cls.named_defaults, **given}
     for field in set(_pattern_fields(cls)) & set(chosen):
         chosen[field] = _inner(field, chosen[field], density)
     if missing := sorted(required_fields(cls) - set(chosen)):
-        raise ValueError(f"pattern {name!r} needs {', '.join(missing)}: give --set {missing[0]}=VALUE")
-    return _checked(name, given, lambda: cls.named(**chosen))
+        raise ValueError(f"{what} needs {', '.join(missing)}: give --set {missing[0]}=VALUE")
+    return _checked(what, given, lambda: cls.named(**chosen))
 
 
 def _known(name: str) -> type[Pattern]:
@@ -84,30 +86,38 @@ def change_pattern(pattern: Pattern, density: float | None = None, settings: lis
 
     Args, Raises: see `build_pattern`.
     """
-    name = name_of(pattern)
-    given = _given(name, type(pattern), density, settings)
+    what = f"pattern {name_of(pattern)!r}"
+    given = _given(what, type(pattern), density, settings)
     for field in _pattern_fields(type(pattern)):
         if field in given:
             given[field] = _inner(field, given[field], density)
         elif density is not None:
             given[field] = change_pattern(getattr(pattern, field), density)
     changes = {**_excluded(type(pattern), given), **given}
-    return _checked(name, given, lambda: cast("Pattern", replace(cast("Any", pattern), **changes)))
+    return _checked(what, given, lambda: cast("Pattern", replace(cast("Any", pattern), **changes)))
 
 
 def build_correction(name: str) -> Correction | None:
-    """Build a correction from its name, with its defaults.
+    """Build a correction from its name, with its defaults or with other values of its fields.
+
+        build_correction("proxy-tokens box=1,8,8 learned=true")
 
     Args:
-        name: a key of `correction_classes()`, or "none".
+        name: a key of `correction_classes()`, or "none"; after it, separated by spaces, values of fields as for
+            `build_pattern`.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name or field, a setting that cannot be read, or a value that the correction refuses.
     """
     known = correction_classes()
-    if name not in (NONE, *known):
+    word, *settings = name.split() or [name]
+    if word not in (NONE, *known) or (word == NONE and settings):
         raise ValueError(f"correction {name!r} is unknown; choose one of {', '.join((NONE, *known))}")
-    return None if name == NONE else known[name]()
+    if word == NONE:
+        return None
+    what, cls = f"correction {word!r}", known[word]
+    given = _given(what, cls, None, settings)
+    return _checked(what, given, lambda: cls(**given))
 
 
 def name_of(pattern: Pattern) -> str:
@@ -178,26 +188,26 @@ def _read_file(path: str) -> Pattern:
     return pattern
 
 
-def _given(name: str, cls: Any, density: float | None, settings: list[str] | None) -> dict[str, Any]:
+def _given(what: str, cls: Any, density: float | None, settings: list[str] | None) -> dict[str, Any]:
     """The fields that a density and settings give values for."""
     given = dict(_parse(setting) for setting in settings or [])
     known = {f.name: f for f in fields(cls)}
     takes = f"its fields are {', '.join(known)}" if known else "it has no fields"
     if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"pattern {name!r} has no {', '.join(unknown)}; {takes}")
+        raise ValueError(f"{what} has no {', '.join(unknown)}; {takes}")
     given = {field: _truth(field, value) if _is_of(known[field], bool) else value for field, value in given.items()}
     if density is not None and cls.density_field in known:
         given[cls.density_field] = density
     elif density is not None and not (takes_density(cls) or set(_pattern_fields(cls)) & set(given)):
-        raise ValueError(f"pattern {name!r} has no density; {takes}")
+        raise ValueError(f"{what} has no density; {takes}")
     return given
 
 
-def _checked(name: str, given: dict[str, Any], build: Callable[[], Pattern]) -> Pattern:
+def _checked(what: str, given: dict[str, Any], build: Callable[[], Built]) -> Built:
     try:
         return build()
     except TypeError as error:
-        raise ValueError(f"pattern {name!r} with {given}: {error}") from None
+        raise ValueError(f"{what} with {given}: {error}") from None
 
 
 def _truth(name: str, value: Any) -> bool:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from vidsparse.block_map import HeadGroup, head_groups
+from vidsparse.block_map import HeadGroup, head_groups, head_indices
 from vidsparse.corrections import Correction
+from vidsparse.corrections.proxy_weights import Proxies, ProxyWeights
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context, Pattern, TemporalBias
 from vidsparse.runtime.balance import MeasuredCosts, balanced, planned_costs
@@ -90,6 +91,7 @@ class Call:
         heads: batch size -> the heads of each rank, once they are chosen. A block that gradient checkpointing computes
             again has the same, though costs were measured in between.
         maps: gets what the pattern chooses.
+        proxies: what the layer has learned for `ProxyTokens`, or None.
     """
 
     options: SparsityOptions
@@ -107,6 +109,7 @@ class Call:
     densities: torch.Tensor | None = None
     heads: dict[int, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     maps: ChosenMaps = field(default_factory=ChosenMaps)
+    proxies: ProxyWeights | None = None
 
     @property
     def grid(self) -> VideoGrid:
@@ -193,7 +196,7 @@ class Call:
         if self.dense is not None:
             return dense_attention(lowered.query, lowered.key, lowered.value, self.grid, lowered.extra_valid)
         options, memory = self.options, self._memory(len(given.query))
-        query, key, value, extra_valid, _ = given
+        query, key, value, extra_valid = given[:4]
         context = replace(context, value=value, extra_valid=extra_valid, memory=memory.pattern)
         choosing = Stopwatch(query.device)
         groups = head_groups(options.pattern.select(query, key, self.grid, context), query.shape[2])
@@ -209,6 +212,7 @@ class Call:
         for gone in memory.correction.keys() - {group.heads for group in groups}:
             del memory.correction[gone]
         operands = lowered if bias is None else widen(lowered, bias, self.grid, context.key_grid)
+        operands = operands._replace(proxies=self._proxies(query.device, context.local_heads))
         attended = [
             attend_group(
                 group,
@@ -223,6 +227,13 @@ class Call:
         self.parts = [part for part, _ in attended]
         out = interleave(self.parts, [out for _, out in attended])
         return out if bias is None else out[..., : value.shape[-1]]
+
+    def _proxies(self, device: torch.device, heads: tuple[int, ...] | None) -> Proxies | None:
+        """What the layer has learned for its heads, or for those that are here."""
+        if self.proxies is None:
+            return None
+        found: Proxies = self.proxies().to(device)  # called, so that offloading brings it
+        return found if heads is None else found.of_heads(head_indices(heads, device))
 
     def _memory(self, batch: int) -> Memory:
         if batch not in self.memories and len(self.memories) == BATCH_SIZES:

@@ -170,7 +170,8 @@ def _of(
     if layer is None:
         raise RuntimeError("the sparse layer of this compiled graph is gone; compile the transformer again")
     given, operands = (
-        Operands(query, key, value, extra_valid, *gate) for query, key, value, *gate in (inputs, lowered)
+        Operands(query, key, value, extra_valid, gate[0] if gate else None)
+        for query, key, value, *gate in (inputs, lowered)
     )
     with torch.autocast(given.query.device.type, enabled=False):
         return layer.attend(given, operands)

@@ -10,6 +10,7 @@ import torch
 from vidsparse.attention import Choice, choose_impl, sparse_attention
 from vidsparse.block_map import HeadGroup, head_indices
 from vidsparse.corrections import Correction, SparseCall
+from vidsparse.corrections.proxy_weights import Proxies
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context, Dense
 from vidsparse.runtime.exchange import HeadExchange
@@ -23,6 +24,7 @@ class Operands(NamedTuple):
         query, key, value: [batch, tokens, heads, head_dim].
         extra_valid: int [batch], how many prefix and suffix tokens, in sequence order, are real; None: all.
         gate: the model's own gate of the output, of the shape of the query; None where it has none.
+        proxies: what `ProxyTokens` has learned for these heads, or None.
     """
 
     query: torch.Tensor
@@ -30,6 +32,7 @@ class Operands(NamedTuple):
     value: torch.Tensor
     extra_valid: torch.Tensor | None = None
     gate: torch.Tensor | None = None
+    proxies: Proxies | None = None
 
     def to(self, dtype: torch.dtype) -> Operands:
         """The same in another dtype; a tensor that has it is not copied."""
@@ -42,9 +45,9 @@ class Operands(NamedTuple):
             return self
         index = head_indices(heads, self.query.device)
         query, key, value = (x.index_select(2, index) for x in self[:3])
-        return Operands(
-            query, key, value, self.extra_valid, None if self.gate is None else self.gate.index_select(2, index)
-        )
+        gate = None if self.gate is None else self.gate.index_select(2, index)
+        proxies = None if self.proxies is None else self.proxies.of_heads(index)
+        return Operands(query, key, value, self.extra_valid, gate, proxies)
 
     def exchanged(self, exchange: HeadExchange) -> Operands:
         """Those of the heads of this rank, with all tokens."""
@@ -77,7 +80,7 @@ def attend_group(
         NotImplementedError: with `strict`, where "auto" would fall back to a slower implementation.
     """
     operands = operands.of_heads(group.heads)
-    query, key, value, extra_valid, gate = operands
+    query, key, value, extra_valid, gate, proxies = operands
     block_map = group.block_map
     choice = choose_impl(impl, query, block_map)
     if choice.fallback is not None and strict:
@@ -102,7 +105,8 @@ def attend_group(
         return Part(group, choice), out
     local = None if context.local_heads is None else tuple(context.local_heads[head] for head in group.heads)
     context = replace(context, heads=len(group.heads), value=value, local_heads=local)
-    out = correction.correct(SparseCall(query, key, value, out, lse, block_map, context, exact, extra_valid, gate))
+    call = SparseCall(query, key, value, out, lse, block_map, context, exact, extra_valid, gate, proxies)
+    out = correction.correct(call)
     return Part(group._replace(block_map=ran[-1]), choice), out
 
 

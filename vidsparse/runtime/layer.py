@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from vidsparse.attention import dense_flops
+from vidsparse.corrections.proxy_weights import ProxyWeights
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context
 from vidsparse.runtime.adapter import States
@@ -40,6 +41,7 @@ class Layer:
         memories: branch -> batch size -> what pattern and correction keep from step to step.
         original: the processor that ran the layer before.
         device: where the last call computed; with offloading, inputs of the transformer may come from another one.
+        proxies: what the layer has learned for `ProxyTokens`, where that is the correction.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Layer:
         self.call: Call | None = None
         self.sparse, self.handle = False, handle_of(self)
         self.device: torch.device | None = None
+        self.proxies: ProxyWeights | None = None
         self.video, self.memories = 0, dict[int, dict[int, Memory]]()
         clock.layers.add(self)
 
@@ -83,6 +86,7 @@ class Layer:
         self.log.expect(self.transformer, self.index, steps.step, saver)
         memories = self.memories.setdefault(steps.branch, {})
         self.call = Call(options, context, clock.grid, memories, clock.irregular, maps=self.log.maps)
+        self.call.proxies = self.proxies
         if clock.grid is None:
             self._refuse_if_strict(clock.irregular)
         elif clock.grid.tokens < options.min_tokens:
@@ -161,8 +165,21 @@ class Layer:
         return self._present.grid
 
     def attend(self, given: Operands, lowered: Operands) -> torch.Tensor:
-        """Attention of the present call inside a graph, timed and recorded: see `Call.attend_lowered`."""
+        """Attention of the present call inside a graph, timed and recorded: see `Call.attend_lowered`.
+
+        Raises:
+            NotImplementedError: proxies learn, whose gradient would end at the graph.
+        """
         call = self._present
+        if (
+            self.proxies is not None
+            and torch.is_grad_enabled()
+            and any(x.requires_grad for x in self.proxies.parameters())
+        ):
+            raise NotImplementedError(
+                "learned proxies do not train in a graph of torch.compile, which gives gradients to queries, keys and "
+                "values alone; train without torch.compile, or with ProxyTokens(learned=False)"
+            )
         call.stopwatch = Stopwatch(given.query.device)
         out = call.attend_lowered(given, lowered)
         self._record(call, [out.flatten(2).shape])

@@ -21,6 +21,7 @@ from vidsparse.runtime.layer import Layer
 from vidsparse.runtime.learned_gates import check_gates
 from vidsparse.runtime.offloading import computing_device
 from vidsparse.runtime.pipeline import TRANSFORMERS, compiled_of, transformers_of
+from vidsparse.runtime.proxies import check_proxies, learned_proxies
 from vidsparse.runtime.ranks import Ranks
 from vidsparse.runtime.recommended import preset_for
 from vidsparse.runtime.registry import adapter_for
@@ -80,6 +81,7 @@ def sparsify(
         pattern, correction = recommended.pattern, correction or recommended.correction
     options = _options(pattern, correction, impl, strict, min_tokens)
     targets = transformers_of(pipe_or_transformer)
+    check_proxies(options.correction, targets)
     run = Run(options, _weakly(pipe_or_transformer))
     try:
         found = [new for name, t in targets.items() for new in _replacements(run, t, name).values()]
@@ -121,6 +123,7 @@ def attn_processors(
     if not hasattr(transformer, "attn_processors"):
         name = type(transformer).__name__
         raise NotImplementedError(f"{name} has no attn_processors in this diffusers; use vidsparse.sparsify instead")
+    check_proxies(options.correction, {TRANSFORMERS[0]: transformer})
     run = Run(options, _weakly(transformer))
     ours = _replacements(run, transformer, TRANSFORMERS[0])
     present: dict[str, Any] = dict(transformer.attn_processors)  # type: ignore[arg-type]
@@ -161,6 +164,7 @@ def _replacements(run: Run, transformer: torch.nn.Module, name: str) -> dict[str
         original: Any = module.processor
         layer = Layer(options, run.log, clock, name, index, len(attentions), adapter.attention_width(module))
         layer.original = original
+        layer.proxies = learned_proxies(options.correction, module)
         replaced[key] = Replaced(module, original, adapter.wrap(original, layer))
     clock.substitutes.append(introduce(transformer, adapter, [attention.ours for attention in replaced.values()]))
     return replaced

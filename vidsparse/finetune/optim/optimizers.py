@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 
+from vidsparse.runtime.proxies import NAME as PROXIES
+
 BETAS = (0.9, 0.99)
 PACKAGES = {"adamw": (), "adamw-8bit": ("bitsandbytes", "torchao"), "prodigy": ("prodigyopt",), "muon": ()}
 OPTIMIZERS = tuple(PACKAGES)
+# Learning rate of learned proxies by that of the LoRA: logits that begin at 0 have to reach about 1.
+PROXY_RATE = 100.0
 
 
 def check_optimizer(name: str) -> None:
@@ -45,13 +49,13 @@ def rate_groups(weights: Mapping[str, torch.nn.Parameter], ratio: float | None) 
     Args:
         weights: by their names in the transformer.
         ratio: of the rate of the matrices B to that of all others, as in LoRA+ (Hayou et al., arXiv 2402.12354); None:
-            all have the same.
+            all have the same. Learned proxies have `PROXY_RATE` times that of all others.
     """
-    if ratio is None:
-        return [{"params": list(weights.values()), "factor": 1.0}]
-    second = [name for name in weights if ".lora_B." in name]
-    others = [weight for name, weight in weights.items() if name not in second]
-    return [{"params": others, "factor": 1.0}, {"params": [weights[name] for name in second], "factor": ratio}]
+    proxies = [name for name in weights if f".{PROXIES}." in name]
+    second = [] if ratio is None else [name for name in weights if ".lora_B." in name]
+    others = [name for name in weights if name not in {*proxies, *second}]
+    groups = [(others, 1.0), (second, ratio), (proxies, PROXY_RATE)]
+    return [{"params": [weights[name] for name in names], "factor": factor} for names, factor in groups if names]
 
 
 def build_optimizer(
