@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--larger", type=int, nargs=3, default=[5, 8, 8], help="windows of about the cost of proxies")
     parser.add_argument("--boxes", type=int, nargs="+", default=[1, 4, 4, 1, 2, 2], help="three sides for each")
     parser.add_argument("--tile", type=int, nargs=3, default=[1, 8, 8])
+    parser.add_argument("--radial", type=float, nargs="*", default=[0.21, 0.27], help="densities to compare with")
     parser.add_argument("--levels", type=float, nargs="+", default=[0.97, 0.85], help="of noise")
     parser.add_argument("--videos", type=int, default=4, help="to learn from, and as many others to measure")
     parser.add_argument("--steps", type=int, default=120, help="of each layer")
@@ -152,6 +153,11 @@ def measure(arguments: argparse.Namespace, transformer: Any, lessons: Encoded, v
         (LARGER, larger, record(transformer, larger, videos, arguments.levels), None, {}),
         ("PooledComplement()", windows, kept, PooledComplement(), {}),
     ]
+    for density in arguments.radial:
+        radial = vidsparse.Radial(density=density, tile=tuple(arguments.tile))  # type: ignore[arg-type]
+        near = record(transformer, radial, videos, arguments.levels)
+        cases += [(f"Radial {density}", radial, near, None, {})]
+        cases += [(f"Radial {density}, proxies {box}, averaged", radial, near, ProxyTokens(box), {}) for box in boxes]
     for box in boxes:
         learned = {
             layer: learn([x for x in taught.calls if x[0].context.layer == layer], box, arguments.steps, arguments.rate)
@@ -201,13 +207,15 @@ def measure(arguments: argparse.Namespace, transformer: Any, lessons: Encoded, v
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axis = figure.subplots()
-    for number, row in enumerate(row for row in rows if row["cost"] < 1):
-        marker = "s" if "learned" in row["name"] else "o"
-        axis.plot(row["cost"], row["error"], marker, color=f"C{number % 10}", label=row["name"])
+    shown = [row for row in rows if row["cost"] < 1 and "alone" not in row["name"]]
+    for number, row in enumerate(shown):
+        marker = "s" if "learned" in row["name"] else "^" if "Radial" in row["name"] else "o"
+        axis.plot(row["cost"], row["error"], marker, color=colormaps["tab20"](number), label=row["name"])
     axis.set(xlabel="cost, share of dense attention's products", ylabel="relative error of the output")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
