@@ -33,7 +33,7 @@ class Asked(NamedTuple):
 def train_on(ranks: int, cache: Path, trainings: list[Asked]) -> list[dict[str, torch.Tensor]]:
     """Train one after another in the same processes, and read the weights that each wrote."""
     ports = [free_port() for _ in trainings]
-    found: list[dict[str, torch.Tensor]] = on_ranks(ranks, _train, cache, trainings, ports)[0]
+    found: list[dict[str, torch.Tensor]] = on_ranks(ranks, train_each, cache, trainings, ports)[0]
     return found
 
 
@@ -44,7 +44,8 @@ def compile_nothing() -> None:
     ops.__compatible_ops__.clear()
 
 
-def _train(cache: Path, trainings: list[Asked], ports: list[int]) -> list[dict[str, torch.Tensor]]:
+def train_each(cache: Path, trainings: list[Asked], ports: list[int]) -> list[dict[str, torch.Tensor]]:
+    """Train one after another, in each process of a group."""
     rank, found = str(distributed.get_rank()), []
     os.environ.update(RANK=rank, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1")
     os.environ["WORLD_SIZE"] = str(distributed.get_world_size())

@@ -43,7 +43,7 @@ def check_device(settings: Settings, cpu: bool = False, planned: bool = False) -
     Raises:
         ValueError: fp16 on a CPU; nf4 without CUDA; a number of processes that `context_parallel` does not divide.
         ImportError: no installed package has the optimizer for this device, or the base; or DeepSpeed is missing.
-        NotImplementedError: accelerate's settings ask for FSDP, see `check_sharded`, or for DeepSpeed, see `check_zero`.
+        NotImplementedError: accelerate's settings ask for FSDP or DeepSpeed, see `check_sharded` and `check_zero`.
     """
     device = training_device(cpu)
     if not planned:

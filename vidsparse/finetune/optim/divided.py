@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vidsparse.finetune.process.zero import GRADIENTS
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -84,19 +86,21 @@ class DividedUpdate:
         if not finite:
             # DeepSpeed leaves out the step of a gradient that is not finite, in all processes.
             safe_set_full_grad(self._weights[0], torch.full_like(self._weights[0], math.nan))
-        with _quiet():
-            self._engine.step()
+        self._engine.step()
         return float(self._engine.get_global_grad_norm()), not self.optimizer.overflow
 
     def state(self) -> dict[str, Any]:
-        from deepspeed.utils import safe_get_full_optimizer_state
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state, safe_get_full_optimizer_state
 
         states: dict[int, dict[str, Any]] = {}
         groups, place = [], 0
         for group, weights in zip(self.optimizer.param_groups, self._groups, strict=True):
             (part,) = group["params"]
+            if held := self.optimizer.state.get(part, {}):
+                # DeepSpeed does so once, after the step of the first group, and misses the states of the others.
+                lazy_init_hp_params_optimizer_state(weights, part, self.optimizer.state)
             for number, weight in enumerate(weights, place):
-                for key, value in self.optimizer.state.get(part, {}).items():
+                for key, value in held.items():
                     if value.shape == part.shape:
                         value = safe_get_full_optimizer_state(weight, key)
                     states.setdefault(number, {})[key] = value.cpu()
@@ -132,6 +136,22 @@ class DividedUpdate:
             vars(weight).update(before)
             weight.data = weight.data.clone()  # instead of a part of one vector
         del self.model, self._engine, self.optimizer
+
+
+def held_of_learned(sizes: list[int], processes: int, zero: Zero) -> int:
+    """Bytes of weights that learn, and of their gradients, that a process holds.
+
+    A formula of what DeepSpeed does: the weights whole, and once more the part that the process steps; of the gradient
+    its part, in stage 1 all of it, and a bucket on its way.
+
+    Args:
+        sizes: of the weights, in numbers of float32.
+        processes: that divide them.
+        zero: what is divided.
+    """
+    whole, part = sum(sizes), -(-sum(sizes) // processes)
+    bucket = int(zero.passed.get("zero_optimization.reduce_bucket_size", bucket_of(sizes, processes)))
+    return 4 * (whole + part + (part if zero.stage >= GRADIENTS else whole) + bucket)
 
 
 def bucket_of(sizes: list[int], processes: int) -> int:

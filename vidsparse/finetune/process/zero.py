@@ -1,4 +1,4 @@
-"""What accelerate's settings ask of DeepSpeed, and what of it a training serves: ZeRO (arXiv 1910.02054) for the LoRA."""
+"""What accelerate's settings ask of DeepSpeed, and what of it a training serves: ZeRO (arXiv 1910.02054) of a LoRA."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DEEPSPEED, FILE = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 CLIPPING = "ACCELERATE_GRADIENT_CLIPPING"
 OFF = ("", "0", "false", "no", "none")
-STATES, GRADIENTS, WEIGHTS = 1, 2, 3  # what a stage divides, besides what those before it do
+STATES, GRADIENTS = 1, 2  # what a stage divides, besides what those before it do
 STAGES = {
     "0": "that divides nothing: choose a plain MULTI_GPU setting in `accelerate config`",
     "3": "a training gives DeepSpeed the LoRA alone, and the frozen weights are divided by FSDP 2: take "
@@ -34,7 +34,7 @@ VARIABLES = {
     "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": WEIGHTS_STAY,
     "ACCELERATE_DEEPSPEED_ZERO3_INIT": "every process loads the model: write `zero3_init_flag: false`",
     "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "only the LoRA is saved: write `zero3_save_16bit_model: false`",
-    "ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES": "no model here has experts for it: leave deepspeed_moe_layer_cls_names out",
+    "ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES": "no model here has such experts: leave deepspeed_moe_layer_cls_names out",
 }
 # Keys of a DeepSpeed file that an option of ours decides.
 DECIDED = {
@@ -73,6 +73,11 @@ class Zero:
 
     stage: int = GRADIENTS
     passed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def divides(self) -> str:
+        """What is divided, in words."""
+        return "gradients and optimizer states" if self.stage >= GRADIENTS else "optimizer states"
 
     def config(self, videos: int, clip: float, bucket: int) -> dict[str, Any]:
         """What `deepspeed.initialize` is given.
@@ -181,7 +186,9 @@ def _read(file: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"deepspeed_config_file={file!r} is no JSON: {error}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"deepspeed_config_file={file!r} must be a table of JSON, such as {{\"zero_optimization\": ...}}")
+        raise ValueError(
+            f'deepspeed_config_file={file!r} must be a table of JSON, such as {{"zero_optimization": ...}}'
+        )
     return found
 
 
@@ -207,5 +214,5 @@ def _is_decided(key: str, value: Any, file: str) -> bool:
     why = DECIDED.get(key, DECIDED.get(key.split(".")[0]))
     raise NotImplementedError(
         f"{key}={value!r} in deepspeed_config_file={file!r} is not served"
-        + (f": {why}; write \"auto\", or leave it out" if why else "; leave it out")
+        + (f': {why}; write "auto", or leave it out' if why else "; leave it out")
     )
