@@ -49,6 +49,7 @@ def test_there_are_settings() -> None:
 def test_a_training_serves_what_is_launched(file: Path) -> None:
     asked = launch_command_parser().parse_args(["--config_file", str(file), "program.py"])
     asked, _, _ = _validate_launch_command(asked)
+    asked.deepspeed_fields_from_accelerate_config = ""  # as the launcher fills it in without a file of DeepSpeed's own
     environment = prepare_deepspeed_cmd_env(asked)[1] if asked.use_deepspeed else prepare_multi_gpu_env(asked)
     check_launch(environment)
     assert shards_base(environment) == (file.stem == "fsdp2")

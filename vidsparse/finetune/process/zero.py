@@ -34,7 +34,7 @@ VARIABLES = {
     "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": WEIGHTS_STAY,
     "ACCELERATE_DEEPSPEED_ZERO3_INIT": "every process loads the model: write `zero3_init_flag: false`",
     "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "only the LoRA is saved: write `zero3_save_16bit_model: false`",
-    "ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES": "no model here has such experts: leave deepspeed_moe_layer_cls_names out",
+    "ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES": "no model here has them: leave deepspeed_moe_layer_cls_names out",
 }
 # Keys of a DeepSpeed file that an option of ours decides.
 DECIDED = {
@@ -174,7 +174,7 @@ REASONS = {
 def _read(file: str) -> dict[str, Any]:
     """The DeepSpeed file: a path, or as accelerate takes it too, JSON or JSON in base64."""
     text = file
-    if Path(file).is_file():
+    if os.path.isfile(file):  # a name that is too long for a path is none
         text = Path(file).read_text(encoding="utf-8")
     elif not file.lstrip().startswith("{"):
         try:
