@@ -60,6 +60,12 @@ PASSED = (
         )
     ),
 )
+# DeepSpeed lays the weights that a process learns end to end, as one vector.
+REASONS = {
+    "muon": "it makes matrices orthogonal, and a process has parts of them",
+    "prodigy": "it finds its rate from all weights, and a process has a part of them",
+    "adamw-8bit": "it rounds states in blocks, and those of a part are not those of the whole weights",
+}
 
 
 @dataclass(frozen=True)
@@ -161,14 +167,6 @@ def check_zero(settings: Settings, device: torch.device | None = None) -> None:
             f"DeepSpeed computes on {kind} and the training on {device.type}; set DS_ACCELERATOR={device.type} in the "
             "environment"
         )
-
-
-# DeepSpeed lays the weights that a process learns end to end, as one vector.
-REASONS = {
-    "muon": "it makes matrices orthogonal, and a process has parts of them",
-    "prodigy": "it finds its rate from all weights, and a process has a part of them",
-    "adamw-8bit": "it rounds states in blocks, and those of a part are not those of the whole weights",
-}
 
 
 def _read(file: str) -> dict[str, Any]:
