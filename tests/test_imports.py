@@ -60,8 +60,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
     ),
     "vidsparse": ("lazy_loader",),  # what it exports stands in __init__.pyi
     "vidsparse.finetune": (
-        *("PIL", "accelerate", "diffusers", "filelock", "matplotlib", "numpy", "peft", "torch", "torchao"),
+        *("PIL", "accelerate", "deepspeed", "diffusers", "filelock", "matplotlib", "numpy", "peft", "torch"),
         *(
+            "torchao",
             "vidsparse.atomic",
             "vidsparse.corrections",
             "vidsparse.estimation",

@@ -98,6 +98,7 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "vidsparse/finetune/low_rank.py": ("finetune/test_targets.py", "finetune/test_learner.py"),
     "vidsparse/finetune/memory/live.py": ("finetune/memory/test_forecast.py",),
     "vidsparse/finetune/memory/plan.py": ("finetune/memory/test_forecast.py",),
+    "vidsparse/finetune/optim/update.py": ("finetune/test_learner.py", "finetune/optim/test_divided.py"),
     "vidsparse/finetune/process/precision.py": TRAINING,
     "vidsparse/finetune/process/trackers.py": ("finetune/test_settings.py",),
     "vidsparse/finetune/record/log.py": ("finetune/record/test_window.py", *TRAINING),

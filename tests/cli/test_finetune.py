@@ -202,6 +202,17 @@ def test_a_dry_run_plans_for_processes_that_share_a_clip(command: Any, monkeypat
     assert (code, out) == (1, "") and "context_parallel=3 does not divide the 1 process" in errors
 
 
+def test_a_dry_run_counts_what_deepspeed_divides(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ["--out", "run", "--videos", 6, "--model", "shapes-64", "--frames", 9, "--size", "16x16", "--cpu"]
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    code, out, errors = command(*asked, "--dry-run")
+    assert code == 0, errors
+    assert "DeepSpeed gradients and optimizer states of the LoRA divided among the processes" in " ".join(out.split())
+    code, out, errors = command(*asked, "--dry-run", "--optimizer", "muon")
+    assert (code, out) == (1, "") and "optimizer='muon' cannot be combined with DeepSpeed" in errors
+
+
 def test_nf4_is_planned_for_anywhere_and_trained_with_cuda(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vidsparse.finetune.memory.base.find_spec", lambda package: None)
     monkeypatch.setattr("vidsparse.generation.pipeline.load_pipeline", None)

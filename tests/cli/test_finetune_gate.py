@@ -38,6 +38,12 @@ def test_bad_options(vidsparse: Any, tmp_path: Path, arguments: list[str], says:
     assert not (tmp_path / "out").exists()
 
 
+def test_deepspeed_has_nothing_to_divide(vidsparse: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    done = vidsparse("finetune", "--train-gate", "--out", tmp_path / "out")
+    refused(done, "--train-gate trains no LoRA, which is what DeepSpeed would divide; start it without DeepSpeed")
+
+
 def test_the_gate_is_that_of_the_folder() -> None:
     out = Path("runs/a b")
     assert gate_pattern(Finetuning(out)) == LearnedGate("runs/a b", density=0.2)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from gloo import free_port
 from pages import ROOT
 from safetensors.torch import load_file
@@ -19,6 +19,7 @@ from tiny_training import lines, train
 
 from vidsparse.finetune import check_launch
 from vidsparse.finetune.process.accelerator import shards_base
+from vidsparse.finetune.process.zero import Zero, zero_of
 
 FILES = sorted((ROOT / "examples/accelerate").glob("*.yaml"))
 WORKER = textwrap.dedent(
@@ -41,17 +42,19 @@ WORKER = textwrap.dedent(
 
 
 def test_there_are_settings() -> None:
-    assert [file.stem for file in FILES] == ["ddp", "fsdp2"]
+    assert [file.stem for file in FILES] == ["ddp", "deepspeed_zero2", "fsdp2"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_training_serves_what_is_launched(file: Path) -> None:
     asked = launch_command_parser().parse_args(["--config_file", str(file), "program.py"])
     asked, _, _ = _validate_launch_command(asked)
-    environment = prepare_multi_gpu_env(asked)
+    asked.deepspeed_fields_from_accelerate_config = ""  # as the launcher fills it in without a file of DeepSpeed's own
+    environment = prepare_deepspeed_cmd_env(asked)[1] if asked.use_deepspeed else prepare_multi_gpu_env(asked)
     check_launch(environment)
     assert shards_base(environment) == (file.stem == "fsdp2")
-    assert asked.num_processes == 8 and (asked.use_fsdp or asked.multi_gpu)
+    assert zero_of(environment) == (Zero() if file.stem == "deepspeed_zero2" else None)
+    assert asked.num_processes == 8 and (asked.use_fsdp or asked.multi_gpu or asked.use_deepspeed)
 
 
 def test_two_processes_with_fsdp2_compute_what_one_does_with_twice_the_batch(tmp_path: Path, cache: Path) -> None:

@@ -30,7 +30,9 @@ OTHERWISE = {"start": "start_from", "sample_prompts": "sample_prompt"}  # option
 
 
 def check_gate_options(request: Finetuning, dry_run: bool) -> None:
-    """Refuse what only a LoRA takes. Raises ValueError."""
+    """Refuse what only a LoRA takes. Raises ValueError, and NotImplementedError for DeepSpeed."""
+    from vidsparse.finetune.process.zero import zero_of
+
     defaults = {f.name: f.default for f in fields(request)}
     given = [name for name in OF_LORA if getattr(request, name) != defaults[name]]
     if given:
@@ -38,6 +40,10 @@ def check_gate_options(request: Finetuning, dry_run: bool) -> None:
         raise ValueError(f"{options} mean nothing for --train-gate, which trains no LoRA; leave them out")
     if request.pattern not in (defaults["pattern"], NAME):
         raise ValueError(f"--train-gate trains {NAME}, not --pattern {request.pattern}; leave --pattern out")
+    if zero_of() is not None:
+        raise NotImplementedError(
+            "--train-gate trains no LoRA, which is what DeepSpeed would divide; start it without DeepSpeed"
+        )
     if dry_run:
         raise ValueError("--dry-run plans the training of a LoRA; leave out --train-gate, or --dry-run")
 

@@ -36,13 +36,18 @@ def print_finetuning(
 
     from vidsparse.finetune.memory.plan import plan_training
     from vidsparse.finetune.process.accelerator import processes as launched, shards_base
+    from vidsparse.finetune.process.zero import zero_of
 
     # In one process, the plan is for as few as share a clip.
     processes = launched() if launched() > 1 else settings.context_parallel
     divided = shards_base() and processes > 1
-    plan = plan_training(model, settings, clips, dtype, processes, divided)
+    zero = zero_of() if processes > 1 else None
+    plan = plan_training(model, settings, clips, dtype, processes, divided, zero)
     table = Table.grid(padding=(0, 2))
-    for name, text in _rows(model, settings, plan, processes, divided, gpu):
+    rows = _rows(model, settings, plan, processes, divided, gpu)
+    if zero is not None:
+        rows.append(("DeepSpeed", f"{zero.divides} of the LoRA divided among the processes"))
+    for name, text in rows:
         table.add_row(f"[bold]{name}", text.replace("[", r"\["))
     Console(highlight=False).print(table)
     print("nothing was loaded: leave out --dry-run to train")

@@ -17,6 +17,7 @@ from vidsparse.finetune.noise import bounds_of, by_noise, sparse_levels
 from vidsparse.finetune.optim.optimizers import check_optimizer_on
 from vidsparse.finetune.process.accelerator import check_placed, processes, shards_base
 from vidsparse.finetune.process.groups import Groups, check_sharing
+from vidsparse.finetune.process.zero import check_zero, zero_of
 from vidsparse.finetune.settings import Settings
 from vidsparse.finetune.start import start_weights
 from vidsparse.generation.positions import check_positions
@@ -42,14 +43,16 @@ def check_device(settings: Settings, cpu: bool = False, planned: bool = False) -
 
     Raises:
         ValueError: fp16 on a CPU; nf4 without CUDA; a number of processes that `context_parallel` does not divide.
-        ImportError: no installed package has the optimizer for this device, or the base.
-        NotImplementedError: accelerate's settings ask for FSDP, see `check_sharded`.
+        ImportError: no installed package has the optimizer for this device, or the base; or DeepSpeed is missing.
+        NotImplementedError: accelerate's settings ask for FSDP or DeepSpeed, see `check_sharded` and `check_zero`.
     """
     device = training_device(cpu)
     if not planned:
         Groups(settings.context_parallel, world=processes())
     if shards_base():
         check_sharded(settings)
+    if zero_of() is not None and (planned or processes() > 1):
+        check_zero(settings, None if planned else device)
     if not planned:
         check_base_on(settings.base, device)
     if settings.precision == "fp16" and device.type == "cpu":

@@ -14,7 +14,9 @@ from vidsparse.finetune.families import TrainingTask
 from vidsparse.finetune.memory.base import whole_blocks
 from vidsparse.finetune.memory.offload import offloading
 from vidsparse.finetune.objective import ExampleStream, loss_of
+from vidsparse.finetune.optim.divided import DividedUpdate
 from vidsparse.finetune.optim.optimizers import build_optimizer, rate_groups, set_rates
+from vidsparse.finetune.optim.update import IGNORED, Update, WholeUpdate
 from vidsparse.finetune.process.groups import Groups
 from vidsparse.finetune.settings import Settings
 from vidsparse.runtime.proxies import NAME as PROXIES
@@ -22,8 +24,9 @@ from vidsparse.runtime.proxies import NAME as PROXIES
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from vidsparse.finetune.process.zero import Zero
+
 # Attributes that accelerate sets on a model in lower precision, and DDP reads.
-IGNORED = "_ddp_params_and_buffers_to_ignore"
 WRAPPED = ("forward", "_original_forward", IGNORED)
 
 
@@ -61,6 +64,7 @@ class Learner:
         stream: draws the videos.
         groups: of the processes that share a clip.
         state: of an earlier learner, or None.
+        zero: what DeepSpeed divides among the processes, or None.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Learner:
         stream: ExampleStream,
         groups: Groups,
         state: Mapping[str, Any] | None,
+        zero: Zero | None = None,
     ):
         from diffusers.training_utils import EMAModel
 
@@ -86,22 +91,21 @@ class Learner:
         if state is not None:
             for name, weight in weights.items():
                 weight.data.copy_(state["weights"][name])
-            optimizer.load_state_dict(state["optimizer"])
-            for group, own in zip(optimizer.param_groups, rated, strict=True):
-                group["factor"] = own["factor"]  # which an earlier version did not save
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
-        if state is not None and accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.to(accelerator.device)
         self._forward = {name: module.__dict__[name] for name in WRAPPED if name in module.__dict__}
         with ExitStack() as failure:
             failure.callback(self._unwrap)
-            self._leave_frozen_out()
-            placed = [not settings.offload_base, True]
-            self.model, self.optimizer = accelerator.prepare(module, optimizer, device_placement=placed)
+            parts = module, weights, optimizer, settings, accelerator, state
+            self.update: Update = WholeUpdate(*parts) if zero is None else DividedUpdate(*parts, zero)
             failure.pop_all()
+
+    @property
+    def model(self) -> Any:
+        """The transformer as accelerate has wrapped it."""
+        return self.update.model
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,27 +122,20 @@ class Learner:
             asked: a signal that asks this process to stop, which all processes learn of.
         """
         settings, accelerator, measured = self.settings, self.accelerator, []
-        set_rates(self.optimizer, settings.rate(step))
+        set_rates(self.update.optimizer, settings.rate(step))
         for part in range(settings.batch):
             example = self.stream.draw(step, part).to(accelerator.device)
             before_video()
             self._seed_dropout(step, part)
-            with accelerator.accumulate(self.model):
+            with self.update.accumulating():
                 with offloading(self.model, on=settings.offload_activations), whole_blocks(settings.base):
                     loss, plain = loss_of(self.model, example, self.task, settings.weighting, self.dtype)
-                accelerator.backward(loss + self._nothing())
+                self.update.backward(loss + self._nothing(), last=part == settings.batch - 1)
             told = torch.full_like(plain, asked).reshape(1)
             measured.append(torch.cat([example.level, plain.reshape(1), told]))
-        norm = float(accelerator.clip_grad_norm_(self.weights.values(), settings.clip))
         # What every process sees alike decides alike: all losses, and the norm of the gradient that they share.
         told_by_all = accelerator.gather(torch.stack(measured))
-        made = bool(told_by_all[:, 1].isfinite().all())
-        if accelerator.scaler is not None:
-            self.optimizer.step()  # the scaler leaves it out by itself, and lowers its scale
-            made = made and not self.optimizer.step_was_skipped
-        elif made := made and norm < float("inf"):
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm, made = self.update.make(finite=bool(told_by_all[:, 1].isfinite().all()))
         if made and self.average is not None:
             self.average.step(self.weights.values())
         videos = [(level, loss) for level, loss, _ in self.groups.one_each(told_by_all).tolist()]
@@ -149,11 +146,6 @@ class Learner:
         if self.accelerator.num_processes == 1:
             return 0.0
         return sum((0 * w.sum() for name, w in self.weights.items() if f".{PROXIES}." in name), start=0.0)
-
-    def _leave_frozen_out(self) -> None:
-        """Keep DDP from sending frozen weights around, which each process has loaded and some backends cannot send."""
-        frozen = [name for name, weight in self.module.named_parameters() if not weight.requires_grad]
-        setattr(self.module, IGNORED, frozen)
 
     def _seed_dropout(self, step: int, part: int) -> None:
         """Give the dropout of a pass numbers that depend only on the step and the video."""
@@ -166,13 +158,10 @@ class Learner:
         return all(bool(weight.isfinite().all()) for weight in self.weights.values())
 
     def state(self) -> dict[str, Any]:
-        """Copies of the weights, and what else a checkpoint needs."""
-        scaler = self.accelerator.scaler
+        """Copies of the weights, and their average; a checkpoint needs also what `update.state` gives."""
         return {
             "weights": {name: weight.detach().to("cpu", copy=True) for name, weight in self.weights.items()},
-            "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
         }
 
     @contextmanager
@@ -197,8 +186,7 @@ class Learner:
     def close(self) -> None:
         """Take off what accelerate put around the transformer."""
         self._unwrap()
-        # Free DDP first: freed last, it waits for gloo's threads while holding the GIL, which they wait for.
-        del self.model
+        self.update.close()
         self.accelerator.free_memory()
         self.accelerator.end_training()
 

@@ -27,6 +27,7 @@ from vidsparse.finetune.process.accelerator import shards_base
 from vidsparse.finetune.process.groups import Groups
 from vidsparse.finetune.process.precision import products_in_bf16
 from vidsparse.finetune.process.stopping import Stop, Stopped
+from vidsparse.finetune.process.zero import zero_of
 from vidsparse.finetune.record import log
 from vidsparse.finetune.record.curve import draw_curve
 from vidsparse.finetune.record.validation import Validation
@@ -145,7 +146,8 @@ class Training:
             if self.sharded:
                 self._changes.enter_context(views_are_fine())
                 shard(self.module, weights.values(), accelerator.device, accelerator.num_processes)
-            self.learner = Learner(self.module, weights, settings, accelerator, self.task, stream, groups, state)
+            zero = zero_of() if accelerator.num_processes > 1 else None
+            self.learner = Learner(self.module, weights, settings, accelerator, self.task, stream, groups, state, zero)
             self._changes.callback(self.learner.close)
             self.stop.saved = None if state is None else state["step"]
             if state is not None:
@@ -295,6 +297,7 @@ class Training:
         self._measure_attention()
         if not self.learner.is_finite():
             raise RuntimeError(f"the LoRA is not finite after step {self.step}; try a lower learning rate")
+        optimizer = self.learner.update.state()  # of which each process may have a part
         if self.accelerator.is_main_process:
             state = {
                 "identity": self.identity,
@@ -302,6 +305,7 @@ class Training:
                 "skipped": self.skipped,
                 "window": self.window.state(),
                 **self.learner.state(),
+                **optimizer,
             }
             with self.learner.averaged():
                 save_checkpoint(

@@ -25,6 +25,7 @@ from vidsparse.finetune.memory.swap import swapped
 from vidsparse.finetune.memory.wrapped import bytes_of
 from vidsparse.finetune.objective import loss_of
 from vidsparse.finetune.process.groups import Groups
+from vidsparse.finetune.process.zero import Zero
 from vidsparse.generation.models import find_model
 from vidsparse.shapes.model import load_pipeline
 
@@ -225,6 +226,19 @@ def test_divided_weights_are_a_part_and_two_blocks() -> None:
     held = frozen / 4 + outside + 2 * blocks / len(transformer.blocks)
     assert parts.largest.weights == pytest.approx(held + whole.largest.weights - frozen, abs=4)
     assert parts.largest.activations == whole.largest.activations and parts.videos == 4
+
+
+def test_divided_states_are_a_part() -> None:
+    settings = Settings(Dense(), rank=16, ema=0.9)
+    clips, model = drawn_clips(1, BUCKET), find_model("shapes-64")
+    whole, parts = (
+        plan_training(model, settings, clips, torch.float32, 4, zero=zero).largest for zero in (None, Zero(2))
+    )
+    learned = whole.lora // 8
+    assert whole.states == (8 + 4) * learned and parts.states == 8 * -(-learned // 4) + 4 * learned
+    # Weights, once more the part that is stepped, the part of the gradient, and a bucket as large.
+    assert parts.lora == pytest.approx(4 * learned * (1 + 3 / 4), rel=1e-3)
+    assert (parts.weights, parts.activations) == (whole.weights, whole.activations)
 
 
 def test_a_plan_counts_clips_and_epochs() -> None:

@@ -25,6 +25,8 @@ from vidsparse.finetune.memory.swap import swapped
 from vidsparse.finetune.memory.wrapped import bytes_of
 from vidsparse.finetune.noise import share_of, sparse_levels
 from vidsparse.finetune.objective import loss_of
+from vidsparse.finetune.optim.divided import held_of_learned
+from vidsparse.finetune.process.zero import Zero
 from vidsparse.finetune.settings import Settings
 from vidsparse.generation.forecast import forecast_of
 from vidsparse.generation.frames import geometry_of
@@ -88,6 +90,8 @@ def forecast_step(
     words: int,
     dtype: torch.dtype,
     divided: int = 1,
+    zero: Zero | None = None,
+    processes: int = 1,
 ) -> StepForecast:
     """Predict one pass, of each process that has a part in it.
 
@@ -102,6 +106,7 @@ def forecast_step(
         words: of the text.
         dtype: of the weights.
         divided: processes among which FSDP divides the frozen weights; 1: each has them whole.
+        zero: what DeepSpeed divides among `processes` of what belongs to the LoRA, or None.
 
     Raises:
         ValueError: a size that the model does not take.
@@ -124,7 +129,8 @@ def forecast_step(
     weights = sum(bytes_of(tensor) for tensor in (*frozen, *module.buffers())) - resting
     if divided > 1:
         weights = held_of_divided(module, divided)
-    lora = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
+    sizes = [weight.numel() for weight in module.parameters() if weight.requires_grad]
+    lora, part = sum(sizes), sum(sizes) if zero is None else -(-sum(sizes) // processes)
     offloaded = max(0, kept - 2 * grid.tokens * known.heads * known.head_dim * _itemsize(settings, dtype))
     offloaded = offloaded if settings.offload_activations else 0
     of_call = work(cls, dict(config), known, grid.tokens, words)
@@ -139,8 +145,8 @@ def forecast_step(
         grid=grid,
         weights=weights,
         resting=resting,
-        lora=8 * lora,
-        states=(STATES[settings.optimizer] + average) * lora,
+        lora=8 * lora if zero is None else held_of_learned(sizes, processes, zero),
+        states=STATES[settings.optimizer] * part + average * lora,
         activations=live + (exchanged - offloaded) // shares,
         offloaded=offloaded // shares,
         flops=flops / shares,

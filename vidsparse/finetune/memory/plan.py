@@ -16,6 +16,7 @@ from vidsparse.finetune.families import task_for
 from vidsparse.finetune.memory.forecast import StepForecast, forecast_step
 from vidsparse.finetune.noise import bounds_of, by_noise
 from vidsparse.finetune.process.groups import Groups
+from vidsparse.finetune.process.zero import Zero
 from vidsparse.finetune.settings import Settings
 from vidsparse.generation.config_files import INDEX, read_config
 from vidsparse.generation.frames import vae_stride
@@ -64,6 +65,7 @@ def plan_training(
     dtype: torch.dtype,
     processes: int = 1,
     divided: bool = False,
+    zero: Zero | None = None,
 ) -> Plan:
     """Predict a training. No weights are read.
 
@@ -71,7 +73,8 @@ def plan_training(
         model: from `find_model`. settings: of the training; what they leave open is as on a CPU, see `Settings.on`.
         clips: that it is trained on.
         dtype: that weights are stored in.
-        processes: that share a step. divided: whether they divide the frozen weights, with FSDP.
+        processes: that share a step. divided: whether they divide the frozen weights, with FSDP. zero: what DeepSpeed
+            divides among them, or None.
 
     Raises:
         NotImplementedError: a model that cannot be trained.
@@ -119,6 +122,8 @@ def plan_training(
             words=model.default("max_sequence_length") or 512,
             dtype=dtype,
             divided=processes if divided else 1,
+            zero=zero,
+            processes=processes,
         )
     groups = Groups(settings.context_parallel, world=processes)
     return Plan(dict(counts), sizes, settings.steps, settings.batch * groups.number)

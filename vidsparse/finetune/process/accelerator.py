@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidsparse.finetune.process.trackers import tracker_names
+from vidsparse.finetune.process.zero import CLIPPING, DEEPSPEED, OFF, zero_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 # The variables with which `accelerate launch` passes on a plugin -> its name.
 PLUGINS = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
     "ACCELERATE_DYNAMO_BACKEND": "torch.compile (dynamo)",
@@ -44,7 +44,6 @@ SHARDED = {
         "every process loads the model",
     ),
 }
-OFF = ("", "0", "false", "no", "none")
 ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 
 
@@ -52,15 +51,18 @@ def check_launch(environment: Mapping[str, str] = os.environ) -> None:
     """Refuse what `accelerate launch` or `accelerate config` switch on and a training does not serve.
 
     Raises:
-        NotImplementedError: with the names of all that is on, or with what FSDP must be set to.
+        NotImplementedError: with the names of all that is on, or with what FSDP or DeepSpeed must be set to.
+        ValueError, OSError: DeepSpeed's own file cannot be read.
     """
     wanted = [name for variable, name in PLUGINS.items() if environment.get(variable, "").lower() not in OFF]
     if wanted:
         raise NotImplementedError(
             f"accelerate's settings switch on {' and '.join(wanted)}, which finetune does not serve: it divides the "
             "videos of a step among processes, with --context-parallel each video, and with FSDP 2 the frozen weights; "
-            "start it with torchrun, or choose a plain MULTI_GPU or an FSDP 2 setting in `accelerate config`"
+            "with DeepSpeed's ZeRO the gradients and states of the LoRA; start it with torchrun, or choose a plain "
+            "MULTI_GPU, a DeepSpeed or an FSDP 2 setting in `accelerate config`"
         )
+    zero_of(environment)
     if not shards_base(environment):
         return
     own = {"FSDP_VERSION": "1"}  # of accelerate, where nothing is said
@@ -81,7 +83,7 @@ def accelerator_for(settings: Settings, folder: Path, cpu: bool, say: Callable[[
     """The accelerator of a training, with its trackers.
 
     With FSDP it is that of DDP, which averages the gradients of the LoRA; `vidsparse.finetune.memory.sharding` divides
-    the frozen weights.
+    the frozen weights. With DeepSpeed it is that of DDP too; `vidsparse.finetune.optim.divided` makes the steps.
 
     Args:
         settings: of the training; they decide what accelerate would otherwise read from the environment.
@@ -102,7 +104,10 @@ def accelerator_for(settings: Settings, folder: Path, cpu: bool, say: Callable[[
     other = os.environ.get(ACCUMULATION, "1")
     if other != "1" and other != str(settings.batch):
         say(f"accelerate's gradient accumulation of {other} is not used: --batch decides, here {settings.batch}")
-    with _unseen(FSDP):
+    clip = os.environ.get(CLIPPING, "auto")
+    if clip not in ("auto", str(settings.clip)) and zero_of() is not None:
+        say(f"accelerate's gradient clipping of {clip} is not used: --clip decides, here {settings.clip}")
+    with _unseen(FSDP), _unseen(DEEPSPEED):
         accelerator = Accelerator(
             mixed_precision=settings.precision,
             # A plugin, because the environment would replace a number.
