@@ -42,7 +42,7 @@ WORKER = textwrap.dedent(
 
 
 def test_there_are_settings() -> None:
-    assert [file.stem for file in FILES] == ["ddp", "deepspeed_zero2", "fsdp2"]
+    assert [file.stem for file in FILES] == ["ddp", "deepspeed_zero2", "deepspeed_zero3", "fsdp2"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -52,8 +52,8 @@ def test_a_training_serves_what_is_launched(file: Path) -> None:
     asked.deepspeed_fields_from_accelerate_config = ""  # as the launcher fills it in without a file of DeepSpeed's own
     environment = prepare_deepspeed_cmd_env(asked)[1] if asked.use_deepspeed else prepare_multi_gpu_env(asked)
     check_launch(environment)
-    assert shards_base(environment) == (file.stem == "fsdp2")
-    assert zero_of(environment) == (Zero() if file.stem == "deepspeed_zero2" else None)
+    assert shards_base(environment) == (file.stem in ("fsdp2", "deepspeed_zero3"))
+    assert zero_of(environment) == {"deepspeed_zero2": Zero(2), "deepspeed_zero3": Zero(3)}.get(file.stem)
     assert asked.num_processes == 8 and (asked.use_fsdp or asked.multi_gpu or asked.use_deepspeed)
 
 

@@ -28,6 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "videos": dict(batch=2, clip=0.05, ema=0.9, lora_plus_ratio=4.0, videos=5, validation_share=0.2),
     "dora": dict(dora=True, clip=0.05, gradient_checkpointing=True, precision="bf16"),
     "shared": dict(heads=2, context_parallel=2, offload_base=True, gradient_checkpointing=True, base="float8"),
+    "int8": dict(base="int8", offload_activations=True, gradient_checkpointing=True, dropout=0.1),
 }
 
 
@@ -55,7 +56,8 @@ def assert_same_log(found: Path, expected: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_divided_states_teach_what_whole_ones_do(tmp_path: Path, cache: Path, kind: str) -> None:
     needs_deepspeed()
-    asked = [Asked(tmp_path / str(stage), False, KINDS[kind], stage) for stage in (0, 1, 2)]
+    stages = (0, 1, 2) if "base" in KINDS[kind] else (0, 1, 2, 3)
+    asked = [Asked(tmp_path / str(stage), False, KINDS[kind], stage) for stage in stages]
     whole, *found = train_on(2, cache, asked)
     states = [torch.load(one.folder / "checkpoints/step-0000004/state.pt") for one in asked]
     for one, weights, state in zip(asked[1:], found, states[1:], strict=True):
@@ -76,13 +78,14 @@ def test_it_goes_on_with_states_divided_in_another_way(tmp_path: Path, cache: Pa
     needs_deepspeed()
     changes = dict(batch=2, clip=0.05, ema=0.9, lora_plus_ratio=4.0)
     asked = [Asked(tmp_path / "whole", False, changes, 2)]
-    for order in ((2, 2), (2, 0), (0, 1)):
+    for order in ((2, 2), (2, 0), (0, 1), (3, 2)):
         for stage, steps in zip(order, (2, 4), strict=True):
             asked.append(Asked(tmp_path / str(order), False, {**changes, "steps": steps}, stage))
     found = train_on(2, cache, asked)
     assert all(torch.equal(found[2][name], found[0][name]) for name in found[0]), "to the bit, where nothing changes"
     assert_alike(found[4], found[0], 4)
     assert_alike(found[6], found[0], 4)
+    assert_alike(found[8], found[0], 4)
 
 
 def with_broken_passes(cache: Path, asked: list[Asked], ports: list[int]) -> list[dict[str, torch.Tensor]]:

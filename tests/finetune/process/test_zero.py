@@ -13,6 +13,7 @@ from tiny_training import PATTERN, train
 
 from vidsparse.finetune import Settings, check_device, check_launch
 from vidsparse.finetune.process import zero as module
+from vidsparse.finetune.process.accelerator import shards_base
 from vidsparse.finetune.process.zero import DEEPSPEED, FILE, REASONS, VARIABLES, Zero, check_zero, zero_of
 
 ON = {DEEPSPEED: "true"}
@@ -42,11 +43,14 @@ def with_file(path: Path, **changes: Any) -> dict[str, str]:
 def test_stages_are_read_as_accelerate_reads_them() -> None:
     assert zero_of({}) is None and zero_of({DEEPSPEED: "false", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}) is None
     assert zero_of(ON) == Zero(2)
-    assert zero_of({**ON, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}) == Zero(1)
+    for stage in (1, 2, 3):
+        environment = {**ON, "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
+        assert zero_of(environment) == Zero(stage) and shards_base(environment) == (stage == 3)
+        check_launch(environment)
     assert Zero(1).divides == "optimizer states" and Zero(2).divides == "gradients and optimizer states"
 
 
-@pytest.mark.parametrize(("stage", "instead"), [("0", "plain MULTI_GPU"), ("3", "fsdp2.yaml"), ("7", "choose 2")])
+@pytest.mark.parametrize(("stage", "instead"), [("0", "plain MULTI_GPU"), ("7", "choose 2, or 3")])
 def test_other_stages_are_refused(stage: str, instead: str, tmp_path: Path) -> None:
     with pytest.raises(NotImplementedError, match=f"ZeRO stage {stage} is not served: .*{instead}"):
         check_launch({**ON, "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage})
@@ -78,7 +82,8 @@ def test_keys_of_a_file_reach_deepspeed(tmp_path: Path) -> None:
         "steps_per_print": 7,
         "zero_optimization": {"stage": 1, "reduce_bucket_size": 2e6, "overlap_comm": True},
     }
-    assert Zero().config(1, 1.0, 100)["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 100}
+    for stage in (2, 3):
+        assert Zero(stage).config(1, 1.0, 100)["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 100}
     left_open = with_file(tmp_path / "auto", zero_optimization={"stage": AUTO, "reduce_bucket_size": AUTO})
     assert zero_of({**left_open, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}) == Zero(1, {"steps_per_print": 7})
 
@@ -148,8 +153,8 @@ def test_deepspeed_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_is_refused_before_anything_is_written(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DEEPSPEED, "true")
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
-    with pytest.raises(NotImplementedError, match="ZeRO stage 3 is not served"):
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0")
+    with pytest.raises(NotImplementedError, match="ZeRO stage 0 is not served"):
         train(tmp_path / "out", cache)
     assert not (tmp_path / "out").exists()
 

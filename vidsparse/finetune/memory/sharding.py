@@ -2,7 +2,8 @@
 
 Each process keeps a part of every frozen weight. The weights of a block are gathered before it runs, also when it is
 recomputed, and freed after it. The LoRA stays whole in each process, and DDP averages its gradients: so every optimizer
-works, and a checkpoint does not depend on how the weights were divided.
+works, and a checkpoint does not depend on how the weights were divided. In stage 3 of DeepSpeed's ZeRO, DeepSpeed takes
+the place of DDP.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ def check_sharded(settings: Settings) -> None:
     wanted += [name for name in ("offload_base", "offload_activations") if getattr(settings, name)]
     if wanted:
         raise NotImplementedError(
-            f"FSDP cannot be combined with {' and '.join(wanted)}; leave these out, or choose a plain MULTI_GPU "
-            "setting in `accelerate config`"
+            f"FSDP, and stage 3 of DeepSpeed, cannot be combined with {' and '.join(wanted)}; leave these out, or "
+            "choose a plain MULTI_GPU setting in `accelerate config`"
         )
 
 

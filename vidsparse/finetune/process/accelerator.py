@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidsparse.finetune.process.trackers import tracker_names
-from vidsparse.finetune.process.zero import CLIPPING, DEEPSPEED, OFF, zero_of
+from vidsparse.finetune.process.zero import CLIPPING, DEEPSPEED, OFF, WEIGHTS, zero_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,7 +63,7 @@ def check_launch(environment: Mapping[str, str] = os.environ) -> None:
             "MULTI_GPU, a DeepSpeed or an FSDP 2 setting in `accelerate config`"
         )
     zero_of(environment)
-    if not shards_base(environment):
+    if environment.get(FSDP, "").lower() in OFF:
         return
     own = {"FSDP_VERSION": "1"}  # of accelerate, where nothing is said
     for variable, (needed, line, why) in SHARDED.items():
@@ -75,15 +75,17 @@ def check_launch(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def shards_base(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether accelerate's settings ask for FSDP, which divides the frozen weights among the processes."""
-    return environment.get(FSDP, "").lower() not in OFF
+    """Whether accelerate's settings divide the frozen weights among the processes: FSDP, or stage 3 of DeepSpeed."""
+    zero = zero_of(environment)
+    return environment.get(FSDP, "").lower() not in OFF or (zero is not None and zero.stage == WEIGHTS)
 
 
 def accelerator_for(settings: Settings, folder: Path, cpu: bool, say: Callable[[str], None] = print) -> Accelerator:
     """The accelerator of a training, with its trackers.
 
     With FSDP it is that of DDP, which averages the gradients of the LoRA; `vidsparse.finetune.memory.sharding` divides
-    the frozen weights. With DeepSpeed it is that of DDP too; `vidsparse.finetune.optim.divided` makes the steps.
+    the frozen weights, also in stage 3 of DeepSpeed. With DeepSpeed it is that of DDP too, and
+    `vidsparse.finetune.optim.divided` makes the steps.
 
     Args:
         settings: of the training; they decide what accelerate would otherwise read from the environment.

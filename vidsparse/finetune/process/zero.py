@@ -20,12 +20,8 @@ if TYPE_CHECKING:
 DEEPSPEED, FILE = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 CLIPPING = "ACCELERATE_GRADIENT_CLIPPING"
 OFF = ("", "0", "false", "no", "none")
-STATES, GRADIENTS = 1, 2  # what a stage divides, besides what those before it do
-STAGES = {
-    "0": "that divides nothing: choose a plain MULTI_GPU setting in `accelerate config`",
-    "3": "a training gives DeepSpeed the LoRA alone, and the frozen weights are divided by FSDP 2: take "
-    "examples/accelerate/fsdp2.yaml, or `zero_stage: 2` to divide what belongs to the LoRA",
-}
+STATES, GRADIENTS, WEIGHTS = 1, 2, 3  # what a stage divides, besides what those before it do
+NOTHING = "that divides nothing: choose a plain MULTI_GPU setting in `accelerate config`"
 STATES_STAY = "the states of a LoRA are small, and divided: write `offload_optimizer_device: none`"
 WEIGHTS_STAY = "--offload-base keeps the frozen weights in the CPU's memory: write `offload_param_device: none`"
 # Variables of `accelerate launch`, beside the stage and the file -> what to do where they are on.
@@ -73,7 +69,8 @@ class Zero:
     """What DeepSpeed divides among the processes of a training.
 
     Attributes:
-        stage: 1: the states of the optimizer, 2: also the gradients of the LoRA.
+        stage: 1: the states of the optimizer, 2: also the gradients of the LoRA, 3: also the frozen weights, which
+            PyTorch's `fully_shard` divides: DeepSpeed is given the LoRA alone, which stays whole.
         passed: keys of a DeepSpeed file, with dots, that DeepSpeed is given, and their values.
     """
 
@@ -98,7 +95,7 @@ class Zero:
             "gradient_accumulation_steps": videos,
             "gradient_clipping": clip,
             "steps_per_print": 1 << 62,
-            "zero_optimization": {"stage": self.stage, "reduce_bucket_size": bucket},
+            "zero_optimization": {"stage": min(self.stage, GRADIENTS), "reduce_bucket_size": bucket},
         }
         for name, value in self.passed.items():
             *sections, key = name.split(".")
@@ -129,8 +126,9 @@ def zero_of(environment: Mapping[str, str] = os.environ) -> Zero | None:
         stage = keys.pop("zero_optimization.stage", "auto")
         asked = asked if stage == "auto" else str(stage)
         passed = {key: value for key, value in keys.items() if not _is_decided(key, value, file)}
-    if asked not in (str(STATES), str(GRADIENTS)):
-        raise NotImplementedError(f"DeepSpeed's ZeRO stage {asked} is not served: {STAGES.get(asked, 'choose 2')}")
+    if asked not in map(str, (STATES, GRADIENTS, WEIGHTS)):
+        instead = NOTHING if asked == "0" else "choose 2, or 3 to divide the frozen weights too"
+        raise NotImplementedError(f"DeepSpeed's ZeRO stage {asked} is not served: {instead}")
     return Zero(int(asked), passed)
 
 
