@@ -64,6 +64,8 @@ def load_lora(
 
         vidsparse.unload_lora(pipe)
 
+    Positions of a longer video go to both experts of a pipeline; a LoRA of the other expert decides for that one.
+
     It is active beside those that were loaded before: their updates add up. Files of other trainers load too, see
     "LoRAs" in the documentation. What a file changes outside of low-rank updates, such as norms, is changed in the
     parameters themselves; `strength` applies to it, `pipe.set_adapters` does not. Learned proxies of `ProxyTokens` come
@@ -203,7 +205,7 @@ def _places(pipe: Any, model: Any, stored: Stored) -> list[tuple[Any, Stored]]:
 
 
 def _positioned(models: Mapping[str, Any], recipe: LoraRecipe, decided: Collection[str]) -> list[Any]:
-    """The transformers that get a LoRA's positions: its own, and for a longer video those that no LoRA decided for."""
+    """The transformers that get a LoRA's positions: its own and, unless they are plain, those without a LoRA's own."""
     if recipe.positions is None:
         return []
     asked = recipe.positions != "plain"
