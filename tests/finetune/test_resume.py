@@ -73,7 +73,7 @@ def has_loopback() -> bool:
     return True
 
 
-# Layer 0 runs dense, so that its proxies get no gradient, for which DDP waits.
+# Layer 0 runs dense, and some steps: their proxies get no gradient, for which DDP waits.
 PROXIES = ProxyTokens((1, 1, 2), learned=True)
 WITH_PROXIES = f"import tiny_training, vidsparse; tiny_training.SMALL['correction'] = vidsparse.{PROXIES!r}\n"
 
@@ -86,14 +86,14 @@ def test_two_processes_compute_what_one_does_with_twice_the_batch(
     # accelerate's own launcher starts one process on a CPU; what it sets for several is what torchrun sets.
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     # By number, not by name: a machine without a network may not be able to look up its own.
-    first = "" if correction is None else WITH_PROXIES
-    process = start([*torchrun, "--local-addr=127.0.0.1"], tmp_path, cache, batch=1, steps=3, first=first)
+    first, steps = ("", 3) if correction is None else (WITH_PROXIES, 8)
+    process = start([*torchrun, "--local-addr=127.0.0.1"], tmp_path, cache, batch=1, steps=steps, first=first)
     try:
         _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 0, errors
-    one = train(tmp_path / "one", cache, batch=2, steps=3, correction=correction)
+    one = train(tmp_path / "one", cache, batch=2, steps=steps, correction=correction)
     two = load_file(tmp_path / "out/pytorch_lora_weights.safetensors")
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-6)

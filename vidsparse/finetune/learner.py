@@ -19,7 +19,7 @@ from vidsparse.finetune.optim.optimizers import build_optimizer, rate_groups, se
 from vidsparse.finetune.optim.update import IGNORED, Update, WholeUpdate
 from vidsparse.finetune.process.groups import Groups
 from vidsparse.finetune.settings import Settings
-from vidsparse.runtime.proxies import NAME as PROXIES
+from vidsparse.runtime.proxies import is_proxy
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -142,10 +142,8 @@ class Learner:
         return Learned(videos, norm, made, int(told_by_all[:, 2].max()))
 
     def _nothing(self) -> torch.Tensor | float:
-        """Zero times the learned proxies: DDP waits for all gradients, also of layers that run dense."""
-        if self.accelerator.num_processes == 1:
-            return 0.0
-        return sum((0 * w.sum() for name, w in self.weights.items() if f".{PROXIES}." in name), start=0.0)
+        """Zero times the learned proxies: those of layers that run dense have a gradient too, in every process."""
+        return sum((0 * weight.sum() for name, weight in self.weights.items() if is_proxy(name)), start=0.0)
 
     def _seed_dropout(self, step: int, part: int) -> None:
         """Give the dropout of a pass numbers that depend only on the step and the video."""

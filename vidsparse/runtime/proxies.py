@@ -15,6 +15,11 @@ from vidsparse.runtime.registry import adapter_for
 NAME = "proxies"  # of the module in an attention layer
 
 
+def is_proxy(name: str) -> bool:
+    """Whether a parameter of a transformer, by its name, is of learned proxies."""
+    return f".{NAME}." in name
+
+
 def add_proxies(transformer: torch.nn.Module, box: Tile) -> dict[str, ProxyWeights]:
     """Give each self-attention of a transformer proxies that learn; they begin as means, in float32.
 

@@ -138,10 +138,17 @@ def test_a_missing_package_is_told_before_anything_is_loaded(monkeypatch: pytest
     check_device(settings, cpu=True)  # one process has nothing to divide
     monkeypatch.setenv("WORLD_SIZE", "2")
     check_device(settings, cpu=True, planned=True)
-    with pytest.raises(ImportError, match="which is not installed: pip install deepspeed"):
+    with pytest.raises(ImportError, match=r"which is not installed: pip install 'deepspeed>=0\.19\.8'"):
         check_device(settings, cpu=True)
     monkeypatch.setenv(DEEPSPEED, "false")
     check_device(settings, cpu=True)
+
+
+def test_an_old_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: object())
+    monkeypatch.setattr(module, "version", lambda name: "0.19.7")
+    with pytest.raises(ImportError, match=r"DeepSpeed 0\.19\.7 makes steps .*; pip install 'deepspeed>=0\.19\.8'"):
+        check_zero(Settings(PATTERN), torch.device("cpu"))
 
 
 def test_deepspeed_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:

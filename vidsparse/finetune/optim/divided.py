@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BUCKET = 500_000_000  # numbers of a gradient that are sent together at most, as by default in DeepSpeed
 
 
-class Learned(torch.nn.Module):
+class LossOnly(torch.nn.Module):
     """Weights that learn, and the loss that they have: all that DeepSpeed needs to know of a model."""
 
     def __init__(self, weights: Mapping[str, torch.nn.Parameter]):
@@ -58,7 +58,7 @@ class DividedUpdate:
     ):
         import deepspeed
 
-        self._weights = list(weights.values())
+        self._weights, self._writes = list(weights.values()), accelerator.is_main_process
         self._before = [dict(vars(weight)) for weight in self._weights]
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
         self.model = accelerator.prepare_model(module, not settings.offload_base, evaluation_mode=True)
@@ -68,10 +68,14 @@ class DividedUpdate:
         config = zero.config(settings.batch, settings.clip, bucket)
         with _quiet():
             self._engine, self.optimizer, _, _ = deepspeed.initialize(
-                model=Learned(weights), optimizer=optimizer, config=config
+                model=LossOnly(weights), optimizer=optimizer, config=config
             )
         if state is not None:
-            self._load(state["optimizer"]["state"])
+            try:
+                self._load(state["optimizer"]["state"])
+            except BaseException:
+                self.close()
+                raise
 
     def accumulating(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -102,8 +106,9 @@ class DividedUpdate:
             for number, weight in enumerate(weights, place):
                 for key, value in held.items():
                     if value.shape == part.shape:
-                        value = safe_get_full_optimizer_state(weight, key)
-                    states.setdefault(number, {})[key] = value.cpu()
+                        value = safe_get_full_optimizer_state(weight, key)  # which all processes ask for
+                    if self._writes:
+                        states.setdefault(number, {})[key] = value.cpu()
             groups.append({**group, "params": list(range(place, place + len(weights)))})
             place += len(weights)
         return {"optimizer": {"state": states, "param_groups": groups}, "scaler": None}
@@ -116,13 +121,16 @@ class DividedUpdate:
         for group, weights in zip(self.optimizer.param_groups, self._groups, strict=True):
             (part,), known = group["params"], [states.get(place + number, {}) for number in range(len(weights))]
             place += len(weights)
-            if not known[0]:
+            # A weight that had no gradient, in one process, has no state yet.
+            first = next((number for number, state in enumerate(known) if state), None)
+            if first is None:
                 continue
-            whole = [key for key, value in known[0].items() if value.shape == weights[0].shape]
-            held[part] = {key: torch.zeros_like(part) if key in whole else known[0][key].clone() for key in known[0]}
+            sample = known[first]
+            whole = [key for key, value in sample.items() if value.shape == weights[first].shape]
+            held[part] = {key: torch.zeros_like(part) if key in whole else sample[key].clone() for key in sample}
             lazy_init_hp_params_optimizer_state(weights, part, held)
             for weight, state in zip(weights, known, strict=True):
-                for key in whole:
+                for key in whole if state else ():
                     safe_set_full_optimizer_state(weight, state[key].to(part.device), key)
 
     def close(self) -> None:

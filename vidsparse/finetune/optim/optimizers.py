@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vidsparse.runtime.proxies import NAME as PROXIES
+from vidsparse.runtime.proxies import is_proxy
 
 BETAS = (0.9, 0.99)
 PACKAGES = {"adamw": (), "adamw-8bit": ("bitsandbytes", "torchao"), "prodigy": ("prodigyopt",), "muon": ()}
@@ -51,7 +51,7 @@ def rate_groups(weights: Mapping[str, torch.nn.Parameter], ratio: float | None) 
         ratio: of the rate of the matrices B to that of all others, as in LoRA+ (Hayou et al., arXiv 2402.12354); None:
             all have the same. Learned proxies have `PROXY_RATE` times that of all others.
     """
-    proxies = [name for name in weights if f".{PROXIES}." in name]
+    proxies = [name for name in weights if is_proxy(name)]
     second = [] if ratio is None else [name for name in weights if ".lora_B." in name]
     others = [name for name in weights if name not in {*proxies, *second}]
     groups = [(others, 1.0), (second, ratio), (proxies, PROXY_RATE)]

@@ -45,7 +45,10 @@ class Update(Protocol):
         """
 
     def state(self) -> dict[str, Any]:
-        """States of the optimizer under "optimizer", those of a scaler under "scaler"; every process calls it."""
+        """States of the optimizer under "optimizer", those of a scaler under "scaler".
+
+        Every process calls it; the main process alone need have them all.
+        """
 
     def close(self) -> None:
         """Take off the weights what was put on them."""

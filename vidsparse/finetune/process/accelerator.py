@@ -107,7 +107,7 @@ def accelerator_for(settings: Settings, folder: Path, cpu: bool, say: Callable[[
     if other != "1" and other != str(settings.batch):
         say(f"accelerate's gradient accumulation of {other} is not used: --batch decides, here {settings.batch}")
     clip = os.environ.get(CLIPPING, "auto")
-    if clip not in ("auto", str(settings.clip)) and zero_of() is not None:
+    if clip not in ("auto", "none") and float(clip) != settings.clip and zero_of() is not None:
         say(f"accelerate's gradient clipping of {clip} is not used: --clip decides, here {settings.clip}")
     with _unseen(FSDP), _unseen(DEEPSPEED):
         accelerator = Accelerator(

@@ -6,8 +6,10 @@ import base64
 import binascii
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 DEEPSPEED, FILE = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 CLIPPING = "ACCELERATE_GRADIENT_CLIPPING"
 OFF = ("", "0", "false", "no", "none")
+OLDEST = (0, 19, 8)  # of DeepSpeed: it leaves out steps in float32 too, and frees its groups
 STATES, GRADIENTS, WEIGHTS = 1, 2, 3  # what a stage divides, besides what those before it do
 NOTHING = "that divides nothing: choose a plain MULTI_GPU setting in `accelerate config`"
 STATES_STAY = "the states of a LoRA are small, and divided: write `offload_optimizer_device: none`"
@@ -141,7 +144,7 @@ def check_zero(settings: Settings, device: torch.device | None = None) -> None:
 
     Raises:
         NotImplementedError: an optimizer or a precision that does not work on a part of the LoRA.
-        ImportError: DeepSpeed is not installed.
+        ImportError: DeepSpeed is not installed, or too old.
         ValueError: DeepSpeed computes on another kind of device.
     """
     if settings.optimizer in REASONS:
@@ -156,8 +159,15 @@ def check_zero(settings: Settings, device: torch.device | None = None) -> None:
         )
     if device is None:
         return
+    needed = ".".join(map(str, OLDEST))
     if find_spec("deepspeed") is None:
-        raise ImportError("accelerate's settings switch on DeepSpeed, which is not installed: pip install deepspeed")
+        raise ImportError(
+            f"accelerate's settings switch on DeepSpeed, which is not installed: pip install 'deepspeed>={needed}'"
+        )
+    if tuple(map(int, re.findall(r"\d+", found := version("deepspeed"))[:3])) < OLDEST:
+        raise ImportError(
+            f"DeepSpeed {found} makes steps of gradients that are not finite; pip install 'deepspeed>={needed}'"
+        )
     from deepspeed.accelerator import get_accelerator
 
     if (kind := get_accelerator().device_name()) != device.type:
@@ -203,7 +213,7 @@ def _is_decided(key: str, value: Any, file: str) -> bool:
     Raises:
         NotImplementedError: it is neither; names it.
     """
-    if value == "auto" or (key in DECIDED and str(value).lower() in OFF):
+    if value == "auto" or (key in DECIDED and str(value).lower() in (*OFF, "0.0")):
         return True
     if key in PASSED:
         return False
