@@ -24,17 +24,20 @@ from vidsparse import (
     MixtureOfBlocks,
     Pattern,
     PooledComplement,
+    ProxyTokens,
     Radial,
     Rectified,
     Reshaped,
     Reuse,
     SpatialTemporal,
     StepBudget,
+    StepSchedule,
     TopBlocks,
     sparsify,
 )
 from vidsparse.doctor.agree import same
 from vidsparse.runtime.offloading import computing_device, is_group_offloaded
+from vidsparse.runtime.proxies import add_proxies
 
 pytestmark = ignores_warnings
 CPU = torch.device("cpu")
@@ -108,6 +111,29 @@ def test_results_stay_in_both_orders(name: str, way: str, tmp_path: Path, monkey
                 same(it.outputs(model), call)
             assert run.report().kept_bytes
         same(it.outputs(model), own)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dense", [{"dense_steps": 1}, {"dense_last_steps": 1}], ids=["dense first", "dense last"])
+def test_learned_proxies_are_there_when_they_count(
+    way: str, dense: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Streams expect the weights of the first step in each, the dense one too.
+    pattern = StepSchedule(SPARSE, **{"dense_steps": 0, "dense_layers": (), **dense})
+    results = []
+    for offloads, learned in ((False, False), (False, True), (True, True)):
+        pipe = wan_pipeline()
+        for proxies in add_proxies(pipe.transformer, (1, 2, 2)).values():
+            for weight in proxies.parameters():
+                torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(len(weight)))
+        if offloads:
+            WAYS[way](pipe.transformer, tmp_path, monkeypatch)
+        with sparsify(pipe, pattern, correction=ProxyTokens((1, 2, 2), learned=learned)) as run:
+            results.append(generate(pipe, steps=3, size=16))
+            assert run.report().sparse_calls
+    means, expected, found = results
+    assert torch.equal(found, expected) and not torch.equal(found, means)
 
 
 @torch.no_grad()
