@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import accelerate
 import pytest
 import torch
 from diffusers.hooks.group_offloading import GroupOffloadingType
+from random_proxies import give_proxies
 from second_device import sparse_calls
 from streams import offload_with_streams
 from tiny_wan import generate, wan_pipeline
@@ -37,12 +39,12 @@ from vidsparse import (
 )
 from vidsparse.doctor.agree import same
 from vidsparse.runtime.offloading import computing_device, is_group_offloaded
-from vidsparse.runtime.proxies import add_proxies
 
 pytestmark = ignores_warnings
 CPU = torch.device("cpu")
 TILE = (1, 2, 4)
 SPARSE = Radial(density=0.3, tile=TILE)
+LEARNED = ProxyTokens((1, 2, 2), learned=True)
 KEEPING = Reuse(TopBlocks(density=0.3, tile=TILE)), Reshaped()
 WAN = "WanTransformer3DModel"
 OTHERS = [f"{family}Transformer3DModel" for family in ("HunyuanVideo", "LTXVideo", "CogVideoX")]
@@ -124,12 +126,10 @@ def test_learned_proxies_are_there_when_they_count(
     results = []
     for offloads, learned in ((False, False), (False, True), (True, True)):
         pipe = wan_pipeline()
-        for proxies in add_proxies(pipe.transformer, (1, 2, 2)).values():
-            for weight in proxies.parameters():
-                torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(len(weight)))
+        give_proxies(pipe.transformer, LEARNED)
         if offloads:
             WAYS[way](pipe.transformer, tmp_path, monkeypatch)
-        with sparsify(pipe, pattern, correction=ProxyTokens((1, 2, 2), learned=learned)) as run:
+        with sparsify(pipe, pattern, correction=replace(LEARNED, learned=learned)) as run:
             results.append(generate(pipe, steps=3, size=16))
             assert run.report().sparse_calls
     means, expected, found = results
@@ -167,6 +167,7 @@ PATTERNS: dict[str, tuple[Pattern, Correction | None]] = {
     "radial": (SPARSE, None),
     "pooled": (SPARSE, PooledComplement()),
     "rectified": (SPARSE, Rectified()),
+    "proxies": (SPARSE, LEARNED),
     "kept": KEEPING,
     "mixture": (MixtureOfBlocks(top_k=(1, 1, 1)), None),
     "exact": (ExactBlocks(), None),
@@ -186,6 +187,7 @@ def another_process() -> Iterator[ProcessPoolExecutor]:
 def test_maps_and_memories_live_where_the_query_is(another_process: ProcessPoolExecutor, name: str, used: str) -> None:
     it, (pattern, correction) = twin(name), PATTERNS[used]
     model = it.build()
+    give_proxies(model, correction)
     with sparsify(model, pattern, correction=correction, impl="reference") as run:
         expected = [it.outputs(model)["output 0"] for _ in range(2)]
         calls = run.report().sparse_calls

@@ -112,18 +112,18 @@ def _shares(logits: torch.Tensor, view: Tile, part: Tile, box: Tile) -> torch.Te
         logits: [heads, tokens of a box].
         part: sides of the boxes as tiles cut them.
     """
-    owner, place, absent = (x.to(logits.device) for x in _places(view, part, box))
+    owner, place, absent = _places(view, part, box, logits.device)
     shares = logits[:, None].masked_fill(absent, float("-inf")).softmax(dim=-1)
     return (shares * (~absent).sum(dim=-1, keepdim=True))[:, owner, place].T
 
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # a training may use them later
-def _places(view: Tile, part: Tile, box: Tile) -> tuple[torch.Tensor, ...]:
+def _places(view: Tile, part: Tile, box: Tile, device: torch.device) -> tuple[torch.Tensor, ...]:
     """The part and the place of each video token, int64 [tokens], and the places that a part lacks [parts, V]."""
     axes = torch.meshgrid(*(torch.arange(size) % side for size, side in zip(view, box, strict=True)), indexing="ij")
     place = ((axes[0] * box[1] + axes[1]) * box[2] + axes[2]).flatten()
     owner = tile_of_token(view, part)
     absent = torch.ones(tile_count(view, part), math.prod(box), dtype=torch.bool)
     absent[owner, place] = False
-    return owner, place, absent
+    return owner.to(device), place.to(device), absent.to(device)
