@@ -108,6 +108,16 @@ def test_diffusers_reads_the_file_without_a_word(lora: tuple[Any, Path], caplog:
     assert pipe.transformer.peft_config and not caplog.records and not proxies_in(pipe.transformer)
 
 
+def test_a_recipe_of_proxies_that_are_not_there_is_not_saved(lora: tuple[Any, Path], tmp_path: Path) -> None:
+    pipe, bare = lora[0], pipeline()
+    add_lora(bare.transformer)
+    with pytest.raises(ValueError, match="needs proxies that were learned, and WanTransformer3DModel has none"):
+        save_lora(tmp_path / "none", bare, LEARNED)
+    with pytest.raises(ValueError, match=r"that WanTransformer3DModel has learned, box=\(1, 2, 2\); take ProxyTokens"):
+        save_lora(tmp_path / "none", pipe, replace(RECIPE, correction=ProxyTokens((1, 4, 4), learned=True)))
+    assert not (tmp_path / "none").exists()
+
+
 def test_other_programs_have_no_place_for_them(lora: tuple[Any, Path], tmp_path: Path) -> None:
     said: list[str] = []
     convert_lora(lora[1], tmp_path / "out.safetensors", "comfy", "wan", note=said.append)
