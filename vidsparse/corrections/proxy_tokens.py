@@ -47,8 +47,8 @@ class ProxyTokens(Correction):
     * A layer has one offset of windows instead of two.
     * Learned weights are ours.
 
-    Gradients flow through everything. Without gradients queries are processed in turn, so that no more than some rows of
-    logits exist at once. Learned proxies also take copies of keys and values in float32 while they are summed up.
+    Gradients flow through everything. Without gradients queries are processed in turn, so that only some rows of logits
+    exist at once. Learned proxies also take copies of keys and values in float32 while they are summed up.
 
     Attributes:
         box: sides (frames, height, width) in tokens; each divides the side of the pattern's tile or is a multiple of

@@ -93,8 +93,8 @@ def _check_proxies(recipe: LoraRecipe, settings: Settings, start: str) -> None:
         return
     box = ",".join(map(str, box_of(recipe)))
     raise ValueError(
-        f"start={start!r} has learned proxies for box={box_of(recipe)}, and the training is of {settings.correction!r}, "
-        f"which would drop them; take its own, {recipe.correction!r} (--correction 'proxy-tokens learned=true "
+        f"start={start!r} has learned proxies for box={box_of(recipe)}, and the training is of "
+        f"{settings.correction!r}, which would drop them; take its own, {recipe.correction!r} (--correction 'proxy-tokens learned=true "
         f"box={box}')"
     )
 

@@ -64,7 +64,7 @@ class Clock:
         device, sizes: of the call's inputs.
         full_branch: whether the present pass is the full branch of `FreeSwim`, dense in all layers.
         ranks: the GPUs that share the video, or None.
-        proxies: what each attention layer has learned for `ProxyTokens`, or None, in this call: a LoRA may bring others.
+        proxies: what each attention layer has learned for `ProxyTokens`, or None. A LoRA may bring others.
         layers: the attention layers that it prepares for each call, and what skips steps.
         substitutes: what takes the place of methods and attributes in the transformer, until `remove`.
         measured: indices of layers that a cache measures, see `measured_layers`.
