@@ -94,8 +94,8 @@ def _check_proxies(recipe: LoraRecipe, settings: Settings, start: str) -> None:
     box = ",".join(map(str, box_of(recipe)))
     raise ValueError(
         f"start={start!r} has learned proxies for box={box_of(recipe)}, and the training is of "
-        f"{settings.correction!r}, which would drop them; take its own, {recipe.correction!r} (--correction 'proxy-tokens learned=true "
-        f"box={box}')"
+        f"{settings.correction!r}, which would drop them; take its own, {recipe.correction!r} "
+        f"(--correction 'proxy-tokens learned=true box={box}')"
     )
 
 
