@@ -35,6 +35,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "a field without a value": (["--set", "sink"], "must be NAME=VALUE, such as window=9,24,24"),
     "a word for a number": (["--set", "density=much"], "density='much' must be in (0, 1]"),
     "unknown correction": (["--correction", "glasses"], "choose one of none, gated-coarse, pooled-complement"),
+    "proxies that no LoRA brings": (
+        ["--correction", "proxy-tokens learned=true"],
+        "needs a LoRA that has learned proxies for this box; none given has",
+    ),
     "unknown field of a correction": (["--correction", "reshaped box=1,2,2"], "'reshaped' has no box; its fields are"),
     "no table": (["--pattern", "head-modes"], "table=FILE.json cannot be read: No such file"),
     "no gate": (["--pattern", "learned-gate"], "gate='FOLDER' is neither a file nor a folder: give what vidsparse"),

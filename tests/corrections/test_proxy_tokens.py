@@ -11,6 +11,7 @@ from against_float64 import Case
 
 import vidsparse.corrections.columns
 from vidsparse import BlockMap, Context, PooledComplement, ProxyTokens, SparseCall, VideoGrid, sparse_attention
+from vidsparse.corrections.proxy_tokens import _places
 from vidsparse.corrections.proxy_weights import Proxies, ProxyWeights
 from vidsparse_kernels.layout import tile_tokens
 
@@ -196,6 +197,13 @@ def test_far_logits_do_not_overflow() -> None:
     steep.key[:, 0] = -500.0  # the place that a box of one token has alone
     found = ProxyTokens(box, learned=True).correct(replace(now, proxies=steep))
     torch.testing.assert_close(found.double(), looped(now, box, steep), **TINY)
+
+
+def test_places_are_made_once_for_each_device() -> None:
+    view, part, box = (5, 7, 6), (1, 2, 2), (1, 2, 2)
+    found = _places(view, part, box, torch.device("meta"))
+    assert all(x.is_meta for x in found) and _places(view, part, box, torch.device("meta")) is found
+    assert not any(x.is_meta for x in _places(view, part, box, torch.device("cpu")))
 
 
 def test_boxes_as_tiles_cut_them() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import pytest
 import torch
 from tiny_training import PATTERN, SMALL, assert_same, lines, pipeline, train
 
-from vidsparse import ProxyTokens, load_lora, sparsify, unload_lora
+from vidsparse import Context, ProxyTokens, VideoGrid, load_lora, sparsify, unload_lora
 from vidsparse.finetune import Settings
+from vidsparse.finetune.checks import check_pipeline
 from vidsparse.lora.files import read_recipe
 from vidsparse.lora.proxies import proxies_of
 from vidsparse.lora.stored import read_names
+from vidsparse.patterns.names import build_pattern
 from vidsparse.runtime.proxies import proxies_in
 
 LEARNED = ProxyTokens((1, 1, 2), learned=True)
@@ -76,6 +79,10 @@ def test_a_training_begins_with_those_of_a_lora(tmp_path: Path, cache: Path) -> 
     pipe = pipeline()
     with pytest.raises(ValueError, match=r"has learned proxies for box=\(1, 1, 2\), and the training is of"):
         train(tmp_path / "other", cache, pipe, correction=ProxyTokens((1, 2, 1), learned=True), start=start)
+    for correction in (None, ProxyTokens((1, 1, 2))):
+        chosen = Settings(**{"pattern": PATTERN, **SMALL, "correction": correction, "start": start})
+        with pytest.raises(ValueError, match=r"would drop them; take its own, ProxyTokens.*learned=true box=1,1,2"):
+            check_pipeline(pipe, chosen)
     assert not proxies_in(pipe.transformer) and not hasattr(pipe.transformer, "peft_config")
 
 
@@ -87,6 +94,18 @@ def test_the_other_expert_makes_samples_with_means(tmp_path: Path, cache: Path) 
     train(tmp_path, cache, pipe, correction=LEARNED, pattern=pattern, transformer="transformer_2", samples=True)
     assert proxies_in(pipe.transformer_2) and not proxies_in(pipe.transformer)
     assert any((tmp_path / "samples").iterdir())
+
+
+def test_the_documented_command_leaves_something_to_proxies() -> None:
+    page = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    command = page.split("## Proxies that learn")[1].split("vidsparse finetune")[1].split("vidsparse generate")[0]
+    words = command.replace("\\\n", " ").split()
+    given = {name: [b for a, b in pairwise(words) if a == name] for name in ("--pattern", "--set", "--frames")}
+    pattern = build_pattern(given["--pattern"][0], settings=given["--set"])
+    latent_frames = (int(given["--frames"][0]) - 1) // 4 + 1
+    grid = VideoGrid(latent_frames, 16, 16)  # of 128 x 128 pixels
+    densities = [float(pattern.plan(grid, Context(layer=n, layers=8)).densities[0]) for n in range(8)]
+    assert 0 < sum(densities) / 8 < 0.5
 
 
 def test_what_is_refused(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from random_proxies import draw_proxies
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_lora import RECIPE, add_lora, call, pipeline
 
-from vidsparse import ProxyTokens, load_lora, save_lora, sparsify, unload_lora
+from vidsparse import ProxyTokens, Radial, load_lora, save_lora, sparsify, unload_lora
 from vidsparse.lora.convert import convert_lora
 from vidsparse.lora.files import read_recipe
 from vidsparse.lora.proxies import PROXIES
 from vidsparse.runtime.proxies import add_proxies, proxies_in
 
+BARE = Radial(density=0.2, tile=(1, 2, 2))  # sparse in each call
 LEARNED = replace(RECIPE, correction=ProxyTokens((1, 2, 2), learned=True))
 
 
@@ -81,10 +83,39 @@ def test_they_come_and_go_with_the_lora(lora: tuple[Any, Path], tmp_path: Path) 
         assert not proxies_in(pipe.transformer) and torch.equal(call(pipe.transformer), before)
 
 
+def test_another_lora_brings_its_own_into_an_open_run(lora: tuple[Any, Path], tmp_path: Path) -> None:
+    trained, first = lora
+    draw_proxies(trained.transformer)
+    second, pipe, expected = save_lora(tmp_path / "other", trained, LEARNED), pipeline(), []
+    for file in (first, second):
+        load_lora(pipe, file)
+        with sparsify(pipe, BARE, correction=LEARNED.correction):
+            expected.append(call(pipe.transformer))
+        if file == first:
+            unload_lora(pipe)
+    unload_lora(pipe)
+    load_lora(pipe, first)
+    with sparsify(pipe, BARE, correction=LEARNED.correction):
+        assert torch.equal(call(pipe.transformer), expected[0])
+        unload_lora(pipe)
+        load_lora(pipe, second)
+        assert torch.equal(call(pipe.transformer), expected[1]) and not torch.equal(*expected)
+
+
 def test_diffusers_reads_the_file_without_a_word(lora: tuple[Any, Path], caplog: pytest.LogCaptureFixture) -> None:
     pipe = pipeline()
     pipe.load_lora_weights(lora[1].parent)
     assert pipe.transformer.peft_config and not caplog.records and not proxies_in(pipe.transformer)
+
+
+def test_a_recipe_of_proxies_that_are_not_there_is_not_saved(lora: tuple[Any, Path], tmp_path: Path) -> None:
+    pipe, bare = lora[0], pipeline()
+    add_lora(bare.transformer)
+    with pytest.raises(ValueError, match="needs proxies that were learned, and WanTransformer3DModel has none"):
+        save_lora(tmp_path / "none", bare, LEARNED)
+    with pytest.raises(ValueError, match=r"that WanTransformer3DModel has learned, box=\(1, 2, 2\); take ProxyTokens"):
+        save_lora(tmp_path / "none", pipe, replace(RECIPE, correction=ProxyTokens((1, 4, 4), learned=True)))
+    assert not (tmp_path / "none").exists()
 
 
 def test_other_programs_have_no_place_for_them(lora: tuple[Any, Path], tmp_path: Path) -> None:

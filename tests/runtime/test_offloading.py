@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import accelerate
 import pytest
 import torch
 from diffusers.hooks.group_offloading import GroupOffloadingType
+from random_proxies import give_proxies
 from second_device import sparse_calls
 from streams import offload_with_streams
 from tiny_wan import generate, wan_pipeline
@@ -24,12 +26,14 @@ from vidsparse import (
     MixtureOfBlocks,
     Pattern,
     PooledComplement,
+    ProxyTokens,
     Radial,
     Rectified,
     Reshaped,
     Reuse,
     SpatialTemporal,
     StepBudget,
+    StepSchedule,
     TopBlocks,
     sparsify,
 )
@@ -40,6 +44,7 @@ pytestmark = ignores_warnings
 CPU = torch.device("cpu")
 TILE = (1, 2, 4)
 SPARSE = Radial(density=0.3, tile=TILE)
+LEARNED = ProxyTokens((1, 2, 2), learned=True)
 KEEPING = Reuse(TopBlocks(density=0.3, tile=TILE)), Reshaped()
 WAN = "WanTransformer3DModel"
 OTHERS = [f"{family}Transformer3DModel" for family in ("HunyuanVideo", "LTXVideo", "CogVideoX")]
@@ -111,6 +116,27 @@ def test_results_stay_in_both_orders(name: str, way: str, tmp_path: Path, monkey
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dense", [{"dense_steps": 1}, {"dense_last_steps": 1}], ids=["dense first", "dense last"])
+def test_learned_proxies_are_there_when_they_count(
+    way: str, dense: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Streams expect the weights of the first step in each, the dense one too.
+    pattern = StepSchedule(SPARSE, **{"dense_steps": 0, "dense_layers": (), **dense})
+    results = []
+    for offloads, learned in ((False, False), (False, True), (True, True)):
+        pipe = wan_pipeline()
+        give_proxies(pipe.transformer, LEARNED)
+        if offloads:
+            WAYS[way](pipe.transformer, tmp_path, monkeypatch)
+        with sparsify(pipe, pattern, correction=replace(LEARNED, learned=learned)) as run:
+            results.append(generate(pipe, steps=3, size=16))
+            assert run.report().sparse_calls
+    means, expected, found = results
+    assert torch.equal(found, expected) and not torch.equal(found, means)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("way", ["sequential", "whole model", "blocks", "leaves"])
 @pytest.mark.parametrize("first", [True, False], ids=["offloaded first", "offloaded last"])
 def test_whole_videos_stay_and_memories_end(
@@ -141,6 +167,7 @@ PATTERNS: dict[str, tuple[Pattern, Correction | None]] = {
     "radial": (SPARSE, None),
     "pooled": (SPARSE, PooledComplement()),
     "rectified": (SPARSE, Rectified()),
+    "proxies": (SPARSE, LEARNED),
     "kept": KEEPING,
     "mixture": (MixtureOfBlocks(top_k=(1, 1, 1)), None),
     "exact": (ExactBlocks(), None),
@@ -160,6 +187,7 @@ def another_process() -> Iterator[ProcessPoolExecutor]:
 def test_maps_and_memories_live_where_the_query_is(another_process: ProcessPoolExecutor, name: str, used: str) -> None:
     it, (pattern, correction) = twin(name), PATTERNS[used]
     model = it.build()
+    give_proxies(model, correction)
     with sparsify(model, pattern, correction=correction, impl="reference") as run:
         expected = [it.outputs(model)["output 0"] for _ in range(2)]
         calls = run.report().sparse_calls

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from random_proxies import draw_proxies, give_proxies
 from tiny_wan import SPARSE, Pipeline, call, tiny
 
 from vidsparse import PerHead, ProxyTokens, Radial, StepSchedule, attn_processors, sparsify
@@ -18,17 +20,8 @@ LEARNED = ProxyTokens(BOX, learned=True)
 def learned(seed: int = 0, **changes: Any) -> Any:
     """A transformer with random proxies."""
     transformer = tiny(**changes)
-    add_proxies(transformer, BOX)
-    drawn(transformer, seed)
+    give_proxies(transformer, LEARNED, seed)
     return transformer
-
-
-@torch.no_grad()
-def drawn(transformer: torch.nn.Module, seed: int = 0) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for proxies in proxies_in(transformer).values():
-        for weight in proxies.parameters():
-            weight.copy_(torch.randn(weight.shape, generator=generator))
 
 
 @torch.no_grad()
@@ -43,7 +36,7 @@ def test_zeros_are_means_and_weights_count() -> None:
     found = add_proxies(transformer, BOX)
     assert [*found] == ["blocks.0.attn1", "blocks.1.attn1"] and {x.key.shape for x in found.values()} == {(2, 4)}
     torch.testing.assert_close(sparse(transformer, LEARNED), means)
-    drawn(transformer)
+    draw_proxies(transformer)
     assert (sparse(transformer, LEARNED) - means).abs().max() > 1e-3
     assert torch.equal(sparse(transformer, ProxyTokens(BOX)), means), "means are asked for"
     remove_proxies(transformer)
@@ -95,10 +88,32 @@ def test_a_compiled_model_uses_them_and_does_not_train_them() -> None:
     assert transformer.blocks[0].attn1.to_q.weight.grad.abs().max() > 0
 
 
-def test_weights_of_lower_precision_and_elsewhere() -> None:
-    transformer = learned().to(torch.bfloat16)
-    assert sparse(transformer, LEARNED).dtype == torch.bfloat16
-    assert next(iter(proxies_in(transformer).values()))().key.dtype == torch.float32
+def test_weights_of_lower_precision_weigh_in_float32() -> None:
+    low = learned().to(torch.bfloat16)
+    full = copy.deepcopy(low).float()  # the same numbers
+    for first, second in zip(proxies_in(low).values(), proxies_in(full).values(), strict=True):
+        assert all(map(torch.equal, first(), second())) and first().mass.dtype == torch.float32
+    expected, found = sparse(full, LEARNED), sparse(low, LEARNED)
+    with torch.no_grad():  # what the precision changes in the model without a pattern
+        usual = (call(low).float() - call(full)).abs().max()
+    assert found.dtype == torch.bfloat16 and (found.float() - expected).abs().max() < 2 * usual
+    assert (sparse(full, ProxyTokens(BOX)) - expected).abs().max() > 2 * usual, "or means would pass too"
+
+
+def test_an_open_run_uses_what_a_layer_has_at_each_call() -> None:
+    transformer, other = learned(), learned(seed=1)
+    expected = [sparse(transformer, LEARNED), sparse(other, LEARNED), sparse(transformer, ProxyTokens(BOX))]
+    with torch.no_grad(), sparsify(transformer, SPARSE, correction=LEARNED):
+        found = [call(transformer)]
+        remove_proxies(transformer)
+        give_proxies(transformer, LEARNED, seed=1)
+        found.append(call(transformer))
+        remove_proxies(transformer)
+        found.append(call(transformer))  # means
+        assert all(map(torch.equal, found, expected)) and not torch.equal(found[0], found[1])
+        add_proxies(transformer, (1, 4, 4))
+        with pytest.raises(ValueError, match=r"that transformer has learned, box=\(1, 4, 4\); take ProxyTokens"):
+            call(transformer)
 
 
 def test_what_is_refused() -> None:
@@ -108,7 +123,7 @@ def test_what_is_refused() -> None:
         with pytest.raises(ValueError, match=message):
             put(transformer, SPARSE, correction=LEARNED)
     add_proxies(transformer, (1, 4, 4))
-    with pytest.raises(ValueError, match=r"that transformer has learned: blocks.0.attn1 has box=\(1, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"that transformer has learned, box=\(1, 4, 4\); take"):
         sparsify(transformer, SPARSE, correction=LEARNED)
     with pytest.raises(ValueError, match="has learned proxies already"):
         add_proxies(transformer, BOX)

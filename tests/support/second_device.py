@@ -14,6 +14,7 @@ from typing import Any
 import diffusers
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
+from random_proxies import give_proxies
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -133,6 +134,7 @@ def sparse_calls(name: str, pattern: Pattern, correction: Correction | None, cal
     """Call the sparse twin of a class, whose weights and arguments are on the CPU, and which computes elsewhere."""
     it = Twin(getattr(diffusers, name))
     model = it.build()
+    give_proxies(model, correction)
     with second_device() as device:
         add_hook_to_module(model, _Moving(device))
         with sparsify(model, pattern, correction=correction, impl="reference", strict=True) as run:

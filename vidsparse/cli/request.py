@@ -187,11 +187,14 @@ class Request(GenerationOptions):
         """The correction: what is given, else that of `start`.
 
         Raises:
-            ValueError: an unknown correction.
+            ValueError: an unknown correction, or one whose learned proxies no LoRA brings.
         """
+        from vidsparse.lora.proxies import check_brought
         from vidsparse.patterns.names import build_correction
 
-        return self.start[1] if self.correction is None else build_correction(self.correction)
+        correction = self.start[1] if self.correction is None else build_correction(self.correction)
+        check_brought(correction, self.loras.values())
+        return correction
 
     def check(self, pattern: Pattern, arguments: dict[str, Any]) -> None:
         """Refuse before loading what would be refused later, and note where nothing would be sparse.

@@ -29,8 +29,8 @@ class ProxyTokens(Correction):
     borders of the video and of tiles, and the softmax is over the places that are left.
 
     With `learned=True`, `vidsparse finetune` trains a, b and m together with the LoRA, whose file holds them; wherever
-    `load_lora` puts that file, they are there. A proxy of the mean says too little of a box whose keys differ, which
-    m can balance.
+    `load_lora` puts that file, they are there. Wherever the keys of a box differ, the logit of their mean is
+    below that of the tokens together (Jensen's inequality); a positive m makes up for it.
 
         settings = Settings(ShiftedWindows(), ProxyTokens(learned=True))    # of vidsparse.finetune
 
@@ -38,19 +38,27 @@ class ProxyTokens(Correction):
     versions of it no longer have; its boxes are (1, 4, 4) by default. There every block has a mean token of each box,
     lets these attend to each other, lets all tokens attend to them, and then attends within windows and within shifted
     windows. With the pattern `ShiftedWindows` this is the same structure in a model that was trained with dense
-    attention. Differences: the mean is that of keys and of values, which are those of the mean token but for norms and
-    rotary positions; near tokens and proxies share one softmax, without proxies of what is kept, so no layer is added:
-    in the paper proxies first attend to each other, and what tokens read from them goes through a projection that
-    begins at zero; a layer has one offset of windows instead of two. Learned weights are ours.
+    attention. Differences from the paper:
 
-    Gradients flow through everything. Without gradients memory is bounded: queries are processed in turn.
+    * The mean is that of keys and of values. But for norms and rotary positions, these are those of the mean token.
+    * Near tokens and proxies share one softmax, without proxies of what is kept. So no layer is added: in the paper,
+      what tokens read from proxies goes through a projection of its own, which begins at zero.
+    * Proxies do not attend to each other first.
+    * A layer has one offset of windows instead of two.
+    * Learned weights are ours.
+
+    Gradients flow through everything. Without gradients queries are processed in turn, so that only some rows of logits
+    exist at once. Learned proxies also take copies of keys and values in float32 while they are summed up.
 
     Attributes:
         box: sides (frames, height, width) in tokens; each divides the side of the pattern's tile or is a multiple of
             it. The products cost 1 / (tokens of a box, as tiles cut it) of those of dense attention: a thin tile makes
-            them dearer, so give the pattern one that is as high and wide as the box.
-        learned: use what the transformer has learned. In a pipeline of two transformers, one that has learned nothing
-            takes means.
+            them dearer, so give the pattern one that is as high and wide as the box. Products are not all of the time,
+            and small boxes can take more of it than dense attention. Measured on one core in float32, 9,216 tokens, 4
+            heads of 64: dense 1.26 s; the sparse part alone 0.09 s; the correction with boxes (1, 4, 4) 0.48 s, learned
+            0.51 s, and with (1, 2, 2) 1.99 s.
+        learned: use what a layer has learned, looked up at each call. One that has learned nothing takes means, as in
+            a pipeline of two transformers.
     """
 
     box: Tile = (1, 4, 4)
@@ -112,18 +120,18 @@ def _shares(logits: torch.Tensor, view: Tile, part: Tile, box: Tile) -> torch.Te
         logits: [heads, tokens of a box].
         part: sides of the boxes as tiles cut them.
     """
-    owner, place, absent = (x.to(logits.device) for x in _places(view, part, box))
+    owner, place, absent = _places(view, part, box, logits.device)
     shares = logits[:, None].masked_fill(absent, float("-inf")).softmax(dim=-1)
     return (shares * (~absent).sum(dim=-1, keepdim=True))[:, owner, place].T
 
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # a training may use them later
-def _places(view: Tile, part: Tile, box: Tile) -> tuple[torch.Tensor, ...]:
+def _places(view: Tile, part: Tile, box: Tile, device: torch.device) -> tuple[torch.Tensor, ...]:
     """The part and the place of each video token, int64 [tokens], and the places that a part lacks [parts, V]."""
     axes = torch.meshgrid(*(torch.arange(size) % side for size, side in zip(view, box, strict=True)), indexing="ij")
     place = ((axes[0] * box[1] + axes[1]) * box[2] + axes[2]).flatten()
     owner = tile_of_token(view, part)
     absent = torch.ones(tile_count(view, part), math.prod(box), dtype=torch.bool)
     absent[owner, place] = False
-    return owner, place, absent
+    return owner.to(device), place.to(device), absent.to(device)

@@ -46,5 +46,5 @@ class ProxyWeights(torch.nn.Module):
         )
 
     def forward(self) -> Proxies:
-        """The weights in float32."""
-        return Proxies(self.key.float(), self.value.float(), self.mass.float())
+        """Copies in float32: offloading takes the weights themselves away as soon as this returns."""
+        return Proxies(*(x.to(torch.float32, copy=True) for x in (self.key, self.value, self.mass)))

@@ -12,10 +12,10 @@ from vidsparse.corrections import ProxyTokens
 from vidsparse.finetune.settings import Settings
 from vidsparse.generation.models import shipped_name
 from vidsparse.lora.base import base_in, check_base
-from vidsparse.lora.files import read_recipe
+from vidsparse.lora.files import LoraRecipe, read_recipe, recipe_in
 from vidsparse.lora.fitted import fit
 from vidsparse.lora.load import warn
-from vidsparse.lora.proxies import box_of, is_learned, proxies_of, put_proxies
+from vidsparse.lora.proxies import PROXIES, box_of, is_learned, proxies_of, put_proxies
 from vidsparse.lora.renamed import LowRank, Renamed
 from vidsparse.lora.source import find_lora
 from vidsparse.lora.stored import CONFIG_FILE, PEFT_FILE, read_names, read_stored
@@ -38,13 +38,15 @@ def start_weights(
 
     Raises:
         OSError: the LoRA does not exist.
-        ValueError: it is no LoRA of this model, changes layers that are not targets or norms or biases, or has a higher
-            rank.
+        ValueError: it is no LoRA of this model, changes layers that are not targets or norms or biases, has a higher
+            rank, or has learned proxies that the training's correction does not take.
         NotImplementedError: DoRA, or another method than LoRA.
     """
     transformer, file = uncompiled(transformer), find_lora(start)
     stored = read_stored(file)
     check_base(start, base_in(stored.header), shipped_name(transformer))
+    if PROXIES in stored.header:
+        _check_proxies(recipe_in(file, stored.header), settings, start)
     lora = fit(stored, transformer, file)
     _check(lora, transformer, settings, start)
     if lora.left_out:
@@ -66,17 +68,12 @@ def begin_proxies(transformer: Any, settings: Settings) -> None:
 
     Raises:
         OSError: the LoRA does not exist.
-        ValueError: it has proxies for other boxes or of another model.
+        ValueError: it has proxies of another model.
     """
     correction = cast("ProxyTokens", settings.correction)
     if settings.start is None or not is_learned(recipe := read_recipe(settings.start)):
         add_proxies(transformer, correction.box)
         return
-    if box_of(recipe) != correction.box:
-        raise ValueError(
-            f"start={settings.start!r} has learned proxies for box={box_of(recipe)}, and the training is of "
-            f"{correction!r}; take the same box"
-        )
     file = find_lora(settings.start)
     put_proxies(transformer, proxies_of(file, read_names(file)[1], recipe), recipe, file)
     for proxies in proxies_in(transformer).values():
@@ -89,6 +86,17 @@ def start_hash(start: str) -> str:
     beside = file.with_name(CONFIG_FILE)
     foreign = file.name == PEFT_FILE and beside.is_file()
     return hashlib.sha256(file.read_bytes() + (beside.read_bytes() if foreign else b"")).hexdigest()
+
+
+def _check_proxies(recipe: LoraRecipe, settings: Settings, start: str) -> None:
+    if not is_learned(recipe) or (settings.learns_proxies and settings.correction == recipe.correction):
+        return
+    box = ",".join(map(str, box_of(recipe)))
+    raise ValueError(
+        f"start={start!r} has learned proxies for box={box_of(recipe)}, and the training is of "
+        f"{settings.correction!r}, which would drop them; take its own, {recipe.correction!r} "
+        f"(--correction 'proxy-tokens learned=true box={box}')"
+    )
 
 
 def _check(lora: Renamed, transformer: torch.nn.Module, settings: Settings, start: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 from vidsparse.atomic import leftovers, replacing
-from vidsparse.lora.proxies import is_learned, proxies_header
+from vidsparse.lora.proxies import proxies_header
 from vidsparse.lora.recipe import LoraRecipe
 from vidsparse.lora.source import FILE, find_lora
 from vidsparse.lora.stored import CONFIG, check_is_lora, experts_in, read_names
@@ -51,7 +51,7 @@ def save_lora(
 
     Raises:
         TypeError: neither a pipeline nor a transformer, or a pattern that is not vidsparse's in the recipe.
-        ValueError: the transformer has no LoRA of that name.
+        ValueError: the transformer has no LoRA of that name, or not the learned proxies that the recipe says.
         OSError: the disk is full, or the folder cannot be written.
         ImportError: peft is missing.
     """
@@ -69,8 +69,7 @@ def save_lora(
     layers = get_peft_model_state_dict(transformer, adapter_name=adapter_name)
     weights = {f"transformer.{name}": weight.detach().to(dtype).contiguous() for name, weight in layers.items()}
     header, file = lora_header(settings_that_differ(adapters[adapter_name]), recipe), Path(folder) / FILE
-    if is_learned(recipe):
-        header |= proxies_header(transformer)
+    header |= proxies_header(transformer, recipe)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_lora(file, weights, header)
     return file

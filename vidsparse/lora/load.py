@@ -69,7 +69,7 @@ def load_lora(
     It is active beside those that were loaded before: their updates add up. Files of other trainers load too, see
     "LoRAs" in the documentation. What a file changes outside of low-rank updates, such as norms, is changed in the
     parameters themselves; `strength` applies to it, `pipe.set_adapters` does not. Learned proxies of `ProxyTokens` come
-    with the file, and neither applies to them.
+    with the file, and neither applies to them; of all that removes LoRAs, `unload_lora` alone removes proxies.
 
     Args:
         pipe: a diffusers pipeline; not offloaded yet if positions, norms or biases change.

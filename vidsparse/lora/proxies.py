@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -11,10 +11,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from vidsparse.corrections import ProxyTokens
+from vidsparse.corrections import Correction, ProxyTokens
+from vidsparse.corrections.proxy_tokens import averaged
 from vidsparse.grid import Tile
 from vidsparse.lora.recipe import LoraRecipe
-from vidsparse.runtime.proxies import add_proxies, proxies_in, remove_proxies
+from vidsparse.runtime.proxies import add_proxies, check_proxies, proxies_in, remove_proxies
 
 PROXIES = "vidsparse_proxies"  # the key in a file's metadata
 
@@ -29,17 +30,40 @@ def box_of(recipe: LoraRecipe) -> Tile:
     return cast("ProxyTokens", recipe.correction).box
 
 
-def proxies_header(transformer: torch.nn.Module) -> dict[str, str]:
-    """The proxies of a transformer for a header, float32; nothing where it has none.
+def proxies_header(transformer: torch.nn.Module, recipe: LoraRecipe) -> dict[str, str]:
+    """The proxies of a transformer for a header, float32; nothing where the recipe has none that learned.
 
     Bytes of safetensors as base64 text: for 40 layers of 40 heads and boxes of 16 tokens 290 kB.
+
+    Raises:
+        ValueError: the transformer has none, or those of other boxes than the recipe says.
     """
+    if not is_learned(recipe):
+        return {}
+    check_proxies(recipe.correction, {type(transformer).__name__: transformer})
     weights = {
         f"{layer}.{name}": weight.detach().float().cpu().contiguous()
         for layer, proxies in proxies_in(transformer).items()
         for name, weight in proxies.named_parameters()
     }
-    return {PROXIES: base64.b64encode(save(weights)).decode()} if weights else {}
+    return {PROXIES: base64.b64encode(save(weights)).decode()}
+
+
+def check_brought(correction: Correction | None, recipes: Iterable[LoraRecipe]) -> None:
+    """Refuse a correction whose learned proxies no LoRA brings, before a model is loaded.
+
+    Raises:
+        ValueError: no recipe says that the LoRA has learned proxies of this box.
+    """
+    if not (isinstance(correction, ProxyTokens) and correction.learned):
+        return
+    brought = [box_of(recipe) for recipe in recipes if is_learned(recipe)]
+    if correction.box not in brought:
+        raise ValueError(
+            f"correction={correction!r} needs a LoRA that has learned proxies for this box; "
+            f"{'those given have them for ' + ', '.join(map(str, brought)) if brought else 'none given has'}: give it "
+            f"with --lora, or take means, {averaged(correction)!r}"
+        )
 
 
 def proxies_of(file: Path, header: Mapping[str, str], recipe: LoraRecipe) -> dict[str, torch.Tensor]:

@@ -91,7 +91,7 @@ class Call:
         heads: batch size -> the heads of each rank, once they are chosen. A block that gradient checkpointing computes
             again has the same, though costs were measured in between.
         maps: gets what the pattern chooses.
-        proxies: what the layer has learned for `ProxyTokens`, or None.
+        proxies: what the layer has learned for `ProxyTokens`, or None. learned: its weights, while the layer runs.
     """
 
     options: SparsityOptions
@@ -110,6 +110,7 @@ class Call:
     heads: dict[int, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     maps: ChosenMaps = field(default_factory=ChosenMaps)
     proxies: ProxyWeights | None = None
+    learned: Proxies | None = None
 
     @property
     def grid(self) -> VideoGrid:
@@ -212,7 +213,7 @@ class Call:
         for gone in memory.correction.keys() - {group.heads for group in groups}:
             del memory.correction[gone]
         operands = lowered if bias is None else widen(lowered, bias, self.grid, context.key_grid)
-        operands = operands._replace(proxies=self._proxies(query.device, context.local_heads))
+        proxies = self._proxies(query.device, context.local_heads)
         attended = [
             attend_group(
                 group,
@@ -221,6 +222,7 @@ class Call:
                 options.impl,
                 options.correction,
                 options.strict,
+                proxies,
             )
             for group in groups
         ]
@@ -232,7 +234,7 @@ class Call:
         """What the layer has learned for its heads, or for those that are here."""
         if self.proxies is None:
             return None
-        found: Proxies = self.proxies().to(device)  # called, so that offloading brings it
+        found: Proxies = (self.proxies() if self.learned is None else self.learned).to(device)
         return found if heads is None else found.of_heads(head_indices(heads, device))
 
     def _memory(self, batch: int) -> Memory:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from vidsparse.corrections.proxy_weights import ProxyWeights
 from vidsparse.grid import VideoGrid
 from vidsparse.runtime.adapter import Adapter
 from vidsparse.runtime.cache_context import Ear, Told
 from vidsparse.runtime.caches import cache_name, measured_layers
 from vidsparse.runtime.guiders import Marks, Perturbation
 from vidsparse.runtime.pipeline import calling_pipeline, uncompiled
+from vidsparse.runtime.proxies import own_proxies
 from vidsparse.runtime.ranks import Ranks
 from vidsparse.runtime.steps import Schedule, StepCounter
 from vidsparse.runtime.substitute import Substitute
@@ -62,6 +64,7 @@ class Clock:
         device, sizes: of the call's inputs.
         full_branch: whether the present pass is the full branch of `FreeSwim`, dense in all layers.
         ranks: the GPUs that share the video, or None.
+        proxies: what each attention layer has learned for `ProxyTokens`, or None. A LoRA may bring others.
         layers: the attention layers that it prepares for each call, and what skips steps.
         substitutes: what takes the place of methods and attributes in the transformer, until `remove`.
         measured: indices of layers that a cache measures, see `measured_layers`.
@@ -83,6 +86,7 @@ class Clock:
         self.ranks: Ranks | None = None
         of_class = inspect.signature(type(transformer).forward)  # the instance's own may be wrapped by a hook
         self.signature = of_class.replace(parameters=[*of_class.parameters.values()][1:])
+        self.proxies: list[ProxyWeights | None] = []
         self.layers = weakref.WeakSet[Listener]()
         self.run: weakref.ref[Run] | None = None
         self.earlier: weakref.ref[Clock] | None = None
@@ -139,6 +143,7 @@ class Clock:
         tensors = [x for x in call.values() if isinstance(x, torch.Tensor)]
         self.device, self.sizes = tensors[0].device, [x.shape for x in tensors]
         self.full_branch = False
+        self.proxies = [own_proxies(attention) for attention in self.adapter.self_attentions(transformer).values()]
         if (earlier := None if self.earlier is None else self.earlier()) is not None:
             earlier.forget()  # noise only falls
         self.saver, self.measured = cache_name(transformer), measured_layers(transformer, self.adapter)

@@ -24,7 +24,6 @@ class Operands(NamedTuple):
         query, key, value: [batch, tokens, heads, head_dim].
         extra_valid: int [batch], how many prefix and suffix tokens, in sequence order, are real; None: all.
         gate: the model's own gate of the output, of the shape of the query; None where it has none.
-        proxies: what `ProxyTokens` has learned for these heads, or None.
     """
 
     query: torch.Tensor
@@ -32,7 +31,6 @@ class Operands(NamedTuple):
     value: torch.Tensor
     extra_valid: torch.Tensor | None = None
     gate: torch.Tensor | None = None
-    proxies: Proxies | None = None
 
     def to(self, dtype: torch.dtype) -> Operands:
         """The same in another dtype; a tensor that has it is not copied."""
@@ -46,8 +44,7 @@ class Operands(NamedTuple):
         index = head_indices(heads, self.query.device)
         query, key, value = (x.index_select(2, index) for x in self[:3])
         gate = None if self.gate is None else self.gate.index_select(2, index)
-        proxies = None if self.proxies is None else self.proxies.of_heads(index)
-        return Operands(query, key, value, self.extra_valid, gate, proxies)
+        return Operands(query, key, value, self.extra_valid, gate)
 
     def exchanged(self, exchange: HeadExchange) -> Operands:
         """Those of the heads of this rank, with all tokens."""
@@ -64,7 +61,13 @@ class Part(NamedTuple):
 
 
 def attend_group(
-    group: HeadGroup, operands: Operands, context: Context, impl: str, correction: Correction | None, strict: bool
+    group: HeadGroup,
+    operands: Operands,
+    context: Context,
+    impl: str,
+    correction: Correction | None,
+    strict: bool,
+    proxies: Proxies | None = None,
 ) -> tuple[Part, torch.Tensor]:
     """Sparse attention of one group of heads, corrected.
 
@@ -72,6 +75,7 @@ def attend_group(
         group: heads and their map. operands: of all heads.
         context: of the call, with all heads, and the correction's memory of this group.
         impl, correction, strict: as for `sparsify`.
+        proxies: what `ProxyTokens` has learned for all heads, or None.
 
     Returns:
         What ran, and out [batch, tokens, heads of the group, head_dim].
@@ -80,7 +84,7 @@ def attend_group(
         NotImplementedError: with `strict`, where "auto" would fall back to a slower implementation.
     """
     operands = operands.of_heads(group.heads)
-    query, key, value, extra_valid, gate, proxies = operands
+    query, key, value, extra_valid, gate = operands
     block_map = group.block_map
     choice = choose_impl(impl, query, block_map)
     if choice.fallback is not None and strict:
@@ -105,7 +109,8 @@ def attend_group(
         return Part(group, choice), out
     local = None if context.local_heads is None else tuple(context.local_heads[head] for head in group.heads)
     context = replace(context, heads=len(group.heads), value=value, local_heads=local)
-    call = SparseCall(query, key, value, out, lse, block_map, context, exact, extra_valid, gate, proxies)
+    learned = None if proxies is None else proxies.of_heads(head_indices(group.heads, query.device))
+    call = SparseCall(query, key, value, out, lse, block_map, context, exact, extra_valid, gate, learned)
     out = correction.correct(call)
     return Part(group._replace(block_map=ran[-1]), choice), out
 

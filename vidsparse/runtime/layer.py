@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from vidsparse.attention import dense_flops
-from vidsparse.corrections.proxy_weights import ProxyWeights
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context
 from vidsparse.runtime.adapter import States
@@ -18,6 +17,7 @@ from vidsparse.runtime.clock import Clock
 from vidsparse.runtime.compiled import CompiledCall, handle_of
 from vidsparse.runtime.guiders import GUIDED, GUIDER
 from vidsparse.runtime.heads import Operands, mean_densities
+from vidsparse.runtime.proxies import learned_proxies
 from vidsparse.runtime.ranks import Ranks
 from vidsparse.runtime.report import LayerCall, Log
 from vidsparse.runtime.stopwatch import Stopwatch
@@ -41,7 +41,6 @@ class Layer:
         memories: branch -> batch size -> what pattern and correction keep from step to step.
         original: the processor that ran the layer before.
         device: where the last call computed; with offloading, inputs of the transformer may come from another one.
-        proxies: what the layer has learned for `ProxyTokens`, where that is the correction.
     """
 
     def __init__(
@@ -60,7 +59,6 @@ class Layer:
         self.call: Call | None = None
         self.sparse, self.handle = False, handle_of(self)
         self.device: torch.device | None = None
-        self.proxies: ProxyWeights | None = None
         self.video, self.memories = 0, dict[int, dict[int, Memory]]()
         clock.layers.add(self)
 
@@ -86,7 +84,7 @@ class Layer:
         self.log.expect(self.transformer, self.index, steps.step, saver)
         memories = self.memories.setdefault(steps.branch, {})
         self.call = Call(options, context, clock.grid, memories, clock.irregular, maps=self.log.maps)
-        self.call.proxies = self.proxies
+        self.call.proxies = learned_proxies(options.correction, clock.proxies[self.index], self.transformer)
         if clock.grid is None:
             self._refuse_if_strict(clock.irregular)
         elif clock.grid.tokens < options.min_tokens:
@@ -133,6 +131,8 @@ class Layer:
                 self._refuse_if_strict(unsupported)
             return CompiledCall(self, self.sparse, unsupported)
         call = present if unsupported is None else self._dense_call(present, unsupported)
+        if call.proxies is not None:
+            call.learned = call.proxies()  # in dense calls too: streams that offload expect the same modules in each
         call.stopwatch = Stopwatch(self.device or self.clock.device)
         return call
 
@@ -146,6 +146,7 @@ class Layer:
         tensors = [out] if isinstance(out, torch.Tensor) else [*out]
         shapes = [x.shape for x in tensors]
         if isinstance(call, Call):
+            call.learned = None
             self.device = tensors[0].device
             if call.stopwatch is not None and call.stopwatch.device != self.device:
                 call.stopwatch = None  # it has measured how long another device fed this one
@@ -171,11 +172,8 @@ class Layer:
             NotImplementedError: proxies learn, whose gradient would end at the graph.
         """
         call = self._present
-        if (
-            self.proxies is not None
-            and torch.is_grad_enabled()
-            and any(x.requires_grad for x in self.proxies.parameters())
-        ):
+        weights = () if call.proxies is None else call.proxies.parameters()
+        if torch.is_grad_enabled() and any(x.requires_grad for x in weights):
             raise NotImplementedError(
                 "learned proxies do not train in a graph of torch.compile, which gives gradients to queries, keys and "
                 "values alone; train without torch.compile, or with ProxyTokens(learned=False)"

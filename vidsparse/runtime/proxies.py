@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -23,7 +24,10 @@ def is_proxy(name: str) -> bool:
 def add_proxies(transformer: torch.nn.Module, box: Tile) -> dict[str, ProxyWeights]:
     """Give each self-attention of a transformer proxies that learn; they begin as means, in float32.
 
-    They are moved and saved with the transformer; its own processors ignore them.
+    They move with the transformer, and its own processors ignore them. `save_lora` saves them. They are in the
+    transformer's `state_dict`, as offloading needs it: `save_pretrained` writes them too, but `from_pretrained` passes
+    over them with a warning, and a strict `load_state_dict` fails where only one side has them. So call
+    `remove_proxies` before either.
 
     Args:
         transformer: of a supported class. box: sides (frames, height, width) in tokens.
@@ -57,8 +61,14 @@ def add_proxies(transformer: torch.nn.Module, box: Tile) -> dict[str, ProxyWeigh
 
 def proxies_in(transformer: torch.nn.Module) -> dict[str, ProxyWeights]:
     """The proxies of a transformer, by the names of its attention layers; empty where it has none."""
-    found = {name: getattr(part, NAME, None) for name, part in transformer.named_modules()}
-    return {name: proxies for name, proxies in found.items() if isinstance(proxies, ProxyWeights)}
+    found = {name: own_proxies(part) for name, part in transformer.named_modules()}
+    return {name: proxies for name, proxies in found.items() if proxies is not None}
+
+
+def own_proxies(attention: torch.nn.Module) -> ProxyWeights | None:
+    """The proxies of an attention layer, or None."""
+    found = getattr(attention, NAME, None)
+    return found if isinstance(found, ProxyWeights) else None
 
 
 def remove_proxies(transformer: torch.nn.Module) -> None:
@@ -67,11 +77,23 @@ def remove_proxies(transformer: torch.nn.Module) -> None:
         delattr(transformer.get_submodule(name), NAME)
 
 
-def learned_proxies(correction: Correction | None, attention: torch.nn.Module) -> ProxyWeights | None:
-    """The proxies of an attention layer, where the correction uses them and the layer has some."""
-    found = getattr(attention, NAME, None)
-    wanted = isinstance(correction, ProxyTokens) and correction.learned
-    return found if wanted and isinstance(found, ProxyWeights) else None
+def learned_proxies(correction: Correction | None, own: ProxyWeights | None, name: str) -> ProxyWeights | None:
+    """The proxies of an attention layer where the correction uses them; None where it has none.
+
+    Args:
+        correction: of the run. own: of the layer. name: of its transformer, for the error.
+
+    Raises:
+        ValueError: they are for other boxes.
+    """
+    if own is None or not (isinstance(correction, ProxyTokens) and correction.learned):
+        return None
+    if own.box != correction.box:
+        raise ValueError(
+            f"correction={correction!r} is for other boxes than those that {name} has learned, box={own.box}; take "
+            f"{replace(correction, box=own.box)!r}"
+        )
+    return own
 
 
 def check_proxies(correction: Correction | None, transformers: Mapping[str, torch.nn.Module]) -> None:
@@ -90,9 +112,5 @@ def check_proxies(correction: Correction | None, transformers: Mapping[str, torc
             f"--correction 'proxy-tokens learned=true', or take means, {averaged(correction)!r}"
         )
     for name, layers in found.items():
-        for layer, proxies in layers.items():
-            if proxies.box != correction.box:
-                raise ValueError(
-                    f"correction={correction!r} is for other boxes than those that {name} has learned: {layer} has "
-                    f"box={proxies.box}"
-                )
+        for own in layers.values():
+            learned_proxies(correction, own, name)

@@ -21,7 +21,7 @@ from vidsparse.runtime.layer import Layer
 from vidsparse.runtime.learned_gates import check_gates
 from vidsparse.runtime.offloading import computing_device
 from vidsparse.runtime.pipeline import TRANSFORMERS, compiled_of, transformers_of
-from vidsparse.runtime.proxies import check_proxies, learned_proxies
+from vidsparse.runtime.proxies import check_proxies
 from vidsparse.runtime.ranks import Ranks
 from vidsparse.runtime.recommended import preset_for
 from vidsparse.runtime.registry import adapter_for
@@ -164,7 +164,6 @@ def _replacements(run: Run, transformer: torch.nn.Module, name: str) -> dict[str
         original: Any = module.processor
         layer = Layer(options, run.log, clock, name, index, len(attentions), adapter.attention_width(module))
         layer.original = original
-        layer.proxies = learned_proxies(options.correction, module)
         replaced[key] = Replaced(module, original, adapter.wrap(original, layer))
     clock.substitutes.append(introduce(transformer, adapter, [attention.ours for attention in replaced.values()]))
     return replaced
