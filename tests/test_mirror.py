@@ -145,9 +145,6 @@ TESTED_BY: dict[str, tuple[str, ...]] = {
     "kernels/vidsparse_kernels/gpu/primitives.py": KERNELS,
     "kernels/vidsparse_kernels/gpu/query_gradient.py": KERNELS,
     "kernels/vidsparse_kernels/providers/__init__.py": ("kernels/providers/test_cudnn.py",),
-    "kernels/vidsparse_kernels/trial.py": (
-        *("kernels/gpu/test_operator.py", "kernels/gpu/gluon/test_kernel.py", "kernels/providers/test_cudnn.py"),
-    ),
     "kernels/vidsparse_kernels/reference.py": ("test_attention.py",),
     "kernels/vidsparse_kernels/selection/pooling.py": SELECTION,
     "kernels/vidsparse_kernels/selection/pooling_kernel.py": SELECTION,

@@ -82,8 +82,7 @@ def test_memory_is_that_of_a_real_step(checkpointing: bool, precision: str) -> N
 
 
 # Without gradient checkpointing, the backward pass keeps float8 weights as they compute.
-AT_REST = [("int8", True, False), ("int8", True, True), ("float8", True, False), ("float8", True, True)]
-AT_REST += [("none", True, True), ("float8", False, False)]
+AT_REST = [("int8", True, True), ("float8", True, False), ("none", True, True), ("float8", False, False)]
 
 
 @pytest.mark.parametrize(("base", "checkpointing", "away"), AT_REST)
