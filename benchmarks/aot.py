@@ -184,6 +184,7 @@ def faults(build: Build, needed: Needs) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chip", type=int, action="append", choices=sum(CHIPS.values(), ()), help="this one alone")
+    parser.add_argument("--dtype", choices=NUMBERS.values(), help="this one alone")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "aot.md")
     arguments = parser.parse_args()
     builds = [
@@ -207,6 +208,7 @@ def main() -> None:
         for config in configs
     ]
     builds = [build for build in builds if build.capability in (arguments.chip or sum(CHIPS.values(), ()))]
+    builds = [build for build in builds if NUMBERS[build.itemsize] == (arguments.dtype or NUMBERS[build.itemsize])]
     lines: list[tuple[object, ...]] = [HEADINGS, ("---",) * len(HEADINGS)]
     faulty = []
     with ProcessPoolExecutor() as pool:

@@ -45,18 +45,18 @@ def test_launches_bind_and_compile(chip: int) -> None:
 
 
 def test_every_tuned_configuration_compiles(tmp_path: Path) -> None:
-    """Of the chips with boxes; test_machine_code.py compiles those of the others, down to the assembler."""
-    done = compiling(SCRIPT, "--chip", 90, "--chip", 100, "--out", tmp_path / "aot.md")
+    """Of the chips with boxes, in bfloat16; test_machine_code.py compiles float32 and the others, to the assembler."""
+    done = compiling(SCRIPT, "--chip", 90, "--chip", 100, "--dtype", "bf16", "--out", tmp_path / "aot.md")
     number = sum(
         config is not None
         for (chip, _), rows in configs.TABLE.items()
-        for configs in rows.values()
+        for (itemsize, _), configs in rows.items()
         for config in configs
-        if chip in (90, 100)
+        if chip in (90, 100) and itemsize == 2
     )
     number += sum(map(len, configs.GLUON_CANDIDATES.values()))
     number += 2 * 8  # the kernels beside them: chips, and two of each kernel, head_dim and tile
-    assert number > 70 and f"{number} configurations" in done.stdout and "0 with faults" in done.stdout
+    assert number > 40 and f"{number} configurations" in done.stdout and "0 with faults" in done.stdout
     table = [line for line in (tmp_path / "aot.md").read_text().splitlines() if line.startswith("| sm_")]
     assert len(table) == number
 
