@@ -3,7 +3,7 @@
 All patterns take turns in one process, with the same random video, so that what else the machine does falls on all.
 The FLOPs are those of matrix products, forward and backward, without cross-attention and what checkpointing repeats.
 
-    python benchmarks/finetune_step.py                                        # `shapes` at 129 frames, on any machine
+    python benchmarks/finetune_step.py --transformer transformer_2            # `shapes` at 129 frames, on any machine
     python benchmarks/finetune_step.py --model wan-14b --frames 81 --rounds 1   # random weights, 720p, on a large GPU
 """
 
@@ -46,6 +46,8 @@ def main() -> None:
     parser.add_argument("--density", type=float, default=0.2, help="of Radial, and the threshold of MixtureOfBlocks")
     parser.add_argument("--tile", type=int, nargs=3, help="of Radial: frames, height, width (default: its own choice)")
     parser.add_argument("--only", nargs="+", help="of dense, radial and mixture; all by default")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="float32: for old CPUs")
+    parser.add_argument("--transformer", default="transformer", help="of a model with two: transformer_2")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--layers", type=int, help="fewer than the model has")
     parser.add_argument("--gradient-checkpointing", action="store_true")
@@ -65,13 +67,13 @@ def main() -> None:
     linear = linear_tflop(transformer, example)
     settings = {k: v for k, v in vars(arguments).items() if k != "out"} | {"torch": torch.__version__}
     settings["device"] = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
-    path = arguments.out or results_of(arguments.model) / f"finetune_step_{arguments.frames}.json"
+    path = arguments.out or results_of(arguments.model) / f"finetune_step_{arguments.transformer}_{arguments.frames}.json"
     seconds: dict[str, list[float]] = {name: [] for name in patterns}
     rows: dict[str, dict[str, Any]] = {}
     for turn in range(arguments.rounds + 1):
         for name, pattern in patterns.items():
             with vidsparse.sparsify(transformer, pattern, strict=True) as run:
-                took, memory = step(transformer, example)
+                took, memory = step(transformer, example, arguments.dtype)
             if not turn:
                 continue
             seconds[name].append(took)
@@ -97,13 +99,14 @@ def main() -> None:
 
 
 def build(arguments: argparse.Namespace) -> Any:
-    """The transformer in bfloat16, with a LoRA in float32 that alone is trained."""
+    """The transformer, with a LoRA in float32 that alone is trained."""
+    dtype = getattr(torch, arguments.dtype)
     if arguments.model in SHIPPED:
-        transformer = model.load_pipeline(torch.bfloat16, arguments.model).transformer.to(DEVICE)
+        transformer = getattr(model.load_pipeline(dtype, arguments.model), arguments.transformer).to(DEVICE)
     else:
         config = WANS[arguments.model] | ({"num_layers": arguments.layers} if arguments.layers else {})
         before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.bfloat16)
+        torch.set_default_dtype(dtype)
         try:
             with DEVICE:
                 transformer = WanTransformer3DModel(**config)
@@ -128,17 +131,17 @@ def random_example(transformer: Any, arguments: argparse.Namespace) -> Example:
     size = (1, transformer.config.in_channels, (arguments.frames - 1) // 4 + 1, height // stride, width // stride)
     latents, noise = torch.randn(2, *size, generator=generator)
     text = torch.randn(1, model.MAX_WORDS if shapes else 512, transformer.config.text_dim, generator=generator)
-    return Example(latents, noise, text.bfloat16(), torch.tensor([0.5])).to(DEVICE)
+    return Example(latents, noise, text.to(getattr(torch, arguments.dtype)), torch.tensor([0.5])).to(DEVICE)
 
 
-def step(transformer: torch.nn.Module, example: Example) -> tuple[float, int | None]:
+def step(transformer: torch.nn.Module, example: Example, dtype: str) -> tuple[float, int | None]:
     """Seconds, and the GPU's peak memory in bytes."""
     cuda = DEVICE.type == "cuda"
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    with torch.autocast(DEVICE.type, torch.bfloat16):
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         loss = flow_loss(transformer, example)
     loss.backward()
     transformer.zero_grad()
