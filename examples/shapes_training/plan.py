@@ -18,7 +18,7 @@ class Phase:
         steps: of the phase.
         batch: videos of a step.
         rate: factor of the learning rate at the first and at the last step.
-        start: the phase whose weights it begins with; "" is `shapes-64`.
+        start: the phase whose weights it begins with; "" is the expert for low noise of `shapes`.
         levels: of noise that it learns, from 0 to 1.
         plain: whether positions are counted in tokens, as diffusers counts them, and not in latents.
         sparse: share of the steps of whole clips, or of their parts, with sparse attention.

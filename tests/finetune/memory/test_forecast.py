@@ -33,13 +33,13 @@ BUCKET = Bucket(33, 64, 64)
 
 
 def predicted(settings: Settings) -> StepForecast:
-    return plan_training(find_model("shapes-64"), settings, drawn_clips(1, BUCKET), torch.float32).largest
+    return plan_training(find_model("shapes"), settings, drawn_clips(1, BUCKET), torch.float32).largest
 
 
 def step_of(settings: Settings) -> Any:
     """A function that runs a real pass; before it, the transformer has the LoRA with a gradient."""
     quantization = quantization_of(settings.base, ["transformer"], torch.float32)
-    pipe = find_model("shapes-64").load(torch.float32, quantization)
+    pipe = find_model("shapes").load(torch.float32, quantization)
     weights = add_lora(pipe, settings)
     if settings.base == "float8":
         cast_layers(pipe.transformer, settings.half or torch.float32)
@@ -119,7 +119,7 @@ def test_nf4_takes_half_a_byte_and_a_scale_for_each_number(monkeypatch: pytest.M
     monkeypatch.setattr(base_at_rest, "find_spec", lambda name: True)
     settings = dict(rank=16, precision="bf16", gradient_checkpointing=True)
     plain, low = (predicted(Settings(Dense(), base=kind, **settings)) for kind in ("none", "nf4"))  # type: ignore[arg-type]
-    transformer = load_pipeline(model="shapes-64").transformer
+    transformer = load_pipeline(model="shapes").transformer
     numbers = sum(
         module.weight.numel()
         for name, module in transformer.named_modules()
@@ -183,7 +183,7 @@ def test_memory_of_a_shared_clip_is_that_of_a_real_step() -> None:
         *(Radial(density=0.3, tile=(1, 8, 8)),),
         **dict(rank=16, precision="bf16", gradient_checkpointing=True, context_parallel=3),  # type: ignore[arg-type]
     )
-    found = plan_training(find_model("shapes-64"), settings, drawn_clips(1, BUCKET), torch.float32, 3).largest
+    found = plan_training(find_model("shapes"), settings, drawn_clips(1, BUCKET), torch.float32, 3).largest
     for peak in on_ranks(3, peak_of_a_third, settings):
         assert found.activations == pytest.approx(peak, rel=0.15)
 
@@ -191,7 +191,7 @@ def test_memory_of_a_shared_clip_is_that_of_a_real_step() -> None:
 def test_processes_that_share_a_clip_divide_its_activations() -> None:
     base = dict(rank=16, precision="no", gradient_checkpointing=True, offload_activations=True)
     one, shared = (Settings(Dense(), context_parallel=count, **base) for count in (1, 3))  # type: ignore[arg-type]
-    clips, model = drawn_clips(1, BUCKET), find_model("shapes-64")
+    clips, model = drawn_clips(1, BUCKET), find_model("shapes")
     whole, parts = (plan_training(model, settings, clips, torch.float32, 6) for settings in (one, shared))
     assert (whole.videos, parts.videos) == (6, 2)
     found, expected = parts.largest, whole.largest
@@ -205,21 +205,21 @@ def test_processes_that_share_a_clip_divide_its_activations() -> None:
 
 def test_copies_of_weights_are_whole_in_each_process() -> None:
     base = dict(rank=2, precision="no", gradient_checkpointing=True, offload_base=True)
-    clips, model = drawn_clips(1, Bucket(9, 16, 16)), find_model("shapes-64")
+    clips, model = drawn_clips(1, Bucket(9, 16, 16)), find_model("shapes")
     one, shared = (
         plan_training(model, Settings(Dense(), context_parallel=count, **base), clips, torch.float32, count).largest  # type: ignore[arg-type]
         for count in (1, 3)
     )
-    blocks = load_pipeline(model="shapes-64").transformer.blocks
+    blocks = load_pipeline(model="shapes").transformer.blocks
     two = 2 * sum(weight.nbytes for weight in blocks[0].parameters())
     assert two < shared.activations < one.activations and one.weights == shared.weights
 
 
 def test_divided_weights_are_a_part_and_two_blocks() -> None:
     settings = Settings(Dense(), rank=16, gradient_checkpointing=True)
-    clips, model = drawn_clips(1, BUCKET), find_model("shapes-64")
+    clips, model = drawn_clips(1, BUCKET), find_model("shapes")
     whole, parts = (plan_training(model, settings, clips, torch.float32, 4, divided) for divided in (False, True))
-    transformer = load_pipeline(model="shapes-64").transformer
+    transformer = load_pipeline(model="shapes").transformer
     frozen, blocks = (sum(w.nbytes for w in part.parameters()) for part in (transformer, transformer.blocks))
     outside = frozen - blocks
     held = frozen / 4 + outside + 2 * blocks / len(transformer.blocks)
@@ -229,7 +229,7 @@ def test_divided_weights_are_a_part_and_two_blocks() -> None:
 
 def test_divided_states_are_a_part() -> None:
     settings = Settings(Dense(), rank=16, ema=0.9)
-    clips, model = drawn_clips(1, BUCKET), find_model("shapes-64")
+    clips, model = drawn_clips(1, BUCKET), find_model("shapes")
     whole, parts = (
         plan_training(model, settings, clips, torch.float32, 4, zero=zero).largest for zero in (None, Zero(2))
     )
@@ -242,7 +242,7 @@ def test_divided_states_are_a_part() -> None:
 
 def test_a_plan_counts_clips_and_epochs() -> None:
     clips = [*drawn_clips(3, BUCKET), *drawn_clips(1, Bucket(9, 64, 64))]
-    found = plan_training(find_model("shapes-64"), Settings(Dense(), rank=2, steps=6, batch=2), clips, torch.float32, 2)
+    found = plan_training(find_model("shapes"), Settings(Dense(), rank=2, steps=6, batch=2), clips, torch.float32, 2)
     assert found.clips == {BUCKET: 3, Bucket(9, 64, 64): 1} and found.epochs == 6.0 and found.videos == 4
     assert found.largest is found.sizes[BUCKET]
     assert found.flops == pytest.approx((3 * found.sizes[BUCKET].flops + found.sizes[Bucket(9, 64, 64)].flops) / 4)
@@ -252,7 +252,7 @@ def test_a_plan_counts_clips_and_epochs() -> None:
     ("changes", "message"),
     [
         ({"targets": ("to_z",)}, "targets to_z do not exist"),
-        ({"transformer": "transformer_2"}, "transformer_2' does not exist in shapes-64; it has transformer"),
+        ({"transformer": "transformer_3"}, "transformer_3' does not exist in shapes; it has transformer, transformer_2"),
         ({"loss_weighting": "min_snr"}, "is not for a model that predicts flow"),
         ({"pattern": StepSchedule(Radial(density=0.5), dense_steps=30)}, "has no sparse step among 30"),
         ({"pattern": StepSchedule(Radial(density=0.5), dense_layers=(99,))}, "dense_layers.*99"),
@@ -264,4 +264,4 @@ def test_what_a_training_refuses_a_plan_refuses(changes: dict[str, Any], message
     with pytest.raises((ValueError, OSError), match=message):
         predicted(Settings(**{"pattern": Dense(), **changes}))
     with pytest.raises(ValueError, match="10 frames do not fit"):
-        plan_training(find_model("shapes-64"), Settings(Dense()), drawn_clips(1, Bucket(10, 64, 64)), torch.float32)
+        plan_training(find_model("shapes"), Settings(Dense()), drawn_clips(1, Bucket(10, 64, 64)), torch.float32)
