@@ -131,8 +131,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         seeds = SEED + 1, SEED
         lessons, videos = (
-            encode(pipe, drawn_clips(arguments.videos, bucket, seed), Path(folder) / str(seed))[0]
-            for seed in seeds
+            encode(pipe, drawn_clips(arguments.videos, bucket, seed), Path(folder) / str(seed))[0] for seed in seeds
         )
         measure(arguments, pipe.transformer, lessons, videos)
 

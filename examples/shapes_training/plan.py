@@ -120,9 +120,11 @@ PLANS = {
     # A dry run.
     "tiny": Plan(
         (
-            Phase("patch4", 4, 2, 2, (1.0, 0.5)),
-            Phase("high", 4, 2, 2, (0.5, 0.0), "patch4", (BOUNDARY, 1.0), plain=True),
-            Phase("low", 2, 2, 2, (0.5, 0.0), "patch4", (0.0, BOUNDARY), True, 1.0, 0.5, True, short=0.5, parts=2),
+            Phase("patch4", 4, 2, 2, (1.0, 0.5), asked=8),
+            Phase("high", 4, 2, 2, (0.5, 0.0), "patch4", (BOUNDARY, 1.0), plain=True, asked=8),
+            Phase(
+                "low", 2, 2, 2, (0.5, 0.0), "patch4", (0.0, BOUNDARY), True, 1.0, 0.5, True, short=0.5, parts=2, asked=8
+            ),
         ),
         experts=("high", "low"),
         world=replace(ENDLESS, size=32, frames=5),

@@ -24,7 +24,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_lora import RECIPE, TARGETS, add_lora, call, pipeline, saved_lora, trained_pipeline
 
-from vidsparse import LoraRecipe, PerPhase, Radial, VideoGrid, extend_positions, load_lora, preset, save_lora, sparsify, unload_lora
+from vidsparse import (
+    LoraRecipe,
+    PerPhase,
+    Radial,
+    VideoGrid,
+    extend_positions,
+    load_lora,
+    preset,
+    save_lora,
+    sparsify,
+    unload_lora,
+)
 from vidsparse.finetune.data.encoders import Encoders
 from vidsparse.finetune.families.task import MAIN
 from vidsparse.finetune.objective import Example, flow_loss

@@ -64,7 +64,7 @@ def test_no_file_holds_a_path_of_another_machine() -> None:
 def test_the_size_is_that_of_the_world() -> None:
     size = dict(height=WORLD.size, width=WORLD.size, num_frames=WORLD.frames)
     assert size == dict(height=128, width=128, num_frames=33)
-    assert SAMPLING == size | dict(num_inference_steps=20, guidance_scale=2.0, max_sequence_length=MAX_WORDS)
+    assert size | dict(num_inference_steps=20, guidance_scale=2.0, max_sequence_length=MAX_WORDS) == SAMPLING
     assert geometry(DEFAULT).grid(33, 128, 128).tokens == 9216
     assert source_of(DEFAULT) == str(FOLDER)
     assert find_model(DEFAULT).longer_frames == LONGER_FRAMES > WORLD.frames

@@ -12,8 +12,8 @@ from small_videos import SMALL
 from vidsparse.finetune.data.clips import Bucket, choose_bucket
 from vidsparse.finetune.data.synthetic import drawn_clips
 from vidsparse.shapes.judge import score
-from vidsparse.shapes.scene import parse_prompt
 from vidsparse.shapes.render import render, training_example
+from vidsparse.shapes.scene import parse_prompt
 from vidsparse.shapes.world import ENDLESS
 
 # Buckets
