@@ -86,7 +86,7 @@ def test_memory_is_that_of_a_real_step(checkpointing: bool, precision: str) -> N
 AT_REST = [
     ("int8", True, True, "no"),
     ("float8", True, False, "no"),
-    ("none", True, True, "bf16"),
+    ("none", True, True, "no"),
     ("float8", False, False, "bf16"),
 ]
 
