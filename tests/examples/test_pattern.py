@@ -31,16 +31,17 @@ pytestmark = needs_weights
 
 def test_a_pattern_for_each_head_at_a_density(tmp_path: Path) -> None:
     """On the weights that ship: less error in the output than `Radial` has at the same density."""
-    plan, vae = PLANS["tiny"], load_autoencoder(tmp_path)
+    plan, vae = PLANS["cpu"], load_autoencoder(tmp_path)
     world = replace(ENDLESS, size=64)
-    video = encode(vae, world, [training_example(random.Random(3), 17, world=world)], 17)
+    video = encode(vae, world, [training_example(random.Random(3), 9, world=world)], 9)
     statistics = Statistics.measure(video.latents)
     training = Training(plan, load_pipeline(), statistics, tmp_path, WEIGHTS, video, "cpu")
     flow = training.flow(plan.phase("low"), start_weights())
     found = find_pattern(flow, video, 0.3)
     assert {type(p) for p in patterns_in(found)} & {PerHead, PerLayer}
     latent = statistics.normalise(video.latents)
-    given = latent, torch.randn_like(latent), torch.tensor([0.5]), flow.prompts([video.examples[0][0].caption])
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
+    given = latent, noise, torch.tensor([0.5]), flow.prompts([video.examples[0][0].caption])
     errors, densities = [], []
     with torch.no_grad():
         exact = flow.predict(*given)
