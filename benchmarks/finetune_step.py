@@ -3,7 +3,7 @@
 All patterns take turns in one process, with the same random video, so that what else the machine does falls on all.
 The FLOPs are those of matrix products, forward and backward, without cross-attention and what checkpointing repeats.
 
-    python benchmarks/finetune_step.py --transformer transformer_2            # `shapes` at 129 frames, on any machine
+    python benchmarks/finetune_step.py --transformer transformer_2            # `shapes` at 65 frames, on any machine
     python benchmarks/finetune_step.py --model wan-14b --frames 81 --rounds 1   # random weights, 720p, on a large GPU
 """
 
@@ -26,7 +26,7 @@ import vidsparse
 from vidsparse.atomic import replacing
 from vidsparse.finetune.objective import Example, flow_loss
 from vidsparse.shapes import model
-from vidsparse.shapes.shipped import DEFAULT, SHIPPED
+from vidsparse.shapes.shipped import DEFAULT
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 FORWARD, BACKWARD = 2, 5  # products of tokens x tokens; the backward computes one of the forward's again
@@ -40,8 +40,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=[*SHIPPED, *WANS], default=DEFAULT)
-    parser.add_argument("--frames", type=int, default=129)
+    parser.add_argument("--model", choices=[DEFAULT, *WANS], default=DEFAULT)
+    parser.add_argument("--frames", type=int, default=65)
     parser.add_argument("--size", help="WIDTHxHEIGHT in pixels (default: of the model, 1280x720 of Wan)")
     parser.add_argument("--density", type=float, default=0.2, help="of Radial, and the threshold of MixtureOfBlocks")
     parser.add_argument("--tile", type=int, nargs=3, help="of Radial: frames, height, width (default: its own choice)")
@@ -101,7 +101,7 @@ def main() -> None:
 def build(arguments: argparse.Namespace) -> Any:
     """The transformer, with a LoRA in float32 that alone is trained."""
     dtype = getattr(torch, arguments.dtype)
-    if arguments.model in SHIPPED:
+    if arguments.model == DEFAULT:
         transformer = getattr(model.load_pipeline(dtype, arguments.model), arguments.transformer).to(DEVICE)
     else:
         config = WANS[arguments.model] | ({"num_layers": arguments.layers} if arguments.layers else {})
@@ -123,7 +123,7 @@ def build(arguments: argparse.Namespace) -> Any:
 
 def random_example(transformer: Any, arguments: argparse.Namespace) -> Example:
     """A random video: what it shows does not change what a step costs."""
-    shapes = arguments.model in SHIPPED
+    shapes = arguments.model == DEFAULT
     own = "{width}x{height}".format(**size_of(arguments.model)) if shapes else "1280x720"
     width, height = (int(side) for side in (arguments.size or own).split("x"))
     stride = 4 if shapes else 8

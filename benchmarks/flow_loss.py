@@ -3,8 +3,8 @@
 It takes a minute where the judge takes ten, and tells where in the generation something is missing. Attention is dense
 and sparse at the levels at which a generation of `--steps` would be.
 
-python benchmarks/flow_loss.py --frames 129 --positions yarn --pattern radial --density 0.2 --dense-steps 0
-python benchmarks/flow_loss.py --frames 129 --lora shapes-long
+python benchmarks/flow_loss.py --frames 65 --positions yarn --pattern radial --density 0.3 --dense-steps 0
+python benchmarks/flow_loss.py --frames 65 --lora shapes-long
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from vidsparse.finetune import Bucket, drawn_clips
 from vidsparse.finetune.data.cache import Encoded, encode
 from vidsparse.finetune.noise import by_noise
 from vidsparse.finetune.objective import Example, flow_loss
-from vidsparse.generation.models import find_model
 from vidsparse.shapes import model
 
 SEED = 777  # of the videos; trainings draw theirs from seeds near 0
@@ -60,7 +59,7 @@ def main() -> None:
     pattern, correction = build_attention(arguments, recipe)
     steps = arguments.steps or sampling_of(arguments.model)["num_inference_steps"]
     bucket = Bucket(arguments.frames, **size_of(arguments.model))
-    clips = drawn_clips(arguments.videos, bucket, SEED, find_model(arguments.model).world)
+    clips = drawn_clips(arguments.videos, bucket, SEED)
     with tempfile.TemporaryDirectory() as folder:
         encoders = model.load_pipeline(torch.float32, arguments.model)
         videos, _ = encode(encoders, clips, Path(folder))

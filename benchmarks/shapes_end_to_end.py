@@ -4,7 +4,7 @@ Peak memory moves by some percent from one process to the next, so every figure 
 twice: as it is, and where glibc gives freed memory back at once, which tells what the computation needs from what the
 allocator keeps.
 
-python benchmarks/shapes_end_to_end.py --frames 129 --density 0.2
+python benchmarks/shapes_end_to_end.py --frames 65 --density 0.2
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def generate(kind: str, **environment: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=129)
+    parser.add_argument("--frames", type=int, default=65)
     parser.add_argument("--density", type=float, default=0.2)
     parser.add_argument("--dense-steps", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4, help="denoising steps; each costs the same")

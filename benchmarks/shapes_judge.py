@@ -3,8 +3,8 @@
 python benchmarks/shapes_judge.py --dtype bfloat16
 python benchmarks/shapes_judge.py --dtype bfloat16 --preset shapes --strips runs/judged   # what `generate` makes
 python benchmarks/shapes_judge.py --pattern radial --density 0.2 --dense-steps 4 --prompts 16
-python benchmarks/shapes_judge.py --frames 129 --positions yarn --prompts 16    # a length that the model has not seen
-python benchmarks/shapes_judge.py --frames 129 --lora shapes-long --prompts 16  # with the pattern of its training
+python benchmarks/shapes_judge.py --frames 65 --positions yarn --prompts 16    # a length that the model has not seen
+python benchmarks/shapes_judge.py --frames 65 --lora shapes-long --prompts 16  # with the pattern of its training
 
 Each video has a seed of its own, that of its prompt. The file of the results is written after each video, and the same
 command goes on from it.

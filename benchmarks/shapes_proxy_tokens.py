@@ -32,7 +32,6 @@ from vidsparse.atomic import replacing
 from vidsparse.corrections.proxy_weights import ProxyWeights
 from vidsparse.finetune import Bucket, drawn_clips
 from vidsparse.finetune.data.cache import Encoded, encode
-from vidsparse.generation.models import find_model
 from vidsparse.grid import Tile
 from vidsparse.runtime.proxies import add_proxies, proxies_in, remove_proxies
 from vidsparse.shapes import model
@@ -130,11 +129,9 @@ def main() -> None:
     bucket = Bucket(sampling_of(arguments.model)["num_frames"], **size_of(arguments.model))
     pipe = model.load_pipeline(model=arguments.model)
     with tempfile.TemporaryDirectory() as folder:
-        world = find_model(arguments.model).world
         seeds = SEED + 1, SEED
         lessons, videos = (
-            encode(pipe, drawn_clips(arguments.videos, bucket, seed, world), Path(folder) / str(seed))[0]
-            for seed in seeds
+            encode(pipe, drawn_clips(arguments.videos, bucket, seed), Path(folder) / str(seed))[0] for seed in seeds
         )
         measure(arguments, pipe.transformer, lessons, videos)
 

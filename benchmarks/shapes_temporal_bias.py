@@ -1,6 +1,6 @@
 """What `TemporalBias` does to a `shapes` video twice as long as those of training, and what it costs, with all tiles.
 
-python benchmarks/shapes_temporal_bias.py --model shapes-64
+python benchmarks/shapes_temporal_bias.py
 
 The seconds are those of one process's CPU time, denoising and decoding together, so that other processes on the machine
 do not count. `change` is the mean absolute difference of pixels, from 0 to 255, between frames that are one training

@@ -1,7 +1,7 @@
 """Many generations in one process: the memory stays flat, and each video is that of a fresh process.
 
 The generations go through a list of cases in a random order: size, pattern, correction, cache and LoRA change from one
-to the next, on one pipeline of `shapes-64`. Each case also runs once in a process of its own, whose video must be the
+to the next, on one pipeline of `shapes`. Each case also runs once in a process of its own, whose video must be the
 same bit for bit. After each generation the memory of the process and the bytes of all live tensors are recorded.
 
 python benchmarks/soak.py    # a quarter of an hour on one core; exits with 1 if a check fails
@@ -30,12 +30,11 @@ from torch._subclasses import FakeTensor
 
 import vidsparse
 from vidsparse.atomic import replacing
-from vidsparse.generation.models import find_model
+from vidsparse.generation.models import DEFAULT, find_model
 from vidsparse.generation.sample import sample
 from vidsparse.runtime.pipeline import transformers_of
 
-MODEL = "shapes-64"  # that of `shapes-long`
-RESULTS = Path(__file__).parent / "results" / MODEL
+RESULTS = Path(__file__).parent / "results" / DEFAULT
 SETTLED = 20  # generations after which the memory must not grow, and over which medians are taken
 GROWTH = 0.02
 
@@ -63,7 +62,7 @@ class Case:
     def run(self, pipe: Any) -> str:
         """Generate the video; return the digest of its frames."""
         frames, height, width = self.size
-        settings = dict(find_model(MODEL).sampling) | dict(num_frames=frames, height=height, width=width)
+        settings = dict(find_model(DEFAULT).sampling) | dict(num_frames=frames, height=height, width=width)
         if self.lora:
             vidsparse.load_lora(pipe, "shapes-long")
         if self.cache is not None:
@@ -153,7 +152,7 @@ class Held:
 
 
 def load() -> Any:
-    pipe = find_model(MODEL).load(torch.float32)
+    pipe = find_model(DEFAULT).load(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -9,7 +9,7 @@ from typing import Any
 import vidsparse
 from vidsparse.generation.allocator import keep_freed_memory
 from vidsparse.generation.frames import geometry
-from vidsparse.generation.models import DEFAULT, SHIPPING, find_model, ships
+from vidsparse.generation.models import DEFAULT, find_model
 from vidsparse.generation.pipeline import first_recipe, load_pipeline
 from vidsparse.generation.positions import KINDS
 from vidsparse.generation.scheduler import SAMPLERS
@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT, help=f"{SHIPPING}, or the folder of a pipeline like them")
+    parser.add_argument("--model", default=DEFAULT, help=f"{DEFAULT!r}, or the folder of a pipeline like it")
 
 
 def sampling_of(model: str) -> dict[str, Any]:
@@ -58,16 +58,13 @@ def add_model_options(parser: argparse.ArgumentParser, dtype: str = "float32") -
     parser.add_argument("--flow-shift", type=float, help="default: the LoRA's, else the model's own")
     parser.add_argument("--frames", type=int, default=33)
     add_model(parser)
-    parser.set_defaults(model=None)  # the base of the LoRA if it ships, else the default
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default=dtype)
 
 
 def load_model(arguments: argparse.Namespace) -> tuple[Any, vidsparse.LoraRecipe]:
-    """The pipeline, and what its LoRA was trained with; `arguments.model` then names the model."""
+    """The pipeline, and what its LoRA was trained with."""
     loras = [arguments.lora] if arguments.lora else []
     recipe = first_recipe(loras)
-    if arguments.model is None:
-        arguments.model = recipe.base if recipe.base and ships(recipe.base) else DEFAULT
     if loras:
         arguments.positions = recipe.positions or "plain"
     keep_freed_memory()

@@ -2,11 +2,12 @@
 
     python examples/chunked_generation.py --chunks 5 --out chunks.mp4
 
-It runs `shapes-64` twice, with dense and with sparse attention, and prints the seconds of each chunk and how far its
-frames are from the dense ones. `ChunkedKV` is what a loop of your own needs for a transformer of Wan's layout.
+It runs `shapes` twice, with dense and with sparse attention, and prints the seconds of each chunk and how far its
+frames are from the dense ones. `ChunkedKV` is what a loop of your own needs for a transformer of Wan's layout; here
+each of the two experts has one.
 
-`shapes-64` was trained on whole videos, not to continue one: later chunks need not look good. What this shows is that
-the chunks with sparse attention follow those with dense attention, and how closely.
+`shapes` was trained on whole videos, not to continue one: later chunks need not look good. What this shows is that the
+chunks with sparse attention follow those with dense attention, and how closely.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ import torch
 from diffusers.utils import export_to_video
 
 import vidsparse
-from vidsparse.shapes.model import load_pipeline
-from vidsparse.shapes.shipped import SHIPPED
+from vidsparse.shapes.model import SAMPLING, load_pipeline
 from vidsparse_pipelines.rotary import rotate_pairs
 
 
@@ -128,31 +128,34 @@ class ChunkedProcessor:
 
 @torch.no_grad()
 def generate(
-    pipe: Any, pattern: vidsparse.Pattern, prompt: str, chunks: int, frames: int, steps: int, guidance: float
+    pipe: Any, pattern: vidsparse.Pattern, prompt: str, chunks: int, frames: int, size: int, steps: int
 ) -> tuple[torch.Tensor, list[float], list[float]]:
-    """A video of `chunks` chunks of `frames` latent frames.
+    """A video of `chunks` chunks of `frames` latent frames, of `size` x `size` pixels.
 
     Returns:
         Its frames [frames, 3, height, width] in [0, 1]; the seconds of each chunk; its mean density (1: dense).
     """
-    sampling = SHIPPED["shapes-64"].sampling
-    size = sampling["height"] // pipe.vae_scale_factor_spatial
-    text = torch.cat(pipe.encode_prompt(prompt, max_sequence_length=sampling["max_sequence_length"]))
+    side, guidance = size // pipe.vae_scale_factor_spatial, SAMPLING["guidance_scale"]
+    text = torch.cat(pipe.encode_prompt(prompt, max_sequence_length=SAMPLING["max_sequence_length"]))
     noise = torch.Generator().manual_seed(0)
+    boundary = pipe.config.boundary_ratio * pipe.scheduler.config.num_train_timesteps
     made, seconds, densities = [], [], []
-    with ChunkedKV(pipe.transformer, pattern) as chunked:
+    with ChunkedKV(pipe.transformer, pattern) as high, ChunkedKV(pipe.transformer_2, pattern) as low:
         for _ in range(chunks):
-            begun, chunked.densities = time.perf_counter(), []
-            latents = torch.randn(1, pipe.transformer.config.in_channels, frames, size, size, generator=noise)
+            begun, high.densities, low.densities = time.perf_counter(), [], []
+            latents = torch.randn(1, pipe.transformer.config.in_channels, frames, side, side, generator=noise)
             pipe.scheduler.set_timesteps(steps)
             for timestep in pipe.scheduler.timesteps:
-                with_prompt, without = chunked(latents.expand(2, -1, -1, -1, -1), timestep, text).chunk(2)
+                expert = high if timestep >= boundary else low
+                with_prompt, without = expert(latents.expand(2, -1, -1, -1, -1), timestep, text).chunk(2)
                 predicted = without + guidance * (with_prompt - without)
                 latents = pipe.scheduler.step(predicted, timestep, latents, return_dict=False)[0]
-            chunked.keep(latents.expand(2, -1, -1, -1, -1), text)
+            for expert in (high, low):
+                expert.keep(latents.expand(2, -1, -1, -1, -1), text)
             made.append(latents)
             seconds.append(time.perf_counter() - begun)
-            densities.append(sum(chunked.densities) / len(chunked.densities) if chunked.densities else 1.0)
+            found = high.densities + low.densities
+            densities.append(sum(found) / len(found) if found else 1.0)
     config = pipe.vae.config
     mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (config.latents_mean, config.latents_std))
     video = pipe.vae.decode(torch.cat(made, dim=2) * std + mean, return_dict=False)[0]
@@ -164,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompt", default="a red circle moving left on a blue background")
     parser.add_argument("--chunks", type=int, default=5, help="default: 5")
     parser.add_argument("--frames", type=int, default=3, help="latent frames of a chunk (default: 3)")
+    parser.add_argument("--size", type=int, default=128, help="height and width in pixels (default: 128)")
     parser.add_argument("--steps", type=int, default=8, help="denoising steps of a chunk (default: 8)")
     parser.add_argument("--density", type=float, default=0.3, help="of all chunks but the first (default: 0.3)")
     parser.add_argument("--base-density", type=float, default=0.2, help="of ever later chunks (default: 0.2)")
@@ -176,10 +180,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         frames=options.chunks * options.frames,
         chunk=options.frames,
         keep_frames=options.keep_frames,
-        tile=(1, 4, 4),  # frames of shapes-64 have 16x16 tokens
+        tile=(1, 4, 4),  # frames of the first expert have 16x16 tokens
     )
-    pipe = load_pipeline(model="shapes-64")
-    settings = options.prompt, options.chunks, options.frames, options.steps, SHIPPED["shapes-64"].guidance
+    pipe = load_pipeline()
+    settings = options.prompt, options.chunks, options.frames, options.size, options.steps
     dense, dense_seconds, _ = generate(pipe, vidsparse.Dense(), *settings)
     sparse, sparse_seconds, densities = generate(pipe, pattern, *settings)
     print("chunk  density  dense s  sparse s  PSNR to dense")

@@ -25,7 +25,7 @@ from vidsparse.patterns.names import build_correction, build_pattern, correction
 from vidsparse.presets import PRESETS
 from vidsparse.shapes.model import MAX_WORDS
 from vidsparse.shapes.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
-from vidsparse.shapes.shipped import SHIPPED, shipped_at
+from vidsparse.shapes.shipped import FOLDER
 from vidsparse_pipelines import ADAPTERS
 
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -70,16 +70,12 @@ def options(command: Any) -> set[str]:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Every Wan pipeline is on the CPU, and makes a video of 128 tokens in 12 steps, whatever is asked for.
-
-    What does not ship is `shapes-64`.
-    """
+    """Every Wan pipeline is `shapes` on the CPU, and makes a video of 128 tokens in 12 steps, whatever is asked for."""
     load, call = WanPipeline.from_pretrained, WanPipeline.__call__
     least = dict(num_frames=5, height=32, width=32, num_inference_steps=12, max_sequence_length=MAX_WORDS)
 
     def from_pretrained(cls: type, source: str | Path, **settings: Any) -> WanPipeline:
-        known = shipped_at(source) or SHIPPED["shapes-64"]
-        pipe: WanPipeline = load(known.folder, **settings)
+        pipe: WanPipeline = load(FOLDER, **settings)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

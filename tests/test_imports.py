@@ -26,7 +26,7 @@ PACKAGES = {
 ARROWS: dict[str, tuple[str, ...]] = {
     "examples": (
         *("diffusers", "torch", "vidsparse", "vidsparse.finetune", "vidsparse.shapes.model"),
-        *("vidsparse.shapes.shipped", "vidsparse_pipelines.rotary"),
+        "vidsparse_pipelines.rotary",
     ),
     "examples.families": ("diffusers", "huggingface_hub", "torch", "transformers", "vidsparse"),
     "examples.modular": ("diffusers", "vidsparse", "vidsparse.patterns.names"),
@@ -109,10 +109,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "vidsparse.lora": (
         *("huggingface_hub", "peft", "safetensors", "torch"),
         *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.grid", "vidsparse.patterns", "vidsparse.serialize"),
-        *("vidsparse.generation.frames", "vidsparse.generation.models", "vidsparse.generation.positions"),
-        *("vidsparse.generation.scheduler", "vidsparse.generation.transformers"),
-        *("vidsparse.runtime.pipeline", "vidsparse.runtime.proxies", "vidsparse.runtime.registry"),
-        "vidsparse_pipelines",
+        *("vidsparse.generation.frames", "vidsparse.generation.positions", "vidsparse.generation.scheduler"),
+        *("vidsparse.generation.transformers", "vidsparse.runtime.pipeline", "vidsparse.runtime.proxies"),
+        *("vidsparse.runtime.registry", "vidsparse_pipelines"),
     ),
     "vidsparse.patterns.names": ("vidsparse.corrections", "vidsparse.patterns", "vidsparse.serialize"),
     "vidsparse.patterns.describe": ("vidsparse.patterns", "vidsparse.patterns.foreign", "vidsparse.patterns.names"),

@@ -23,7 +23,6 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "wan2.1-1.3b": (WAN, {"num_layers": 30, "num_attention_heads": 12, "in_channels": 16}, False),
     "wan2.2-5b": (WAN, {"num_layers": 30, "num_attention_heads": 24, "in_channels": 48}, False),
     "shapes": (WAN, {"num_layers": 6, "num_attention_heads": 3}, True),
-    "shapes-64": (WAN, {"num_layers": 6, "num_attention_heads": 3}, False),
     "hunyuanvideo": ("HunyuanVideoTransformer3DModel", {"num_layers": 20}, False),
     "cogvideox1.5": ("CogVideoXTransformer3DModel", {"num_layers": 42, "patch_size_t": 2}, False),
     "mochi": ("MochiTransformer3DModel", {"num_layers": 48}, False),
@@ -72,7 +71,7 @@ def test_dense_steps_are_those_published(name: str, steps: int, dense: int) -> N
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(ValueError, match=r"preset 'wan' is unknown; choose one of shapes, shapes-64, wan2\.2-a14b, "):
+    with pytest.raises(ValueError, match=r"preset 'wan' is unknown; choose one of shapes, wan2\.2-a14b, "):
         preset("wan")
 
 

@@ -11,7 +11,7 @@ from vidsparse.corrections import Correction, PooledComplement
 from vidsparse.patterns import Pattern, PerHead, PerLayer, Radial, RadialRaster, StepSchedule, TopBlocks
 from vidsparse.patterns.schedule import bare
 from vidsparse.serialize import from_data
-from vidsparse.shapes.shipped import SHIPPED
+from vidsparse.shapes.shipped import FOLDER, PROFILE
 
 RADIAL = "Radial Attention, arXiv 2506.19852, mit-han-lab/radial-attention at 72788d4"
 RECTIFIED = "Rectified SpaAttn, arXiv 2511.19835, BienLuky/Rectified-SpaAttn at 4b0aa10"
@@ -70,31 +70,22 @@ def _wan(name: str, pattern: Pattern, source: str, note: str, **rest: Any) -> Pr
     return Preset(name, pattern, source, note, transformer="WanTransformer3DModel", **rest)
 
 
-def _profiled(model: str) -> Pattern:
-    """The pattern of the profile that ships with a model."""
-    pattern: Pattern = from_data(json.loads(SHIPPED[model].profile.read_text(encoding="utf-8"))["pattern"])
+def _profiled() -> Pattern:
+    """The pattern of the profile that ships with `shapes`."""
+    pattern: Pattern = from_data(json.loads((FOLDER / PROFILE).read_text(encoding="utf-8"))["pattern"])
     return pattern
 
 
 PRESETS = (
     _wan(
         "shapes",
-        _profiled("shapes"),
+        _profiled(),
         "",
         "Its profile, with which the expert for low noise was trained, at a density of 0.15. Measured on nine "
         "held-out prompts: 30 to 36 dB against dense; denoising 2.8 times faster on one core, 2.3 times on two. Dense "
         "where the expert for high noise works, which has a quarter of the tokens.",
         config={"num_layers": 6, "num_attention_heads": 3},
         experts=True,
-    ),
-    _wan(
-        "shapes-64",
-        StepSchedule(Radial(density=0.4), dense_steps=0.25, dense_layers=(0,)),
-        "",
-        "Measured: 30 dB against dense, 33 frames of 64x64. On so few tokens only mild settings keep the first frame "
-        "and the outlines.",
-        config={"num_layers": 6, "num_attention_heads": 3},
-        experts=False,
     ),
     _wan(
         "wan2.2-a14b",

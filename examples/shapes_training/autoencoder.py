@@ -57,6 +57,7 @@ def train_autoencoder(
 
     def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
         count, frames, size = rng.choices([c for c, _ in CROPS], [w for _, w in CROPS])[0]
+        frames = min(frames, world.frames)
         video = crops(rng, world, count, frames, size).to(device)
         with lower_precision(device):
             with torch.no_grad():

@@ -18,12 +18,12 @@ from plan import PLANS
 from precision import precision
 from safetensors.torch import load_file, save_file
 from strip import draw_strip
-from transformer import START, Training, Weights, file_of, newest_weights
+from transformer import Training, Weights, file_of, newest_weights
 
 from vidsparse.shapes.model import load_pipeline
 from vidsparse.shapes.render import draw_trajectories
 from vidsparse.shapes.scene import held_out_scenes
-from vidsparse.shapes.shipped import SHIPPED
+from vidsparse.shapes.shipped import FOLDER
 from vidsparse.shapes.world import World
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from plan import Plan
 
 WEIGHTS = Path(__file__).parent / "weights"
-EXPORTED = SHIPPED["shapes"].folder
+EXPORTED = FOLDER
 AUTOENCODER, STATISTICS = "autoencoder.safetensors", "statistics.json"
 
 
@@ -41,8 +41,8 @@ def newest(out: Path, name: str) -> Path:
 
 
 def load_autoencoder(out: Path) -> AutoencoderKLWan:
-    """The newest autoencoder, in float32; before the first fine-tuning that of `shapes-64`."""
-    vae = load_pipeline(model=START).vae.eval().requires_grad_(False)
+    """The newest autoencoder, in float32; before the first fine-tuning that of `shapes`."""
+    vae = load_pipeline().vae.eval().requires_grad_(False)
     path = newest(out, AUTOENCODER)
     if path.is_file():
         vae.load_state_dict({key: value.float() for key, value in load_file(path).items()})
@@ -112,7 +112,7 @@ def train(given: Namespace) -> None:
         Statistics.measure(read_pool(given.out / "latents").latents).write(path)
     statistics = Statistics.read(newest(given.out, STATISTICS))
     kept = given.out if given.plan is PLANS["cuda"] else WEIGHTS  # a GPU has the time to begin anew
-    training = Training(given.plan, load_pipeline(model=START), statistics, given.out, kept, asked, given.device)
+    training = Training(given.plan, load_pipeline(), statistics, given.out, kept, asked, given.device)
     for phase in (given.phase,) if given.phase else given.plan.experts:
         weights = training.run(phase, given.until)
         print(f"{weights.phase}: {weights.step} steps", flush=True)
@@ -126,7 +126,7 @@ def pattern(given: Namespace) -> None:
     asked = held_out(given.out, vae, plan.world)
     statistics = Statistics.read(newest(given.out, STATISTICS))
     phase = plan.phase(plan.experts[1])
-    training = Training(plan, load_pipeline(model=START), statistics, given.out, WEIGHTS, asked, given.device)
+    training = Training(plan, load_pipeline(), statistics, given.out, WEIGHTS, asked, given.device)
     flow = training.flow(phase, expert(given.out, plan, phase.name))
     write_pattern(find_pattern(flow, asked.some(3), phase.density), given.out / PATTERN)
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import torch
 from latents import Statistics
-from transformer import START, Weights, build
+from transformer import Weights, build
 
 from vidsparse.generation.frames import pipeline_geometry
 from vidsparse.patterns import Pattern, StepSchedule
@@ -18,7 +18,7 @@ from vidsparse.profiles import Profile
 from vidsparse.runtime.model_settings import settings_of
 from vidsparse.serialize import to_data
 from vidsparse.shapes.model import build_vae, load_pipeline
-from vidsparse.shapes.shipped import DEFAULT, SHIPPED
+from vidsparse.shapes.shipped import DEFAULT, FOLDER, SAMPLING
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan, WanPipeline
@@ -36,7 +36,7 @@ def assemble(
     for weights in experts:
         if weights.patch > 1 and not weights.plain:
             raise ValueError(f"{weights.phase} counts positions in latents, which no file of a pipeline can say")
-    begun = load_pipeline(model=START)
+    begun = load_pipeline()
     new = build_vae(list(statistics.mean), list(statistics.std)).eval()
     new.load_state_dict(vae.state_dict())
     high, low = (build(weights, weights.patch, "cpu", weights.plain)[0] for weights in experts)
@@ -53,16 +53,15 @@ def assemble(
 
 def profile_of(pipe: WanPipeline, pattern: Pattern, boundary: float) -> Profile:
     """The profile of the model with the pattern that its second expert was trained with; the first stays dense."""
-    known = SHIPPED[DEFAULT]
-    size = known.world.frames, known.world.size, known.world.size
+    size = SAMPLING["num_frames"], SAMPLING["height"], SAMPLING["width"]
     return Profile(
-        model=known.name,
+        model=DEFAULT,
         transformer=type(pipe.transformer).__name__,
         config=settings_of(pipe.transformer_2),
         frames=size[0],
         height=size[1],
         width=size[2],
-        steps=known.steps,
+        steps=SAMPLING["num_inference_steps"],
         grid=pipeline_geometry(pipe).grid(*size).view,
         pattern=to_data(StepSchedule(pattern, sigmas=(0.0, boundary))),
         found={"command": "python examples/shapes_training pattern"},
@@ -77,8 +76,8 @@ def export(pipe: WanPipeline, folder: Path, profile: Profile | None = None) -> N
         pipe.to(torch.float16).save_pretrained(new)
         for part in KEPT:  # the very bytes, whichever versions write here
             shutil.rmtree(new / part)
-            shutil.copytree(SHIPPED[START].folder / part, new / part)
-        index, begun = (json.loads((path / INDEX).read_text()) for path in (new, SHIPPED[START].folder))
+            shutil.copytree(FOLDER / part, new / part)
+        index, begun = (json.loads((path / INDEX).read_text()) for path in (new, FOLDER))
         (new / INDEX).write_text(json.dumps(index | {part: begun[part] for part in KEPT}, indent=2) + "\n")
         if profile is not None:
             profile.save(new)

@@ -18,7 +18,7 @@ class Phase:
         steps: of the phase.
         batch: videos of a step.
         rate: factor of the learning rate at the first and at the last step.
-        start: the phase whose weights it begins with; "" is `shapes-64`.
+        start: the phase whose weights it begins with; "" is the expert for low noise of `shapes`.
         levels: of noise that it learns, from 0 to 1.
         plain: whether positions are counted in tokens, as diffusers counts them, and not in latents.
         sparse: share of the steps of whole clips, or of their parts, with sparse attention.
@@ -120,9 +120,11 @@ PLANS = {
     # A dry run.
     "tiny": Plan(
         (
-            Phase("patch4", 4, 2, 2, (1.0, 0.5)),
-            Phase("high", 4, 2, 2, (0.5, 0.0), "patch4", (BOUNDARY, 1.0), plain=True),
-            Phase("low", 2, 2, 2, (0.5, 0.0), "patch4", (0.0, BOUNDARY), True, 1.0, 0.5, True, short=0.5, parts=2),
+            Phase("patch4", 4, 2, 2, (1.0, 0.5), asked=8),
+            Phase("high", 4, 2, 2, (0.5, 0.0), "patch4", (BOUNDARY, 1.0), plain=True, asked=8),
+            Phase(
+                "low", 2, 2, 2, (0.5, 0.0), "patch4", (0.0, BOUNDARY), True, 1.0, 0.5, True, short=0.5, parts=2, asked=8
+            ),
         ),
         experts=("high", "low"),
         world=replace(ENDLESS, size=32, frames=5),

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 SKIP = ("patch_embedding", "proj_out", "scale_shift_table")  # AdamW has these
 READER = "reader."
-START = "shapes-64"  # what the training began with
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,8 @@ def newest_weights(phase: str, *folders: Path) -> Weights | None:
 
 
 def start_weights() -> Weights:
-    """The weights of the model that the training began with."""
-    return Weights(load_pipeline(model=START).transformer.state_dict(), 1, {})
+    """What a training from nothing begins with: the expert for low noise of `shapes`."""
+    return Weights(load_pipeline().transformer_2.state_dict(), 1, {})
 
 
 def build(

@@ -142,7 +142,7 @@ def test_a_support_table_that_would_lose_a_family_is_refused(vidsparse: Any, mon
     [
         (
             ["NoSuchTransformer"],
-            "model 'NoSuchTransformer' is unknown; give 'shapes', 'shapes-64', a folder, a Hub id such as",
+            "model 'NoSuchTransformer' is unknown; give 'shapes', a folder, a Hub id such as",
         ),
         (["AutoencoderKLWan"], "no adapter for AutoencoderKLWan; vidsparse serves AllegroTransformer3DModel; "),
         (["."], "model . has no transformer: neither transformer/config.json nor config.json"),

@@ -28,7 +28,6 @@ from vidsparse.finetune import Bucket, Settings, check_pipeline, drawn_clips, fi
 from vidsparse.finetune.optim import optimizers
 from vidsparse.generation.models import find_model
 from vidsparse.lora.files import read_recipe
-from vidsparse.shapes.world import ENDLESS, FLAT, World
 
 
 def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, cache: Path) -> None:
@@ -93,11 +92,11 @@ def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
     return run
 
 
-@pytest.mark.parametrize(("name", "world"), [("shapes", ENDLESS), ("shapes-64", FLAT), ("owner/name", ENDLESS)])
-def test_clips_are_drawn_of_the_world_of_the_model(name: str, world: World) -> None:
-    bucket, request = Bucket(9, 16, 16), Finetuning(out=Path("out"), videos=2, seed=3)
-    found = _clips(request, "shapes", [bucket], find_model(name), None)
-    assert [clip.key for clip in found] == [clip.key for clip in drawn_clips(2, bucket, 3, world)]
+def test_drawn_clips_are_as_many_of_each_size() -> None:
+    buckets, request = [Bucket(9, 16, 16), Bucket(5, 16, 16)], Finetuning(out=Path("out"), videos=3, seed=3)
+    found = _clips(request, "shapes", buckets, find_model("owner/name"), None)
+    drawn = [clip for seed, bucket in enumerate(buckets, 3) for clip in drawn_clips(2, bucket, seed)]
+    assert [clip.key for clip in found] == [clip.key for clip in drawn]
 
 
 def test_a_lora_from_the_command_line(command: Any, tmp_path: Path, cache: Path) -> None:
@@ -182,7 +181,7 @@ def test_a_dry_run_writes_nothing(command: Any, tmp_path: Path) -> None:
 
 
 def test_a_dry_run_plans_for_processes_that_share_a_clip(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = ["--out", "run", "--videos", 6, "--model", "shapes-64", "--frames", 9, "--size", "16x16", "--cpu"]
+    asked = ["--out", "run", "--videos", 6, "--frames", 9, "--size", "16x16", "--cpu"]
     asked += ["--context-parallel", 3]
     code, out, errors = command(*asked, "--dry-run")
     assert code == 0, errors
@@ -203,7 +202,7 @@ def test_a_dry_run_plans_for_processes_that_share_a_clip(command: Any, monkeypat
 
 
 def test_a_dry_run_counts_what_deepspeed_divides(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = ["--out", "run", "--videos", 6, "--model", "shapes-64", "--frames", 9, "--size", "16x16", "--cpu"]
+    asked = ["--out", "run", "--videos", 6, "--frames", 9, "--size", "16x16", "--cpu"]
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     code, out, errors = command(*asked, "--dry-run")
@@ -219,8 +218,6 @@ def test_nf4_is_planned_for_anywhere_and_trained_with_cuda(command: Any, monkeyp
     asked = [
         "--out",
         "run",
-        "--model",
-        "shapes-64",
         "--frames",
         9,
         "--size",
@@ -243,8 +240,6 @@ def test_a_base_in_int8_that_comes_and_goes(command: Any, tmp_path: Path, cache:
     asked = [
         "--out",
         "run",
-        "--model",
-        "shapes-64",
         "--frames",
         9,
         "--size",

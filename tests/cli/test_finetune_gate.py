@@ -56,7 +56,7 @@ def test_the_gate_is_that_of_the_folder() -> None:
 def test_it_trains(vidsparse: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipelines, "load_pipeline", lambda *_, **__: pipeline())
     words = ["--videos", "2", "--frames", "9", "--size", "16x16", "--set", "tile=1,2,2", "--steps", "1", "--cpu"]
-    done = vidsparse("finetune", "--train-gate", "--model", "shapes-64", "--out", tmp_path / "out", *words)
+    done = vidsparse("finetune", "--train-gate", "--out", tmp_path / "out", *words)
     assert "wrote the gate to" in done.out and "--pattern learned-gate --set gate=" in done.out
     gate = LearnedGate(str(tmp_path / "out"), density=0.5).load()
-    assert gate.header.base == "shapes-64" and gate.header.tile == (1, 2, 2) and gate.header.steps == 1
+    assert gate.header.base == "shapes" and gate.header.tile == (1, 2, 2) and gate.header.steps == 1

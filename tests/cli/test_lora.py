@@ -128,7 +128,7 @@ def test_without_a_lora_a_pattern_has_the_schedule_of_the_help(
 
 
 SHAPES: Any = preset("shapes").pattern
-SMALL: Any = preset("shapes-64").pattern
+WAN: Any = preset("wan2.1-1.3b").pattern
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,7 @@ SMALL: Any = preset("shapes-64").pattern
         ({}, SHAPES),
         ({"dense_steps": 2}, replace(SHAPES, dense_steps=2)),
         ({"correction": "reshaped"}, SHAPES),
-        ({"preset": "shapes-64", "density": 0.3}, replace(SMALL, pattern=Radial(density=0.3))),
-        ({"model": "shapes-64"}, preset("shapes-64").pattern),
+        ({"preset": "wan2.1-1.3b", "density": 0.2}, replace(WAN, pattern=Radial(density=0.2))),
         ({"preset": "wan2.2-5b"}, preset("wan2.2-5b").pattern),
         ({"preset": "wan2.2-5b", "correction": "none"}, preset("wan2.2-5b").pattern),
     ],
@@ -264,3 +263,24 @@ def test_show_a_lora_of_no_known_family(vidsparse: Any) -> None:
     save_file(sides, "other.safetensors")
     done = vidsparse("lora", "show", "other.safetensors")
     assert done.code == 0 and "unknown: no family has these layers" in done.out and "not said" in done.out
+
+
+@needs_weights
+def test_the_lora_that_ships(vidsparse: Any) -> None:
+    options = ["--lora", "shapes-long", "--frames", 5, "--steps", 2, "--scale", 1, "-o", "a.mp4", "--report", "a.json"]
+    done = vidsparse("generate", PROMPT, *options)
+    assert done.code == 0, done.err
+    report = json.loads(Path("a.json").read_text())
+    assert report["request"]["model"] == "shapes" and report["attention"]["density"] < 1
+    assert imageio.imread("a.mp4", plugin="FFMPEG").shape == (5, 128, 128, 3)
+
+
+def test_what_is_saved_is_what_was_given(vidsparse: Any) -> None:
+    done = vidsparse("generate", PROMPT, "--lora", "shapes-long", "--dry-run", "--save-config", "c.yaml")
+    assert done.code == 0 and "model" not in Path("c.yaml").read_text(), done.err
+
+
+def test_a_lora_that_cannot_be_read_is_refused_by_the_checks(tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_text("no LoRA")
+    with pytest.raises(ValueError, match="broken"):
+        Request(PROMPT, lora=[str(tmp_path / "broken.safetensors")]).checked()

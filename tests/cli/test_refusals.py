@@ -152,7 +152,7 @@ def test_errors_of_the_libraries_are_one_line(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--model-family", "cinema"], "model 'cinema' is unknown; give 'shapes', 'shapes-64', a folder, a Hub id"),
+        (["--model-family", "cinema"], "model 'cinema' is unknown; give 'shapes', a folder, a Hub id"),
         (["--model", "nobody/nothing"], "cannot reach huggingface.co"),
         (["--height", "8"], "smaller than one token"),
         (["--frames", "1000000", "--height", "100", "--width", "100"], "times what a block map can hold"),

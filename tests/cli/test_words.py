@@ -18,7 +18,7 @@ REQUESTS = (
     Request("a \"fox\" & 'owl' $HOME", model="some/model", frames=9, steps=3, guidance=2.5, seed=7, offload=True),
     Request(PROMPT, pattern="radial", density=0.2, settings=["tile=1,4,4", "sink=false"], dense_layers="0,-1"),
     Request(PROMPT, lora=["shapes-long"], steps=9),
-    Request(PROMPT, lora=["shapes-long"], model="shapes"),
+    Request(PROMPT, lora=["shapes-long"], model="some/model"),
     Request(PROMPT, lora=["a/b", "c/d"], correction="reshaped", dense_steps=0, negative_prompt="-1"),
 )
 

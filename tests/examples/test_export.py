@@ -15,10 +15,10 @@ from latents import Statistics
 from needs import needs_weights
 from plan import PLANS
 from safetensors.torch import load_file, save_file
-from transformer import START, Weights, build, file_of, start_weights
+from transformer import Weights, build, file_of, start_weights
 
 from vidsparse.shapes.model import build_vae, load_pipeline
-from vidsparse.shapes.shipped import SHIPPED
+from vidsparse.shapes.shipped import FOLDER, PROFILE
 
 pytestmark = needs_weights
 STATED = Statistics(tuple(0.1 * i for i in range(8)), tuple(1.0 + 0.1 * i for i in range(8)))
@@ -47,20 +47,19 @@ def files(folder: Path) -> set[str]:
 def test_the_newest_weights_become_the_model_that_ships(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "package/128"
+    folder = tmp_path / "package/weights"
     monkeypatch.setattr("commands.EXPORTED", folder)
     (folder / "vae").mkdir(parents=True)
     (folder / "vae/of_before").touch()
     monkeypatch.setattr("commands.WEIGHTS", tmp_path / "kept")
     export_weights(type("Given", (), {"out": out, "plan": PLANS["cpu"]}))  # type: ignore[arg-type]
     assert " 18.8 MB" in capsys.readouterr().out
-    assert [path.name for path in folder.parent.iterdir()] == ["128"], "nothing is left beside it"
-    index, begun = (json.loads((x / "model_index.json").read_text()) for x in (folder, SHIPPED[START].folder))
+    assert [path.name for path in folder.parent.iterdir()] == ["weights"], "nothing is left beside it"
+    index, begun = (json.loads((x / "model_index.json").read_text()) for x in (folder, FOLDER))
     assert (index["tokenizer"], index["text_encoder"]) == (begun["tokenizer"], begun["text_encoder"])
-    second = {"transformer_2/config.json", "transformer_2/diffusion_pytorch_model.safetensors"}
-    assert files(folder) == files(SHIPPED[START].folder) | second
+    assert files(folder) == files(FOLDER) - {PROFILE}
     for part in ("text_encoder/model.safetensors", "tokenizer/tokenizer.json"):
-        assert (folder / part).read_bytes() == (SHIPPED[START].folder / part).read_bytes()
+        assert (folder / part).read_bytes() == (FOLDER / part).read_bytes()
     assert str(tmp_path) not in "".join(path.read_text() for path in folder.rglob("*.json"))
     assert all(path.stat().st_mode & 0o044 for path in folder.rglob("*") if path.is_file())
 
@@ -91,7 +90,7 @@ def test_positions_that_no_file_can_say_are_refused(out: Path) -> None:
 def test_a_failure_leaves_the_model_that_was_there(
     step: str, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "package/128"
+    folder = tmp_path / "package/weights"
     folder.mkdir(parents=True)
     (folder / "of_before").touch()
     experts = Weights.read(out / file_of("high")), Weights.read(out / file_of("patch1"))
@@ -107,4 +106,4 @@ def test_a_failure_leaves_the_model_that_was_there(
     with pytest.raises(OSError, match="the disk is full"):
         export(pipe, folder)
     monkeypatch.undo()
-    assert [path.name for path in folder.parent.iterdir()] == ["128"] and files(folder) == {"of_before"}
+    assert [path.name for path in folder.parent.iterdir()] == ["weights"] and files(folder) == {"of_before"}

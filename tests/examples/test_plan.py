@@ -37,6 +37,10 @@ def command() -> Any:
 
 @needs_weights
 def test_a_dry_run_of_all_commands(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In bfloat16, which most CPUs emulate, this would take a minute.
+    monkeypatch.setattr(
+        "torch.optim._muon._zeropower_via_newtonschulz", lambda gradient, *_: gradient / gradient.norm()
+    )
     monkeypatch.setattr("commands.WEIGHTS", tmp_path / "kept")
     (tmp_path / "kept").mkdir()
     options = ["--out", str(tmp_path), "--plan", "tiny", "--device", "cpu"]
@@ -171,7 +175,7 @@ def test_a_short_step_is_a_step_on_shorter_clips() -> None:
 
 @needs_weights
 def test_the_latents_of_a_short_clip_are_the_first_of_a_long_one() -> None:
-    vae = load_pipeline(model="shapes-64").vae
+    vae = load_pipeline().vae
     world = PLANS["tiny"].world
     example = training_example(random.Random(3), world.frames, world=world)
     long, short = (encode(vae, world, [example], frames).latents for frames in (13, 9))
@@ -193,6 +197,6 @@ def test_the_weights_that_are_kept_load(tmp_path: Path) -> None:
         assert weights.phase in {phase.name for phase in plan.phases} and weights.reader
         transformer, _ = build(weights, weights.patch, "cpu", weights.plain)
         assert transformer.config.patch_size == (1, weights.patch, weights.patch)
-    before, kept = load_pipeline(model="shapes-64").vae, load_autoencoder(tmp_path)
-    assert not torch.equal(before.decoder.conv_in.weight, kept.decoder.conv_in.weight)
+    shipped, kept = load_pipeline().vae, load_autoencoder(tmp_path)
+    torch.testing.assert_close(kept.state_dict(), shipped.state_dict(), rtol=0, atol=0)
     assert min(Statistics.read(WEIGHTS / STATISTICS).std) > 0.5

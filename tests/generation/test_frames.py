@@ -104,7 +104,7 @@ def test_what_has_no_grid_is_refused() -> None:
     known = geometry("wan")
     with pytest.raises(ValueError, match="832x8 is smaller than one token, which covers 16x16 pixels"):
         known.grid(81, 8, 832)
-    with pytest.raises(ValueError, match="model 'cinema' is unknown; give 'shapes', 'shapes-64', a folder, a Hub"):
+    with pytest.raises(ValueError, match="model 'cinema' is unknown; give 'shapes', a folder, a Hub"):
         geometry("cinema")
     with pytest.raises(ValueError, match="has positions for 1024 on each axis; make a shorter"):
         known.check(200_000, 480, 832)

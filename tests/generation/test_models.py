@@ -29,9 +29,7 @@ def test_shapes_is_a_known_model() -> None:
     assert isinstance(model, Shapes) and model.pipeline_class is WanPipeline
     assert (model.sampling, model.fps, source_of("shapes")) == (SAMPLING, 12, str(FOLDER))
     assert (model.default("num_frames"), model.default("num_inference_steps")) == (33, 20)
-    assert find_model("shapes-64").sampling == SAMPLING | dict(
-        height=64, width=64, num_inference_steps=30, guidance_scale=2.0
-    )
+    assert model.longer_frames == 65 and model.small
     assert model.default("output_type") == "np", "what shapes does not say is the pipeline's"
     assert model.read_prompt("A red circle, moving left on a blue background.") == PROMPT
     with pytest.raises(ValueError, match="does not know 'fox'"):
@@ -78,7 +76,7 @@ def test_settings_that_name_no_pipeline(tmp_path: Path, text: str, says: str) ->
 def test_names_that_are_not_models(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a diffusers pipeline: the folder has no model_index"):
         find_model(str(tmp_path))
-    with pytest.raises(ValueError, match="model 'shape' is unknown; give 'shapes', 'shapes-64', the folder of"):
+    with pytest.raises(ValueError, match="model 'shape' is unknown; give 'shapes', the folder of"):
         find_model("shape")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from vidsparse.generation.transformers import (
     without_weights,
 )
 from vidsparse.runtime.registry import adapter_named
-from vidsparse.shapes.shipped import SHIPPED
+from vidsparse.shapes.shipped import FOLDER
 from vidsparse_pipelines import ADAPTERS
 
 pytestmark = ignores_warnings
@@ -114,13 +115,18 @@ def test_what_the_hub_answers(monkeypatch: pytest.MonkeyPatch, error: Exception,
     config_files._from_hub.cache_clear()
 
 
-def test_a_cached_pipeline_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_pipeline_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A cache cannot tell that a file is missing on the Hub, such as that of a second expert."""
+    index = json.loads((FOLDER / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps({k: v for k, v in index.items() if k != "transformer_2"}))
+    for part in ("transformer", "vae"):
+        (tmp_path / part).mkdir()
+        shutil.copy(FOLDER / part / "config.json", tmp_path / part)
     config_files._from_hub.cache_clear()
-    monkeypatch.setattr(config_files, "_from_hub", cached := Cache(SHIPPED["shapes-64"].folder))
+    monkeypatch.setattr(config_files, "_from_hub", cached := Cache(tmp_path))
     (cls, settings), *others = configured_transformers("owner/name").values()
     assert (cls, settings["num_layers"], others) == (diffusers.WanTransformer3DModel, 6, [])
-    assert geometry("owner/name") == geometry("shapes-64")
+    assert geometry("owner/name") == geometry(str(tmp_path))
     assert find_model("owner/name").pipeline_class is diffusers.WanPipeline
     check_pattern("owner/name", Radial(0.3))
     assert set(cached.asked) == {"model_index.json", "transformer/config.json", "vae/config.json"}

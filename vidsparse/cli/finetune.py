@@ -175,7 +175,7 @@ def _clips(
 
     if data == "shapes":
         each = -(-request.videos // len(buckets))
-        drawn = (drawn_clips(each, bucket, request.seed + i, model.world) for i, bucket in enumerate(buckets))
+        drawn = (drawn_clips(each, bucket, request.seed + i) for i, bucket in enumerate(buckets))
         return [clip for clips in drawn for clip in clips]
     clips, skipped = request.read_folder(Path(data), buckets, model, cache, progress)
     note_clips(clips, skipped)

@@ -18,7 +18,6 @@ from vidsparse.cli.options import (
     LAST_IMAGE_HELP,
     LORA_HELP,
     MACHINE,
-    MODEL_DEFAULT,
     MODEL_HELP,
     OWN,
     POSITIONS_HELP,
@@ -36,17 +35,15 @@ from vidsparse.cli.options import (
     read_dtype,
 )
 from vidsparse.cli.patterns import CORRECTION_HELP, DENSITY_HELP, PATTERN_HELP, SET_HELP
+from vidsparse.generation.models import DEFAULT
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """A prompt, a model, a pattern and how to sample. None: the value of the LoRA, else of the model.
-
-    Without a name of a model, it is the base of the LoRA if that ships, else the default.
-    """
+    """A prompt, a model, a pattern and how to sample. None: the value of the LoRA, else of the model."""
 
     prompt: Annotated[str, Argument(help="What the video shows.", show_default=False)]
-    model: Annotated[str, Option(help=MODEL_HELP, show_default=MODEL_DEFAULT)] = ""
+    model: Annotated[str, Option(help=MODEL_HELP)] = DEFAULT
 
     lora: Annotated[list[str] | None, Option(help=LORA_HELP, rich_help_panel=ATTENTION, show_default="none")] = None
     preset: Annotated[str | None, Option(help=PRESET_HELP, rich_help_panel=ATTENTION, show_default=OWN)] = None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from vidsparse.generation.dtypes import dtype_name
-from vidsparse.generation.models import DEFAULT, SHIPPING
+from vidsparse.generation.models import SHIPPING
 
 ATTENTION, VIDEO, MACHINE, MANY = "Attention", "Video", "Machine", "Many prompts"
 OWN = "that of the model"
 MODEL_HELP = f"{SHIPPING}, the folder of a diffusers pipeline, or a Hub id."
-MODEL_DEFAULT = f"{DEFAULT}, or the base of --lora"
 # Our name of an option, and that of diffusers.
 FRAMES, STEPS = ("--frames", "--num-frames"), ("--steps", "--num-inference-steps")
 GUIDANCE = "--guidance", "--guidance-scale"

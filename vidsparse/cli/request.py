@@ -25,21 +25,6 @@ if TYPE_CHECKING:
 class Request(GenerationOptions):
     """What is asked for, and the checks that need no weights."""
 
-    def __post_init__(self) -> None:
-        if not self.model:
-            object.__setattr__(self, "model", self.usual_model)
-
-    @property
-    def usual_model(self) -> str:
-        """The model that the first LoRA was trained on if it ships, else the default."""
-        from vidsparse.generation.models import DEFAULT, ships
-
-        try:
-            bases = [recipe.base for recipe in self.loras.values()]
-        except (OSError, ValueError):  # said by the checks, which read the LoRA again
-            bases = []
-        return next((base for base in bases if base is not None and ships(base)), DEFAULT)
-
     @functools.cached_property
     def known(self) -> Model:
         """The model, before its weights are loaded. Raises: see `find_model` and `Model.serving`."""
@@ -200,7 +185,7 @@ class Request(GenerationOptions):
         """Refuse before loading what would be refused later, and note where nothing would be sparse.
 
         Raises:
-            ValueError: an implementation, a layer, a size or a budget that is not possible, or a LoRA of another model.
+            ValueError: an implementation, a layer, a size or a budget that is not possible.
             NotImplementedError: an implementation that is missing here, or a model without an adapter.
             OSError: the settings of the model cannot be read.
         """
@@ -211,10 +196,7 @@ class Request(GenerationOptions):
         from vidsparse.generation.frames import geometry
         from vidsparse.generation.pipeline import check_device
         from vidsparse.generation.transformers import check_pattern
-        from vidsparse.lora.base import check_base
 
-        for lora, recipe in self.loras.items():
-            check_base(lora, recipe.base, self.model)
         check_impl(self.impl, torch.device(check_device(self.device)))
         check_pattern(self.model, pattern)
         positions = self.positions or self.recipe.positions

@@ -35,8 +35,7 @@ def request_words(request: Request) -> list[str]:
     hints, words = get_type_hints(type(request), include_extras=True), [request.prompt]
     for one in fields(request):
         value = getattr(request, one.name)
-        usual = request.usual_model if one.name == "model" else one.default
-        if one.name == "prompt" or value == usual:
+        if one.name == "prompt" or value == one.default:
             continue
         name = option_names(one.name, get_args(hints[one.name])[1])[0]
         if isinstance(value, bool):

@@ -10,8 +10,6 @@ import torch
 
 from vidsparse.corrections import ProxyTokens
 from vidsparse.finetune.settings import Settings
-from vidsparse.generation.models import shipped_name
-from vidsparse.lora.base import base_in, check_base
 from vidsparse.lora.files import LoraRecipe, read_recipe, recipe_in
 from vidsparse.lora.fitted import fit
 from vidsparse.lora.load import warn
@@ -44,7 +42,6 @@ def start_weights(
     """
     transformer, file = uncompiled(transformer), find_lora(start)
     stored = read_stored(file)
-    check_base(start, base_in(stored.header), shipped_name(transformer))
     if PROXIES in stored.header:
         _check_proxies(recipe_in(file, stored.header), settings, start)
     lora = fit(stored, transformer, file)

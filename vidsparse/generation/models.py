@@ -10,15 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidsparse.shapes.shipped import DEFAULT as DEFAULT, SHIPPED, shipped_at
-from vidsparse.shapes.world import ENDLESS, World
+from vidsparse.shapes.shipped import DEFAULT as DEFAULT, FOLDER, LONGER_FRAMES, SAMPLING
 
 if TYPE_CHECKING:
     import torch
 
     from vidsparse.generation.video import Frames
 
-SHIPPING = ", ".join(map(repr, SHIPPED))  # for messages: the models that need no download
+SHIPPING = repr(DEFAULT)  # for messages: the model that needs no download
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,6 @@ class Model:
         longer_frames: frames of the videos that a LoRA for longer ones learns; None: as many as the model makes.
         small: whether it is so small that its weights stay in float32 for a training.
         example_prompt: a prompt for what needs any video; None: the user must give one.
-        world: what `vidsparse finetune --data shapes` draws for it.
         pipeline: the class of diffusers that loads it; None: the one that its settings name.
     """
 
@@ -41,7 +39,6 @@ class Model:
     longer_frames: int | None = None
     small: bool = False
     example_prompt: str | None = None
-    world: World = ENDLESS
     pipeline: str | None = None
 
     def load(self, dtype: torch.dtype, quantization: Any = None) -> Any:
@@ -202,7 +199,7 @@ class Model:
 
 
 class Shapes(Model):
-    """A model that ships with the package: simple shapes that move, and a judge that measures them."""
+    """The model that ships with the package: simple shapes that move, and a judge that measures them."""
 
     @cached_property
     def fps(self) -> int:
@@ -258,14 +255,13 @@ def find_model(name: str) -> Model:
     """The model of a name. Nothing is loaded, and nothing is asked of the Hub.
 
     Args:
-        name: of a model that ships, the folder of a diffusers pipeline, or a Hub id.
+        name: of the model that ships, the folder of a diffusers pipeline, or a Hub id.
 
     Raises:
         ValueError: something else.
     """
-    if (known := SHIPPED.get(name)) is not None:
-        example = "a red circle moving left on a blue background"
-        return Shapes(name, known.sampling, known.longer_frames, True, example, known.world)
+    if ships(name):
+        return Shapes(name, SAMPLING, LONGER_FRAMES, True, "a red circle moving left on a blue background")
     if Path(name).is_dir():
         if not (Path(name) / "model_index.json").is_file():
             raise ValueError(f"model {name!r} is not a diffusers pipeline: the folder has no model_index.json")
@@ -279,16 +275,9 @@ def find_model(name: str) -> Model:
 
 def ships(model: str | None) -> bool:
     """Whether the model of a name ships with the package."""
-    return model in SHIPPED
-
-
-def shipped_name(transformer: Any) -> str | None:
-    """The name of the model that ships, of a transformer that was loaded from its folder; None for any other."""
-    place = (getattr(transformer, "config", None) or {}).get("_name_or_path")
-    known = shipped_at(Path(place).parent) if place else None
-    return None if known is None else known.name
+    return model == DEFAULT
 
 
 def source_of(model: str) -> str:
-    """The folder of a model that ships with the package; other models are their own folder or Hub id."""
-    return str(SHIPPED[model].folder) if model in SHIPPED else model
+    """The folder of the model that ships with the package; other models are their own folder or Hub id."""
+    return str(FOLDER) if ships(model) else model

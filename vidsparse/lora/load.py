@@ -11,11 +11,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from vidsparse.generation.frames import pipeline_geometry
-from vidsparse.generation.models import shipped_name
 from vidsparse.generation.positions import ExtendedPositions, extend_positions
 from vidsparse.generation.scheduler import build_scheduler
 from vidsparse.lora.attach import Changed, attach, free_name
-from vidsparse.lora.base import check_base
 from vidsparse.lora.files import recipe_in, require_peft, transformer_in, transformer_of
 from vidsparse.lora.fitted import fit
 from vidsparse.lora.proxies import proxies_of, put_proxies
@@ -100,7 +98,6 @@ def load_lora(
     recipe = recipe_in(file, stored.header)
     name = chosen_transformer(file, models, transformer)
     model = uncompiled(transformer_of(pipe, name))
-    check_base(source, recipe.base, shipped_name(model))
     recipe = replace(recipe, transformer=name)
     proxies = proxies_of(file, stored.header, recipe)
     scheduler = build_scheduler(pipe.scheduler, recipe.sampler, recipe.flow_shift)

@@ -1,4 +1,4 @@
-"""The parts of the `shapes` models, built from diffusers' classes, and the weights that ship with the package."""
+"""The parts of the model `shapes`, built from diffusers' classes, and the weights that ship with the package."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidsparse.shapes.scene import MAX_WORDS as MAX_WORDS, WORDS
-from vidsparse.shapes.shipped import DEFAULT, SHIPPED
+from vidsparse.shapes.shipped import DEFAULT, FOLDER as FOLDER, SAMPLING as SAMPLING
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
     from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
-FOLDER = SHIPPED[DEFAULT].folder
-SAMPLING = SHIPPED[DEFAULT].sampling
 LATENT_CHANNELS = 8
 TEXT_WIDTH = 64
 
@@ -94,17 +92,17 @@ def load_pipeline(dtype: torch.dtype = torch.float32, model: str | Path = DEFAUL
 
     Args:
         dtype: of the weights.
-        model: a name of `SHIPPED`, or a folder, such as one that the training exported.
+        model: "shapes", or a folder, such as one that the training exported.
 
     Raises:
         FileNotFoundError: there is no pipeline.
     """
     from diffusers import WanPipeline
 
-    known = SHIPPED.get(str(model))
-    folder = Path(model) if known is None else known.folder
+    ships = model == DEFAULT
+    folder = FOLDER if ships else Path(model)
     if not (folder / "model_index.json").is_file():
-        advice = f"give {', '.join(SHIPPED)} or a folder" if known is None else "reinstall vidsparse"
+        advice = "reinstall vidsparse" if ships else f"give {DEFAULT} or a folder"
         raise FileNotFoundError(f"no model of shapes at {folder}; {advice}")
     with warnings.catch_warnings():
         # Newer versions of diffusers call the argument `dtype`, and warn about the name that older ones need.
