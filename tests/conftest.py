@@ -26,8 +26,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it where a kernel is defined
     if importlib.util.find_spec("triton"):
         import interpreter_bf16
+        import interpreter_speed
 
         interpreter_bf16.install()
+        interpreter_speed.install()
 torch.set_num_threads(1)
 
 
