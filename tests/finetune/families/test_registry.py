@@ -14,8 +14,8 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import load_file
-from trained_families import CASES, Case
 from tiny_training import without_pictures
+from trained_families import CASES, Case
 from twins import ignores_warnings
 
 import vidsparse
