@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import triton.runtime.driver
-from emulator.chip import without_ptxas
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
@@ -70,7 +69,6 @@ def both_passes(
 
 if __name__ == "__main__":
     triton.runtime.driver.set_active(Driver())
-    triton.knobs.runtime.add_stages_inspection_hook = without_ptxas
     JITFunction.run = run_dry
     device.capability = launch.capability = lambda device: CHIP
     both_passes(VideoGrid(2, 8, 8), (1, 8, 8), (1, 8, 8), 64, batch=1, heads=2)

@@ -146,7 +146,7 @@ def _address(tensor: torch.Tensor, storages: dict[int, int]) -> int:
     return tensor.data_ptr()
 
 
-def without_ptxas(*call: Any) -> tuple[str, str] | None:
+def _without_ptxas(*call: Any) -> tuple[str, str] | None:
     """Triton's hook into the stages of its compiler; called without arguments for a key of its cache."""
     if not call:
         return "emulator", "emulator"
@@ -200,5 +200,5 @@ def emulated(capability: int, order: Order = LATE, edit: Callable[[str], str] = 
         # Apart from Triton's own: what stands there as a binary is none.
         triton.knobs.cache.dir = str(core.cache_folder() / "triton")
         triton.knobs.compilation.store_binary_only = True
-        triton.knobs.runtime.add_stages_inspection_hook = without_ptxas
+        triton.knobs.runtime.add_stages_inspection_hook = _without_ptxas
         yield chip
