@@ -10,6 +10,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, here and in subprocesses: workers share the processors
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it once, when it is imported
 
+import gc
 import importlib.util
 import resource
 import sys
@@ -26,14 +27,21 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it where a kernel is defined
     if importlib.util.find_spec("triton"):
         import interpreter_bf16
+        import interpreter_speed
 
         interpreter_bf16.install()
+        interpreter_speed.install()
 torch.set_num_threads(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let tests of machine code run where Triton compiles."""
     config.pluginmanager.register(machine_code.MachineCode())
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection of garbage look at what was imported: most of what there is, a third of a second each time."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -36,9 +36,9 @@ from vidsparse.lora.files import read_recipe
 
 
 def test_the_loss_falls_and_the_log_says_what_ran(tmp_path: Path, cache: Path) -> None:
-    weights = train(tmp_path, cache, steps=60, batch=4, log_every=20, gradient_checkpointing=True)
+    weights = train(tmp_path, cache, steps=36, batch=2, log_every=12, learning_rate=1e-2, gradient_checkpointing=True)
     log = lines(tmp_path)
-    assert [line["step"] for line in log] == [20, 40, 60]
+    assert [line["step"] for line in log] == [12, 24, 36]
     assert log[-1]["loss"] < 0.9 * log[0]["loss"]
     assert all(0.0 < line["flops_saved"] < 0.5 and 0 < line["density"] < 1 for line in log)
     assert len(weights) == 2 * 2 * 8  # A and B of q, k, v, out in the two attentions of two layers

@@ -17,18 +17,23 @@ import vidsparse.attention
 from vidsparse import VideoGrid, sparse_attention
 
 pytest.importorskip("triton")
-from vidsparse_kernels import trial
+from vidsparse_kernels import reference, trial
 from vidsparse_kernels.gpu import operator
+from vidsparse_kernels.gpu.lists import MapLists
 from vidsparse_kernels.layout import tile_of_token
 
 pytestmark = pytest.mark.usefixtures("large_steps")
 
 
-@pytest.mark.parametrize(("gradients", "bounded"), [(False, True), (True, False)], ids=["forward", "both-passes"])
 @pytest.mark.parametrize(
-    "case",
-    [CASE, replace(CASE, grid=VideoGrid(2, 8, 16)), TWO_GRIDS],
-    ids=["ragged-with-text", "whole", "two-grids"],
+    ("case", "gradients", "bounded"),
+    [
+        (CASE, False, True),
+        (CASE, True, False),
+        (replace(CASE, grid=VideoGrid(2, 8, 16)), True, True),
+        (TWO_GRIDS, True, True),
+    ],
+    ids=["ragged-with-text-forward", "ragged-with-text-both-passes", "whole", "two-grids"],
 )
 def test_the_kernels_stand_their_trial(case: Case, gradients: bool, bounded: bool) -> None:
     (query, *_) = inputs(replace(case, extra_valid=None), requires_grad=gradients)
@@ -67,7 +72,20 @@ def fresh_trial() -> Iterator[None]:
 
 
 @pytest.fixture
-def wrong_kernels(monkeypatch: pytest.MonkeyPatch, fresh_trial: None) -> None:
+def exact_kernels(monkeypatch: pytest.MonkeyPatch, fresh_trial: None) -> None:
+    """The specification in the place of the kernels, for what is done with their results."""
+
+    def exact(q: Any, k: Any, v: Any, lists: MapLists, valid: None, scale: float, bounded: bool) -> Any:
+        listed = torch.arange(lists.indices.shape[-1]) < lists.counts[..., None]
+        pairs = torch.nn.functional.one_hot(lists.indices.where(listed, 0).long(), lists.layout.key.tiles).bool()
+        kept = (pairs & listed[..., None]).any(dim=-2)
+        return reference.attention(q, k, v, reference.token_mask(kept, lists.layout), scale)
+
+    monkeypatch.setattr(operator, "attention", exact)
+
+
+@pytest.fixture
+def wrong_kernels(monkeypatch: pytest.MonkeyPatch, exact_kernels: None) -> None:
     right = operator.attention
 
     def off_by_a_little(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,7 +101,7 @@ def test_a_kernel_that_is_wrong_is_found_out() -> None:
     assert reason is not None and reason.startswith("computes out with a relative error of 0.01 on this device")
 
 
-@pytest.mark.usefixtures("fresh_trial")
+@pytest.mark.usefixtures("exact_kernels")
 def test_gradients_of_keys_and_values_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     right = operator.attention
 
@@ -149,20 +167,21 @@ def test_memory_that_is_short_is_no_fault_of_the_kernels(monkeypatch: pytest.Mon
         trial.found_wrong(inputs()[0].detach(), CASE.block_map().layout)
 
 
-@pytest.mark.usefixtures("fresh_trial")
+@pytest.mark.usefixtures("exact_kernels")
 def test_the_trial_leaves_gradient_checkpointing_alone() -> None:
     """The first call tries, the one that is computed again does not: both must save the same tensors."""
     block_map, layout = CASE.block_map(), CASE.block_map().layout
     tensors = inputs()
-    wanted = results(tensors, block_map)[2:]
+    wanted = results(tensors, block_map, "reference")[2:]
 
     def layer(*qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         assert trial.found_wrong(qkv[0] * 1, layout) is None
-        return sparse_attention(*qkv, block_map, extra_valid=CASE.valid, impl="triton", return_lse=True)
+        return sparse_attention(*qkv, block_map, extra_valid=CASE.valid, impl="reference", return_lse=True)
 
     leaves = [x.detach().requires_grad_() for x in tensors]
     out, lse = checkpoint(layer, *leaves, use_reentrant=False)
     (out.square().sum() + lse.sum()).backward()
+    assert trial._answer.cache_info().hits == 1
     for leaf, expected in zip(leaves, wanted, strict=True):
         assert torch.equal(leaf.grad, expected)
 
@@ -171,7 +190,7 @@ def test_the_trial_leaves_gradient_checkpointing_alone() -> None:
 def test_the_trial_knows_no_default_device_and_no_autocast() -> None:
     query, layout = inputs()[0].detach(), CASE.block_map().layout
     with torch.device("meta"), torch.autocast(query.device.type, torch.bfloat16):
-        assert trial.found_wrong(query, layout) is None
+        assert trial.found_wrong(query, layout, gradients=False) is None
 
 
 def test_auto_says_why_it_is_not_triton(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from accelerate.state import AcceleratorState
@@ -21,6 +22,10 @@ SMALL: dict[str, Any] = dict(rank=4, steps=4, learning_rate=3e-3, warmup=2, prec
 SMALL |= dict(caption_dropout=0.0, gradient_checkpointing=False, inference_steps=20, samples=False)
 
 
+# The picture of the losses, a quarter of a second at each save; test_curve.py and the command's tests have it.
+without_pictures = mock.patch("vidsparse.finetune.train.draw_curve", lambda folder: None)
+
+
 def pipeline(num_attention_heads: int = 1, **changes: Any) -> WanPipeline:
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -35,6 +40,7 @@ def pipeline(num_attention_heads: int = 1, **changes: Any) -> WanPipeline:
         )
 
 
+@without_pictures
 def train(
     folder: Path,
     cache: Path,

@@ -40,6 +40,7 @@ class Case:
         kept: latent frames that stay as they are in a generation.
         dropped: latent frames that it makes and leaves away.
         compared: number of the call of a step that a training makes.
+        dense_steps: of ten, such that noise levels of a training fall on both sides.
     """
 
     build: Callable[[], Any]
@@ -49,6 +50,7 @@ class Case:
     kept: int = 0
     dropped: int = 0
     compared: int = 0
+    dense_steps: int = 5
     loads: bool = True  # whether the pipeline of diffusers loads LoRAs
 
     def pipe(self) -> Any:
@@ -262,7 +264,7 @@ CASES = {
     "wan-5b-image": Case(wan_expand_image, LARGER, WORDS, kept=1),
     "wan2.1-image": Case(lambda: wan_first_last(None), LARGER, WORDS),
     "wan2.2-image": Case(wan_image, LARGER, WORDS),
-    "wan2.2-experts": Case(wan_experts, LARGER, WORDS),
+    "wan2.2-experts": Case(wan_experts, LARGER, WORDS, dense_steps=1),
     "hunyuan": Case(hunyuan_text, Bucket(9, 64, 64), {"max_sequence_length": shapes.MAX_WORDS}),
     "hunyuan-image": Case(hunyuan_concatenated, Bucket(9, 64, 64), SEEN | {"guidance_scale": 1.0}, dropped=1),
     "hunyuan-image-replaced": Case(hunyuan_replaced, Bucket(9, 64, 64), SEEN | {"guidance_scale": 6.0}, kept=1),
@@ -281,7 +283,7 @@ CASES = {
     "cogvideox-image": Case(cogvideox_image, Bucket(9, 64, 64), WORDS, "frames"),
     "cogvideox1.5": Case(cogvideox_15, Bucket(9, 64, 64), WORDS, "frames"),
     "cogvideox1.5-image": Case(cogvideox_15_image, Bucket(9, 64, 64), WORDS, "frames"),
-    "mochi": Case(mochi, Bucket(13, 64, 64), WORDS),
+    "mochi": Case(mochi, Bucket(13, 64, 64), WORDS, dense_steps=9),
     "kandinsky5": Case(kandinsky, Bucket(9, 64, 64), WORDS, "last"),
     "kandinsky5-image": Case(kandinsky_image, Bucket(9, 64, 64), WORDS, "last", kept=1),
     "skyreels": Case(skyreels, LARGER, WORDS),
