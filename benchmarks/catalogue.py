@@ -43,6 +43,7 @@ def contenders(arguments: argparse.Namespace) -> dict[str, Contender]:
     found = {DENSE: Contender(vidsparse.Dense())}
     if arguments.model == "shapes":
         found["profile"] = Contender(preset("shapes").pattern)
+        found["profile + PooledComplement"] = Contender(preset("shapes").pattern, vidsparse.PooledComplement())
     for density in arguments.densities:
         found |= {f"{name}, {density}": Contender(pattern) for name, pattern in patterns(grid, density).items()}
     first = arguments.densities[0]

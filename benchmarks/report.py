@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vidsparse.atomic import replacing
@@ -48,15 +49,35 @@ def write_report(path: Path, rows: list[dict[str, Any]]) -> None:
         )
     with replacing(path.with_suffix(".md")) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
-    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    figure = Figure(figsize=(12, 0.26 * len(found) + 2), layout="constrained")
     for axis, key, label in zip(figure.subplots(1, 2), ("psnr", "judge"), ("PSNR to dense, dB", "judge"), strict=True):
-        for row in (row for row in found if key in row):
-            corrected, profile = "+" in row["name"], row["name"] == "profile"
-            axis.plot(row["denoising"], row[key], marker="s" if corrected else "*" if profile else "o", markersize=8)
-            axis.annotate(
-                row["name"], (row["denoising"], row[key]), fontsize=6, xytext=(4, 3), textcoords="offset points"
-            )
+        _plot(axis, [row for row in found if key in row], key)
         axis.set(xlabel="denoising, times faster than dense", ylabel=label)
-        axis.grid(alpha=0.3)
     with replacing(path.with_suffix(".png")) as temporary:
         figure.savefig(temporary, dpi=110)
+
+
+def _plot(axis: Axes, rows: list[dict[str, Any]], key: str) -> None:
+    """Draw a point for each row, and the names in a column at the right: beside the points they would overlap."""
+    rows = sorted(rows, key=lambda row: row[key], reverse=True)
+    for number, row in enumerate(rows):
+        marker, colour = _style(row["name"])
+        axis.plot(row["denoising"], row[key], marker, color=colour, markersize=8)
+        axis.annotate(
+            row["name"],
+            (row["denoising"], row[key]),
+            xytext=(1.03, 1 - (number + 0.5) / len(rows)),
+            textcoords="axes fraction",
+            fontsize=8,
+            color=colour,
+            verticalalignment="center",
+            arrowprops=dict(arrowstyle="-", color=colour, alpha=0.3, relpos=(0, 0.5)),
+        )
+    axis.grid(alpha=0.3)
+
+
+def _style(name: str) -> tuple[str, str]:
+    """Marker and colour: what is tuned, corrected, a pattern alone."""
+    if name.startswith("profile"):
+        return "*", "C3"
+    return ("s", "C1") if "+" in name else ("o", "black" if name == "dense" else "C0")
