@@ -67,7 +67,8 @@ def main() -> None:
     linear = linear_tflop(transformer, example)
     settings = {k: v for k, v in vars(arguments).items() if k != "out"} | {"torch": torch.__version__}
     settings["device"] = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
-    path = arguments.out or results_of(arguments.model) / f"finetune_step_{arguments.transformer}_{arguments.frames}.json"
+    name = f"finetune_step_{arguments.transformer}_{arguments.frames}.json"
+    path = arguments.out or results_of(arguments.model) / name
     seconds: dict[str, list[float]] = {name: [] for name in patterns}
     rows: dict[str, dict[str, Any]] = {}
     for turn in range(arguments.rounds + 1):
