@@ -34,6 +34,8 @@ def main() -> None:
         ema=0.98,
         steps=arguments.steps,
         batch=4,
+        sampler="sde",
+        flow_shift=8.0,
     )
     bucket = Bucket(arguments.frames, height=128, width=128)
     finetune(load_pipeline(), drawn_clips(arguments.videos, bucket), settings, arguments.out, base="shapes")

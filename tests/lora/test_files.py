@@ -306,6 +306,7 @@ def test_the_lora_that_ships() -> None:
     recipe = read_recipe("shapes-long")
     assert (recipe.base, recipe.transformer, recipe.frames) == ("shapes", "transformer", LONGER_FRAMES)
     assert (recipe.trained_frames, recipe.positions) == (33, "yarn")
+    assert (recipe.inference_steps, recipe.sampler, recipe.flow_shift) == (20, "sde", 8.0)
     pipe = shapes.load_pipeline()
     low = scaled(preset("shapes").pattern.pattern, VideoGrid(9, 32, 32), VideoGrid(17, 32, 32))  # type: ignore[attr-defined]
     assert recipe.pattern == PerPhase((Radial(density=0.3), low), sigmas=(0.8,))

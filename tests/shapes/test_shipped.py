@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import mean, median
 
 import pytest
 import torch
@@ -44,6 +45,18 @@ def test_every_file_loads() -> None:
             tensors = load_file(path)
             assert tensors and all(bool(x.isfinite().all()) for x in tensors.values()), path
             assert {x.element_size() for x in tensors.values() if x.is_floating_point()} == {2}, path
+
+
+def test_the_profile_expects_what_was_measured() -> None:
+    measured = json.loads((ROOM.parents[1] / "benchmarks/results/shapes/catalogue.json").read_text())["rows"]
+    expected = vidsparse.load_profile(FOLDER).expected
+    assert expected is not None
+    dense, videos = ([row for row in measured if row["name"] == name] for name in ("dense", "profile"))
+    seconds, dense_seconds = ([row["seconds"] + row["coarse_seconds"] for row in rows] for rows in (videos, dense))
+    assert expected.videos == len(videos) >= 8
+    assert expected.psnr == pytest.approx(mean(row["psnr"] for row in videos), abs=0.01)
+    assert expected.ssim == pytest.approx(mean(row["ssim"] for row in videos), abs=1e-3)
+    assert expected.speedup == pytest.approx(median(dense_seconds) / median(seconds), abs=0.01)
 
 
 @needs_weights
