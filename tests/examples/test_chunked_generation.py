@@ -139,7 +139,7 @@ def test_the_program(
     example: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    example.main(["--chunks", "2", "--frames", "1", "--steps", "2", "--size", "64"])
+    example.main(["--chunks", "2", "--frames", "1", "--steps", "4"])
     head, first, second = capsys.readouterr().out.splitlines()
     assert head.split()[0] == "chunk" and first.endswith("the same") and second.endswith("dB")
     assert float(first.split()[1]) == 1 and float(second.split()[1]) == pytest.approx(0.3, abs=0.02)
