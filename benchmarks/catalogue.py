@@ -44,6 +44,8 @@ def contenders(arguments: argparse.Namespace) -> dict[str, Contender]:
     if arguments.model == "shapes":
         found["profile"] = Contender(preset("shapes").pattern)
         found["profile + PooledComplement"] = Contender(preset("shapes").pattern, vidsparse.PooledComplement())
+        small = vidsparse.PooledComplement(gate=False, box=16)
+        found["profile + PooledComplement(box=16)"] = Contender(preset("shapes").pattern, small)
     for density in arguments.densities:
         found |= {f"{name}, {density}": Contender(pattern) for name, pattern in patterns(grid, density).items()}
     first = arguments.densities[0]
