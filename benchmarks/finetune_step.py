@@ -47,13 +47,15 @@ def main() -> None:
     parser.add_argument("--tile", type=int, nargs=3, help="of Radial: frames, height, width (default: its own choice)")
     parser.add_argument("--only", nargs="+", help="of dense, radial and mixture; all by default")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="float32: for old CPUs")
-    parser.add_argument("--transformer", default="transformer", help="of a model with two: transformer_2")
+    parser.add_argument("--transformer", default="transformer", help=f"of {DEFAULT}: transformer, transformer_2")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--layers", type=int, help="fewer than the model has")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--rounds", type=int, default=5, help="after one to warm up")
-    parser.add_argument("--out", type=Path, help="default: results/MODEL/finetune_step_FRAMES.json")
+    parser.add_argument("--out", type=Path, help="default: results/MODEL/finetune_step_TRANSFORMER_FRAMES_DTYPE.json")
     arguments = parser.parse_args()
+    if arguments.model != DEFAULT and arguments.transformer != "transformer":
+        parser.error(f"--transformer {arguments.transformer}: {arguments.model} has one; leave it out")
 
     patterns = {
         "dense": vidsparse.Dense(),
@@ -67,7 +69,7 @@ def main() -> None:
     linear = linear_tflop(transformer, example)
     settings = {k: v for k, v in vars(arguments).items() if k != "out"} | {"torch": torch.__version__}
     settings["device"] = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
-    name = f"finetune_step_{arguments.transformer}_{arguments.frames}.json"
+    name = f"finetune_step_{arguments.transformer}_{arguments.frames}_{arguments.dtype}.json"
     path = arguments.out or results_of(arguments.model) / name
     seconds: dict[str, list[float]] = {name: [] for name in patterns}
     rows: dict[str, dict[str, Any]] = {}

@@ -41,6 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish() -> None:
     """Let no collection of garbage look at what was imported: most of what there is, a third of a second each time."""
+    gc.collect()  # what is garbage by then would stay for ever
     gc.freeze()
 
 

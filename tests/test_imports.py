@@ -111,7 +111,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         *("vidsparse.atomic", "vidsparse.corrections", "vidsparse.grid", "vidsparse.patterns", "vidsparse.serialize"),
         *("vidsparse.generation.frames", "vidsparse.generation.positions", "vidsparse.generation.scheduler"),
         *("vidsparse.generation.transformers", "vidsparse.runtime.pipeline", "vidsparse.runtime.proxies"),
-        *("vidsparse.runtime.registry", "vidsparse_pipelines"),
+        *("vidsparse.runtime.registry", "vidsparse.shapes.shipped", "vidsparse_pipelines"),
     ),
     "vidsparse.patterns.names": ("vidsparse.corrections", "vidsparse.patterns", "vidsparse.serialize"),
     "vidsparse.patterns.describe": ("vidsparse.patterns", "vidsparse.patterns.foreign", "vidsparse.patterns.names"),

@@ -82,8 +82,8 @@ PRESETS = (
         _profiled(),
         "",
         "Its profile, with which the expert for low noise was trained, at a density of 0.15. Measured on eight "
-        "videos of held-out prompts: 28 to 33 dB against dense, denoising 2.3 times faster. Dense where the expert for high "
-        "noise works, which has a quarter of the tokens.",
+        "videos of held-out prompts: 28 to 33 dB against dense, denoising 2.3 times faster. Dense where the expert for "
+        "high noise works, which has a quarter of the tokens.",
         config={"num_layers": 6, "num_attention_heads": 3},
         experts=True,
     ),

@@ -30,7 +30,6 @@ CROPS = (((2, 33, 32), 5), ((4, 9, 48), 3), ((1, 17, 128), 1))
 
 def crops(rng: random.Random, world: World, count: int, frames: int, size: int) -> torch.Tensor:
     """Draw crops that show an object: float32 [count, 3, frames, size, size]."""
-    size = min(size, world.size)
     batch: list[torch.Tensor] = []
     while len(batch) < count:
         _, video = training_video(rng, frames, two_objects=0.5, world=world)
@@ -57,7 +56,8 @@ def train_autoencoder(
 
     def loss_of(rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
         count, frames, size = rng.choices([c for c, _ in CROPS], [w for _, w in CROPS])[0]
-        frames = min(frames, world.frames)
+        # The world of a trial plan is shorter and smaller than some crops.
+        frames, size = min(frames, world.frames), min(size, world.size)
         video = crops(rng, world, count, frames, size).to(device)
         with lower_precision(device):
             with torch.no_grad():

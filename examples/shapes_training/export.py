@@ -69,7 +69,11 @@ def profile_of(pipe: WanPipeline, pattern: Pattern, boundary: float) -> Profile:
 
 
 def export(pipe: WanPipeline, folder: Path, profile: Profile | None = None) -> None:
-    """Write a pipeline as a folder, in float16, whole or not at all; what is there is replaced."""
+    """Write a pipeline as a folder, in float16, whole or not at all; what is there is replaced.
+
+    If it is killed between the two renames, the folder is missing: `git checkout -- FOLDER` brings back the one that
+    was committed, and what was written is beside it, with a dot before its name.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     new, old = (folder.with_name(f".{folder.name}-{uuid4().hex[:8]}.{end}") for end in ("new", "old"))
     try:

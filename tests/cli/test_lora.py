@@ -267,17 +267,13 @@ def test_show_a_lora_of_no_known_family(vidsparse: Any) -> None:
 
 @needs_weights
 def test_the_lora_that_ships(vidsparse: Any) -> None:
-    options = ["--lora", "shapes-long", "--frames", 5, "--steps", 2, "--scale", 1, "-o", "a.mp4", "--report", "a.json"]
+    options = ["--lora", "shapes-long", "--frames", 5, "--steps", 4, "--scale", 1, "-o", "a.mp4", "--report", "a.json"]
     done = vidsparse("generate", PROMPT, *options)
     assert done.code == 0, done.err
     report = json.loads(Path("a.json").read_text())
-    assert report["request"]["model"] == "shapes" and report["attention"]["density"] < 1
+    sparse = {call["transformer"] for call in report["attention"]["calls"] if call["impl"] != "dense"}
+    assert sparse == {"transformer", "transformer_2"}
     assert imageio.imread("a.mp4", plugin="FFMPEG").shape == (5, 128, 128, 3)
-
-
-def test_what_is_saved_is_what_was_given(vidsparse: Any) -> None:
-    done = vidsparse("generate", PROMPT, "--lora", "shapes-long", "--dry-run", "--save-config", "c.yaml")
-    assert done.code == 0 and "model" not in Path("c.yaml").read_text(), done.err
 
 
 def test_a_lora_that_cannot_be_read_is_refused_by_the_checks(tmp_path: Path) -> None:

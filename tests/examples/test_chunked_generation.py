@@ -139,8 +139,18 @@ def test_the_program(
     example: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    example.main(["--chunks", "2", "--frames", "1", "--steps", "4"])
+    denoised, right = set(), example.ChunkedKV.__call__
+
+    def noted(chunks: Any, latents: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        denoised.add((chunks.transformer.config.patch_size[1], bool(timestep.any())))
+        return right(chunks, latents, timestep, text)
+
+    monkeypatch.setattr(example.ChunkedKV, "__call__", noted)
+    example.main(["--chunks", "2", "--frames", "1", "--steps", "3", "--size", "64"])
+    assert denoised >= {(2, True), (1, True)}, "each expert denoises, and not only keeps keys"
     head, first, second = capsys.readouterr().out.splitlines()
     assert head.split()[0] == "chunk" and first.endswith("the same") and second.endswith("dB")
-    assert float(first.split()[1]) == 1 and float(second.split()[1]) == pytest.approx(0.3, abs=0.02)
+    # 0.3 of the 8 tiles that the first expert sees in two denoising calls and one that keeps, and of the other's 32.
+    density = (3 * 2 / 8 + 2 * 9 / 32) / 5
+    assert float(first.split()[1]) == 1 and float(second.split()[1]) == pytest.approx(density, abs=1e-3)
     assert (tmp_path / "chunks.mp4").stat().st_size > 0

@@ -16,6 +16,7 @@ from latents import Statistics, encode
 from needs import needs_weights
 from pattern import PATTERN, find_pattern, read_pattern, write_pattern
 from plan import PLANS
+from quick_muon import quick_muon
 from transformer import Training, start_weights
 
 import vidsparse
@@ -27,6 +28,7 @@ from vidsparse.shapes.render import training_example
 from vidsparse.shapes.world import ENDLESS
 
 pytestmark = needs_weights
+muon = pytest.fixture(quick_muon)
 
 
 def test_a_pattern_for_each_head_at_a_density(tmp_path: Path) -> None:
@@ -54,13 +56,10 @@ def test_a_pattern_for_each_head_at_a_density(tmp_path: Path) -> None:
     assert read_pattern(tmp_path / "nowhere", tmp_path) == found and read_pattern(tmp_path / "nowhere") is None
 
 
+@pytest.mark.usefixtures("muon")
 def test_it_is_trained_with_and_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, package = tmp_path / "kept", tmp_path / "package"
     kept.mkdir()
-    # In bfloat16, which most CPUs emulate, this would take a minute.
-    monkeypatch.setattr(
-        "torch.optim._muon._zeropower_via_newtonschulz", lambda gradient, *_: gradient / gradient.norm()
-    )
     monkeypatch.setattr("commands.WEIGHTS", kept)
     monkeypatch.setattr("commands.EXPORTED", package)
     used: list[Any] = []

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from commands import STATISTICS, WEIGHTS, expert, load_autoencoder
+from commands import AUTOENCODER, STATISTICS, WEIGHTS, expert, load_autoencoder
 from flow import LEVELS, Flow, kind
 from latents import Pool, Statistics, crosses, encode, read_pool
 from needs import needs_weights
 from plan import PLANS
+from quick_muon import quick_muon
+from safetensors.torch import save_file
 from transformer import Weights, build, file_of
 
 from vidsparse.shapes.model import load_pipeline
@@ -24,6 +26,7 @@ from vidsparse.shapes.render import Trajectory, training_example
 from vidsparse.shapes.scene import Scene, SceneObject
 
 ROOM = Path(__file__).parents[2] / "examples/shapes_training"
+muon = pytest.fixture(quick_muon)
 
 
 @pytest.fixture
@@ -36,11 +39,8 @@ def command() -> Any:
 
 
 @needs_weights
+@pytest.mark.usefixtures("muon")
 def test_a_dry_run_of_all_commands(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # In bfloat16, which most CPUs emulate, this would take a minute.
-    monkeypatch.setattr(
-        "torch.optim._muon._zeropower_via_newtonschulz", lambda gradient, *_: gradient / gradient.norm()
-    )
     monkeypatch.setattr("commands.WEIGHTS", tmp_path / "kept")
     (tmp_path / "kept").mkdir()
     options = ["--out", str(tmp_path), "--plan", "tiny", "--device", "cpu"]
@@ -199,4 +199,8 @@ def test_the_weights_that_are_kept_load(tmp_path: Path) -> None:
         assert transformer.config.patch_size == (1, weights.patch, weights.patch)
     shipped, kept = load_pipeline().vae, load_autoencoder(tmp_path)
     torch.testing.assert_close(kept.state_dict(), shipped.state_dict(), rtol=0, atol=0)
+    changed = {name: (weight + 1).half().contiguous() for name, weight in shipped.state_dict().items()}
+    save_file(changed, tmp_path / AUTOENCODER)
+    taken = load_autoencoder(tmp_path).state_dict()
+    torch.testing.assert_close(taken, {name: weight.float() for name, weight in changed.items()}, rtol=0, atol=0)
     assert min(Statistics.read(WEIGHTS / STATISTICS).std) > 0.5

@@ -1,7 +1,7 @@
 """Triton's interpreter in half its time: what it does for each call of a device function, it does for each launch.
 
 Before a kernel, and before every call of a function in it, it looks through all of `triton.language` for what it has to
-replace. Here a launch replaces everything that functions use, and puts it back. Read in Triton 3.7.
+replace. Here a launch replaces everything that functions use, and puts it back. Tried with Triton 3.7.1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from triton.runtime import interpreter
 
 
 def install() -> None:
-    """Speed the interpreter up, for this process."""
+    """Speed the interpreter up, for this process; leave one alone that lacks what is replaced here."""
+    if not all(hasattr(interpreter, name) for name in ("_patch_lang", "_get_np_dtype")):
+        return
     replace_language, right_dtype = interpreter._patch_lang, interpreter._get_np_dtype
     everything = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})  # a kernel sees the first, tl.sum the second
     known: dict[str, np.dtype[Any]] = {}

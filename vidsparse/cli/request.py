@@ -196,7 +196,10 @@ class Request(GenerationOptions):
         from vidsparse.generation.frames import geometry
         from vidsparse.generation.pipeline import check_device
         from vidsparse.generation.transformers import check_pattern
+        from vidsparse.lora.base import check_base
 
+        for lora, recipe in self.loras.items():
+            check_base(lora, recipe.base, self.model)
         check_impl(self.impl, torch.device(check_device(self.device)))
         check_pattern(self.model, pattern)
         positions = self.positions or self.recipe.positions

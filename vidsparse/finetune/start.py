@@ -10,6 +10,7 @@ import torch
 
 from vidsparse.corrections import ProxyTokens
 from vidsparse.finetune.settings import Settings
+from vidsparse.lora.base import base_in, check_base
 from vidsparse.lora.files import LoraRecipe, read_recipe, recipe_in
 from vidsparse.lora.fitted import fit
 from vidsparse.lora.load import warn
@@ -36,12 +37,13 @@ def start_weights(
 
     Raises:
         OSError: the LoRA does not exist.
-        ValueError: it is no LoRA of this model, changes layers that are not targets or norms or biases, has a higher
-            rank, or has learned proxies that the training's correction does not take.
+        ValueError: it is no LoRA of this model, for `shapes` one of another model, changes layers that are not targets
+            or norms or biases, has a higher rank, or has learned proxies that the training's correction does not take.
         NotImplementedError: DoRA, or another method than LoRA.
     """
     transformer, file = uncompiled(transformer), find_lora(start)
     stored = read_stored(file)
+    check_base(start, base_in(stored.header), transformer.config.get("_name_or_path"))
     if PROXIES in stored.header:
         _check_proxies(recipe_in(file, stored.header), settings, start)
     lora = fit(stored, transformer, file)

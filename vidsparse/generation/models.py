@@ -261,7 +261,7 @@ def find_model(name: str) -> Model:
         ValueError: something else.
     """
     if ships(name):
-        return Shapes(name, SAMPLING, LONGER_FRAMES, True, "a red circle moving left on a blue background")
+        return Shapes(name, dict(SAMPLING), LONGER_FRAMES, True, "a red circle moving left on a blue background")
     if Path(name).is_dir():
         if not (Path(name) / "model_index.json").is_file():
             raise ValueError(f"model {name!r} is not a diffusers pipeline: the folder has no model_index.json")
@@ -273,7 +273,7 @@ def find_model(name: str) -> Model:
     return Model(name)
 
 
-def ships(model: str | None) -> bool:
+def ships(model: str) -> bool:
     """Whether the model of a name ships with the package."""
     return model == DEFAULT
 

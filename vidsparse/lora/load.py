@@ -14,6 +14,7 @@ from vidsparse.generation.frames import pipeline_geometry
 from vidsparse.generation.positions import ExtendedPositions, extend_positions
 from vidsparse.generation.scheduler import build_scheduler
 from vidsparse.lora.attach import Changed, attach, free_name
+from vidsparse.lora.base import check_base
 from vidsparse.lora.files import recipe_in, require_peft, transformer_in, transformer_of
 from vidsparse.lora.fitted import fit
 from vidsparse.lora.proxies import proxies_of, put_proxies
@@ -83,9 +84,9 @@ def load_lora(
 
     Raises:
         OSError: no such name, file, folder or Hub id.
-        ValueError: not a LoRA, an incomplete one, one for another model, a second one with learned proxies, a recipe
-            that this version of vidsparse cannot read, a file that leaves open which of two transformers it is for, or
-            a model with fused projections.
+        ValueError: not a LoRA, an incomplete one, one for another model, for `shapes` one that was trained on another
+            model, a second one with learned proxies, a recipe that this version of vidsparse cannot read, a file that
+            leaves open which of two transformers it is for, or a model with fused projections.
         TypeError: a pipeline that loads no LoRA.
         NotImplementedError: another method than LoRA, or a pipeline whose scheduler does not take the recipe's sampler
             or shift.
@@ -98,6 +99,7 @@ def load_lora(
     recipe = recipe_in(file, stored.header)
     name = chosen_transformer(file, models, transformer)
     model = uncompiled(transformer_of(pipe, name))
+    check_base(source, recipe.base, model.config.get("_name_or_path"))
     recipe = replace(recipe, transformer=name)
     proxies = proxies_of(file, stored.header, recipe)
     scheduler = build_scheduler(pipe.scheduler, recipe.sampler, recipe.flow_shift)

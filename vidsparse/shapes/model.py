@@ -70,7 +70,7 @@ def build_text_encoder() -> UMT5EncoderModel:
 
 
 def build_transformer(patch: int = 1, **changes: Any) -> WanTransformer3DModel:
-    """The video transformer: 6 blocks, 3 heads of 64. With `patch=2` its tokens cover 2x2 latents (for training)."""
+    """The video transformer: 6 blocks, 3 heads of 64. With `patch=2`, the first expert, tokens cover 2x2 latents."""
     from diffusers import WanTransformer3DModel
 
     settings: dict[str, Any] = dict(

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from vidsparse.corrections import GatedCoarse
-from vidsparse.generation.models import DEFAULT, ships
+from vidsparse.generation.models import ships
 
 if TYPE_CHECKING:
     from vidsparse import Correction, Pattern
@@ -28,8 +28,7 @@ def python(request: Request, pattern: Pattern, correction: Correction | None, ar
     """
     device, dtype = request.place
     if ships(request.model):
-        asked = f"torch.{dtype}" if request.model == DEFAULT else f"torch.{dtype}, {request.model!r}"
-        start, load = "from vidsparse.shapes.model import load_pipeline", f"load_pipeline({asked})"
+        start, load = "from vidsparse.shapes.model import load_pipeline", f"load_pipeline(torch.{dtype})"
     else:
         start = "from diffusers import DiffusionPipeline"
         load = f"DiffusionPipeline.from_pretrained({request.model!r}, torch_dtype=torch.{dtype})"

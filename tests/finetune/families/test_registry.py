@@ -246,8 +246,13 @@ def test_a_lora_learns_resumes_and_loads(case: Case, tmp_path: Path) -> None:
     assert min(saved) == 0.0 < max(saved), "steps of one kind alone were learned from"
 
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
-    shutil.rmtree(tmp_path / "parts/checkpoints/step-0000004")  # as if it had been killed before
-    parts, _ = train(case, tmp_path / "parts", tmp_path / "cache")
+    # As if it had been killed before the last two steps.
+    shutil.rmtree(tmp_path / "parts/checkpoints/step-0000004")
+    (tmp_path / "parts/pytorch_lora_weights.safetensors").unlink()
+    kept = "".join(f"{json.dumps(line)}\n" for line in lines if line["step"] <= 2)
+    (tmp_path / "parts/log.jsonl").write_text(kept)
+    parts, again = train(case, tmp_path / "parts", tmp_path / "cache")
+    assert [line["step"] for line in again] == [line["step"] for line in lines] and lines[-1]["step"] == 4
     assert parts.keys() == whole.keys() and all(torch.equal(parts[name], whole[name]) for name in whole)
 
     plain = _answer(case.pipe(), case)

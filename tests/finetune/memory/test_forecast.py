@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -70,6 +71,7 @@ def test_memory_is_that_of_a_real_step(checkpointing: bool, precision: str) -> N
         Radial(density=0.3, tile=(1, 8, 8)), rank=16, gradient_checkpointing=checkpointing, precision=precision
     )
     module, step = step_of(settings)
+    gc.collect()  # garbage that is freed later would be counted until then
     live = LiveBytes()
     with sparsify(module, settings.pattern), live:
         weights = list(module.parameters())
@@ -80,6 +82,18 @@ def test_memory_is_that_of_a_real_step(checkpointing: bool, precision: str) -> N
     of_model = [w for name, w in module.named_parameters() if "lora" not in name]
     assert found.weights == sum(w.numel() * w.element_size() for w in (*of_model, *module.buffers()))
     assert found.lora == sum(8 * w.numel() for w in module.parameters() if w.requires_grad)
+
+
+def test_what_is_left_out_is_unknown_once_it_is_freed() -> None:
+    """Another tensor may then be at its address, and counts."""
+    tensor, live = torch.zeros(100), LiveBytes()
+    live.leave_out([tensor])
+    with live:
+        assert live._known == live._own == {tensor.untyped_storage()._cdata}
+        copy = tensor + 1
+        assert (live.now, live.whole) == (400, 400)
+        del tensor, copy
+        assert (live.now, live.whole, live._known, live._own) == (0, 0, set(), set())
 
 
 # Without gradient checkpointing, the backward pass keeps float8 weights as they compute.
@@ -105,12 +119,14 @@ def test_memory_of_a_base_at_rest_is_that_of_a_real_step(
     frozen = [w for name, w in module.named_parameters() if "lora" not in name]
     stored = sum(bytes_of(weight) for weight in (*frozen, *module.buffers()))
     low = sum(bytes_of(weight) for weight in frozen if weight.dtype == STORED)
+    gc.collect()
     live, learned = LiveBytes(), [weight for weight in module.parameters() if weight.requires_grad]
     with sparsify(module, settings.pattern), swapped(module, learned, torch.device("cpu"), away) as swap, live:
         weights = list(module.parameters())
         tensors = [*weights, *module.buffers(), *(w.grad for w in weights if w.grad is not None)]
         live.leave_out(tensors)
         step()
+        gc.collect()
         # Layers that go back to float8 do so in memory of their own, which only the second step finds there.
         live.peak = live.now
         step()
@@ -173,6 +189,7 @@ def test_an_expert_that_would_train_dense_is_refused() -> None:
 
 def peak_of_a_third(settings: Settings) -> int:
     module, step = step_of(settings)
+    gc.collect()
     live, groups = LiveBytes(), Groups(3, distributed.get_rank(), 3)
     with sparsify(module, settings.pattern), groups.sharing(module, torch.device("cpu")), live:
         weights = list(module.parameters())

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("large_steps")
 SMALL = replace(CASE, grid=VideoGrid(2, 5, 9, suffix=5))  # two frames of ragged tiles
 TINY = replace(SMALL, heads=1)
 both_geometries = pytest.mark.parametrize("case", [CASE, TWO_GRIDS], ids=["one-grid", "two-grids"])
-both_in_tiny = pytest.mark.parametrize(
-    "case", [TINY, replace(TINY, grid=VideoGrid(1, 5, 9), key_grid=VideoGrid(2, 5, 9, suffix=5))], ids=["one", "two"]
+both_in_small = pytest.mark.parametrize(
+    "case", [SMALL, replace(TINY, grid=VideoGrid(1, 5, 9), key_grid=VideoGrid(2, 5, 9, suffix=5))], ids=["one", "two"]
 )
 
 
@@ -134,15 +134,16 @@ def operands(case: Case) -> tuple[Any, ...]:
     block_map = case.block_map().to(DEVICE)
     valid = torch.tensor([4], dtype=torch.int32, device=DEVICE)
     sides = block_map.layout.query.numbers, block_map.layout.key.numbers
-    return *inputs(case), block_map.lists.keys().tensors, block_map.lists.columns(1).tensors, valid, *sides, 0.2, False
+    tiles = block_map.lists.keys().tensors, block_map.lists.columns(case.heads).tensors
+    return *inputs(case), *tiles, valid, *sides, 0.2, False
 
 
-@both_in_tiny
+@both_in_small
 def test_the_operator_keeps_pytorchs_rules(case: Case) -> None:
     torch.library.opcheck(torch.ops.vidsparse.block_sparse.default, operands(case))
 
 
-@both_in_tiny
+@both_in_small
 def test_it_compiles_into_one_graph(case: Case) -> None:
     block_map, tensors = case.block_map().to(DEVICE), inputs(case)
 

@@ -34,10 +34,11 @@ class LiveBytes(TorchDispatchMode):
         self._own: set[int] = set()  # storages of the left out tensors, and of what comes from them alone
 
     def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Do not count these, which were there before."""
-        places = {inner.untyped_storage()._cdata for tensor in tensors for inner in inner_tensors(tensor)}
-        self._known |= places
-        self._own |= places
+        """Do not count these, which were there before, while they are alive."""
+        for storage in (inner.untyped_storage() for tensor in tensors for inner in inner_tensors(tensor)):
+            self._own.add(storage._cdata)
+            if storage._cdata not in self._known:
+                self._know(storage, 0, False)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -50,19 +51,23 @@ class LiveBytes(TorchDispatchMode):
     def _add(self, storage: torch.UntypedStorage, whole: bool) -> None:
         place, size = storage._cdata, storage.nbytes()
         if place not in self._known:
-            self._known.add(place)
             self.now += size
             if whole:
                 self._own.add(place)
                 self.whole += size
             self.peak = max(self.peak, self.whole + (self.now - self.whole) // self._shares)
-            weakref.finalize(storage, partial(self._free, place, size, whole)).atexit = False
+            self._know(storage, size, whole)
+
+    def _know(self, storage: torch.UntypedStorage, size: int, whole: bool) -> None:
+        # Until it is freed: another storage may then have its place.
+        self._known.add(storage._cdata)
+        weakref.finalize(storage, partial(self._free, storage._cdata, size, whole)).atexit = False
 
     def _free(self, place: int, size: int, whole: bool) -> None:
         self._known.discard(place)
+        self._own.discard(place)
         self.now -= size
         if whole:
-            self._own.discard(place)
             self.whole -= size
 
 
