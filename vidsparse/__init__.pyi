@@ -38,6 +38,7 @@ from .patterns import (
     RadialRaster as RadialRaster,
     Reuse as Reuse,
     ShiftedWindows as ShiftedWindows,
+    SlidingClip as SlidingClip,
     SlidingTile as SlidingTile,
     SpatialTemporal as SpatialTemporal,
     StepBudget as StepBudget,

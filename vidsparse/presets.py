@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vidsparse.corrections import Correction, PooledComplement
-from vidsparse.patterns import Pattern, PerHead, PerLayer, Radial, RadialRaster, StepSchedule, TopBlocks
+from vidsparse.patterns import Pattern, PerHead, PerLayer, Radial, RadialRaster, SlidingClip, StepSchedule, TopBlocks
 from vidsparse.patterns.schedule import bare
 from vidsparse.serialize import from_data
 from vidsparse.shapes.shipped import FOLDER, PROFILE
@@ -45,19 +45,23 @@ class Preset:
     @property
     def summary(self) -> str:
         """The settings in words, such as "Radial(density=0.3); dense: 24 % of the steps, layer 0"."""
-        inner: Any = bare(self.pattern)
+        pattern, clip = self.pattern, ""
+        if isinstance(pattern, SlidingClip):
+            clip = f"longer videos in clips of {pattern.frames} latent frames"
+            pattern = pattern.pattern
+        inner: Any = bare(pattern)
         given = [f"{f.name}={getattr(inner, f.name)}" for f in fields(inner) if getattr(inner, f.name) != f.default]
         tuned = isinstance(inner, (PerLayer, PerHead))
         parts = ["patterns chosen for each layer and head" if tuned else f"{type(inner).__name__}({', '.join(given)})"]
-        if isinstance(self.pattern, StepSchedule):
-            steps, levels = self.pattern.dense_steps, self.pattern.sigmas
+        if isinstance(pattern, StepSchedule):
+            steps, levels = pattern.dense_steps, pattern.sigmas
             dense = [f"{steps:.3g} of the steps"] if steps or levels is None else []
             dense += [f"noise above {levels[1]:.3g}"] if levels else []
-            dense += [f"layer {layer}" for layer in self.pattern.dense_layers]
+            dense += [f"layer {layer}" for layer in pattern.dense_layers]
             parts.append(f"dense: {', '.join(dense)}")
         if self.correction is not None:
             parts.append(f"correction: {type(self.correction).__name__}")
-        return "; ".join(parts)
+        return "; ".join([*parts, clip] if clip else parts)
 
     def is_for(self, transformer: str, config: Mapping[str, Any], experts: bool = False) -> bool:
         """Whether it is for a class of transformers with this configuration."""
@@ -71,9 +75,9 @@ def _wan(name: str, pattern: Pattern, source: str, note: str, **rest: Any) -> Pr
 
 
 def _profiled() -> Pattern:
-    """The pattern of the profile that ships with `shapes`."""
-    pattern: Pattern = from_data(json.loads((FOLDER / PROFILE).read_text(encoding="utf-8"))["pattern"])
-    return pattern
+    """The pattern of the profile that ships with `shapes`, which longer videos have in clips of its length."""
+    data = json.loads((FOLDER / PROFILE).read_text(encoding="utf-8"))
+    return SlidingClip(from_data(data["pattern"]), frames=data["grid"][0])
 
 
 PRESETS = (

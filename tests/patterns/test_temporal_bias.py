@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from vidsparse import Context, Dense, PerLayer, Radial, StepBudget, StepSchedule, TemporalBias, TopBlocks, VideoGrid
-from vidsparse.patterns.schedule import asked
 
 SPARSE = Radial(density=0.3)
 
@@ -48,7 +47,7 @@ def test_dense_calls_that_are_due_keep_all_tiles() -> None:
     assert [pattern.is_dense(context) for context in (due, late, sparse)] == [False, True, False]
     assert pattern.plan(grid) is SPARSE.plan(grid)
     assert pattern.plan(grid, due) is Dense().plan(grid) and pattern.plan(grid, sparse) is SPARSE.plan(grid)
-    assert asked(pattern, due) == Dense() and asked(pattern, sparse) == SPARSE
+    assert pattern.at(due) == Dense() and pattern.at(sparse) == SPARSE
 
 
 def test_it_forwards_skipped_steps_and_checks() -> None:

@@ -25,6 +25,7 @@ from vidsparse import (
     Rectified,
     Reshaped,
     Reuse,
+    SlidingClip,
     SlidingTile,
     SparseCall,
     StepSchedule,
@@ -136,6 +137,34 @@ def test_a_video_after_one_that_was_broken_off_begins_anew(steps: int, start: in
                 call(transformer, timestep=float(timestep))
     held = [(c.step, held) for c, _, held in pattern.seen if c.layer == 0]
     assert held == [(n, n) for n in range(steps)] + [(start, 0)]
+
+
+@torch.no_grad()
+def test_a_long_video_in_clips_is_what_each_clip_would_be() -> None:
+    """Rotary positions are relative: in one layer a frame's output is that of the middle frame of its clip alone."""
+    transformer, latents = tiny(num_layers=1), torch.randn(1, 4, 9, 14, 22, generator=torch.Generator().manual_seed(5))
+    with sparsify(transformer, SlidingClip(Dense(tile=(1, 4, 4)), frames=3)) as run:
+        whole = call(transformer, hidden_states=latents)
+        assert run.report().sparse_calls == 1
+    for frame in range(1, 8):
+        alone = call(transformer, hidden_states=latents[:, :, frame - 1 : frame + 2])
+        torch.testing.assert_close(whole[:, :, frame], alone[:, :, 1])
+    assert not torch.allclose(whole[:, :, 4], call(transformer, hidden_states=latents)[:, :, 4])
+
+
+@torch.no_grad()
+def test_clips_are_for_long_videos_and_take_no_correction_there() -> None:
+    transformer, pattern = tiny(), SlidingClip(StepSchedule(FLAT, dense_layers=(0,)), frames=5)
+    with sparsify(transformer, pattern, correction=PooledComplement()) as run:
+        call(transformer)  # five latent frames: the pattern as it is
+        assert (run.report().dense_calls, run.report().sparse_calls) == (1, 1)
+        with pytest.raises(
+            ValueError, match="would add frames beyond the clips of 5 latent frames of SlidingClip in a"
+        ):
+            call(transformer, (6, 14, 22))
+    with sparsify(transformer, pattern) as run:
+        call(transformer, (6, 14, 22))
+    assert (run.report().dense_calls, run.report().sparse_calls) == (0, 2)
 
 
 @torch.no_grad()

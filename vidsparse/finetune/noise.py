@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vidsparse.finetune.draws.levels import UNIFORM, LevelSampling
-from vidsparse.patterns import Context, Pattern, StepSchedule
+from vidsparse.patterns import Context, Pattern, SlidingClip, StepSchedule
 
 
 def shift_of(scheduler: Any) -> float:
@@ -88,6 +88,8 @@ def by_noise(pattern: Pattern, scheduler: Any, steps: int, levels: Sequence[floa
     Raises:
         ValueError: a schedule that leaves no step of the generation sparse, or one within another pattern.
     """
+    if isinstance(pattern, SlidingClip):
+        return replace(pattern, pattern=by_noise(pattern.pattern, scheduler, steps, levels))
     if not isinstance(pattern, StepSchedule):
         within = [name for name, value in vars(pattern).items() if isinstance(value, StepSchedule)]
         if within:

@@ -15,7 +15,6 @@ from vidsparse.generation.frames import Geometry, check_map, geometry
 from vidsparse.generation.transformers import attention_layers, configured_transformers, without_weights
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns import Context, Pattern
-from vidsparse.patterns.schedule import asked
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def forecast_of(
     contexts: dict[Pattern, Context] = {}
     for step in range(steps):
         places = [
-            Context(layer=layer, layers=layers, step=step, steps=steps, sigma=levels[step], heads=heads)
+            Context(layer=layer, layers=layers, step=step, steps=steps, sigma=levels[step], heads=heads, grid=grid)
             for layer in range(layers)
         ]
         if pattern.skips(places[0]):
@@ -139,7 +138,7 @@ def forecast_of(
             called = [place for place in places if not pattern.is_dense(place)]
             sparse.append(len(called))
             for place in called:
-                asking[inner := asked(pattern, place)] += 1
+                asking[inner := pattern.at(place)] += 1
                 contexts.setdefault(inner, place)
     found = Forecast(grid, known.frames(frames)[0], heads * known.head_dim, layers, tuple(sparse), tuple(skipped))
     if not any(sparse):

@@ -19,6 +19,7 @@ from vidsparse.patterns.radial_raster import RadialRaster as RadialRaster
 from vidsparse.patterns.reuse import Reuse as Reuse
 from vidsparse.patterns.schedule import StepSchedule as StepSchedule
 from vidsparse.patterns.shifted_windows import ShiftedWindows as ShiftedWindows
+from vidsparse.patterns.sliding_clip import SlidingClip as SlidingClip
 from vidsparse.patterns.sliding_tile import SlidingTile as SlidingTile
 from vidsparse.patterns.spatial_temporal import SpatialTemporal as SpatialTemporal
 from vidsparse.patterns.temporal_bias import TemporalBias as TemporalBias

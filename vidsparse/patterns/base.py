@@ -40,6 +40,7 @@ class Context:
             two batch sizes; a third drops the oldest); empty at the start of a video. A correction has one of its own
             for each group of heads. The report counts the `nbytes` of its values. Keep copies of queries, keys, values
             and outputs: graphs of `torch.compile` write over them.
+        grid: the tokens of the whole video, for `Pattern.is_dense`, which has them from nowhere else; None: not known.
         key_grid: the tokens of keys and values, where those of earlier frames are kept and the queries are its last
             frames; None: keys are the tokens of the queries. `Pattern.two_grids` says which patterns take it.
         value: values of the call [batch, tokens, heads, head_dim], for patterns that compare outputs.
@@ -55,6 +56,7 @@ class Context:
     transformer: str = "transformer"
     branch: int = 0
     local_heads: tuple[int, ...] | None = None
+    grid: VideoGrid | None = None
     key_grid: VideoGrid | None = None
     memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     value: torch.Tensor | None = field(default=None, compare=False, repr=False)
@@ -156,6 +158,11 @@ class Pattern(ABC):
             ValueError: the pattern is for a video of another size.
         """
         del grid
+
+    def at(self, context: Context) -> Pattern:
+        """The pattern that a call comes to, through schedules and choices; by default itself."""
+        del context
+        return self
 
     def is_dense(self, context: Context) -> bool:
         """Whether this layer and step should run the model's own dense attention instead."""

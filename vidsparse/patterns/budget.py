@@ -89,6 +89,9 @@ class StepBudget(Pattern):
     def check_grid(self, grid: VideoGrid) -> None:
         self.pattern.check_grid(grid)
 
+    def at(self, context: Context) -> Pattern:
+        return self.pattern.at(context)
+
     def is_dense(self, context: Context) -> bool:
         return self._way(context) == DENSE or self.pattern.is_dense(context)
 

@@ -46,6 +46,9 @@ class Choice(Pattern):
         for pattern in self.patterns:
             pattern.check_grid(grid)
 
+    def at(self, context: Context) -> Pattern:
+        return self.chosen(context).at(context)
+
     def is_dense(self, context: Context) -> bool:
         return self.chosen(context).is_dense(context)
 

@@ -89,6 +89,18 @@ def check_patterns(owner: object, name: str) -> None:
     patterns = getattr(owner, name)
     if not isinstance(patterns, tuple) or not patterns or not all(isinstance(p, Pattern) for p in patterns):
         raise TypeError(f"{name}={patterns!r} must be a tuple of patterns, such as (Dense(), Radial(density=0.2))")
+    _refuse_whole(owner, name, patterns)
+
+
+def check_pattern(owner: object, name: str) -> None:
+    """Accept a pattern that neither is nor holds one that is about the whole transformer."""
+    pattern = getattr(owner, name)
+    if not isinstance(pattern, Pattern):
+        raise TypeError(f"{name}={pattern!r} must be a pattern, such as Radial(density=0.2)")
+    _refuse_whole(owner, name, (pattern,))
+
+
+def _refuse_whole(owner: object, name: str, patterns: Iterable[Pattern]) -> None:
     inside = (inner for pattern in patterns for inner in patterns_in(pattern))
     if steps := [type(p).__name__ for p in inside if p.may_skip or p.two_passes]:
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 from vidsparse.grid import VideoGrid
 from vidsparse.patterns.base import Pattern
+from vidsparse.patterns.sliding_clip import SlidingClip
 
 Value = TypeVar("Value")
 
@@ -27,6 +28,8 @@ def _scaled(value: Value, known: VideoGrid, wanted: VideoGrid) -> Value:
         return cast("Value", tuple(_scaled(item, known, wanted) for item in value))
     if not isinstance(value, Pattern):
         return value
+    if isinstance(value, SlidingClip):  # its clips are as long as before
+        wanted = replace(wanted, frames=known.frames)
     changes: dict[str, Any] = {}
     for field in fields(cast("Any", value)):
         old = getattr(value, field.name)

@@ -11,9 +11,7 @@ from vidsparse.block_map import Plan
 from vidsparse.grid import VideoGrid, is_whole
 from vidsparse.patterns.base import Context, Pattern
 from vidsparse.patterns.budget import StepBudget
-from vidsparse.patterns.choice import Choice
 from vidsparse.patterns.fields import check_range, check_wholes, is_share
-from vidsparse.patterns.temporal_bias import TemporalBias
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,9 @@ class StepSchedule(Pattern):
     def check_grid(self, grid: VideoGrid) -> None:
         self.pattern.check_grid(grid)
 
+    def at(self, context: Context) -> Pattern:
+        return self.pattern.at(context)
+
     def is_dense(self, context: Context) -> bool:
         return self.schedules_dense(context) or self.pattern.is_dense(context)
 
@@ -105,11 +106,4 @@ def bare(pattern: Pattern) -> Pattern:
     """The pattern without its schedule, or its schedules where one is inside another."""
     while isinstance(pattern, (StepSchedule, StepBudget)):
         pattern = pattern.pattern
-    return pattern
-
-
-def asked(pattern: Pattern, context: Context) -> Pattern:
-    """The pattern that a call comes to, through schedules, choices and a temporal bias."""
-    while isinstance(pattern, (StepSchedule, StepBudget, Choice, TemporalBias)):
-        pattern = pattern.chosen(context) if isinstance(pattern, (Choice, TemporalBias)) else pattern.pattern
     return pattern

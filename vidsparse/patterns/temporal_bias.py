@@ -95,6 +95,9 @@ class TemporalBias(Pattern):
     def check_grid(self, grid: VideoGrid) -> None:
         self.pattern.check_grid(grid)
 
+    def at(self, context: Context) -> Pattern:
+        return self.chosen(context).at(context)
+
     def is_dense(self, context: Context) -> bool:
         return self.pattern.is_dense(context) and not self.is_due(context)
 

@@ -11,7 +11,8 @@ from vidsparse.block_map import HeadGroup, head_groups, head_indices
 from vidsparse.corrections import Correction
 from vidsparse.corrections.proxy_weights import Proxies, ProxyWeights
 from vidsparse.grid import VideoGrid
-from vidsparse.patterns import Context, Pattern, TemporalBias
+from vidsparse.patterns import Context, Pattern, SlidingClip, TemporalBias
+from vidsparse.patterns.base import patterns_in
 from vidsparse.runtime.balance import MeasuredCosts, balanced, planned_costs
 from vidsparse.runtime.chosen import ChosenMaps
 from vidsparse.runtime.frame_channels import widen
@@ -61,6 +62,22 @@ class SparsityOptions:
     impl: str = "auto"
     strict: bool = False
     min_tokens: int = 0
+
+    def check_grid(self, grid: VideoGrid) -> None:
+        """Refuse a video.
+
+        Raises:
+            ValueError: one that the pattern is not for, or a correction that would undo a `SlidingClip`.
+        """
+        self.pattern.check_grid(grid)
+        if self.correction is None:
+            return
+        for inner in patterns_in(self.pattern):
+            if isinstance(inner, SlidingClip) and grid.frames > inner.frames:
+                raise ValueError(
+                    f"correction={self.correction!r} would add frames beyond the clips of {inner.frames} latent frames "
+                    f"of SlidingClip in a video of {grid.frames}; give no correction"
+                )
 
     def bias(self, context: Context) -> TemporalBias | None:
         """The temporal bias of a call, or None."""

@@ -85,6 +85,7 @@ class FullBranch(Substitute):
             sigma=steps.sigma,
             transformer=self._name,
             branch=steps.branch,
+            grid=clock.key_grid or clock.grid,
         )
         self._overrides = self._freeswim.overrides(context) and not all(
             self._pattern.is_dense(replace(context, layer=layer)) for layer in range(self._layers)

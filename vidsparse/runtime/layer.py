@@ -78,6 +78,7 @@ class Layer:
             sigma=steps.sigma,
             transformer=self.transformer,
             branch=steps.branch,
+            grid=clock.key_grid or clock.grid,
             key_grid=clock.key_grid,
         )
         saver = GUIDER if self.index in clock.perturbation.left_out else clock.saver
@@ -90,7 +91,7 @@ class Layer:
         elif clock.grid.tokens < options.min_tokens:
             self.call.reason = f"fewer than min_tokens={options.min_tokens} tokens"
         else:
-            options.pattern.check_grid(clock.key_grid or clock.grid)
+            options.check_grid(clock.key_grid or clock.grid)
             if options.pattern.is_dense(context):
                 self.call.reason = "the pattern asks for it"
             elif clock.full_branch:
