@@ -135,7 +135,7 @@ WAN: Any = preset("wan2.1-1.3b").pattern
     ("given", "expected"),
     [
         ({}, SHAPES),
-        ({"dense_steps": 2}, replace(SHAPES, dense_steps=2)),
+        ({"dense_steps": 2}, replace(SHAPES, pattern=replace(SHAPES.pattern, dense_steps=2))),
         ({"correction": "reshaped"}, SHAPES),
         ({"preset": "wan2.1-1.3b", "density": 0.2}, replace(WAN, pattern=Radial(density=0.2))),
         ({"preset": "wan2.2-5b"}, preset("wan2.2-5b").pattern),

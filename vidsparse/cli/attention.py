@@ -16,18 +16,27 @@ ENDS = "dense_steps", "dense_last_steps"
 
 
 def scheduled_pattern(request: Request) -> Pattern:
-    """The pattern, in its schedule: those of `request.start`, changed by what is given.
+    """The pattern, in its schedule: those of `request.start`, changed by what is given; within their clips.
 
     Raises:
         ValueError: an unknown pattern, or an option that it does not take or whose value is wrong.
     """
+    from vidsparse import SlidingClip
+
+    known, _ = request.start
+    if isinstance(known, SlidingClip) and request.pattern is None and request.budget is None:
+        return replace(known, pattern=_scheduled(request, known.pattern))
+    return _scheduled(request, known)
+
+
+def _scheduled(request: Request, known: Pattern | None) -> Pattern:
+    """The pattern in its schedule, where `known` is that of `request.start`."""
     from vidsparse import Dense, StepSchedule
     from vidsparse.generation.dense_steps import default_dense_steps
     from vidsparse.patterns.foreign import foreign_class
     from vidsparse.patterns.names import build_pattern, change_pattern
     from vidsparse.patterns.schedule import bare
 
-    known, _ = request.start
     # A LoRA that was trained with the user's own class has its settings.
     if known is None or (request.pattern is not None and type(bare(known)) is not foreign_class(request.pattern)):
         pattern = build_pattern(request.pattern or PATTERN, request.density, request.settings)
