@@ -29,6 +29,7 @@ from vidsparse import (
     Reshaped,
     Reuse,
     SlidingTile,
+    StepBudget,
     StepSchedule,
     TopBlocks,
     preset,
@@ -137,6 +138,10 @@ WAN: Any = preset("wan2.1-1.3b").pattern
         ({}, SHAPES),
         ({"dense_steps": 2}, replace(SHAPES, pattern=replace(SHAPES.pattern, dense_steps=2))),
         ({"correction": "reshaped"}, SHAPES),
+        (
+            {"preset": "shapes", "budget": 0.5, "dense_steps": 2},
+            StepBudget(SHAPES, 0.5, dense_steps=2, dense_last_steps=0),
+        ),
         ({"preset": "wan2.1-1.3b", "density": 0.2}, replace(WAN, pattern=Radial(density=0.2))),
         ({"preset": "wan2.2-5b"}, preset("wan2.2-5b").pattern),
         ({"preset": "wan2.2-5b", "correction": "none"}, preset("wan2.2-5b").pattern),

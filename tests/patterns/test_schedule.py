@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vidsparse import Context, Dense, Radial, StepSchedule
+from vidsparse import Context, Dense, Radial, SlidingClip, StepSchedule
 from vidsparse.patterns.names import name_of
 from vidsparse.patterns.schedule import bare
 
@@ -89,4 +89,5 @@ def test_a_schedule_needs_a_pattern() -> None:
 def test_the_bare_pattern_of_schedules() -> None:
     assert bare(Radial(0.2)) == bare(StepSchedule(Radial(0.2), 4)) == Radial(0.2)
     assert bare(StepSchedule(StepSchedule(Radial(0.2), 4), steps=(0, 9))) == Radial(0.2)
+    assert bare(SlidingClip(StepSchedule(Radial(0.2), 4), frames=9)) == SlidingClip(Radial(0.2), frames=9)
     assert name_of(StepSchedule(StepSchedule(Radial(0.2), 4), 1)) == "radial"

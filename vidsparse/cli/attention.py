@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vidsparse.cli.messages import note
 
@@ -21,12 +21,15 @@ def scheduled_pattern(request: Request) -> Pattern:
     Raises:
         ValueError: an unknown pattern, or an option that it does not take or whose value is wrong.
     """
-    from vidsparse import SlidingClip
+    from vidsparse import SlidingClip, StepBudget
 
     known, _ = request.start
-    if isinstance(known, SlidingClip) and request.pattern is None and request.budget is None:
-        return replace(known, pattern=_scheduled(request, known.pattern))
-    return _scheduled(request, known)
+    if request.pattern is not None or not isinstance(known, SlidingClip):
+        return _scheduled(request, known)
+    pattern = _scheduled(request, known.pattern)
+    if isinstance(pattern, StepBudget):  # which is about whole steps
+        return replace(pattern, pattern=replace(known, pattern=pattern.pattern))
+    return replace(known, pattern=pattern)
 
 
 def _scheduled(request: Request, known: Pattern | None) -> Pattern:
@@ -46,7 +49,7 @@ def _scheduled(request: Request, known: Pattern | None) -> Pattern:
     asked = {"dense_steps": request.dense_steps, "dense_last_steps": request.dense_last_steps, "dense_layers": layers}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if request.budget is not None:
-        return _within_budget(request, request.budget, pattern, given)
+        return _within_budget(request, known, pattern, given)
     if request.sparse_cost is not None:
         raise ValueError("--sparse-cost says what a step costs of a --budget; give that too, or leave it out")
     if isinstance(pattern, Dense):
@@ -90,11 +93,10 @@ def tuned_pattern(request: Request, source: str) -> Pattern:
     return profile.pattern_for(transformer, grid)
 
 
-def _within_budget(request: Request, budget: float, pattern: Pattern, given: dict[str, Any]) -> Pattern:
-    """The pattern in a `StepBudget`, with the dense steps and layers that are given, else of `start`, else its own."""
+def _within_budget(request: Request, known: Pattern | None, pattern: Pattern, given: dict[str, Any]) -> Pattern:
+    """The pattern in a `StepBudget`, with the dense steps and layers that are given, else of `known`, else its own."""
     from vidsparse import Dense, StepBudget, StepSchedule
 
-    known, _ = request.start
     schedule = known if isinstance(known, StepSchedule) else StepSchedule(pattern)
     ends: dict[str, int] = {}
     if schedule is known:  # a schedule may count in shares of the steps
@@ -105,7 +107,9 @@ def _within_budget(request: Request, budget: float, pattern: Pattern, given: dic
     schedule = replace(schedule, **given | dict.fromkeys(ENDS, 0), pattern=pattern)
     usual = 1.0 if isinstance(pattern, Dense) else StepBudget.sparse_cost
     inner = pattern if schedule == StepSchedule(pattern) else schedule
-    return StepBudget(inner, budget, usual if request.sparse_cost is None else request.sparse_cost, **ends)
+    return StepBudget(
+        inner, cast("float", request.budget), usual if request.sparse_cost is None else request.sparse_cost, **ends
+    )
 
 
 def biased(pattern: Pattern, asked: str | None) -> Pattern:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,6 +12,7 @@ from vidsparse.grid import VideoGrid, is_whole
 from vidsparse.patterns.base import Context, Pattern
 from vidsparse.patterns.budget import StepBudget
 from vidsparse.patterns.fields import check_range, check_wholes, is_share
+from vidsparse.patterns.sliding_clip import SlidingClip
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _count(dense: float, steps: int) -> int:
 
 
 def bare(pattern: Pattern) -> Pattern:
-    """The pattern without its schedule, or its schedules where one is inside another."""
+    """The pattern without its schedule, or its schedules where one is inside another; within its clips too."""
     while isinstance(pattern, (StepSchedule, StepBudget)):
         pattern = pattern.pattern
-    return pattern
+    return replace(pattern, pattern=bare(pattern.pattern)) if isinstance(pattern, SlidingClip) else pattern
