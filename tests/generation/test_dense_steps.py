@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vidsparse import Context, Pattern, Radial, StepBudget, StepSchedule
+from vidsparse import Context, Pattern, Radial, SlidingClip, StepBudget, StepSchedule
 from vidsparse.generation.dense_steps import default_dense_steps, has_sparse_step
 
 RADIAL = Radial(density=0.3)
@@ -36,3 +36,9 @@ def test_one_step_in_eight_but_never_all() -> None:
 def test_it_agrees_with_what_the_schedule_answers_step_by_step(pattern: Pattern, steps: int) -> None:
     sparse = [step for step in range(steps) if not pattern.is_dense(Context(step=step, steps=steps))]
     assert has_sparse_step(pattern, steps) == bool(sparse)
+
+
+def test_every_step_of_a_video_longer_than_its_clips_is_sparse() -> None:
+    clips = SlidingClip(StepSchedule(RADIAL, dense_steps=4), frames=5)
+    assert [has_sparse_step(clips, 4, frames) for frames in (5, 6)] == [False, True]
+    assert has_sparse_step(clips, 5, 5)

@@ -11,6 +11,7 @@ from vidsparse import (
     Context,
     Dense,
     FreeSwim,
+    MixtureOfBlocks,
     Pattern,
     PerHead,
     PerLayer,
@@ -127,22 +128,22 @@ def test_the_choice_of_a_sample_does_not_depend_on_the_others() -> None:
         assert torch.equal(both.to_dense()[sample], alone.to_dense()[0])
 
 
-def test_values_and_valid_tokens_go_to_the_pattern_clip_by_clip() -> None:
+def test_queries_and_valid_tokens_go_to_the_pattern_clip_by_clip() -> None:
     grid, seen = VideoGrid(9, *FRAME, suffix=2), []
 
     @dataclass(frozen=True)
     class Watching(TopBlocks):
         def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> BlockMap:
-            if context.extra_valid is not None and context.value is not None:
-                seen.append((query.shape, context.value.shape, context.extra_valid.tolist(), grid))
+            if context.extra_valid is not None:
+                seen.append((query.shape, key.shape, context.extra_valid.tolist(), grid))
             return super().select(query, key, grid, context)
 
     x = content(grid)
     context = Context(heads=3, value=x, extra_valid=torch.tensor([1, 2]))
     SlidingClip(Watching(density=0.3, tile=TILE), 5).select(x, x, grid, context)
     clip = replace(grid, frames=5)
-    [(query, value, valid, own)] = seen
-    assert query == value == (2 * 5, clip.tokens, 3, 8) and own == clip
+    [(query, key, valid, own)] = seen
+    assert query == key == (2 * 5, clip.tokens, 3, 8) and own == clip
     assert valid == [1] * 5 + [2] * 5
 
 
@@ -187,13 +188,48 @@ def test_tiles_longer_than_clips_can_move_by_are_refused() -> None:
     grid = VideoGrid(18, *FRAME)
     with pytest.raises(ValueError, match=r"clips of 8 latent frames do not overlap.*have 8 frames; give it a tile"):
         SlidingClip(Radial(density=0.3, tile=(8, 2, 2)), 9).plan(grid)
+
+    @dataclass(frozen=True)
+    class Line(Radial):
+        def plan(self, grid: VideoGrid, context: Context | None = None) -> BlockMap:
+            return Dense((1, 1, 30)).plan(grid.raster)
+
     with pytest.raises(ValueError, match=r"needs maps of .*but its pattern gives one of .*frames, rows and columns"):
-        SlidingClip(RadialRaster(block=30), 9).plan(grid)
-    long, half = VideoGrid(17, 16, 16), torch.arange(8) < 4
-    query = content(long) * half
-    with pytest.raises(ValueError, match=r"is .*, longer in time; take another pattern, or give it a tile"):
-        for x in (query, query.flip(1), query.roll(256, 1), content(long)):
-            SlidingClip(SpatialTemporal(0.3), 9).select(x, x, long, Context(heads=3, value=content(long)))
+        SlidingClip(Line(density=0.3, tile=TILE), 9).plan(grid)
+
+    @dataclass(frozen=True)
+    class Undecided(TopBlocks):
+        def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> BlockMap:
+            return Dense((1, 4, 4) if len(query) == 1 else (4, 4, 4)).plan(grid)
+
+    query = content(grid)
+    with pytest.raises(ValueError, match=r"a tile of its pattern is \(4, 4, 4\), longer in time"):
+        SlidingClip(Undecided(density=0.3, tile=TILE), 9).select(query, query, grid, Context(heads=3))
+
+
+def test_kept_frames_are_refused_where_content_decides() -> None:
+    grid, keys = VideoGrid(2, *FRAME), VideoGrid(12, *FRAME)
+    context = Context(heads=3, key_grid=keys)
+    query, key = content(grid), content(keys)
+    with pytest.raises(NotImplementedError, match="cannot choose among kept frames with TopBlocks"):
+        SlidingClip(TopBlocks(density=0.3, tile=TILE), 1).select(query, key, grid, context)
+    pattern = SlidingClip(Radial(density=0.3, tile=TILE), 5)
+    whole = pattern.plan(keys)
+    assert isinstance(whole, BlockMap)
+    last = pattern.select(query, key, grid, context)
+    assert isinstance(last, BlockMap) and torch.equal(last.to_dense()[0, 0], whole.to_dense()[0, 0, -12:])
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_tiles_of_the_layer_decide_the_clips(layer: int) -> None:
+    grid, context = VideoGrid(17, 16, 16), Context(layer=layer, layers=3, heads=3)
+    query = content(grid)
+    found = SlidingClip(MixtureOfBlocks.trained(), 9).select(query, query, grid, context)
+    for head in range(3):
+        block_map = map_of(found, head)
+        tiles = grid.tiles(block_map.query_tile)
+        near = block_map.to_dense().any(dim=0)[0].nonzero() // (tiles[1] * tiles[2])
+        assert int((near[:, 0] - near[:, 1]).abs().max()) * block_map.query_tile[0] < 9
 
 
 def test_wrong_patterns_are_refused() -> None:
@@ -201,6 +237,9 @@ def test_wrong_patterns_are_refused() -> None:
         SlidingClip(9)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"pattern holds a FreeSwim, .* put SlidingClip into it"):
         SlidingClip(FreeSwim(Dense()))
+    for pattern in (RadialRaster(), StepSchedule(SpatialTemporal())):
+        with pytest.raises(ValueError, match=r"pattern holds a \w+, whose tiles do not fit a clip; give it Radial"):
+            SlidingClip(pattern)
     with pytest.raises(ValueError, match="frames=0"):
         SlidingClip(Dense(), 0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from vidsparse.cli.messages import note
 
@@ -16,40 +16,53 @@ ENDS = "dense_steps", "dense_last_steps"
 
 
 def scheduled_pattern(request: Request) -> Pattern:
-    """The pattern, in its schedule: those of `request.start`, changed by what is given; within their clips.
+    """The pattern, in its schedule: those of `request.start`, changed by what is given.
+
+    Where `start` or what is given has clips (`SlidingClip`), the schedule is inside them.
 
     Raises:
         ValueError: an unknown pattern, or an option that it does not take or whose value is wrong.
     """
-    from vidsparse import SlidingClip, StepBudget
+    from vidsparse import Dense, SlidingClip, StepBudget
 
     known, _ = request.start
-    if request.pattern is not None or not isinstance(known, SlidingClip):
-        return _scheduled(request, known)
-    pattern = _scheduled(request, known.pattern)
-    if isinstance(pattern, StepBudget):  # which is about whole steps
-        return replace(pattern, pattern=replace(known, pattern=pattern.pattern))
-    return replace(known, pattern=pattern)
+    clip = known if isinstance(known, SlidingClip) else None
+    known = known if clip is None else clip.pattern
+    pattern = _unscheduled(request, known)
+    if isinstance(pattern, SlidingClip):
+        clip, pattern = pattern, pattern.pattern
+    elif isinstance(pattern, Dense):
+        clip = None
+    scheduled = _scheduled(request, known, pattern)
+    if clip is None:
+        return scheduled
+    if isinstance(scheduled, StepBudget):  # which is about whole steps
+        return replace(scheduled, pattern=replace(clip, pattern=scheduled.pattern))
+    return replace(clip, pattern=scheduled)
 
 
-def _scheduled(request: Request, known: Pattern | None) -> Pattern:
-    """The pattern in its schedule, where `known` is that of `request.start`."""
-    from vidsparse import Dense, StepSchedule
-    from vidsparse.generation.dense_steps import default_dense_steps
+def _unscheduled(request: Request, known: Pattern | None) -> Pattern:
+    """The pattern that is given, else `known` with what is given."""
     from vidsparse.patterns.foreign import foreign_class
     from vidsparse.patterns.names import build_pattern, change_pattern
     from vidsparse.patterns.schedule import bare
 
     # A LoRA that was trained with the user's own class has its settings.
     if known is None or (request.pattern is not None and type(bare(known)) is not foreign_class(request.pattern)):
-        pattern = build_pattern(request.pattern or PATTERN, request.density, request.settings)
-    else:
-        pattern = change_pattern(bare(known), request.density, request.settings)
+        return build_pattern(request.pattern or PATTERN, request.density, request.settings)
+    return change_pattern(bare(known), request.density, request.settings)
+
+
+def _scheduled(request: Request, known: Pattern | None, pattern: Pattern) -> Pattern:
+    """The pattern in the schedule of `known`, changed by what is given."""
+    from vidsparse import Dense, StepSchedule
+    from vidsparse.generation.dense_steps import default_dense_steps
+
     layers = None if request.dense_layers is None else integers("--dense-layers", request.dense_layers)
     asked = {"dense_steps": request.dense_steps, "dense_last_steps": request.dense_last_steps, "dense_layers": layers}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if request.budget is not None:
-        return _within_budget(request, known, pattern, given)
+        return _within_budget(request, request.budget, known, pattern, given)
     if request.sparse_cost is not None:
         raise ValueError("--sparse-cost says what a step costs of a --budget; give that too, or leave it out")
     if isinstance(pattern, Dense):
@@ -93,7 +106,9 @@ def tuned_pattern(request: Request, source: str) -> Pattern:
     return profile.pattern_for(transformer, grid)
 
 
-def _within_budget(request: Request, known: Pattern | None, pattern: Pattern, given: dict[str, Any]) -> Pattern:
+def _within_budget(
+    request: Request, budget: float, known: Pattern | None, pattern: Pattern, given: dict[str, Any]
+) -> Pattern:
     """The pattern in a `StepBudget`, with the dense steps and layers that are given, else of `known`, else its own."""
     from vidsparse import Dense, StepBudget, StepSchedule
 
@@ -107,9 +122,7 @@ def _within_budget(request: Request, known: Pattern | None, pattern: Pattern, gi
     schedule = replace(schedule, **given | dict.fromkeys(ENDS, 0), pattern=pattern)
     usual = 1.0 if isinstance(pattern, Dense) else StepBudget.sparse_cost
     inner = pattern if schedule == StepSchedule(pattern) else schedule
-    return StepBudget(
-        inner, cast("float", request.budget), usual if request.sparse_cost is None else request.sparse_cost, **ends
-    )
+    return StepBudget(inner, budget, usual if request.sparse_cost is None else request.sparse_cost, **ends)
 
 
 def biased(pattern: Pattern, asked: str | None) -> Pattern:

@@ -204,10 +204,13 @@ class Request(GenerationOptions):
         check_pattern(self.model, pattern)
         positions = self.positions or self.recipe.positions
         frames, height, width = self.size(arguments)
+        latents = 1
         if frames and height and width:
-            geometry(self.model).check(frames, height, width, any_frames=positions is not None)
+            known = geometry(self.model)
+            known.check(frames, height, width, any_frames=positions is not None)
+            _, latents = known.frames(frames)
         steps = self.denoising_steps
-        if not has_sparse_step(pattern, steps):
+        if not has_sparse_step(pattern, steps, latents):
             fewer = default_dense_steps(steps)  # of a run of one step: 0
             advice = f"--dense-steps {fewer}, or more --steps" if self.budget is None else "a lower --budget"
             note(f"all {steps} steps are dense, so nothing will be sparse; use {advice}")

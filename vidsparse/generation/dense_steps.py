@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vidsparse.patterns import Pattern, StepBudget, StepSchedule, TemporalBias
+from vidsparse.patterns import Pattern, SlidingClip, StepBudget, StepSchedule, TemporalBias
 from vidsparse.patterns.budget import SPARSE
 
 SHARE = 8  # one step in so many is dense by default, at the start, where the layout of a video is decided
@@ -13,14 +13,19 @@ def default_dense_steps(steps: int) -> int:
     return max(0, min(-(-steps // SHARE), steps - 1))
 
 
-def has_sparse_step(pattern: Pattern, steps: int) -> bool:
+def has_sparse_step(pattern: Pattern, steps: int, frames: int = 1) -> bool:
     """Whether the counts of a schedule leave a step sparse; ranges of noise level and a bias are not considered.
+
+    Args:
+        frames: latent frames of the video: one longer than the clips of a `SlidingClip` is sparse in each step.
 
     Raises:
         ValueError: a budget that cannot be kept in so many steps.
     """
     if isinstance(pattern, TemporalBias):
-        return has_sparse_step(pattern.pattern, steps)
+        return has_sparse_step(pattern.pattern, steps, frames)
+    if isinstance(pattern, SlidingClip):
+        return frames > pattern.frames or has_sparse_step(pattern.pattern, steps)
     if isinstance(pattern, StepBudget):
         return SPARSE in pattern.ways(steps)
     if not isinstance(pattern, StepSchedule):

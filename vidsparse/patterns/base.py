@@ -40,7 +40,8 @@ class Context:
             two batch sizes; a third drops the oldest); empty at the start of a video. A correction has one of its own
             for each group of heads. The report counts the `nbytes` of its values. Keep copies of queries, keys, values
             and outputs: graphs of `torch.compile` write over them.
-        grid: the tokens of the whole video, for `Pattern.is_dense`, which has them from nowhere else; None: not known.
+        grid: the tokens of the whole video, for `Pattern.is_dense`; None: not known, and taken as no longer than the
+            videos of training.
         key_grid: the tokens of keys and values, where those of earlier frames are kept and the queries are its last
             frames; None: keys are the tokens of the queries. `Pattern.two_grids` says which patterns take it.
         value: values of the call [batch, tokens, heads, head_dim], for patterns that compare outputs.

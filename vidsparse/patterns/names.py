@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from vidsparse.corrections import Correction
-from vidsparse.patterns import Pattern, StepBudget, StepSchedule, TemporalBias
+from vidsparse.patterns import Pattern, TemporalBias
 from vidsparse.patterns.foreign import foreign_class
 from vidsparse.patterns.schedule import bare
 from vidsparse.serialize import from_data, known_classes, required_fields
@@ -181,7 +181,7 @@ def _read_file(path: str) -> Pattern:
         raise ValueError(f"pattern {path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"pattern {path}: {error}") from None
-    if isinstance(pattern, (StepSchedule, StepBudget, TemporalBias)) or not isinstance(pattern, Pattern):
+    if not isinstance(pattern, Pattern) or isinstance(pattern, TemporalBias) or bare(pattern) != pattern:
         raise ValueError(
             f"pattern {path} holds {type(pattern).__name__}, expected a pattern without its schedule and its bias"
         )

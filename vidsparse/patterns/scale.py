@@ -18,7 +18,8 @@ def scaled(pattern: Pattern, known: VideoGrid, wanted: VideoGrid) -> Pattern:
 
     The fields that a class names in `scaled_fields` keep the share of each axis that they cover, at least one token.
     Tiles keep their volume, and become the best ones of the other grid where they were the best of the first. All else
-    stays, such as densities and sides of None. Patterns inside the pattern are scaled as well.
+    stays, such as densities and sides of None. Patterns inside the pattern are scaled as well; those of
+    a `SlidingClip` by the size of its clips, whose length stays.
     """
     return _scaled(pattern, known, wanted)
 
@@ -29,7 +30,7 @@ def _scaled(value: Value, known: VideoGrid, wanted: VideoGrid) -> Value:
     if not isinstance(value, Pattern):
         return value
     if isinstance(value, SlidingClip):  # its clips are as long as before
-        wanted = replace(wanted, frames=known.frames)
+        known, wanted = (replace(grid, frames=min(grid.frames, value.frames)) for grid in (known, wanted))
     changes: dict[str, Any] = {}
     for field in fields(cast("Any", value)):
         old = getattr(value, field.name)

@@ -104,7 +104,7 @@ def _count(dense: float, steps: int) -> int:
 
 
 def bare(pattern: Pattern) -> Pattern:
-    """The pattern without its schedule, or its schedules where one is inside another; within its clips too."""
+    """The pattern without its schedule, or its schedules where one is inside another; clips stay around it."""
     while isinstance(pattern, (StepSchedule, StepBudget)):
         pattern = pattern.pattern
     return replace(pattern, pattern=bare(pattern.pattern)) if isinstance(pattern, SlidingClip) else pattern

@@ -11,11 +11,15 @@ import torch
 
 from vidsparse.block_map import BlockMap, Plan, head_groups
 from vidsparse.grid import VideoGrid
-from vidsparse.patterns.base import Context, Pattern
+from vidsparse.patterns.base import Context, Pattern, patterns_in
 from vidsparse.patterns.dense import Dense
 from vidsparse.patterns.fields import check_pattern, check_whole
+from vidsparse.patterns.radial_raster import RadialRaster
+from vidsparse.patterns.spatial_temporal import SpatialTemporal
 
-LEAST = 3  # tiles along a clip that a pattern's choice of tiles leaves: one on each side of the query's
+LEAST = 3  # tiles along a clip where they are chosen here: the query's own, and one on each side
+# RadialRaster sees the tokens as a line, and the tiles of SpatialTemporal are as long as the clip.
+REFUSED = RadialRaster, SpatialTemporal
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,12 @@ class SlidingClip(Pattern):
 
     A video of at most `frames` latent frames has the map of `pattern`. Where `pattern` is dense, by itself or by a
     schedule, a query sees its whole clip; a schedule around this pattern has dense steps that see the whole video.
-    For a pattern that reads content, queries and keys are copied once for each position of the clip.
+    For a pattern that reads content, queries and keys are copied for each position of the clip: 33 latent frames with
+    clips of 9 take 7 times the memory of both while a layer chooses.
 
     Attributes:
-        pattern: for a clip. Its tiles must have frames: `RadialRaster`, which sees the tokens as a line, is refused.
+        pattern: for a clip; not `RadialRaster` or `SpatialTemporal`, whose tiles do not fit one. `Reuse` belongs around
+            this pattern, not inside, where it would spread its map anew in each step.
         frames: latent frames of training, by default those of 81 video frames at a stride of 4; rounded down to whole
             tiles, at least one.
     """
@@ -49,6 +55,10 @@ class SlidingClip(Pattern):
 
     def __post_init__(self) -> None:
         check_pattern(self, "pattern")
+        if refused := [type(inner).__name__ for inner in patterns_in(self.pattern) if isinstance(inner, REFUSED)]:
+            raise ValueError(
+                f"pattern holds a {refused[0]}, whose tiles do not fit a clip; give it Radial or TopBlocks"
+            )
         check_whole(self, "frames", least=1)
 
     def plan(self, grid: VideoGrid, context: Context | None = None) -> Plan:
@@ -56,7 +66,7 @@ class SlidingClip(Pattern):
         pattern = self.at(context).pattern
         if grid.frames <= self.frames:
             return pattern.plan(grid, context)
-        pattern, clips = _clips(pattern, self.frames, grid, context.heads)
+        pattern, clips = _clips(pattern, self.frames, grid, _place(context))
         return clips.joined(pattern.plan(clips.grid, context))
 
     def select(self, query: torch.Tensor, key: torch.Tensor, grid: VideoGrid, context: Context) -> Plan:
@@ -65,14 +75,15 @@ class SlidingClip(Pattern):
             return super().select(query, key, grid, context)
         if grid.frames <= self.frames:
             return pattern.select(query, key, grid, context)
-        pattern, clips = _clips(pattern, self.frames, grid, context.heads)
+        if context.key_grid is not None:
+            raise NotImplementedError(
+                f"SlidingClip cannot choose among kept frames with {pattern!r}; take one of shapes"
+            )
+        pattern, clips = _clips(pattern, self.frames, grid, _place(context))
         # All clips are one batch, so that a pattern whose heads choose a kind of map choose one for the whole video.
-        value, valid = context.value, context.extra_valid
-        context = replace(
-            context,
-            value=None if value is None else clips.cut(value),
-            extra_valid=None if valid is None else valid.repeat_interleave(clips.count),
-        )
+        valid = context.extra_valid
+        valid = None if valid is None else valid.repeat_interleave(clips.count)
+        context = replace(context, value=None, extra_valid=valid)
         return clips.joined(pattern.select(clips.cut(query), clips.cut(key), clips.grid, context))
 
     @property
@@ -168,16 +179,16 @@ class _Clips:
         return BlockMap.from_dense(found[..., : tiles[0], : tiles[1]], self.video, *sides)
 
 
-@lru_cache(maxsize=64)
-def _clips(pattern: Pattern, frames: int, grid: VideoGrid, heads: int) -> tuple[Pattern, _Clips]:
+@lru_cache(maxsize=256)
+def _clips(pattern: Pattern, frames: int, grid: VideoGrid, place: Context) -> tuple[Pattern, _Clips]:
     """The clips of `frames` latent frames, rounded to whole tiles of the pattern; and the pattern, with tiles to suit.
 
     Raises:
         ValueError: tiles that leave no overlap between clips.
     """
-    for _ in range(8):
+    for _ in range(8):  # a tile that suits one length need not suit a shorter one; two tries are the usual
         clip = replace(grid, frames=frames)
-        maps = [group.block_map for group in head_groups(pattern.plan(clip, Context(heads=heads)), heads)]
+        maps = [group.block_map for group in head_groups(pattern.plan(clip, place), place.heads)]
         tiles = {tile for found in maps for tile in (found.query_tile, found.key_tile)}
         unit = math.lcm(*(tile[0] for tile in tiles))
         if frames < LEAST * unit and getattr(pattern, "tile", ()) is None:
@@ -193,6 +204,11 @@ def _clips(pattern: Pattern, frames: int, grid: VideoGrid, heads: int) -> tuple[
         f"clips of {frames} latent frames do not overlap where the tiles of {pattern!r} have {unit} frames; give it a "
         "tile with fewer, such as (1, 8, 16)"
     )
+
+
+def _place(context: Context) -> Context:
+    """Where in the model a call is: what may decide the tiles of a pattern."""
+    return Context(context.layer, context.layers, heads=context.heads, transformer=context.transformer)
 
 
 @lru_cache(maxsize=8)
