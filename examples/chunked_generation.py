@@ -95,8 +95,8 @@ class ChunkedKV:
         self.last[layer] = key, value
         key, value = self._with_kept(layer, key, value)
         keys = replace(self.grid, frames=self.frames + self.grid.frames) if self.frames else None
-        context = vidsparse.Context(layer, len(self.layers), heads=query.shape[2], key_grid=keys, value=value)
-        context = replace(context, grid=keys or self.grid)
+        grids = {"grid": keys or self.grid, "key_grid": keys}
+        context = vidsparse.Context(layer, len(self.layers), heads=query.shape[2], value=value, **grids)
         if self.pattern.is_dense(context):
             query, key, value = (x.transpose(1, 2) for x in (query, key, value))
             return torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)

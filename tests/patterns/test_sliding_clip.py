@@ -211,8 +211,9 @@ def test_kept_frames_are_refused_where_content_decides() -> None:
     grid, keys = VideoGrid(2, *FRAME), VideoGrid(12, *FRAME)
     context = Context(heads=3, key_grid=keys)
     query, key = content(grid), content(keys)
-    with pytest.raises(NotImplementedError, match="cannot choose among kept frames with TopBlocks"):
-        SlidingClip(TopBlocks(density=0.3, tile=TILE), 1).select(query, key, grid, context)
+    for frames in (1, 5):  # shorter and longer than the chunk
+        with pytest.raises(NotImplementedError, match="cannot choose among kept frames with TopBlocks"):
+            SlidingClip(TopBlocks(density=0.3, tile=TILE), frames).select(query, key, grid, context)
     pattern = SlidingClip(Radial(density=0.3, tile=TILE), 5)
     whole = pattern.plan(keys)
     assert isinstance(whole, BlockMap)

@@ -73,12 +73,12 @@ class SlidingClip(Pattern):
         pattern = self.at(context).pattern
         if not pattern.reads_content:
             return super().select(query, key, grid, context)
-        if grid.frames <= self.frames:
-            return pattern.select(query, key, grid, context)
         if context.key_grid is not None:
             raise NotImplementedError(
                 f"SlidingClip cannot choose among kept frames with {pattern!r}; take one of shapes"
             )
+        if grid.frames <= self.frames:
+            return pattern.select(query, key, grid, context)
         pattern, clips = _clips(pattern, self.frames, grid, _place(context))
         # All clips are one batch, so that a pattern whose heads choose a kind of map choose one for the whole video.
         valid = context.extra_valid
