@@ -107,6 +107,7 @@ def cases() -> list[Case]:
         Case(tall, vidsparse.VideoSparse(density=0.4)),
         Case(square, vidsparse.ShiftedWindows()),
         Case(square, vidsparse.ShiftedWindows(), vidsparse.ProxyTokens()),
+        Case(square, vidsparse.SlidingClip(vidsparse.Radial(density=0.3, tile=(1, 4, 4)), frames=3)),
         Case(square, vidsparse.FreeSwim(vidsparse.InwardWindow(scale=2.0))),
         Case(small, vidsparse.LightForcing()),  # dense, since the model keeps no frames
         Case(square, budget),

@@ -62,7 +62,7 @@ def test_compiled_blocks(here: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_a_lora_brings_its_pattern(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("with_a_lora", *SMALL)
     printed = capsys.readouterr().out
-    assert "yarn" in printed and "Radial(density=0.3" in printed and frames() == 5
+    assert "plain positions" in printed and "SlidingClip(" in printed and frames() == 5
 
 
 def test_a_checkpoint_with_gates(tiny: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

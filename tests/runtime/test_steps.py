@@ -15,7 +15,7 @@ from diffusers import (
     WanVideoToVideoPipeline,
 )
 from PIL import Image
-from tiny_wan import SIZES, SPARSE, Pipeline, call, generate, tiny, wan_pipeline
+from tiny_wan import SIZES, SPARSE, Pipeline, call, generate, tiny, tokens_of, wan_pipeline
 
 import vidsparse
 import vidsparse.runtime.heads
@@ -186,6 +186,7 @@ def test_patterns_get_their_context() -> None:
     with torch.no_grad(), sparsify(pipe, Spy()):
         call(transformer, timestep=timestep)
     common = dict(layers=2, step=1, steps=4, sigma=pytest.approx(timestep / 1000), heads=2, transformer="transformer_2")
+    common["grid"] = tokens_of(SIZES["5x7x11"])
     assert seen == [vidsparse.Context(layer=layer, **common) for layer in range(2)]
 
 
